@@ -1,0 +1,10 @@
+"""Expectation-maximisation and variational inference for models written in Pyro."""
+
+from ember.inference import constraints as _constraints  # registers a bijection for Wishart sites
+from ember.inference.em import EM
+from ember.inference.fit import Fit
+from ember.inference.statistics import Statistics
+
+__all__ = ["EM", "Fit", "Statistics"]
+
+del _constraints

@@ -1,0 +1,93 @@
+"""What a user passes in, made ready for the model: float64 tensors, and a sheltered global state."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from torch import Tensor
+
+__all__ = ["Arguments", "prepare", "sheltered"]
+
+
+class Arguments(NamedTuple):
+    """The positional and keyword arguments of a model, after conversion."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor among the arguments, containers opened."""
+        found: list[Tensor] = []
+
+        def visit(value: Any) -> None:
+            if isinstance(value, Tensor):
+                found.append(value)
+            elif isinstance(value, Mapping):
+                for item in value.values():
+                    visit(item)
+            elif isinstance(value, (list, tuple)):
+                for item in value:
+                    visit(item)
+
+        visit(self.args)
+        visit(self.kwargs)
+        return found
+
+
+def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+    """Converts arrays and data frames to tensors and floating-point data to float64.
+
+    Integers, booleans, strings and everything else pass through unchanged. EM sums over the
+    data and asks that the objective never falls by more than rounding; float32 cannot hold
+    that promise, so float32 data is computed in float64.
+
+    Raises:
+        TypeError: If a data frame or array holds something other than numbers.
+    """
+    return Arguments(
+        tuple(_convert(value, f"argument {i + 1}") for i, value in enumerate(args)),
+        {name: _convert(value, f"argument '{name}'") for name, value in kwargs.items()},
+    )
+
+
+def _convert(value: Any, where: str) -> Any:
+    if isinstance(value, (pd.DataFrame, pd.Series)):
+        value = value.to_numpy()
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise TypeError(
+                f"{where} has dtype {value.dtype}; pass numbers only "
+                "(select the numeric columns, or encode categories as integers 0, 1, ...)."
+            )
+        value = torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if type(value) is dict:
+        return {key: _convert(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_convert(item, where) for item in value)
+    return value
+
+
+@contextlib.contextmanager
+def sheltered(seed: int | None = None) -> Iterator[None]:
+    """Runs its body in float64, with its own random state and parameter store.
+
+    Whatever the body draws or stores, the caller's default dtype, global random state and Pyro
+    parameter store are as before afterwards. Without a ``seed`` the body starts from the
+    caller's random state, so ``pyro.set_rng_seed`` still governs it.
+    """
+    dtype = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+        torch.set_default_dtype(torch.float64)
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)

@@ -1,0 +1,108 @@
+"""Conjugate priors as pseudo-statistics: what a prior adds to the coefficients of a slot.
+
+Each rule turns the prior of a parameter, at the current values of its own parameters, into the
+canonical coefficients of ``families.py``. The M-step adds them to the expected statistics and
+takes the family's maximum-likelihood map, so MLE and MAP share one path. The mode is taken in
+the parametrisation in which the model declares the prior.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+__all__ = ["pseudo_statistics", "register_prior"]
+
+Rule = Callable[[Any], list[Tensor] | None]
+_RULES: dict[tuple[str, str, type], Rule] = {}
+
+
+def register_prior(kind: str, prior: type, link: str = "identity") -> Callable[[Rule], Rule]:
+    """Registers the pseudo-statistics of ``prior`` for slots of one kind.
+
+    Args:
+        kind: The slot's kind (see ``families.py``).
+        prior: The distribution class of the parameter's prior.
+        link: How the parameter relates to the slot: "identity", or "power k" for a rate that is
+            the ``k``-th power of the parameter.
+    """
+
+    def register(rule: Rule) -> Rule:
+        _RULES[kind, link, prior] = rule
+        return rule
+
+    return register
+
+
+def pseudo_statistics(kind: str, link: str, prior: Any) -> list[Tensor] | None:
+    """Coefficients that the prior adds to a slot, batch-shaped; None if it is not conjugate.
+
+    An improper flat prior adds nothing, whatever the slot: the empty list.
+    """
+    if isinstance(prior, dist.ImproperUniform):
+        return []
+    for cls in type(prior).__mro__:
+        rule = _RULES.get((kind, link, cls))
+        if rule is not None:
+            return rule(prior)
+    return None
+
+
+@register_prior("simplex", dist.Dirichlet)
+def _dirichlet(prior: Any) -> list[Tensor]:
+    return [prior.concentration - 1.0]
+
+
+@register_prior("probability", dist.Beta)
+def _beta(prior: Any) -> list[Tensor]:
+    return [prior.concentration1 - 1.0, prior.concentration0 - 1.0]
+
+
+@register_prior("probability", dist.Uniform)
+def _uniform(prior: Any) -> list[Tensor] | None:
+    if bool((prior.low == 0.0).all()) and bool((prior.high == 1.0).all()):
+        return [torch.zeros_like(prior.low), torch.zeros_like(prior.low)]
+    return None  # a narrower interval cuts the beta shape off
+
+
+@register_prior("rate", dist.Gamma, "power 1")
+def _gamma(prior: Any) -> list[Tensor]:
+    return [prior.concentration - 1.0, prior.rate]
+
+
+@register_prior("rate", dist.Exponential, "power 1")
+def _exponential(prior: Any) -> list[Tensor]:
+    return [torch.zeros_like(prior.rate), prior.rate]
+
+
+@register_prior("rate", dist.InverseGamma, "power -1")
+def _inverse_gamma(prior: Any) -> list[Tensor]:
+    # In r = 1 / theta the density theta^-(a+1) exp(-b / theta) reads r^(a+1) exp(-b r).
+    return [prior.concentration + 1.0, prior.rate]
+
+
+@register_prior("location", dist.Normal)
+def _normal(prior: Any) -> list[Tensor]:
+    precision = prior.scale**-2.0
+    return [precision * prior.loc, precision]
+
+
+@register_prior("vector", dist.MultivariateNormal)
+def _multivariate_normal(prior: Any) -> list[Tensor]:
+    precision = prior.precision_matrix
+    return [(precision @ prior.loc.unsqueeze(-1)).squeeze(-1), precision]
+
+
+@register_prior("vector", dist.Normal)
+def _normal_vector(prior: Any) -> list[Tensor]:
+    precision = prior.scale**-2.0
+    shape = torch.broadcast_shapes(precision.shape, prior.loc.shape)
+    return [(precision * prior.loc).expand(shape), torch.diag_embed(precision.expand(shape))]
+
+
+@register_prior("matrix", dist.Wishart)
+def _wishart(prior: Any) -> list[Tensor]:
+    dim = prior.event_shape[-1]
+    return [prior.df - dim - 1.0, prior.precision_matrix]

@@ -1,0 +1,94 @@
+r"""When to stop: by what is still to gain, not by the size of the last step.
+
+EM converges linearly: near the optimum each step is a constant fraction ``r`` of the one before.
+A small step therefore means little when ``r`` is near 1. From the last two steps ``d1``, ``d2``
+(largest relative parameter changes) we estimate ``r = d2 / d1`` and, after Aitken, the way still
+to go, ``d2 r / (1 - r)``; the objective, being quadratic at its top, has
+``gain r^2 / (1 - r^2)`` still to win.
+
+Reference: McLachlan & Krishnan (2008), *The EM Algorithm and Extensions*, section 4.9.
+"""
+
+import enum
+import math
+from dataclasses import dataclass, field
+
+__all__ = ["Monitor", "Movement", "StopReason"]
+
+ROUNDING = 2e-15  # relative change of an objective that is rounding, not progress
+FALL = 1e-9  # a relative fall of the objective larger than this is an error of ours
+STALL = 30  # iterations without progress beyond rounding
+PARAMETER_FACTOR = 10.0  # parameters are asked to settle to this multiple of tol, relative
+
+
+class StopReason(enum.Enum):
+    """Why a fit ended; the value is the sentence a user reads."""
+
+    CONVERGED = "converged: the parameters and the objective have settled"
+    FLAT = "converged: the objective no longer changes (the parameters may not be identified)"
+    NO_LATENTS = "converged: the model has no latent sites, so one M-step reaches the maximum"
+    MAX_ITER = "not converged: max_iter was reached; raise max_iter or loosen tol"
+    DEGENERATE = "stopped: a component degenerated; these are the last good parameters"
+    NON_FINITE = "stopped: the objective was not finite; these are the last good parameters"
+    DECREASED = "stopped: the objective fell, which EM rules out; please report this model"
+    STEPS = "finished: all steps were taken"
+
+
+@dataclass(frozen=True)
+class Movement:
+    """Two successive EM steps: their lengths, and what the objective gained over the last."""
+
+    previous: float
+    last: float
+    gain: float
+
+
+@dataclass
+class Monitor:
+    """Watches the loop and says when it has converged.
+
+    Args:
+        tol: Tolerance: relative to the objective for the gain still to come, and ten times it,
+            relative, for the parameters.
+    """
+
+    tol: float
+    _best: float = field(default=-math.inf)
+    _stalled: int = 0
+
+    def check(self, objective: float, movement: Movement) -> StopReason | None:
+        """The reason to stop after an iteration, or None to go on."""
+        scale = 1.0 + abs(objective)
+        progress = objective - self._best
+        self._stalled = 0 if progress > ROUNDING * scale else self._stalled + 1
+        self._best = max(self._best, objective)
+        if self.remaining_step(movement) <= PARAMETER_FACTOR * self.tol:
+            if self.remaining_gain(movement) <= 0.1 * self.tol * scale:
+                return StopReason.CONVERGED
+        return StopReason.FLAT if self._stalled >= STALL else None
+
+    @staticmethod
+    def failure(before: float, after: float) -> StopReason | None:
+        """Whether an iteration went wrong: a value that is not finite, or a fall."""
+        if not math.isfinite(after):
+            return StopReason.NON_FINITE
+        if after < before - FALL * (1.0 + abs(before)):
+            return StopReason.DECREASED
+        return None
+
+    @staticmethod
+    def remaining_step(movement: Movement) -> float:
+        """Estimated relative distance of the parameters from the limit."""
+        if movement.last <= 1e-12:
+            return movement.last
+        rate = movement.last / movement.previous if movement.previous > 0 else math.inf
+        return movement.last * rate / (1.0 - rate) if rate < 1.0 else math.inf
+
+    @staticmethod
+    def remaining_gain(movement: Movement) -> float:
+        """Estimated gain of the objective that further iterations would bring."""
+        gain = max(movement.gain, 0.0)
+        if movement.last <= 1e-12:
+            return gain
+        rate = movement.last / movement.previous if movement.previous > 0 else math.inf
+        return gain * rate**2 / (1.0 - rate**2) if rate < 1.0 else math.inf

@@ -1,0 +1,57 @@
+"""Parameters as one vector of free reals, in which a straight line stays inside every support."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ember.inference.statistics import Statistics
+from ember.inference.structure import Parameter
+
+__all__ = ["Coordinates"]
+
+
+class Coordinates:
+    """Flattens constrained parameters to an unconstrained vector, and back.
+
+    Simplices pass through log-ratios, positive numbers through the logarithm, probabilities
+    through the logit, positive-definite matrices through the log-Cholesky factor.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        self._parameters = list(parameters.values())
+
+    def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The unconstrained vector; infinite where a parameter lies on its boundary."""
+        return torch.cat([p.to_unconstrained(params[p.name]).reshape(-1) for p in self._parameters])
+
+    def unflatten(self, vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Constrained parameters; ``like`` gives the shapes."""
+        params, start = {}, 0
+        for parameter in self._parameters:
+            shape = parameter.to_unconstrained(like[parameter.name]).shape
+            piece = vector[start : start + shape.numel()].reshape(shape)
+            params[parameter.name] = parameter.to_constrained(piece).expand(parameter.shape)
+            start += shape.numel()
+        return params
+
+    def gradient(self, statistics: Statistics) -> Tensor:
+        """The gradient of the objective at ``statistics.params``, by Fisher's identity."""
+        with torch.enable_grad():
+            free = self.flatten(statistics.params).requires_grad_()
+            params = self.unflatten(free, statistics.params)
+            value = statistics.plan.expected_log_joint(statistics, params)
+            (gradient,) = torch.autograd.grad(value, free)
+        return gradient
+
+    @staticmethod
+    def distance(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
+        """The largest relative change of an entry, entries near zero measured by their site's."""
+        largest = 0.0
+        for name, value in left.items():
+            if not value.numel():
+                continue
+            size = value.abs()
+            scale = size + 0.01 * size.max() + torch.finfo(value.dtype).tiny
+            largest = max(largest, float(((right[name] - value).abs() / scale).max()))
+        return largest

@@ -1,0 +1,110 @@
+"""Detects components that collapse or empty, before they turn into NaN."""
+
+import torch
+from torch import Tensor
+
+from ember.inference.families import MultivariateNormal, Normal
+from ember.inference.statistics import Statistics
+
+__all__ = ["Degenerate", "check_maximiser"]
+
+COLLAPSED = 1e-10  # variance of a component over the variance of all data, along any direction
+
+
+class Degenerate(ArithmeticError):
+    """A component of a parameter site has no finite maximiser; the message names both."""
+
+    def __init__(self, site: str, component: str, what: str) -> None:
+        self.site, self.component = site, component
+        super().__init__(
+            f"component {component} of site '{site}' {what}; use objective='map' with a proper "
+            "prior, fewer components, or another start."
+        )
+
+
+def check_maximiser(
+    site: str,
+    kind: str,
+    coefficients: list[Tensor],
+    rows_shape: torch.Size,
+    statistics: Statistics,
+) -> None:
+    """Raises ``Degenerate`` if the coefficients of a slot have no finite, interior maximiser."""
+    empty, bad, what = _judge(kind, coefficients, statistics)
+    for wrong, message in ((empty, "has emptied: no observation belongs to it"), (bad, what)):
+        if bool(wrong.any()):
+            row = int(wrong.reshape(-1).nonzero()[0])
+            index = [int(i) for i in torch.unravel_index(torch.tensor(row), rows_shape or (1,))]
+            name = str(index[0]) if len(index) == 1 else str(tuple(index))
+            raise Degenerate(site, name, message)
+
+
+def _judge(
+    kind: str, coefficients: list[Tensor], statistics: Statistics
+) -> tuple[Tensor, Tensor, str]:
+    tiny = 1e-250
+    match kind:
+        case "simplex":
+            (counts,) = coefficients
+            total = counts.sum(-1)
+            return total.abs() <= tiny, (counts < 0).any(-1), _UNBOUNDED
+        case "probability":
+            a, b = coefficients
+            return (a + b).abs() <= tiny, (a < 0) | (b < 0), _UNBOUNDED
+        case "rate":
+            a, b = coefficients
+            empty = (a.abs() <= tiny) & (b.abs() <= tiny)
+            smallest = COLLAPSED * _smallest_variance(statistics)
+            return empty, (a < 0) | (b <= tiny) | (b <= smallest * a), _COLLAPSED
+        case "location":
+            _, precision = coefficients
+            return precision <= tiny, ~torch.isfinite(precision), _COLLAPSED
+        case "vector":
+            _, precision = coefficients
+            empty = precision.diagonal(dim1=-2, dim2=-1).amax(-1) <= tiny
+            return empty, ~torch.isfinite(precision).flatten(1).all(-1), _COLLAPSED
+        case _:
+            n, scatter = coefficients
+            return n <= tiny, _is_singular(n, scatter, statistics), _COLLAPSED
+
+
+_COLLAPSED = "has collapsed: its variance has shrunk to (almost) nothing, where the likelihood has no bound"
+_UNBOUNDED = "has a prior density without bound (concentration below 1) and too few observations"
+
+
+def _is_singular(n: Tensor, scatter: Tensor, statistics: Statistics) -> Tensor:
+    """Whether a covariance is singular relative to the covariance of all data."""
+    covariance = scatter / n.clamp_min(1e-250)[:, None, None]
+    overall = _overall_covariance(statistics, scatter.shape[-1])
+    if overall is not None:
+        factor, failed = torch.linalg.cholesky_ex(overall)
+        if int(failed) == 0:
+            half = torch.linalg.solve_triangular(factor, covariance, upper=False)
+            covariance = torch.linalg.solve_triangular(factor, half.mT, upper=False)
+    finite = torch.isfinite(covariance).flatten(1).all(-1)
+    safe = torch.where(finite[:, None, None], covariance, torch.eye(scatter.shape[-1]))
+    return ~finite | (torch.linalg.eigvalsh(safe)[:, 0] <= COLLAPSED)
+
+
+def _overall_covariance(statistics: Statistics, dim: int) -> Tensor | None:
+    """Covariance of all data of the multivariate normal sites."""
+    for group, sums in statistics.groups.values():
+        if isinstance(group.family, MultivariateNormal) and group.reference is not None:
+            if group.reference.shape[-1] != dim:
+                continue
+            n, s, q = MultivariateNormal.moments(sums.sum(0), dim)
+            mean = s / n
+            return q / n - mean[:, None] * mean
+    return None
+
+
+def _smallest_variance(statistics: Statistics) -> float:
+    """The smallest variance of a column of normal data, 0 where there is none."""
+    smallest: list[float] = []
+    for group, sums in statistics.groups.values():
+        if isinstance(group.family, Normal) and group.reference is not None:
+            _, column = torch.unique(group.reference, return_inverse=True)
+            pooled = sums.new_zeros((int(column.max()) + 1, 3)).index_add_(0, column, sums)
+            n, s, q = pooled.unbind(-1)
+            smallest.append(float((q / n - (s / n) ** 2).min()))
+    return max(0.0, min(smallest, default=0.0))

@@ -1,0 +1,260 @@
+"""Expectation-maximisation for Pyro models: initialise, E-step, M-step, check convergence."""
+
+import dataclasses
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.acceleration import EMMap, accelerated
+from ember.inference.arguments import prepare, sheltered
+from ember.inference.convergence import Monitor, Movement, StopReason
+from ember.inference.coordinates import Coordinates
+from ember.inference.degeneracy import Degenerate
+from ember.inference.explanation import Explanation, explain
+from ember.inference.fit import Fit
+from ember.inference.initialisation import Init, check_params, starting_params
+from ember.inference.maximisation import maximise
+from ember.inference.options import check_options, progress_bar
+from ember.inference.plan import Plan, build_plan
+from ember.inference.statistics import Statistics
+from ember.inference.structure import Model
+from ember.inference.validation import check_rows
+
+__all__ = ["EM"]
+
+
+class EM:
+    r"""Fits a latent-variable model written in Pyro by expectation-maximisation.
+
+    From a start, two steps alternate until nothing is left to gain:
+
+    .. math::
+
+        \text{E:}\quad Q(\theta) = \mathbb{E}_{z \mid x, \theta_t} \log p(x, z, \theta)
+        \qquad
+        \text{M:}\quad \theta_{t+1} = \arg\max_\theta Q(\theta).
+
+    Discrete latent sites are summed out exactly. Continuous unobserved sites and ``pyro.param``
+    statements are parameters: with ``objective="map"`` their priors count, as densities in the
+    space in which the model declares them (the same optimum as Pyro's ``AutoDelta``); with
+    ``"mle"`` they are left out. The objective never falls.
+
+    Args:
+        model: A Pyro function (or ``PyroModule``) that takes the data.
+        objective: "map" or "mle".
+        integrate: Per-site wishes that override the model's ``infer={"integrate": ...}``.
+        init: "kmeans", "random", a dict of parameters (constrained; may be partial), or a
+            callable that receives the model's arguments and returns such a dict.
+        restarts: How many starts to run; the best result is kept.
+        accelerate: "auto" (SQUAREM), None (plain EM, iterate for iterate), "squarem", "lbfgs"
+            or "anderson".
+        tol: Tolerance on what is still to gain, relative to the objective.
+        max_iter: The largest number of iterations for each start.
+        seed: Makes the run repeatable; the global random state is untouched either way.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If an option has an unknown value.
+
+    Reference:
+        Dempster, Laird & Rubin (1977), *Maximum likelihood from incomplete data via the EM
+        algorithm*, JRSS B 39, 1-38.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def coins(heads):
+        ...     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+        ...     with pyro.plate("coins", 2):
+        ...         p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        ...     with pyro.plate("rows", len(heads)):
+        ...         coin = pyro.sample("coin", dist.Categorical(weights))
+        ...         pyro.sample("heads", dist.Binomial(10, p[coin]), obs=heads)
+        >>> fit = EM(coins, seed=0).fit(torch.tensor([5.0, 9.0, 8.0, 4.0, 7.0]))
+        >>> fit.converged
+        True
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        objective: str = "map",
+        *,
+        integrate: Mapping[str, Any] | None = None,
+        init: Init = "kmeans",
+        restarts: int = 1,
+        accelerate: str | None = "auto",
+        tol: float = 1e-8,
+        max_iter: int = 1000,
+        seed: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        check_options(model, objective, init, restarts, accelerate, tol, max_iter)
+        self.model, self.objective = model, objective
+        self.integrate, self.init, self.restarts = dict(integrate or {}), init, restarts
+        self.accelerate, self.tol, self.max_iter = accelerate, tol, max_iter
+        self.seed, self.progress = seed, progress
+        self._latest: tuple[Any, Plan, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """How tables and pictures call this method."""
+        return f"EM ({self.objective.upper()})"
+
+    # -- the four steps -----------------------------------------------------------------------
+
+    def initialise(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Starting parameters for the model's arguments: site name to constrained tensor."""
+        with sheltered(self.seed):
+            return starting_params(self._plan(args, kwargs), self.init)
+
+    def e_step(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Statistics:
+        """Expected sufficient statistics and log likelihood of data at ``params``.
+
+        Raises:
+            ValueError: If ``params`` does not fit the model.
+        """
+        with sheltered(self.seed):
+            plan = self._plan(args, kwargs)
+            return plan.e_step(check_params(plan, params))
+
+    def m_step(self, stats: Statistics) -> dict[str, Tensor]:
+        """Parameters that maximise the expected log joint (with the prior, for MAP).
+
+        Raises:
+            Degenerate: If a component has collapsed or emptied.
+        """
+        with sheltered(self.seed):
+            return maximise(stats.plan, stats)
+
+    def converged(self, history: Sequence[Statistics]) -> bool:
+        """Whether plain EM steps have settled, judged by the last three E-steps' results."""
+        if len(history) < 3:
+            return False
+        first, second, third = history[-3:]
+        movement = Movement(
+            Coordinates.distance(first.params, second.params),
+            Coordinates.distance(second.params, third.params),
+            third.objective - second.objective,
+        )
+        return Monitor(self.tol).check(third.objective, movement) is not None
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def fit(self, *args: Any, **kwargs: Any) -> Fit:
+        """Runs EM on the model's own arguments, from every start, and keeps the best result.
+
+        Raises:
+            ValueError: If the model or its data cannot be handled; the message names the site.
+        """
+        began = time.perf_counter()
+        with sheltered(self.seed):
+            plan = self._plan(args, kwargs)
+            check_rows(plan)
+            fits = [self._run(plan, start, began) for start in self._starts(plan)]
+        best = max(fits, key=lambda fit: (not fit.is_degenerate, fit.log_posterior))
+        best.starts = torch.tensor([fit.log_posterior for fit in fits], dtype=torch.float64)
+        if best.warning:
+            warnings.warn(best.warning, RuntimeWarning, stacklevel=2)
+        return best
+
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """The plan for these arguments, as a table: role, plates and update of every site."""
+        with sheltered(self.seed):
+            return explain(self._plan(args, kwargs))
+
+    def _plan(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Plan:
+        """The plan for these arguments; the latest one is kept for calls step by step."""
+        key = [(id(value), getattr(value, "_version", 0)) for value in (*args, *kwargs.values())]
+        names = tuple(kwargs)
+        if self._latest is not None and self._latest[0] == (key, names):
+            return self._latest[1]
+        arguments = prepare(args, kwargs)
+        plan = build_plan(self.model, arguments, self.objective, self.integrate)
+        # The arguments are kept alive with the plan, so that their ids stay theirs.
+        self._latest = ((key, names), plan, (args, kwargs))
+        return plan
+
+    def _starts(self, plan: Plan) -> list[dict[str, Tensor]]:
+        """The chosen start, then others: k-means varies with its seeding, then random ones."""
+        others: Init = self.init if isinstance(self.init, str) else "random"
+        wishes = [self.init, *("random" if i % 2 else others for i in range(1, self.restarts))]
+        starts, failures = [], []
+        for wish in wishes:
+            try:
+                starts.append(starting_params(plan, wish))
+            except Degenerate as error:
+                failures.append(error)
+        if not starts:
+            raise ValueError(f"no start is possible: {failures[0]}") from failures[0]
+        return starts
+
+    def _run(self, plan: Plan, params: dict[str, Tensor], began: float) -> Fit:
+        em = EMMap(plan.e_step, lambda statistics: maximise(plan, statistics))
+        iterate = accelerated(self.accelerate, em, Coordinates(plan.structure.parameters))
+        monitor, reason, warning = Monitor(self.tol), StopReason.MAX_ITER, ""
+        current = em.e_step(params)
+        if not math.isfinite(current.objective):
+            raise ValueError(
+                "the data have no finite density at the starting parameters; start elsewhere with "
+                "init={...}, or check the model's supports."
+            )
+        history, times = [current.objective], [time.perf_counter() - began]
+        with progress_bar(self.progress, self.max_iter, self.name) as tick:
+            for _ in range(self.max_iter):
+                if not plan.structure.latent:
+                    current, reason = _maximise_fully(em, current), StopReason.NO_LATENTS
+                    history.append(max(current.objective, history[-1]))
+                    times.append(time.perf_counter() - began)
+                    break
+                try:
+                    step = iterate(current)
+                except Degenerate as error:
+                    reason, warning = StopReason.DEGENERATE, str(error)
+                    break
+                failure = monitor.failure(current.objective, step.statistics.objective)
+                if failure is not None:
+                    reason, warning = failure, f"{self.name}: {failure.value}"
+                    break
+                current = step.statistics
+                # A fall within rounding is no fall; the record keeps the best value seen.
+                history.append(max(current.objective, history[-1]))
+                times.append(time.perf_counter() - began)
+                tick(current.objective)
+                found = monitor.check(current.objective, step.movement)
+                if found is not None:
+                    reason = found
+                    break
+        if reason is StopReason.MAX_ITER:
+            warning = f"{self.name}: {reason.value}"
+        return Fit(
+            method=self.name,
+            objective=self.objective,
+            params=current.params,
+            log_likelihood=current.log_likelihood,
+            log_posterior=current.objective,
+            history=torch.tensor(history, dtype=torch.float64),
+            times=torch.tensor(times, dtype=torch.float64),
+            evaluations=em.evaluations,
+            stop=reason,
+            plan=plan,
+            warning=warning,
+        )
+
+
+def _maximise_fully(em: EMMap, statistics: Statistics) -> Statistics:
+    """Without latents the statistics are fixed: repeat the M-step until its parts agree."""
+    for _ in range(100):
+        params = em.m_step(statistics)
+        settled = Coordinates.distance(statistics.params, params) <= 1e-13
+        statistics = dataclasses.replace(statistics, params=params)
+        if settled:
+            break
+    return em.e_step(statistics.params)

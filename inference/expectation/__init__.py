@@ -1,0 +1,1 @@
+"""Log evidence and its gradient: how latent sites are integrated."""

@@ -1,0 +1,76 @@
+"""The plan as a table that an analyst can read."""
+
+from typing import Any
+
+import pandas as pd
+
+from ember.inference.maximisation import updates
+from ember.inference.plan import Plan
+from ember.inference.sequences import base_name
+
+__all__ = ["Explanation", "explain"]
+
+COLUMNS = ("site", "role", "plates", "E-step", "M-step", "why")
+
+
+class Explanation(pd.DataFrame):
+    """A data frame with a row for every site; prints in full."""
+
+    @property
+    def _constructor(self) -> Any:
+        return Explanation
+
+    def __str__(self) -> str:
+        return self.to_string(index=False, justify="left")
+
+    __repr__ = __str__
+
+
+def explain(plan: Plan) -> Explanation:
+    """Lists every site: its role and plates, how it is integrated or updated, and why."""
+    rows = [_parameter_row(plan, update) for update in updates(plan)]
+    rows += [_factor_row(plan, name) for name in plan.sites]
+    return Explanation(_fold(rows), columns=list(COLUMNS))
+
+
+def _parameter_row(plan: Plan, update: Any) -> list[str]:
+    parameter = plan.structure.parameters[update.name]
+    return [
+        update.name,
+        "parameter" if parameter.has_prior else "parameter (pyro.param)",
+        ", ".join(parameter.plates) or "-",
+        "-",
+        update.how,
+        update.reason,
+    ]
+
+
+def _factor_row(plan: Plan, name: str) -> list[str]:
+    site = plan.sites[name]
+    latent = name in plan.latent_symbols
+    plates = ", ".join(plan.structure.plates[name]) or "-"
+    how = "-"
+    if latent:
+        how = f"summed over {plan.sizes.get(plan.latent_symbols[name], 1)} states"
+    if name in plan.forms:
+        assert site.form is not None
+        why = f"{type(site.form.family).__name__} sufficient statistics"
+        statistics = "closed form" if any(s.table for s in site.form.slots) else "-"
+    elif site.density is not None:
+        statistics, why = "numerical", site.reason
+    else:
+        statistics, why = "numerical", f"evaluated by the model: {site.reason}"
+    return [name, "latent" if latent else "observed", plates, how, statistics, why]
+
+
+def _fold(rows: list[list[str]]) -> list[list[str]]:
+    """Shows the steps of a chain (state_0, state_1, ...) as one row where they are alike."""
+    folded: list[list[str]] = []
+    members: dict[tuple[str, ...], list[str]] = {}
+    for name, *rest in rows:
+        base = base_name(name) or name
+        members.setdefault((base, *rest), []).append(name)
+    for (_, *rest), names in members.items():
+        label = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+        folded.append([label, *rest])
+    return folded

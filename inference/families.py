@@ -1,0 +1,237 @@
+r"""Exponential families in natural form: statistics, natural parameters, and what a slot receives.
+
+A family writes the log density of an event as
+
+.. math:: \log p(x \mid \theta) = \langle \eta(\theta), T(x) \rangle + h(x),
+
+with the log normaliser carried by the statistic that counts observations. Each parameter of a
+family is a *slot* of one of six kinds. Given expected statistics, a slot's share of the expected
+log likelihood has a canonical shape, the same for every family that has such a slot:
+
+=============  ==============================================  ======================
+kind           expected log likelihood                         maximiser
+=============  ==============================================  ======================
+probability    ``a log p + b log(1 - p)``                      ``a / (a + b)``
+simplex        ``sum_k a_k log p_k``                           ``a / sum(a)``
+rate           ``a log r - b r``                               ``a / b``
+location       ``h m - J m^2 / 2``                             ``h / J``
+vector         ``h'm - m'J m / 2``                             ``J^-1 h``
+matrix         ``n/2 log|P| - tr(B P) / 2``                    ``n B^-1``
+=============  ==============================================  ======================
+
+Conjugate priors have the same shapes (``conjugacy.py``), so they add.
+Reference: Barndorff-Nielsen (1978), *Information and Exponential Families*, Wiley.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "Family",
+    "Location",
+    "MultivariateNormal",
+    "Normal",
+    "Rate",
+    "contribution_to_maximiser",
+    "safe_log",
+]
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+def safe_log(x: Tensor) -> Tensor:
+    """Logarithm that stays finite at zero, so that an impossible event times no count is zero."""
+    return x.clamp_min(torch.finfo(x.dtype).tiny).log()
+
+
+class Family(ABC):
+    """One exponential family; instances have no state."""
+
+    kinds: ClassVar[tuple[str, ...]]
+    """The kind of each slot, in the order of the slots."""
+
+    @abstractmethod
+    def natural_parameters(self, *slots: Tensor) -> Tensor:
+        """``eta`` of shape ``(..., P)`` from one tensor per slot."""
+
+    @abstractmethod
+    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+        """The canonical coefficients of one slot, given statistics ``(C, P)`` and all slots."""
+
+    def shift(self, statistics: Tensor, by: Tensor) -> Tensor:
+        """Statistics of ``x + by`` from those of ``x``; only families with a location move."""
+        return statistics
+
+
+class Bernoulli(Family):
+    """``T = (a, b)``: successes and failures of an event with probability ``p``."""
+
+    kinds = ("probability",)
+
+    def natural_parameters(self, *slots: Tensor) -> Tensor:
+        (p,) = slots
+        return torch.stack([safe_log(p), safe_log(1.0 - p)], -1)
+
+    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+        return [statistics[:, 0], statistics[:, 1]]
+
+
+class Categorical(Family):
+    """``T = counts``: how often each of ``K`` categories occurred."""
+
+    kinds = ("simplex",)
+
+    def natural_parameters(self, *slots: Tensor) -> Tensor:
+        return safe_log(slots[0])
+
+    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+        return [statistics]
+
+
+class Rate(Family):
+    """``T = (a, b)`` with log density ``a log r - b r``: Poisson, exponential, Gamma, precision."""
+
+    kinds = ("rate",)
+
+    def natural_parameters(self, *slots: Tensor) -> Tensor:
+        (r,) = slots
+        return torch.stack([safe_log(r), -r], -1)
+
+    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+        return [statistics[:, 0], statistics[:, 1]]
+
+
+class Location(Family):
+    """``T = (h, J)``: a normal location whose precision is known, row by row."""
+
+    kinds = ("location",)
+
+    def natural_parameters(self, *slots: Tensor) -> Tensor:
+        (m,) = slots
+        return torch.stack([m, -0.5 * m * m], -1)
+
+    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+        return [statistics[:, 0], statistics[:, 1]]
+
+    def shift(self, statistics: Tensor, by: Tensor) -> Tensor:
+        h, precision = statistics.unbind(-1)
+        return torch.stack([h + by * precision, precision], -1)
+
+
+class Normal(Family):
+    """``T = (1, x, x^2)``: location ``m`` and precision ``r`` both to be estimated."""
+
+    kinds = ("location", "rate")
+
+    def natural_parameters(self, *slots: Tensor) -> Tensor:
+        m, r = slots
+        constant = 0.5 * (safe_log(r) - r * m * m - LOG_2PI)
+        return torch.stack([constant, r * m, (-0.5 * r).expand_as(constant)], -1)
+
+    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+        n, s, q = statistics.unbind(-1)
+        m, r = slots
+        if slot == 0:
+            return [r * s, r * n]
+        scatter = q - 2.0 * m * s + n * m * m
+        return [0.5 * n, 0.5 * scatter.clamp_min(0.0)]
+
+    def shift(self, statistics: Tensor, by: Tensor) -> Tensor:
+        n, s, q = statistics.unbind(-1)
+        return torch.stack([n, s + by * n, q + 2.0 * by * s + by * by * n], -1)
+
+
+class MultivariateNormal(Family):
+    """``T = (1, x, vech(x x'))``: location vector ``m`` and precision matrix ``P``."""
+
+    kinds = ("vector", "matrix")
+
+    def natural_parameters(self, *slots: Tensor) -> Tensor:
+        m, precision = slots
+        dim = m.shape[-1]
+        log_det = 2.0 * _log_diagonal(precision).sum(-1)
+        linear = (precision @ m.unsqueeze(-1)).squeeze(-1)
+        constant = 0.5 * (log_det - (m * linear).sum(-1) - dim * LOG_2PI)
+        rows, columns = torch.triu_indices(dim, dim)
+        # Off-diagonal entries stand for two equal entries of x x'.
+        twice = torch.where(rows == columns, -0.5, -1.0).to(m.dtype)
+        quadratic = twice * precision[..., rows, columns]
+        shape = torch.broadcast_shapes(constant.shape, quadratic.shape[:-1])
+        return torch.cat(
+            [
+                constant.expand(shape).unsqueeze(-1),
+                linear.expand(*shape, dim),
+                quadratic.expand(*shape, -1),
+            ],
+            -1,
+        )
+
+    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+        m, precision = slots
+        n, s, q = self.moments(statistics, m.shape[-1])
+        if slot == 0:
+            return [(precision @ s.unsqueeze(-1)).squeeze(-1), n[:, None, None] * precision]
+        cross = s.unsqueeze(-1) * m.unsqueeze(-2)
+        scatter = q - cross - cross.mT + n[:, None, None] * m.unsqueeze(-1) * m.unsqueeze(-2)
+        return [n, scatter]
+
+    def shift(self, statistics: Tensor, by: Tensor) -> Tensor:
+        dim = by.shape[-1]
+        n, s, q = self.moments(statistics, dim)
+        cross = s.unsqueeze(-1) * by
+        moved = q + cross + cross.mT + n[:, None, None] * by.unsqueeze(-1) * by
+        rows, columns = torch.triu_indices(dim, dim)
+        return torch.cat([n[:, None], s + n[:, None] * by, moved[:, rows, columns]], -1)
+
+    @staticmethod
+    def statistics(x: Tensor) -> Tensor:
+        """``T(x)`` of shape ``(..., P)`` with ``P = 1 + D + D(D+1)/2``."""
+        rows, columns = torch.triu_indices(x.shape[-1], x.shape[-1])
+        return torch.cat([torch.ones_like(x[..., :1]), x, x[..., rows] * x[..., columns]], -1)
+
+    @staticmethod
+    def moments(statistics: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Count ``(C,)``, sum ``(C, D)`` and sum of squares ``(C, D, D)``."""
+        rows, columns = torch.triu_indices(dim, dim)
+        q = statistics.new_zeros((*statistics.shape[:-1], dim, dim))
+        q[..., rows, columns] = statistics[..., 1 + dim :]
+        q[..., columns, rows] = statistics[..., 1 + dim :]
+        return statistics[..., 0], statistics[..., 1 : 1 + dim], q
+
+
+def _log_diagonal(precision: Tensor) -> Tensor:
+    factor, _ = torch.linalg.cholesky_ex(precision)
+    return safe_log(factor.diagonal(dim1=-2, dim2=-1))
+
+
+def contribution_to_maximiser(kind: str, coefficients: list[Tensor]) -> Tensor:
+    """The closed form of the table above; a slot nothing was said about comes out as NaN."""
+    match kind:
+        case "probability":
+            a, b = coefficients
+            return a / (a + b)
+        case "simplex":
+            (counts,) = coefficients
+            return counts / counts.sum(-1, keepdim=True)
+        case "rate":
+            a, b = coefficients
+            return a / b
+        case "location":
+            h, precision = coefficients
+            return h / precision
+        case "vector":
+            h, precision = coefficients
+            return torch.linalg.solve_ex(precision, h)[0]
+        case "matrix":
+            n, scatter = coefficients
+            inverse = torch.linalg.inv_ex(0.5 * (scatter + scatter.mT))[0]
+            precision = n[:, None, None] * inverse
+            return 0.5 * (precision + precision.mT)
+        case _:
+            raise AssertionError(kind)

@@ -1,0 +1,181 @@
+"""The result that an analyst holds: estimates, how they were reached, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ember.inference import prediction
+from ember.inference.arguments import prepare, sheltered
+from ember.inference.convergence import StopReason
+from ember.inference.plan import Plan, build_plan
+
+__all__ = ["Fit"]
+
+
+@dataclass
+class Fit:
+    """A fitted model.
+
+    Attributes:
+        method: Name of the method, for tables and pictures.
+        params: Site name to estimate, in the constrained space.
+        log_likelihood: ``log p(data | params)``, latents integrated out, all constants included.
+        log_posterior: ``log_likelihood`` plus the log prior density (equal to it for "mle").
+        history: The objective at the start and after each iteration, float64; never decreases
+            for EM (for SVI: the evidence lower bound after each step).
+        times: Seconds since the start of the fit at each entry of ``history``.
+        iterations: Number of iterations.
+        evaluations: Number of passes over the data.
+        stop_reason: Why the fit ended, in words.
+        starts: Final objective of every start, the kept one included.
+    """
+
+    method: str
+    objective: str
+    params: dict[str, Tensor]
+    log_likelihood: float
+    log_posterior: float
+    history: Tensor
+    times: Tensor
+    evaluations: int
+    stop: StopReason
+    plan: Plan = field(repr=False)
+    warning: str = ""
+    starts: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    # -- how it went --------------------------------------------------------------------------
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the fit ended, in words."""
+        return f"{self.stop.value} ({self.warning})" if self.is_degenerate else self.stop.value
+
+    @property
+    def converged(self) -> bool:
+        """Whether the fit ended because nothing was left to gain."""
+        return self.stop in (StopReason.CONVERGED, StopReason.FLAT, StopReason.NO_LATENTS)
+
+    @property
+    def is_degenerate(self) -> bool:
+        """Whether a component collapsed or emptied on the way."""
+        return self.stop is StopReason.DEGENERATE
+
+    @property
+    def iterations(self) -> int:
+        """Number of iterations after the start."""
+        return len(self.history) - 1
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the fit, reading the model included."""
+        return float(self.times[-1])
+
+    # -- what follows from it -------------------------------------------------------------------
+
+    def posterior(self, name: str, *args: Any, **kwargs: Any) -> dist.Categorical:
+        """Posterior of a discrete latent site given the data and the estimates.
+
+        Args:
+            name: The latent site; for a site written step by step, its name without the step
+                number gives all steps (smoothed marginals, ``(..., T, K)``).
+            *args: New data, as the model takes it; none for the data of the fit.
+            **kwargs: Keyword arguments of the model to change.
+
+        Returns:
+            A ``Categorical`` with ``probs`` of shape ``(N, K)``.
+
+        Raises:
+            ValueError: If no latent site has this name.
+        """
+        with sheltered():
+            plan = self.plan_for(args, kwargs)
+            return dist.Categorical(probs=prediction.posterior(plan, self.params, name))
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """The most probable joint value of the latent sites (for a chain: the Viterbi path).
+
+        Args:
+            *args: New data, as the model takes it; none for the data of the fit.
+            **kwargs: Keyword arguments of the model to change.
+
+        Returns:
+            A tensor of values, ``(N,)`` for a mixture; a dict of them if there are several
+            latent sites.
+        """
+        with sheltered():
+            return prediction.predict(self.plan_for(args, kwargs), self.params)
+
+    def log_prob(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Log likelihood of each row, ``(N,)``, latents integrated out, weights left aside."""
+        with sheltered(), torch.no_grad():
+            return self.plan_for(args, kwargs).row_log_prob(self.params)
+
+    def sample(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
+        """Draws ``n`` rows of all latent and observed sites from the fitted model.
+
+        A model without a plate of rows, such as a single chain, gives ``n`` whole data sets.
+        """
+        with sheltered(seed):
+            return prediction.sample(self.plan, self.params, n)
+
+    def plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
+        """The plan for other data, the remaining arguments as in the fit."""
+        if not args and not kwargs:
+            return self.plan
+        old = self.plan.structure.arguments
+        new = prepare((*args, *old.args[len(args) :]), {**old.kwargs, **kwargs})
+        return build_plan(self.plan.structure.model, new, "mle", start=self.params)
+
+    # -- tables -------------------------------------------------------------------------------
+
+    def summary(self) -> pd.DataFrame:
+        """One row for every parameter entry: site, index and estimate."""
+        rows = []
+        for name, value in self.params.items():
+            flat = value.reshape(-1)
+            for i in range(len(flat)):
+                index = [int(j) for j in torch.unravel_index(torch.tensor(i), value.shape or (1,))]
+                label = f"{name}[{', '.join(map(str, index))}]" if value.dim() else name
+                rows.append((label, float(flat[i])))
+        frame = pd.DataFrame(rows, columns=["parameter", "estimate"])
+        return frame.set_index("parameter")
+
+    def __str__(self) -> str:
+        posterior = (
+            f"\n  log posterior   {self.log_posterior:.6f}" if self.objective == "map" else ""
+        )
+        shown = "\n".join(f"  {name}: {_show(value)}" for name, value in self.params.items())
+        return (
+            f"{self.method}: {self.stop_reason}\n"
+            f"  log likelihood  {self.log_likelihood:.6f}{posterior}\n"
+            f"  iterations      {self.iterations} ({self.evaluations} passes over the data, "
+            f"{self.seconds:.2f} s)\n"
+            f"Estimates\n{shown}"
+        )
+
+    __repr__ = __str__
+
+
+def _show(value: Tensor) -> str:
+    """A small tensor in full, a large one by its shape and range."""
+    if value.numel() > 64:
+        shape = tuple(value.shape)
+        return f"shape {shape}, from {float(value.min()):.6g} to {float(value.max()):.6g}"
+    text = str(pd.Series([value.tolist()]).iloc[0]) if not value.dim() else ""
+    if text:
+        return f"{float(value):.6g}"
+    lines = _numbers(value).split("\n")
+    return lines[0] if len(lines) == 1 else "\n    " + "\n    ".join(lines)
+
+
+def _numbers(value: Tensor) -> str:
+    import numpy as np
+
+    return str(np.array2string(value.numpy(), precision=6, suppress_small=True))

@@ -1,0 +1,208 @@
+"""Where EM starts: responsibilities, then one M-step.
+
+Starting from responsibilities rather than from parameters lets every family, prior and link find
+its own starting values, by the same M-step that the loop uses.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import scipy.cluster.vq
+import torch
+from torch import Tensor
+
+from ember.inference.expectation.enumeration import align
+from ember.inference.maximisation import maximise
+from ember.inference.plan import Plan
+
+__all__ = ["check_params", "starting_params"]
+
+Init = str | Mapping[str, Tensor] | Callable[..., Mapping[str, Tensor]]
+BLEND = 0.05  # share of the uniform in a k-means start: a probability of exactly 0 would stay 0
+KMEANS_ROWS = 20_000
+KMEANS_TRIES = 5
+
+
+def starting_params(plan: Plan, init: Init) -> dict[str, Tensor]:
+    """Parameters to start from, by the user's choice of ``init``.
+
+    Args:
+        plan: The plan to start.
+        init: "kmeans", "random", a (possibly partial) dict of constrained values, or a callable
+            that returns one when given the model's arguments.
+
+    Raises:
+        ValueError: If a given value names no parameter, or has the wrong shape or support.
+    """
+    if callable(init):
+        init = init(*plan.structure.arguments.args, **plan.structure.arguments.kwargs)
+    default = {name: p.start.clone() for name, p in plan.structure.parameters.items()}
+    if isinstance(init, str):
+        return _from_responsibilities(plan, default, init)
+    given = check_params(plan, init, partial=True)
+    if given.keys() == default.keys():
+        return given
+    return {**_from_responsibilities(plan, default, "kmeans"), **given}
+
+
+def check_params(
+    plan: Plan, params: Mapping[str, Any], partial: bool = False
+) -> dict[str, Tensor]:
+    """Given parameters as float64 tensors, after checking names, shapes and supports."""
+    known = plan.structure.parameters
+    for name in params:
+        if name not in known:
+            raise ValueError(
+                f"'{name}' is not a parameter of the model; its parameters are {sorted(known)}."
+            )
+    missing = sorted(known.keys() - params.keys())
+    if missing and not partial:
+        raise ValueError(f"values for the parameters {missing} are missing; give all of them.")
+    checked = {}
+    for name in [name for name in known if name in params]:
+        value = torch.as_tensor(params[name]).detach().to(torch.float64).clone()
+        parameter = known[name]
+        if value.shape != parameter.shape:
+            raise ValueError(
+                f"parameter '{name}' has shape {tuple(value.shape)} but the model declares "
+                f"{tuple(parameter.shape)}; pass a tensor of that shape."
+            )
+        if not bool(torch.as_tensor(parameter.support.check(value)).all()):
+            raise ValueError(
+                f"parameter '{name}' lies outside its support ({parameter.support}); pass values "
+                "in the constrained space in which the model declares the site."
+            )
+        checked[name] = value
+    return checked
+
+
+def _from_responsibilities(
+    plan: Plan, params: dict[str, Tensor], how: str
+) -> dict[str, Tensor]:
+    if not plan.structure.latent:
+        return params
+    clusters = _kmeans(plan) if how == "kmeans" else {}
+    responsibilities = {
+        name: clusters[name] if name in clusters else _random(plan, name)
+        for name in plan.structure.latent
+    }
+    return maximise(plan, plan.completed(params, _weights(plan, responsibilities)))
+
+
+def _dims(plan: Plan, name: str) -> tuple[str, ...]:
+    """A latent's plates from left to right, then its own symbol."""
+    site = plan.sites[name]
+    return (*(s for s in site.layout.outer if s in site.plates), plan.latent_symbols[name])
+
+
+def _random(plan: Plan, name: str) -> Tensor:
+    *plates, own = (plan.sizes[symbol] for symbol in _dims(plan, name))
+    concentration = torch.full((*plates, own), 0.5)
+    return torch.distributions.Dirichlet(concentration, validate_args=False).sample()
+
+
+def _weights(plan: Plan, responsibilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The posterior weight of every factor's entries, latents taken as independent."""
+    owner = {symbol: name for name, symbol in plan.latent_symbols.items()}
+    weights = {}
+    for factor in plan.factors:
+        latents = [symbol for symbol in factor.dims if symbol in owner]
+        plates = sorted(factor.plates)
+        union = (*latents, *plates)
+        weight = torch.ones([plan.sizes[s] if s in plates else 1 for s in union])
+        for symbol in latents:
+            own = responsibilities[owner[symbol]]
+            weight = weight * align(own, _dims(plan, owner[symbol]), union)
+        if factor.scale is not None:
+            weight = weight * align(factor.scale.tensor, factor.scale.dims, union)
+        gone = [i for i, symbol in enumerate(union) if symbol not in factor.dims]
+        weight = weight.sum(gone) if gone else weight
+        kept = tuple(symbol for symbol in union if symbol in factor.dims)
+        weights[factor.name] = align(weight, kept, factor.dims)
+    return weights
+
+
+def _kmeans(plan: Plan) -> dict[str, Tensor]:
+    """Responsibilities from k-means on the data that each latent explains, standardised.
+
+    Latents with as many states and features, such as the steps of a chain, share one clustering.
+    Latents without data of their own are left out.
+    """
+    pools: dict[tuple[int, int], list[tuple[str, Tensor]]] = {}
+    for name, features in _features(plan).items():
+        states = plan.sizes[plan.latent_symbols[name]]
+        pools.setdefault((states, features.shape[1]), []).append((name, features))
+    found = {}
+    for (states, _), members in pools.items():
+        data = torch.cat([features for _, features in members])
+        labels = _cluster(_standardise(data), states)
+        one_hot = torch.nn.functional.one_hot(labels, states).to(torch.float64)
+        soft = (1.0 - BLEND) * one_hot + BLEND / states
+        pieces = soft.split([len(features) for _, features in members])
+        for (name, _), piece in zip(members, pieces, strict=True):
+            found[name] = piece.reshape([plan.sizes[s] for s in _dims(plan, name)])
+    return found
+
+
+def _features(plan: Plan) -> dict[str, Tensor]:
+    """For each latent, the data below it as rows (one for each of its plates' entries)."""
+    order = {symbol: i for i, symbol in enumerate(plan.latent_symbols.values())}
+    names = list(plan.latent_symbols)
+    columns: dict[str, list[Tensor]] = {}
+    for factor in plan.factors:
+        latents = [symbol for symbol in factor.dims if symbol in order]
+        if factor.name not in plan.structure.observed or not latents:
+            continue
+        # A site below several latents (x_t below the states t-1 and t) is the last one's.
+        name = names[max(order[symbol] for symbol in latents)]
+        plates = _dims(plan, name)[:-1]
+        if plan.sites[name].plates <= factor.plates:
+            columns.setdefault(name, []).append(_rows(plan, factor.name, plates))
+    return {name: torch.cat(parts, 1) for name, parts in columns.items()}
+
+
+def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:
+    site = plan.sites[name]
+    value, outer = site.value, site.layout.outer
+    event = value.shape[value.dim() - site.event_dim :]
+    value = value.expand([plan.sizes[s] if s in site.plates else 1 for s in outer] + list(event))
+    if site.density is not None and type(site.density.base).__name__ == "Categorical":
+        value = torch.nn.functional.one_hot(value.long().clamp_min(0))
+    value = value.to(torch.float64)
+    first = [outer.index(symbol) for symbol in plates]
+    rest = [i for i in range(value.dim()) if i not in first]
+    rows = torch.Size([plan.sizes[s] for s in plates]).numel()
+    return value.permute(*first, *rest).reshape(rows, -1)
+
+
+def _standardise(data: Tensor) -> Tensor:
+    missing = ~torch.isfinite(data)
+    shown = data.masked_fill(missing, torch.nan)
+    mean = shown.nanmean(0).nan_to_num()
+    centred = (shown - mean).nan_to_num()
+    scale = centred.square().mean(0).sqrt()
+    return centred / torch.where(scale > 0, scale, torch.ones(()))
+
+
+def _cluster(data: Tensor, states: int) -> Tensor:
+    """k-means++ on at most ``KMEANS_ROWS`` rows, the best of a few tries; labels of all rows."""
+    generator = np.random.default_rng(int(torch.randint(2**31, ())))
+    rows = data.numpy()
+    sample = rows
+    if len(rows) > KMEANS_ROWS:
+        sample = rows[generator.choice(len(rows), KMEANS_ROWS, replace=False)]
+    best, lowest = None, np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an empty cluster only means fewer distinct centres
+        for _ in range(KMEANS_TRIES if states > 1 else 1):
+            centres, _ = scipy.cluster.vq.kmeans2(
+                sample, states, iter=20, minit="++", missing="warn",
+                rng=generator,
+            )  # fmt: skip
+            labels, distances = scipy.cluster.vq.vq(rows, centres)
+            inertia = float((distances**2).sum())
+            if best is None or inertia < lowest:
+                best, lowest = labels, inertia
+    return torch.from_numpy(np.asarray(best, dtype=np.int64))

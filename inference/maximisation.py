@@ -1,0 +1,238 @@
+"""The M-step: a closed form for every parameter that has one, a numerical search for the others.
+
+Closed forms are taken one parameter at a time, locations first, each given the newest values of
+the others (ECM; Meng & Rubin 1993, Biometrika 80, 267-278). For conjugate pairs such as
+Normal-Wishart this order makes the joint mode exact. All remaining parameters are then moved
+together by L-BFGS on the expected log joint, in unconstrained space. No step lowers that
+expected log joint, so the objective never falls.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from ember.inference.conjugacy import pseudo_statistics
+from ember.inference.degeneracy import check_maximiser
+from ember.inference.families import contribution_to_maximiser
+from ember.inference.plan import Plan
+from ember.inference.shapes import append_dims
+from ember.inference.statistics import Group, Statistics
+from ember.inference.structure import Parameter
+
+__all__ = ["Update", "maximise", "updates"]
+
+EVENT_DIM = {"simplex": 1, "vector": 1, "matrix": 2}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One slot that a parameter feeds: in the likelihood's groups or in another site's prior."""
+
+    where: tuple[Any, ...]
+    prior: str | None
+    slot: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """How the M-step moves one parameter: in closed form, numerically, or not at all."""
+
+    name: str
+    how: str
+    reason: str
+    kind: str = ""
+    link: str = ""
+    usages: tuple[Usage, ...] = ()
+
+
+def maximise(plan: Plan, statistics: Statistics) -> dict[str, Tensor]:
+    """Parameters that raise the expected log joint as far as each update can.
+
+    Raises:
+        Degenerate: If a component has collapsed or emptied.
+    """
+    params = dict(statistics.params)
+    todo = updates(plan)
+    with torch.no_grad():
+        for update in todo:
+            if update.how == "closed form":
+                params[update.name] = _closed_form(plan, update, statistics, params)
+    numeric = [update.name for update in todo if update.how == "numerical"]
+    return _numerical(plan, numeric, statistics, params) if numeric else params
+
+
+def updates(plan: Plan) -> tuple[Update, ...]:
+    """The update of every parameter, in the order in which the M-step takes them."""
+    cached = plan.notes.get("updates")
+    if cached is None:
+        found = [_choose(plan, parameter) for parameter in plan.structure.parameters.values()]
+        found.sort(key=lambda update: update.kind not in ("location", "vector"))
+        cached = plan.notes["updates"] = tuple(found)
+    return cached
+
+
+def _choose(plan: Plan, parameter: Parameter) -> Update:
+    name = parameter.name
+    usages = tuple(_usages(plan, name))
+    opaque = [site for site in plan.opaque_sites() if name in plan.dependencies(site)]
+    if opaque:
+        reason = plan.site(opaque[0]).reason
+        return Update(name, "numerical", f"site '{opaque[0]}': {reason}")
+    if not usages:
+        if plan.objective == "mle" or not parameter.has_prior:
+            return Update(name, "fixed", "does not enter the likelihood")
+        return Update(name, "numerical", "enters no factor but its own prior")
+    slots = [_group(plan, usage).slots[usage.slot] for usage in usages]
+    first = slots[0]
+    on = first.table.on if first.table else ""
+    if any((s.kind, s.link, s.exponent) != (first.kind, first.link, first.exponent) for s in slots):
+        return Update(name, "numerical", "it enters two sites in ways that do not combine")
+    if len({(usage.where, usage.prior) for usage in usages}) < len(usages):
+        return Update(name, "numerical", "it feeds two arguments of one site")
+    link = _link(first.link, first.exponent, on)
+    prior = plan.priors.get(name)
+    if prior is not None and not _is_conjugate(plan, name, first.kind, link):
+        family = type(prior.site.density.base).__name__ if prior.site.density else "its prior"
+        return Update(name, "numerical", f"{family} is not conjugate to its {first.kind}")
+    families = sorted({type(_group(plan, usage).family).__name__ for usage in usages})
+    reason = f"{' and '.join(families)} {first.kind}" + (
+        f", {type(prior.site.density.base).__name__} prior" if prior and prior.site.density else ""
+    )
+    return Update(name, "closed form", reason, first.kind, link, usages)
+
+
+def _usages(plan: Plan, name: str) -> list[Usage]:
+    groups: list[tuple[tuple[Any, ...], str | None, Group]] = [
+        (key, None, group) for key, group in plan.groups.items()
+    ]
+    groups += [((n,), n, prior.group) for n, prior in plan.priors.items() if prior.group]
+    found = []
+    for where, prior, group in groups:
+        for i, slot in enumerate(group.slots):
+            if name in slot.sources:
+                assert slot.table is not None
+                start = 0
+                for source in slot.sources:
+                    if source == name:
+                        break
+                    shape = plan.structure.parameters[source].shape
+                    start += shape[: len(shape) - slot.table.event_dim].numel()
+                found.append(Usage(where, prior, i, start))
+    return found
+
+
+def _group(plan: Plan, usage: Usage) -> Group:
+    if usage.prior is None:
+        return plan.groups[usage.where]
+    group = plan.priors[usage.prior].group
+    assert group is not None
+    return group
+
+
+def _link(link: str, exponent: float, on: str) -> str:
+    if link == "exp":
+        return f"power {exponent:g}" if on == "log" else "exp"
+    return "softmax" if on == "softmax" else link
+
+
+def _is_conjugate(plan: Plan, name: str, kind: str, link: str) -> bool:
+    site = plan.priors[name].site
+    if site.density is None:
+        return False
+    start = {n: p.start for n, p in plan.structure.parameters.items()}
+    return pseudo_statistics(kind, link, site.density.distribution(start)) is not None
+
+
+def _closed_form(
+    plan: Plan, update: Update, statistics: Statistics, params: Mapping[str, Tensor]
+) -> Tensor:
+    """Sum the slot's coefficients over all sites it feeds, add the prior's, and maximise."""
+    shape = plan.structure.parameters[update.name].shape
+    rows_shape = shape[: len(shape) - EVENT_DIM.get(update.kind, 0)]
+    count = rows_shape.numel()
+    total: list[Tensor] = []
+    for usage in update.usages:
+        group, sums = _sums(plan, usage, statistics, params)
+        rows = group.cells[:, usage.slot] - usage.start
+        mine = (rows >= 0) & (rows < count) & (group.cells[:, usage.slot] >= 0)
+        coefficients = group.contribution(usage.slot, sums, params)
+        scattered = [
+            c.new_zeros((count, *c.shape[1:])).index_add_(0, rows[mine], c[mine])
+            for c in coefficients
+        ]
+        total = [a + b for a, b in zip(total, scattered, strict=True)] if total else scattered
+    for i, pseudo in enumerate(_pseudo(plan, update, params)):
+        spread = pseudo.expand(rows_shape + total[i].shape[1:])
+        total[i] = total[i] + spread.reshape(total[i].shape)
+    check_maximiser(update.name, update.kind, total, rows_shape, statistics)
+    best = contribution_to_maximiser(update.kind, total)
+    slot = _group(plan, update.usages[0]).slots[update.usages[0].slot]
+    return slot.parameter(best).reshape(shape)
+
+
+def _sums(
+    plan: Plan, usage: Usage, statistics: Statistics, params: Mapping[str, Tensor]
+) -> tuple[Group, Tensor]:
+    if usage.prior is None:
+        return statistics.groups[usage.where]
+    return _group(plan, usage), plan.prior_statistics(usage.prior, params)
+
+
+def _pseudo(plan: Plan, update: Update, params: Mapping[str, Tensor]) -> list[Tensor]:
+    prior = plan.priors.get(update.name)
+    if prior is None or prior.site.density is None:
+        return []
+    found = pseudo_statistics(update.kind, update.link, prior.site.density.distribution(params))
+    weight = prior.scale
+    if prior.site.mask is not None:
+        weight = weight * prior.site.mask
+    assert found is not None
+    if not weight.dim():
+        return [weight * pseudo for pseudo in found]
+    shape = plan.structure.parameters[update.name].shape
+    lead = len(shape) - EVENT_DIM.get(update.kind, 0)
+    full = weight.expand(shape[:lead])
+    return [append_dims(full, max(pseudo.dim() - lead, 0)) * pseudo for pseudo in found]
+
+
+def _numerical(
+    plan: Plan, names: list[str], statistics: Statistics, params: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """L-BFGS on the expected log joint over the named parameters, the others held fixed."""
+    parameters = [plan.structure.parameters[name] for name in names]
+    start = [p.to_unconstrained(params[p.name]).detach() for p in parameters]
+    shapes = [value.shape for value in start]
+    sizes = [value.numel() for value in start]
+
+    def unflatten(flat: Tensor) -> dict[str, Tensor]:
+        pieces = flat.split(sizes)
+        return {
+            p.name: p.to_constrained(piece.reshape(shape)).expand(p.shape)
+            for p, piece, shape in zip(parameters, pieces, shapes, strict=True)
+        }
+
+    def negative(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
+        free = torch.from_numpy(flat.copy()).requires_grad_()
+        value = -plan.expected_log_joint(statistics, {**params, **unflatten(free)})
+        (gradient,) = torch.autograd.grad(value, free)
+        if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
+            return float("inf"), np.zeros_like(flat)
+        return float(value), gradient.numpy()
+
+    flat = torch.cat([value.reshape(-1) for value in start]).nan_to_num(posinf=50.0, neginf=-50.0)
+    before, _ = negative(flat.numpy())
+    found = scipy.optimize.minimize(
+        negative, flat.numpy(), jac=True, method="L-BFGS-B",
+        options={"maxiter": 100, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
+    )  # fmt: skip
+    if not found.fun < before:
+        return params
+    with torch.no_grad():
+        moved = unflatten(torch.from_numpy(np.asarray(found.x)))
+    return {**params, **{name: value.detach().clone() for name, value in moved.items()}}

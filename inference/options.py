@@ -1,0 +1,66 @@
+"""Checks of options, and the progress bar."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from tqdm.auto import tqdm
+
+__all__ = ["check_choice", "check_options", "progress_bar"]
+
+OBJECTIVES = ("map", "mle")
+INITS = ("kmeans", "random")
+ACCELERATIONS = ("auto", None, "squarem", "lbfgs", "anderson")
+
+
+def check_choice(name: str, value: Any, allowed: tuple[Any, ...], otherwise: str = "") -> None:
+    """Refuses a value that is not among the allowed ones, and lists those."""
+    if not any(value is choice or value == choice for choice in allowed):
+        listed = ", ".join(repr(choice) for choice in allowed)
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {listed}{otherwise}.")
+
+
+def check_options(
+    model: Any,
+    objective: Any,
+    init: Any,
+    restarts: Any,
+    accelerate: Any,
+    tol: Any,
+    max_iter: Any,
+) -> None:
+    """Refuses options of ``EM`` that mean nothing."""
+    if not callable(model):
+        raise TypeError(
+            f"model must be a Pyro function that takes the data, not {type(model).__name__}; "
+            "pass the function itself, for example EM(gaussian_mixture)."
+        )
+    check_choice("objective", objective, OBJECTIVES)
+    check_choice("accelerate", accelerate, ACCELERATIONS)
+    if not callable(init) and not isinstance(init, Mapping):
+        check_choice("init", init, INITS, ", a dict of parameters or a callable")
+    check_count("restarts", restarts)
+    check_count("max_iter", max_iter)
+    if not isinstance(tol, (int, float)) or not math.isfinite(tol) or tol <= 0:
+        raise ValueError(f"tol={tol!r} must be a positive number, for example 1e-8.")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuses anything but a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} must be a whole number.")
+    if value < 1:
+        raise ValueError(f"{name}={value} must be at least 1.")
+
+
+@contextlib.contextmanager
+def progress_bar(show: bool, total: int, name: str) -> Iterator[Callable[[float], None]]:
+    """A bar that shows the objective; yields the function that advances it."""
+    with tqdm(total=total, desc=name, disable=not show, leave=False) as bar:
+
+        def tick(objective: float) -> None:
+            bar.update()
+            bar.set_postfix_str(f"objective {objective:.6f}", refresh=False)
+
+        yield tick

@@ -1,0 +1,264 @@
+r"""Finds which entry of which parameter feeds which entry of a distribution's argument.
+
+The model is run at a few random valid parameter values. An argument entry that is one and the
+same function
+
+.. math:: g(\text{argument entry}) = c\, f(\text{parameter entry}) + b
+
+at every run, with ``f`` and ``g`` among identity, logarithm, logit and softmax, is a *gather* of
+parameter entries: an index, a coefficient and an offset describe it, and its transpose scatters
+statistics back. The quotient ``(v1 - v2) / (v2 - v3)`` over three runs does not depend on ``c``
+and ``b``, so equal quotients find the partner; a fourth run confirms it. Anything else about an
+argument (``sigmoid(a * b)``, a matrix product) is left to the model itself.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+from ember.inference.families import safe_log
+from ember.inference.shapes import append_dims
+from ember.inference.structure import Parameter, Structure
+
+__all__ = ["ArgumentMap", "ArgumentValues", "Table", "match_argument", "probe_values"]
+
+PROBES = 4
+TOLERANCE = 1e-9
+
+_ON: dict[str, Callable[[Tensor], Tensor]] = {
+    "raw": lambda x: x,
+    "log": safe_log,
+    "softmax": lambda x: x.softmax(-1),
+}
+_INVERSE: dict[str, Callable[[Tensor], Tensor]] = {
+    "raw": lambda x: x,
+    "log": torch.exp,
+    "logit": torch.sigmoid,
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of parameters, after a transform: what an index points into."""
+
+    sources: tuple[str, ...]
+    on: str
+    event_dim: int
+
+    def rows(self, params: Mapping[str, Tensor]) -> Tensor:
+        """All rows of all sources, shape ``(R, *event)``."""
+        flat = [_rows(params[name], self.event_dim) for name in self.sources]
+        return _ON[self.on](flat[0] if len(flat) == 1 else torch.cat(flat))
+
+
+@dataclass(frozen=True)
+class ArgumentMap:
+    """An argument as ``inverse(coefficient * table[index] + offset)``.
+
+    ``index``, ``coefficient`` and ``offset`` have the argument's batch shape, broadcast dims
+    collapsed to 1; where an entry is constant the coefficient is 0 and the offset is its value.
+    """
+
+    domain: str
+    space: str
+    table: Table | None
+    index: Tensor
+    coefficient: Tensor
+    offset: Tensor
+
+    @property
+    def is_constant(self) -> bool:
+        return self.table is None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return () if self.table is None else self.table.sources
+
+    def evaluate(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The argument at ``params``, broadcast dims of size 1."""
+        if self.table is None:
+            return self.offset
+        rows = self.table.rows(params)[self.index]
+        coefficient = append_dims(self.coefficient, self.table.event_dim)
+        return _INVERSE[self.space](coefficient * rows + self.offset)
+
+
+@dataclass(frozen=True)
+class ArgumentValues:
+    """One argument of one site as seen in each probe, and the domain it lives in."""
+
+    domain: str
+    event_dim: int
+    values: list[Tensor]
+
+
+def probe_values(structure: Structure, seed: int) -> dict[str, Tensor]:
+    """A random valid value of every parameter, its entries distinct almost surely."""
+    generator = torch.Generator().manual_seed(seed)
+    values = {}
+    for name, parameter in structure.parameters.items():
+        free = transform_to(parameter.support).inverse_shape(parameter.shape)
+        noise = 0.7 * torch.randn(free, generator=generator, dtype=torch.float64)
+        values[name] = parameter.to_constrained(noise).expand(parameter.shape).clone()
+    return values
+
+
+def match_argument(
+    argument: ArgumentValues,
+    parameters: Mapping[str, Parameter],
+    probes: Sequence[Mapping[str, Tensor]],
+) -> ArgumentMap | None:
+    """The map of one argument, or None if it is none of the kinds that a map can describe."""
+    values = [_collapse(value.detach(), argument.event_dim) for value in argument.values]
+    if all(value.shape == values[0].shape for value in values[1:]):
+        if all(torch.equal(value, values[0]) for value in values[1:]):
+            return _constant(argument, values[0])
+        for space, on in _candidates(argument.domain):
+            found = _match(argument, space, on, values, parameters, probes)
+            if found is not None:
+                return found
+    return None
+
+
+def _candidates(domain: str) -> list[tuple[str, str]]:
+    match domain:
+        case "positive":
+            return [("log", "log"), ("log", "raw")]
+        case "unit":
+            return [("raw", "raw"), ("logit", "raw")]
+        case "simplex":
+            return [("raw", "raw"), ("raw", "softmax")]
+        case _:
+            return [("raw", "raw")]
+
+
+def _match(
+    argument: ArgumentValues,
+    space: str,
+    on: str,
+    values: list[Tensor],
+    parameters: Mapping[str, Parameter],
+    probes: Sequence[Mapping[str, Tensor]],
+) -> ArgumentMap | None:
+    event_dim = argument.event_dim
+    batch_shape = values[0].shape[: values[0].dim() - event_dim]
+    event_shape = values[0].shape[values[0].dim() - event_dim :]
+    names = _eligible(argument, on, event_shape, parameters)
+    if not names:
+        return None
+    to_space = {"raw": _ON["raw"], "log": _ON["log"], "logit": torch.logit}[space]
+    seen = torch.stack([to_space(v).reshape(-1, event_shape.numel()) for v in values])
+    table = Table(names, on, event_dim)
+    rows = torch.stack([table.rows(p).reshape(-1, event_shape.numel()) for p in probes])
+    index = _nearest(_quotient(seen[..., 0]), _quotient(rows[..., 0]))
+    partner = rows[:, index]
+    coefficient = (seen[0, :, 0] - seen[1, :, 0]) / (partner[0, :, 0] - partner[1, :, 0])
+    constant = (seen == seen[0]).all(0).all(-1)
+    coefficient = torch.where(constant, torch.zeros(()), coefficient)
+    if event_dim:
+        # Vectors, simplices and matrices are taken whole: at most scaled, never moved.
+        offset = torch.where(constant[:, None], seen[0], torch.zeros(()))
+    else:
+        offset = (seen[0, :, 0] - coefficient * partner[0, :, 0]).unsqueeze(-1)
+    coefficient, offset = _tidy(coefficient), _tidy(offset)
+    predicted = coefficient[None, :, None] * partner + offset
+    error = (predicted - seen).abs() / (1.0 + seen.abs())
+    if not bool((error.nan_to_num(nan=torch.inf) <= TOLERANCE).all()):
+        return None
+    used = torch.unique(index[~constant])
+    index = torch.where(constant, used[0], index)
+    table, index = _prune(table, index, used, parameters)
+    return ArgumentMap(
+        argument.domain,
+        space,
+        table,
+        index.reshape(batch_shape),
+        coefficient.reshape(batch_shape),
+        offset.reshape(values[0].shape) if event_dim else offset.reshape(batch_shape),
+    )
+
+
+def _eligible(
+    argument: ArgumentValues, on: str, event: torch.Size, parameters: Mapping[str, Parameter]
+) -> tuple[str, ...]:
+    """Parameters whose rows could be rows of the argument, transform applied."""
+    names = []
+    for name, parameter in parameters.items():
+        shape = parameter.shape
+        if len(shape) < len(event) or shape[len(shape) - len(event) :] != event:
+            continue
+        if on == "log" and not _is_positive(parameter.support):
+            continue
+        names.append(name)
+    return tuple(names)
+
+
+def _is_positive(support: Any) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    bound = getattr(support, "lower_bound", None)
+    if support in (constraints.simplex, constraints.unit_interval):
+        return True
+    return bound is not None and bool((torch.as_tensor(bound) >= 0).all())
+
+
+def _quotient(values: Tensor) -> Tensor:
+    quotient = (values[0] - values[1]) / (values[1] - values[2])
+    return quotient.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
+
+
+def _nearest(keys: Tensor, among: Tensor) -> Tensor:
+    """For each key the position of the closest of ``among``."""
+    ordered, order = torch.sort(among)
+    right = torch.searchsorted(ordered, keys).clamp(0, len(ordered) - 1)
+    left = (right - 1).clamp_min(0)
+    closer = (keys - ordered[left]).abs() <= (ordered[right] - keys).abs()
+    return order[torch.where(closer, left, right)]
+
+
+def _prune(
+    table: Table, index: Tensor, used: Tensor, parameters: Mapping[str, Parameter]
+) -> tuple[Table, Tensor]:
+    """Drops the sources that no entry points to."""
+    names, shifts, start, dropped = [], [], 0, 0
+    bounds = torch.zeros_like(index)
+    for name in table.sources:
+        shape = parameters[name].shape
+        count = shape[: len(shape) - table.event_dim].numel()
+        inside = (used >= start) & (used < start + count)
+        if bool(inside.any()):
+            names.append(name)
+            bounds = torch.where((index >= start) & (index < start + count), dropped, bounds)
+        else:
+            dropped += count
+        shifts.append(dropped)
+        start += count
+    return Table(tuple(names), table.on, table.event_dim), (index - bounds).clamp_min(0)
+
+
+def _constant(argument: ArgumentValues, value: Tensor) -> ArgumentMap:
+    batch_shape = value.shape[: value.dim() - argument.event_dim]
+    index = torch.zeros(batch_shape, dtype=torch.long)
+    return ArgumentMap(argument.domain, "raw", None, index, torch.zeros(batch_shape), value)
+
+
+def _collapse(value: Tensor, event_dim: int) -> Tensor:
+    """Undoes ``expand``: batch dims of stride 0 become dims of size 1."""
+    for dim in range(value.dim() - event_dim):
+        if value.size(dim) > 1 and value.stride(dim) == 0:
+            value = value.narrow(dim, 0, 1)
+    return value
+
+
+def _rows(value: Tensor, event_dim: int) -> Tensor:
+    return value.reshape(-1, *value.shape[value.dim() - event_dim :])
+
+
+def _tidy(value: Tensor) -> Tensor:
+    """Rounds numbers that differ from a multiple of 1/2 by rounding only (1, -0.5, 0)."""
+    nearest = (2.0 * value).round() / 2.0
+    return torch.where((value - nearest).abs() < TOLERANCE, nearest, value)

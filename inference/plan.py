@@ -1,0 +1,494 @@
+"""The plan: a model for one shape of data, reduced to arithmetic on tensors.
+
+    params --gather--> arguments --eta--> factors --contract--> log evidence
+      ^                                                              |
+      +-- maximise -- pooled statistics <-- scatter -- gradient <----+
+
+Everything that Pyro is needed for happens here, once. Afterwards an E-step is a few matrix
+products, one contraction and its gradient; only sites whose arguments are computed in a way that
+no map describes are asked of the model again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.arguments import Arguments
+from ember.inference.expectation.enumeration import Contraction, Factor, Scale
+from ember.inference.factors import FormFactor, Site, compile_form, finish
+from ember.inference.factors import statistics_of
+from ember.inference.reading import probe, read_site
+from ember.inference.recognition import unwrap
+from ember.inference.shapes import append_dims, prepend_dims
+from ember.inference.statistics import Group, Part, Statistics
+from ember.inference.structure import Model, Structure, read_structure
+
+__all__ = ["Plan", "PriorSite", "build_plan"]
+
+Params = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PriorSite:
+    """The prior of one parameter: a site whose value is the parameter itself."""
+
+    site: Site
+    scale: Tensor
+    group: Group | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The maps of one model and one shape of data; see ``build_plan``."""
+
+    structure: Structure
+    objective: str
+    sites: dict[str, Site]
+    factors: tuple[Factor, ...]
+    forms: dict[str, tuple[tuple[Any, ...], FormFactor]]
+    groups: dict[tuple[Any, ...], Group]
+    priors: dict[str, PriorSite]
+    contraction: Contraction
+    row: str | None
+    sizes: dict[str, int]
+    latent_symbols: dict[str, str] = field(default_factory=dict)
+    scales: dict[str, Scale | None] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    # -- the E-step ---------------------------------------------------------------------------
+
+    def e_step(self, params: Params) -> Statistics:
+        """Log evidence at ``params``, and its gradient: the expected sufficient statistics."""
+        with torch.no_grad():
+            natural = {key: group.natural_parameters(params) for key, group in self.groups.items()}
+            other = self.other_log_probs(params)
+        leaves = [t.requires_grad_() for t in (*natural.values(), *other.values())]
+        with torch.enable_grad():
+            total = self.contraction.total(self.contraction(self.tensors(natural, other)))
+            gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+        found = [
+            torch.zeros_like(leaf) if g is None else g
+            for leaf, g in zip(leaves, gradients, strict=True)
+        ]
+        groups = {
+            key: (self.groups[key], statistics)
+            for key, statistics in zip(natural, found, strict=False)
+        }
+        posteriors = dict(zip(other, found[len(natural) :], strict=True))
+        return self._statistics(params, float(total.detach()), groups, posteriors)
+
+    def completed(self, params: Params, weights: Mapping[str, Tensor]) -> Statistics:
+        """Statistics with the latents' posterior given instead of inferred: where a start begins.
+
+        Args:
+            params: Current parameters; closed forms that depend on others read them.
+            weights: For every factor, the posterior weight of each entry of its tensor.
+        """
+        with torch.no_grad():
+            natural = {key: group.natural_parameters(params) for key, group in self.groups.items()}
+            other = self.other_log_probs(params)
+        leaves = [t.requires_grad_() for t in natural.values()]
+        with torch.enable_grad():
+            tensors = self.tensors(natural, other)
+            pairs = zip(self.factors, tensors, strict=True)
+            total = sum((weights[f.name] * t).sum() for f, t in pairs)
+            gradients = torch.autograd.grad(total, leaves) if leaves else ()
+        groups = {
+            key: (self.groups[key], g) for key, g in zip(natural, gradients, strict=True)
+        }
+        posteriors = {name: weights[name] for name in other}
+        return self._statistics(params, float(total), groups, posteriors)
+
+    def _statistics(
+        self,
+        params: Params,
+        log_likelihood: float,
+        groups: dict[tuple[Any, ...], tuple[Group, Tensor]],
+        posteriors: dict[str, Tensor],
+    ) -> Statistics:
+        fixed = {name: value.detach() for name, value in params.items()}
+        with torch.no_grad():
+            log_prior = float(self.log_prior(fixed))
+        return Statistics(log_likelihood, log_prior, fixed, groups, (Part(self, posteriors),))
+
+    def tensors(
+        self, natural: Mapping[tuple[Any, ...], Tensor], other: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        """The log probability of every factor, in the contraction's order."""
+        out = []
+        for factor in self.factors:
+            if factor.name in self.forms:
+                key, form = self.forms[factor.name]
+                out.append(form.log_prob(natural[key]))
+            else:
+                out.append(other[factor.name])
+        return out
+
+    def other_log_probs(self, params: Params) -> dict[str, Tensor]:
+        """Log probabilities of the factors without sufficient statistics, dims of size 1 dropped."""
+        names = [f.name for f in self.factors if f.name not in self.forms]
+        trace = None
+        out: dict[str, Tensor] = {}
+        for name in names:
+            site = self.sites[name]
+            if site.density is not None:
+                log_prob = site.density.log_prob(params, site.value)
+            else:
+                trace = self.structure.trace(params) if trace is None else trace
+                log_prob = _model_log_prob(site, trace)
+            out[name] = site.layout.pack(log_prob)[0]
+        return out
+
+    def log_evidence(self, params: Params) -> Tensor:
+        """``log p(data | params)``, differentiable with respect to the parameters."""
+        return self.contraction.total(self.contraction(self._all_tensors(params)))
+
+    def row_log_prob(self, params: Params) -> Tensor:
+        """``log p(row | params)`` for every row, unweighted; a scalar if there are no rows."""
+        parts = self.contraction(self._all_tensors(params))
+        rows = self.contraction.by_row(parts, self.row)
+        return rows.expand(self.sizes[self.row]) if self.row else rows
+
+    def _all_tensors(self, params: Params) -> list[Tensor]:
+        natural = {key: group.natural_parameters(params) for key, group in self.groups.items()}
+        return self.tensors(natural, self.other_log_probs(params))
+
+    def posterior(
+        self, params: Params, names: Sequence[str], maximum: bool = False
+    ) -> dict[str, Tensor]:
+        """Posterior marginals of latent sites, shape ``(*plates, K)``; or of the best joint value.
+
+        With ``maximum`` the sum over latents becomes a maximum, and the result is one-hot at the
+        most probable joint value (for a chain: the Viterbi path).
+        """
+        probes = []
+        for name in names:
+            dims = (self.latent_symbols[name], *self._plate_order(name))
+            shape = tuple(self.sizes[d] for d in dims)
+            kept = tuple(d for d, size in zip(dims, shape, strict=True) if size > 1)
+            factor = Factor(name, kept, self.sites[name].plates, self.scales[name])
+            probes.append((factor, shape, torch.zeros([s for s in shape if s > 1])))
+        contraction = Contraction(
+            (*self.factors, *(factor for factor, _, _ in probes)), self._latents(), self.sizes
+        )
+        with torch.no_grad():
+            tensors = self._all_tensors(params)
+        with torch.enable_grad():
+            leaves = [zeros.requires_grad_() for _, _, zeros in probes]
+            parts = contraction([*tensors, *leaves], maximum)
+            total = contraction.total(parts, weighted=False)
+            gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+        out = {}
+        for name, (_, shape, zeros), g in zip(names, probes, gradients, strict=True):
+            marginal = (torch.ones_like(zeros) if g is None else g).reshape(shape)
+            marginal = marginal.movedim(0, -1)
+            out[name] = marginal / marginal.sum(-1, keepdim=True)
+        return out
+
+    def _plate_order(self, name: str) -> tuple[str, ...]:
+        """Plates of a site from left to right as they stand in its tensors."""
+        return tuple(s for s in self.sites[name].layout.outer if s in self.sites[name].plates)
+
+    def _latents(self) -> dict[str, tuple[str, Scale | None]]:
+        return {s: (name, self.scales[name]) for name, s in self.latent_symbols.items()}
+
+    # -- the objective and what the M-step maximises --------------------------------------------
+
+    def log_prior(self, params: Params) -> Tensor:
+        """The log prior density of the parameter sites; zero for maximum likelihood."""
+        total = torch.zeros((), dtype=torch.float64)
+        trace = None
+        for name, prior in self.priors.items():
+            if prior.site.density is not None:
+                log_prob = prior.site.density.log_prob(params, params[name])
+            else:
+                trace = self.structure.trace(params) if trace is None else trace
+                log_prob = _model_log_prob(prior.site, trace)
+            total = total + (log_prob * prior.scale).sum()
+        return total
+
+    def expected_log_joint(self, statistics: Statistics, params: Params) -> Tensor:
+        """EM's ``Q(params)``: expected log joint given the statistics, log prior included."""
+        total = self.log_prior(params)
+        for group, sums in statistics.groups.values():
+            total = total + (sums * group.natural_parameters(params)).sum()
+        for part in statistics.parts:
+            log_probs = part.plan.other_log_probs(params)
+            for name, posterior in part.posteriors.items():
+                total = total + (posterior * log_probs[name]).sum()
+        return total
+
+    def prior_statistics(self, name: str, params: Params) -> Tensor:
+        """Statistics of a parameter seen as an observation of its own prior, shape ``(C, P)``."""
+        prior = self.priors[name]
+        assert prior.group is not None and prior.site.form is not None
+        statistics, _ = statistics_of(prior.site, params[name], 0.0)
+        weights = append_dims(prior.scale, len(prior.site.inner_shape) + 1)
+        statistics = statistics * weights
+        cells = prepend_dims(_cells_of(prior.site), statistics.dim() - 1)
+        shape = torch.broadcast_shapes(cells.shape, statistics.shape[:-1])
+        rows = statistics.expand(*shape, -1).reshape(-1, statistics.shape[-1])
+        total = statistics.new_zeros((len(prior.group.cells), statistics.shape[-1]))
+        return total.index_add_(0, cells.expand(shape).reshape(-1), rows)
+
+
+    def structure_row(self) -> tuple[str, int] | None:
+        """Name and size of the plate of rows."""
+        if self.row is None:
+            return None
+        return self.notes["plate_names"][self.row], self.sizes[self.row]
+
+    def site(self, name: str) -> Site:
+        """A latent, observed or parameter site."""
+        return self.sites[name] if name in self.sites else self.priors[name].site
+
+    def opaque_sites(self) -> list[str]:
+        """Sites without sufficient statistics: their parameters have no closed form."""
+        factors = [name for name in self.sites if name not in self.forms]
+        return factors + [name for name, prior in self.priors.items() if prior.group is None]
+
+    def dependencies(self, name: str) -> frozenset[str]:
+        """Parameters that an opaque site reads (a parameter's own prior aside)."""
+        site = self.site(name)
+        if site.density is not None:
+            return frozenset(
+                source for _, found in site.density.maps.values() for source in found.sources
+            )
+        return frozenset(self.notes["dependencies"][name])
+
+
+def build_plan(
+    model: Model,
+    arguments: Arguments,
+    objective: str = "map",
+    integrate: Mapping[str, Any] | None = None,
+    start: Params | None = None,
+) -> Plan:
+    """Reads a model into a plan; ``start`` optionally gives parameter values to read it at.
+
+    Raises:
+        ValueError: If the model cannot be handled; the message names the site and the remedy.
+    """
+    structure = read_structure(model, arguments, integrate, start)
+    trace = structure.trace({name: p.start for name, p in structure.parameters.items()})
+    probes = probe(structure)
+    sites = {n: read_site(n, structure, probes, trace) for n in structure.factor_names}
+    scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
+    latent_symbols = {
+        n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent
+    }
+    groups, cells = _group(sites)
+    forms: dict[str, tuple[tuple[Any, ...], FormFactor]] = {}
+    factors = []
+    for name, site in sites.items():
+        if name in cells:
+            key, index, reference = cells[name]
+            forms[name] = (key, compile_form(site, index, reference))
+            dims = forms[name][1].dims
+        else:
+            dims = _dims(site, trace)
+        factors.append(Factor(name, dims, site.plates, scales[name]))
+    sizes = _sizes(trace, structure, latent_symbols)
+    latents = {s: (n, scales[n]) for n, s in latent_symbols.items()}
+    plan = Plan(
+        structure,
+        objective,
+        sites,
+        tuple(factors),
+        forms,
+        groups,
+        _priors(structure, probes, trace) if objective == "map" else {},
+        Contraction(factors, latents, sizes),
+        _row_plate(sites, structure),
+        sizes,
+        latent_symbols,
+        scales,
+    )
+    plan.notes["plate_names"] = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
+    plan.notes["dependencies"] = _model_dependencies(plan)
+    return plan
+
+
+def _model_dependencies(plan: Plan) -> dict[str, set[str]]:
+    """Which parameters the sites that only the model can evaluate depend on."""
+    names = [name for name in plan.opaque_sites() if plan.site(name).density is None]
+    if not names:
+        return {}
+    with torch.enable_grad():
+        params = {
+            name: p.start.clone().requires_grad_() for name, p in plan.structure.parameters.items()
+        }
+        trace = plan.structure.trace(params)
+        found = {}
+        for name in names:
+            others = {n: value for n, value in params.items() if n != name}
+            total = _model_log_prob(plan.site(name), trace).sum()
+            if not total.requires_grad or not others:
+                found[name] = set()
+                continue
+            gradients = torch.autograd.grad(
+                total, list(others.values()), allow_unused=True, retain_graph=True
+            )
+            found[name] = {n for n, g in zip(others, gradients, strict=True) if g is not None}
+    return found
+
+
+def _group(
+    sites: Mapping[str, Site],
+) -> tuple[dict[tuple[Any, ...], Group], dict[str, tuple[tuple[Any, ...], Tensor, Any]]]:
+    """Pools sites that read the same slots, and finds the cell of every entry of every site."""
+    members: dict[tuple[Any, ...], list[Site]] = {}
+    for site in sites.values():
+        if site.form is not None:
+            key = (type(site.form.family).__name__, *(slot.key for slot in site.form.slots))
+            members.setdefault(key, []).append(site)
+    groups: dict[tuple[Any, ...], Group] = {}
+    cells: dict[str, tuple[tuple[Any, ...], Tensor, Any]] = {}
+    for key, pooled in members.items():
+        rows = [_slot_rows(site) for site in pooled]
+        combinations, place = torch.unique(
+            torch.cat([row.flatten(0, -2) for row in rows]), dim=0, return_inverse=True
+        )
+        places = place.split([row[..., 0].numel() for row in rows])
+        indices = [p.reshape(row.shape[:-1]) for p, row in zip(places, rows, strict=True)]
+        form = pooled[0].form
+        assert form is not None
+        at_entry, at_cell = _references(pooled, indices, len(combinations))
+        groups[key] = Group(key, form.family, form.slots, combinations, at_cell)
+        for site, index in zip(pooled, indices, strict=True):
+            cells[site.name] = (key, index, at_entry)
+    return groups, cells
+
+
+def _slot_rows(site: Site) -> Tensor:
+    assert site.form is not None
+    return torch.stack(torch.broadcast_tensors(*site.form.indices), -1)
+
+
+def _cells_of(site: Site) -> Tensor:
+    """The cell of every entry of a site, for a group that holds this site alone."""
+    rows = _slot_rows(site)
+    flat = torch.unique(rows.flatten(0, -2), dim=0, return_inverse=True)[1]
+    return flat.reshape(rows.shape[:-1])
+
+
+def _references(
+    pooled: list[Site], indices: list[Tensor], count: int
+) -> tuple[Tensor | float, Tensor | None]:
+    """A point near the data, for each event entry and for each cell; the same for all sites."""
+    first = pooled[0]
+    assert first.form is not None
+    if first.form.centred is None:
+        return 0.0, None
+    value = first.value
+    if first.mask is not None:
+        inside = append_dims(first.mask, first.form.event_dim)
+        value = torch.where(inside, value, torch.full((), torch.nan))
+    data = first.form.centred(value)
+    tail = first.form.event_dim + len(first.inner_shape)
+    lead = data.dim() - tail
+    mean = data.flatten(0, lead - 1).nanmean(0) if lead > 0 else data
+    mean = mean.nan_to_num(nan=0.0)
+    if first.form.event_dim:
+        # Vectors share one reference point: the mean of all of them.
+        mean = mean.reshape(-1, mean.shape[-1]).mean(0)
+        return mean, mean.expand(count, -1).clone()
+    at_cell = torch.full((count,), torch.nan)
+    for site, index in zip(pooled, indices, strict=True):
+        inner = len(site.inner_shape)
+        shape = torch.broadcast_shapes(index.shape, site.inner_shape)
+        wanted = mean.expand(shape) if site.inner_shape == first.inner_shape else None
+        if wanted is None or (inner and index.shape[-inner:] != site.inner_shape):
+            break
+        at_cell[index.expand(shape)] = wanted
+        if not torch.equal(at_cell[index.expand(shape)], wanted.contiguous()):
+            break
+    else:
+        if not bool(at_cell.isnan().any()):
+            return mean, at_cell
+    overall = mean.mean()
+    return overall, overall.expand(count).clone()
+
+
+def _priors(structure: Structure, probes: Any, start: Any) -> dict[str, PriorSite]:
+    priors = {}
+    for name, parameter in structure.parameters.items():
+        if not parameter.has_prior:
+            continue
+        site = read_site(name, structure, probes, start)
+        group = None
+        if site.form is not None:
+            cells = torch.unique(_slot_rows(site).flatten(0, -2), dim=0)
+            group = Group((name,), site.form.family, site.form.slots, cells)
+        scale = torch.as_tensor(start.nodes[name]["scale"], dtype=torch.float64)
+        priors[name] = PriorSite(site, scale, group)
+    return priors
+
+
+def _scale(node: Any, site: Site) -> Scale | None:
+    scale = torch.as_tensor(node["scale"], dtype=torch.float64)
+    if bool((scale == 1.0).all()):
+        return None
+    if not bool((scale >= 0.0).all()):
+        raise ValueError(
+            f"site '{site.name}' has a negative or NaN poutine.scale weight; weights must be >= 0."
+        )
+    tensor, dims = site.layout.pack(scale)
+    return Scale(dims, tensor)
+
+
+def _dims(site: Site, trace: Any) -> tuple[str, ...]:
+    with torch.no_grad():
+        if site.density is not None:
+            params = {
+                n: node["value"]
+                for n, node in trace.nodes.items()
+                if node["type"] in ("sample", "param") and isinstance(node["value"], Tensor)
+            }
+            log_prob = site.density.log_prob(params, site.value)
+        else:
+            log_prob = _model_log_prob(site, trace)
+    return site.layout.pack(log_prob)[1]
+
+
+def _model_log_prob(site: Site, trace: Any) -> Tensor:
+    """A site's log probability from a run of the model, masked latents summing to one."""
+    node = trace.nodes[site.name]
+    unwrapped = unwrap(node["fn"])
+    value, mask = node["value"], site.mask
+    if mask is not None and value.is_floating_point():
+        inside = append_dims(mask, len(unwrapped.base.event_shape))
+        shown = value[inside.expand(value.shape)]
+        value = torch.where(inside, value, shown[0] if len(shown) else torch.ones(()))
+    return finish(unwrapped.base.log_prob(value), mask, site.inner_shape, site.dummy)
+
+
+def _sizes(trace: Any, structure: Structure, latent_symbols: Mapping[str, str]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for name in structure.factor_names:
+        node = trace.nodes[name]
+        symbols = node["infer"]["_dim_to_symbol"]
+        for frame in node["cond_indep_stack"]:
+            if frame.vectorized:
+                sizes[symbols[frame.dim]] = frame.size
+        if name in latent_symbols:
+            dim = node["infer"]["_enumerate_dim"]
+            sizes[latent_symbols[name]] = node["value"].size(dim - node["fn"].event_dim)
+    return sizes
+
+
+def _row_plate(sites: Mapping[str, Site], structure: Structure) -> str | None:
+    """The plate whose rows are the observations: the innermost one common to all data."""
+    observed = [sites[name] for name in structure.observed]
+    common = frozenset.intersection(*(site.plates for site in observed))
+    if structure.latent:
+        # Rows must be independent: plates below a latent that spans them do not qualify.
+        common &= frozenset.intersection(*(sites[n].plates for n in structure.latent))
+    for symbol in reversed(observed[0].layout.outer):
+        if symbol in common:
+            return symbol
+    return None
+

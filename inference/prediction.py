@@ -1,0 +1,85 @@
+"""What a plan says about latent values and new draws, at given parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.plan import Plan
+from ember.inference.sequences import members, stack
+from ember.inference.shapes import prepend_dims
+
+__all__ = ["posterior", "predict", "sample"]
+
+
+def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
+    """Posterior marginals of a latent site, ``(*plates, K)``; of all steps of a sequence.
+
+    Raises:
+        ValueError: If no latent site has this name.
+    """
+    latents = plan.structure.latent
+    if name in latents:
+        return plan.posterior(params, [name])[name]
+    steps = members(name, latents)
+    if not steps:
+        raise ValueError(
+            f"'{name}' is not a latent site of the model; its latent sites are {list(latents)}."
+        )
+    found = plan.posterior(params, steps)
+    return torch.stack([found[step] for step in steps], -2)
+
+
+def predict(plan: Plan, params: Mapping[str, Tensor]) -> Any:
+    """The most probable joint value of all latent sites."""
+    latents = list(plan.structure.latent)
+    if not latents:
+        raise ValueError("the model has no latent sites to predict.")
+    best = plan.posterior(params, latents, maximum=True)
+    values = {name: _support(plan, name)[best[name].argmax(-1)] for name in latents}
+    joined = stack(values, {name: best[name].dim() - 1 for name in latents})
+    return next(iter(joined.values())) if len(joined) == 1 else joined
+
+
+def _support(plan: Plan, name: str) -> Tensor:
+    """The values of a latent in the order in which they are enumerated."""
+    site, symbol = plan.sites[name], plan.latent_symbols[name]
+    if symbol not in site.layout.outer:  # a single state
+        return site.value.reshape(1, *site.value.shape[site.value.dim() - site.event_dim :])
+    value = prepend_dims(site.value, len(site.layout.outer) + site.event_dim)
+    index: list[Any] = [0] * len(site.layout.outer)
+    index[site.layout.outer.index(symbol)] = slice(None)
+    return value[tuple(index)]
+
+
+def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
+    """Draws of latent and observed sites: ``n`` rows, or ``n`` data sets if there are no rows."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"n={n!r} must be a whole number of at least 1.")
+    row = plan.structure_row()
+    rounds = n if row is None else -(-n // row[1])
+    drawn: dict[str, list[Tensor]] = {}
+    with torch.no_grad():
+        for _ in range(rounds):
+            trace = plan.structure.simulate(params)
+            for name in plan.structure.factor_names:
+                drawn.setdefault(name, []).append(_by_row(trace.nodes[name], row))
+    joined = {
+        name: torch.stack(values) if row is None else torch.cat(values)[:n]
+        for name, values in drawn.items()
+    }
+    return stack(joined, dict.fromkeys(joined, 1))
+
+
+def _by_row(node: Any, row: tuple[str, int] | None) -> Tensor:
+    """A site's draw with the plate of rows as its first dim."""
+    value: Tensor = node["value"]
+    if row is None:
+        return value
+    dim = next(f.dim for f in node["cond_indep_stack"] if f.name == row[0])
+    event = node["fn"].event_dim
+    batch = node["fn"].batch_shape
+    value = value.expand(torch.broadcast_shapes(batch, value.shape[: value.dim() - event]) +
+                         value.shape[value.dim() - event :])  # fmt: skip
+    return value.movedim(dim - event, 0)

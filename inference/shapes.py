@@ -1,0 +1,15 @@
+"""Two small helpers for broadcasting."""
+
+from torch import Tensor
+
+__all__ = ["append_dims", "prepend_dims"]
+
+
+def append_dims(tensor: Tensor, count: int) -> Tensor:
+    """Adds ``count`` dims of size 1 on the right."""
+    return tensor.reshape((*tensor.shape, *(1,) * count))
+
+
+def prepend_dims(tensor: Tensor, rank: int) -> Tensor:
+    """Adds dims of size 1 on the left until the tensor has ``rank`` dims."""
+    return tensor.reshape((*(1,) * (rank - tensor.dim()), *tensor.shape))

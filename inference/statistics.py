@@ -1,0 +1,152 @@
+"""Expected sufficient statistics: sums over data, so they add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.families import Family
+from ember.inference.recognition import Slot
+
+if TYPE_CHECKING:
+    from ember.inference.plan import Plan
+
+__all__ = ["Group", "Part", "Statistics"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sites of one family that read the same slots; their statistics are pooled, cell by cell.
+
+    A *cell* is a combination of slot rows: ``cells`` has shape ``(C, slots)``. ``reference`` is
+    subtracted from the data and from the location, so that squares lose no digits.
+    """
+
+    key: tuple[Any, ...]
+    family: Family
+    slots: tuple[Slot, ...]
+    cells: Tensor
+    reference: Tensor | None = None
+
+    def slot_values(self, params: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """The value of each slot in each cell; a location is relative to the reference."""
+        values = [slot.values(params)[self.cells[:, i]] for i, slot in enumerate(self.slots)]
+        if self.reference is not None:
+            values[0] = values[0] - self.reference
+        return tuple(values)
+
+    def natural_parameters(self, params: Mapping[str, Tensor]) -> Tensor:
+        """``eta`` of every cell, shape ``(C, P)``."""
+        return self.family.natural_parameters(*self.slot_values(params))
+
+    def contribution(
+        self, slot: int, statistics: Tensor, params: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        """The canonical coefficients of one slot in each cell, locations absolute."""
+        values = self.slot_values(params)
+        coefficients = self.family.contribution(slot, statistics, values)
+        if slot == 0 and self.reference is not None:
+            linear, precision = coefficients
+            if self.slots[0].kind == "vector":
+                moved = (precision @ self.reference.unsqueeze(-1)).squeeze(-1)
+            else:
+                moved = precision * self.reference
+            coefficients = [linear + moved, precision]
+        return coefficients
+
+
+@dataclass(frozen=True)
+class Part:
+    """Posteriors of one piece of data, for sites whose statistics are not known in advance."""
+
+    plan: Plan
+    posteriors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the E-step learns: the log likelihood and the expected sufficient statistics.
+
+    Both are sums over data, so ``stats + stats`` is the result for the data taken together,
+    as long as both were computed at the same parameters.
+
+    Attributes:
+        log_likelihood: ``log p(data | params)``, latent sites integrated out, a float.
+        log_prior: The log prior density of ``params``; 0 for maximum likelihood. It belongs to
+            the parameters, not to the data, so it does not add.
+        params: The parameters at which the expectations were taken.
+        groups: Statistics ``(C, P)`` of each exponential family, with its cells.
+        parts: Posteriors of sites without sufficient statistics, one entry a piece of data.
+
+    Raises:
+        ValueError: On addition of statistics from different models or parameters.
+    """
+
+    log_likelihood: float
+    log_prior: float
+    params: dict[str, Tensor]
+    groups: dict[tuple[Any, ...], tuple[Group, Tensor]]
+    parts: tuple[Part, ...]
+
+    @property
+    def objective(self) -> float:
+        """What EM ascends: the log likelihood, plus the log prior for MAP."""
+        return self.log_likelihood + self.log_prior
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the first piece of data: its priors and its updates."""
+        return self.parts[0].plan
+
+    def __add__(self, other: object) -> Statistics:
+        if not isinstance(other, Statistics):
+            return NotImplemented
+        if self.params.keys() != other.params.keys() or any(
+            self.params[name].shape != value.shape or not torch.equal(self.params[name], value)
+            for name, value in other.params.items()
+        ):
+            raise ValueError(
+                "statistics add only if they were computed at the same parameters of one model; "
+                "call e_step with the same params on each piece of data."
+            )
+        groups = dict(self.groups)
+        for key, (group, statistics) in other.groups.items():
+            groups[key] = (
+                _merge(*groups[key], group, statistics) if key in groups else (group, statistics)
+            )
+        return Statistics(
+            self.log_likelihood + other.log_likelihood,
+            self.log_prior,
+            self.params,
+            groups,
+            self.parts + other.parts,
+        )
+
+    def __radd__(self, other: object) -> Statistics:
+        return self if other == 0 else NotImplemented  # so that sum([...]) works
+
+
+def _merge(
+    left: Group, left_statistics: Tensor, right: Group, right_statistics: Tensor
+) -> tuple[Group, Tensor]:
+    """Adds statistics cell by cell, references reconciled."""
+    cells, place = torch.unique(
+        torch.cat([left.cells, right.cells]), dim=0, return_inverse=True
+    )
+    in_left, in_right = place[: len(left.cells)], place[len(left.cells) :]
+    reference = None
+    if left.reference is not None and right.reference is not None:
+        reference = left.reference.new_zeros((len(cells), *left.reference.shape[1:]))
+        reference[in_right] = right.reference
+        reference[in_left] = left.reference
+        right_statistics = left.family.shift(
+            right_statistics, right.reference - reference[in_right]
+        )
+    total = left_statistics.new_zeros((len(cells), left_statistics.shape[-1]))
+    total.index_add_(0, in_left, left_statistics)
+    total.index_add_(0, in_right, right_statistics)
+    return Group(left.key, left.family, left.slots, cells, reference), total

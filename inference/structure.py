@@ -1,0 +1,335 @@
+"""Reads a model once: the role of every site, its plates, and how to run it again.
+
+*observed* sites have data, *latent* sites are integrated in the E-step, *parameter* sites are
+maximised in the M-step. By default discrete unobserved sites are latent (as under Pyro's
+``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.infer import config_enumerate
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_site_shape
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+from ember.inference.arguments import Arguments
+
+__all__ = ["Parameter", "Structure", "default_value", "read_structure"]
+
+Model = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A site that the M-step maximises."""
+
+    name: str
+    support: constraints.Constraint
+    shape: torch.Size
+    plates: tuple[str, ...]
+    has_prior: bool
+    start: Tensor
+
+    def to_constrained(self, unconstrained: Tensor) -> Tensor:
+        """Maps free reals to the parameter's support."""
+        return transform_to(self.support)(unconstrained)
+
+    def to_unconstrained(self, value: Tensor) -> Tensor:
+        """The inverse of ``to_constrained``, up to what the map leaves free."""
+        return transform_to(self.support).inv(value)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The roles of a model's sites for one shape of data, and a way to run the model again."""
+
+    model: Model
+    arguments: Arguments
+    parameters: dict[str, Parameter]
+    latent: tuple[str, ...]
+    observed: tuple[str, ...]
+    nesting: int
+    plates: dict[str, tuple[str, ...]]
+    signature: tuple[Any, ...] = field(repr=False, default=())
+
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        """Names of the latent and observed sites, in the model's order."""
+        wanted = {*self.latent, *self.observed}
+        return tuple(name for name in self.plates if name in wanted)
+
+    def trace(self, params: Mapping[str, Tensor]) -> Trace:
+        """Runs the model at ``params`` with every latent site enumerated, dims named."""
+        with poutine.enum(first_available_dim=-self.nesting - 1), _At(params):
+            trace = poutine.trace(config_enumerate(self.model, default="parallel")).get_trace(
+                *self.arguments.args, **self.arguments.kwargs
+            )
+        trace = prune_subsample_sites(trace)
+        trace.symbolize_dims()
+        if self.signature and _signature(trace) != self.signature:
+            raise ValueError(_structure_changed(self.signature, _signature(trace)))
+        return trace
+
+    def simulate(self, params: Mapping[str, Tensor]) -> Trace:
+        """Draws latent and observed sites from the model at ``params``."""
+        with _At(params):
+            return poutine.trace(poutine.uncondition(self.model)).get_trace(
+                *self.arguments.args, **self.arguments.kwargs
+            )
+
+
+def read_structure(
+    model: Model,
+    arguments: Arguments,
+    integrate: Mapping[str, Any] | None = None,
+    start: Mapping[str, Tensor] | None = None,
+) -> Structure:
+    """Runs the model twice (plainly, then enumerated) and assigns a role to every site.
+
+    Args:
+        model: A Pyro function.
+        arguments: What it is called with.
+        integrate: Wishes that override the ``infer`` dictionaries of sites.
+        start: Values at which to read some or all parameters; others get a default.
+
+    Raises:
+        ValueError: If a latent site cannot be integrated, a plate subsamples, batch dimensions
+            are undeclared, or the model has nothing to fit. The message names the site.
+    """
+    with _At(start or {}):
+        plain = poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    parameters: dict[str, Parameter] = {}
+    latent: list[str] = []
+    observed: list[str] = []
+    plates: dict[str, tuple[str, ...]] = {}
+    nesting = 0
+    for name, site in _statements(plain):
+        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+        if site["type"] == "param":
+            parameters[name] = _param_parameter(name, site)
+            plates[name] = ()
+            continue
+        plates[name] = tuple(frame.name for frame in frames)
+        nesting = max([nesting, *(-frame.dim for frame in frames)])
+        role = _role(name, site, integrate or {})
+        if role == "parameter":
+            parameters[name] = _sample_parameter(name, site, plates[name])
+        else:
+            (latent if role == "latent" else observed).append(name)
+    if not observed:
+        raise ValueError(
+            "the model observes nothing: give at least one pyro.sample site its data with obs=..."
+        )
+    structure = Structure(
+        model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates
+    )
+    trace = structure.trace({name: p.start for name, p in parameters.items()})
+    _check_local(plain, trace, parameters)
+    for name in observed:
+        _check_observed(name, trace.nodes[name])
+    for name in structure.factor_names:
+        site = trace.nodes[name]
+        # Pyro's own shape rules; they look at the shape of the log probability alone.
+        value_shape = site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
+        shape = torch.broadcast_shapes(site["fn"].batch_shape, value_shape)
+        check_site_shape({**site, "log_prob": torch.empty(()).expand(shape)}, nesting)
+    return Structure(**{**structure.__dict__, "signature": _signature(trace)})
+
+
+class _At(Messenger):
+    """Fixes parameter sites at given values, others at their default start; never draws them."""
+
+    def __init__(self, params: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.params = params
+
+    def _pyro_sample(self, msg: Any) -> None:
+        drawn = msg["infer"].get("was_observed")  # data sites that `simulate` draws
+        if msg["is_observed"] or msg["done"] or drawn or not _is_continuous(msg["fn"]):
+            return
+        if msg["name"] in self.params:
+            msg["value"] = self.params[msg["name"]]
+        else:
+            msg["value"] = default_value(msg["fn"])
+        msg["done"] = True
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.params:
+            msg["value"] = self.params[msg["name"]]
+            msg["done"] = True
+
+
+def default_value(fn: TorchDistributionMixin) -> Tensor:
+    """A valid, unremarkable value of a continuous distribution: its mean where that exists."""
+    shape = fn.shape()
+    try:
+        mean = fn.mean.detach().expand(shape).clone()
+        if bool(torch.isfinite(mean).all()) and bool(fn.support.check(mean).all()):
+            return mean
+    except (NotImplementedError, AttributeError, ValueError, RuntimeError):
+        pass  # no mean: a point in the middle of the support will do
+    transform = transform_to(fn.support)
+    return transform(torch.zeros(transform.inverse_shape(shape))).expand(shape).clone()
+
+
+def _statements(trace: Trace) -> Iterator[tuple[str, Any]]:
+    """The sites that carry a density or a parameter, in the model's order."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "param":
+            yield name, site
+        elif site["type"] == "sample":
+            if type(site["fn"]).__name__ == "_Subsample":
+                _check_subsample(name, site)
+            elif not site["infer"].get("_deterministic"):
+                yield name, site
+
+
+def _check_subsample(name: str, site: Any) -> None:
+    size, subsample = site["fn"].size, site["fn"].subsample_size
+    if subsample is not None and subsample < size:
+        raise ValueError(
+            f"plate '{name}' subsamples {subsample} of {size} rows; EM uses all of the data: "
+            "remove subsample_size (and subsample) from the plate."
+        )
+
+
+def _is_continuous(fn: Any) -> bool:
+    return (
+        isinstance(fn, TorchDistributionMixin)
+        and type(fn).__name__ not in ("Delta", "Unit", "_Subsample")
+        and not fn.support.is_discrete
+    )
+
+
+def _role(name: str, site: Any, integrate: Mapping[str, Any]) -> str:
+    if site["is_observed"]:
+        return "observed"
+    fn = site["fn"]
+    how = integrate.get(name, site["infer"].get("integrate"))
+    if _is_continuous(fn):
+        if how is not None:
+            raise ValueError(
+                f"site '{name}' asks to be integrated by {how!r}, but this version integrates "
+                "discrete latents only; drop the request to estimate the site as a parameter "
+                f"(EM(model, integrate={{'{name}': None}})), or give it a discrete grid of values."
+            )
+        return "parameter"
+    if type(fn).__name__ == "Delta":
+        raise ValueError(
+            f"site '{name}' samples from a Delta; use pyro.deterministic for a computed value, or "
+            "pyro.param for one to be estimated."
+        )
+    if not fn.has_enumerate_support:
+        raise ValueError(
+            f"latent site '{name}' ({type(fn).__name__}) has no finite support to sum over; use a "
+            "Categorical over a truncated range, or observe it."
+        )
+    return "latent"
+
+
+def _param_parameter(name: str, site: Any) -> Parameter:
+    support = site["kwargs"].get("constraint", constraints.real)
+    value = site["value"].detach().clone()
+    return Parameter(name, support, value.shape, (), has_prior=False, start=value)
+
+
+def _sample_parameter(name: str, site: Any, plates: tuple[str, ...]) -> Parameter:
+    fn, value = site["fn"], site["value"]
+    try:
+        transform_to(fn.support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"parameter site '{name}' has support {fn.support}, onto which no transform is known; "
+            "reparameterise the site, or register one with torch's transform_to."
+        ) from error
+    return Parameter(name, fn.support, value.shape, plates, has_prior=True, start=value)
+
+
+def _signature(trace: Trace) -> tuple[Any, ...]:
+    """What must not change between runs of one model: sites, families, shapes, plates."""
+    return tuple(
+        (
+            name,
+            site["type"],
+            type(site["fn"]).__name__,
+            tuple(site["value"].shape),
+            tuple((f.name, f.dim, f.size) for f in site["cond_indep_stack"] if f.vectorized),
+        )
+        for name, site in trace.nodes.items()
+        if site["type"] in ("sample", "param")
+    )
+
+
+def _structure_changed(before: tuple[Any, ...], after: tuple[Any, ...]) -> str:
+    old, new = {s[0]: s for s in before}, {s[0]: s for s in after}
+    names = [n for n in {**old, **new} if old.get(n) != new.get(n)]
+    return (
+        f"the model's structure depends on parameter values (site '{names[0]}' changes with them); "
+        "write the model so that every run has the same sites and shapes, for instance with "
+        "torch.where instead of a Python if."
+    )
+
+
+def _check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:
+    """Refuses continuous sites whose distribution varies with a discrete latent."""
+    for name in names:
+        site = enumerated.nodes[name]
+        if site["type"] == "param":
+            continue
+        if site["fn"].batch_shape != plain.nodes[name]["fn"].batch_shape:
+            raise ValueError(
+                f"continuous site '{name}' depends on a discrete latent, so it is itself a latent, "
+                "and this version integrates discrete latents only; replace it by the marginal "
+                "distribution of the sites below it, or move it out of the latent's reach."
+            )
+
+
+def _check_observed(name: str, site: Any) -> None:
+    """Refuses data outside the support of their distribution, rows that are masked excepted."""
+    fn, value = site["fn"], site["value"]
+    mask = observed_mask(site)
+    if value.is_floating_point():
+        batch = value.shape[: value.dim() - fn.event_dim]
+        finite = torch.isfinite(value).reshape((*batch, -1)).all(-1)
+        if not bool((finite | ~mask).all()):
+            raise ValueError(
+                f"observed site '{name}' has missing (NaN) or infinite values; remove those rows, "
+                "or mask them with poutine.mask."
+            )
+    try:
+        valid = fn.support.check(value)
+    except (NotImplementedError, AttributeError):
+        return
+    if not bool((valid | ~mask).all()):
+        raise ValueError(
+            f"observed site '{name}' has values outside the support of its distribution "
+            f"({type(fn).__name__}: {fn.support}); correct the data or choose another family."
+        )
+
+
+def observed_mask(site: Any) -> Tensor:
+    """The mask of a site, from ``poutine.mask`` and from ``fn.mask`` at its outermost level."""
+    masks = [torch.as_tensor(True if site["mask"] is None else site["mask"])]
+    fn = site["fn"]
+    if isinstance(fn, MaskedDistribution):
+        masks.append(torch.as_tensor(fn._mask))
+    while isinstance(fn, (MaskedDistribution, ExpandedDistribution, Independent)):
+        reinterpreted = fn.reinterpreted_batch_ndims if isinstance(fn, Independent) else 0
+        fn = fn.base_dist
+        if reinterpreted and isinstance(fn, MaskedDistribution):
+            # Entries masked inside an event are the plan's to drop; here they excuse the row.
+            inside = torch.as_tensor(fn._mask).expand(fn.batch_shape)
+            masks.append(inside.flatten(inside.dim() - reinterpreted).all(-1))
+    mask = masks[0]
+    for other in masks[1:]:
+        mask = mask & other
+    return mask

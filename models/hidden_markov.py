@@ -1,0 +1,271 @@
+"""Hidden Markov chains with Gaussian, Poisson and categorical emissions.
+
+    initial (K)   transition (K, K)   precisions, locs | rates | probs   (plate "states")
+        |               |                        |
+        v               v                        v
+    state_0 -> state_1 -> ... -> state_t -----> x_t                      (plate "sequences")
+
+The chain is unrolled: the sites of step t are `state_t` and `x_t`.
+"""
+
+from collections.abc import Sequence
+
+import pyro
+import torch
+from torch import Tensor
+
+from ember.models._checks import (
+    check_codes,
+    check_counts,
+    check_enough,
+    check_floats,
+    check_option,
+    check_size,
+    check_tensor,
+    item_levels,
+    parameter_dtype,
+    step_mask,
+)
+from ember.models._emissions import (
+    COVARIANCES,
+    GAUSSIAN_KEYS,
+    POISSON_KEYS,
+    categorical_emission,
+    gaussian_emission,
+    poisson_emission,
+)
+from ember.models._plates import chain
+from ember.models._priors import Hyperparameters, Prior
+
+__all__ = ["hidden_markov_categorical", "hidden_markov_gaussian", "hidden_markov_poisson"]
+
+CHAIN_KEYS = ("initial", "transition")
+
+
+def hidden_markov_gaussian(
+    x: Tensor,
+    states: int,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    covariance: str = "full",
+    prior: Prior | None = None,
+) -> None:
+    """A hidden Markov chain whose K states emit Gaussian rows.
+
+    Equations, for `covariance="full"`::
+
+        initial      ~ Dirichlet(initial)
+        transition_k ~ Dirichlet(transition_k)
+        precisions_k ~ Wishart(df, inverse(scale))
+        locs_k       ~ Normal(mean, inverse(kappa precisions_k))
+        state_0      ~ Categorical(initial)
+        state_t      ~ Categorical(transition_z)                z = state_(t-1)
+        x_t          ~ Normal(locs_z, inverse(precisions_z))    z = state_t
+
+    ================ ====================== ======================================================
+    key of `prior`   shape it broadcasts to default
+    ================ ====================== ======================================================
+    `"initial"`      (K,)                   1.5: half a sequence begins in each state
+    `"transition"`   (K, K), row: from      1.5: half a step goes from each state to each, flat;
+                                            `1.5 + 10 * torch.eye(K)` makes the states sticky
+    `"kappa"`, `"mean"`, `"df"`, `"scale"`  as in `gaussian_mixture`, K being the states
+    ================ ====================== ======================================================
+
+    Args:
+        x: one sequence (T, D) or several (S, T, D), floating; its dtype is that of all parameters.
+        states: the number K of states.
+        lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
+            `x` holds beyond them is never looked at and may be NaN.
+        covariance: `"full"`, `"diag"`, `"spherical"` or `"tied"`, as in `gaussian_mixture`.
+        prior: hyperparameters that replace the defaults, by the keys above.
+
+    Raises:
+        TypeError: if `x` is not a floating tensor, `states` or `lengths` no integers, `prior` no
+            mapping.
+        ValueError: if `x` has another shape, is empty or not finite, has fewer than two steps in
+            all, fewer than `states`, or (without a given scale) a constant column; if `lengths`
+            does not fit it; if an option or a key of `prior` is unknown, or a hyperparameter
+            outside its domain.
+
+    References:
+        L. R. Rabiner (1989). A tutorial on hidden Markov models and selected applications in speech
+        recognition. Proceedings of the IEEE 77, 257-286.
+
+    Example:
+        >>> import torch
+        >>> from pyro import poutine
+        >>> x = torch.tensor([[0.1, 0.2], [0.2, 0.1], [3.0, 3.3], [3.2, 2.9]])
+        >>> trace = poutine.trace(hidden_markov_gaussian).get_trace(x, 2, covariance="diag")
+        >>> for name in ("initial", "transition", "precisions", "locs", "state_3", "x_3"):
+        ...     print(name, tuple(trace.nodes[name]["value"].shape))
+        initial (2,)
+        transition (2, 2)
+        precisions (2, 2)
+        locs (2, 2)
+        state_3 ()
+        x_3 (2,)
+    """
+    x = check_tensor(x, {2: "(T, D)", 3: "(S, T, D)"}, "a single column is x.unsqueeze(-1)")
+    batched = x.dim() == 3
+    x, rows, mask = _steps(x, lengths, batched)
+    check_floats(rows)
+    check_size(states, "states")
+    check_option(covariance, "covariance", tuple(COVARIANCES))
+    hyper = Hyperparameters(prior, (*CHAIN_KEYS, *GAUSSIAN_KEYS), x)
+    check_enough(len(rows), states, "states")
+
+    plate = pyro.plate("states", states)
+    once = torch.ones_like(rows[:, 0])
+    emission = gaussian_emission(rows, once, states, covariance, hyper, plate)
+    chain(x, states, emission, hyper, plate, batched=batched, mask=mask)
+
+
+def hidden_markov_poisson(
+    x: Tensor,
+    states: int,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    prior: Prior | None = None,
+) -> None:
+    """A hidden Markov chain whose K states emit counts.
+
+    Equations, `initial`, `transition` and `state_t` being as in `hidden_markov_gaussian`::
+
+        rates_k ~ Gamma(shape, rate)
+        x_t     ~ Poisson(rates_z)                z = state_t
+
+    ============================= ====================== =========================================
+    key of `prior`                shape it broadcasts to default
+    ============================= ====================== =========================================
+    `"initial"`, `"transition"`   (K,) and (K, K)        1.5, as in `hidden_markov_gaussian`
+    `"shape"`                     (K,)                   1.5: half an event, so no rate is at 0
+    `"rate"`                      (K,)                   shape / mean of `x`
+    ============================= ====================== =========================================
+
+    Args:
+        x: counts of one sequence (T,) or of several (S, T), of an integer or floating dtype;
+            parameters have torch's default dtype where it is integer.
+        states: the number K of states.
+        lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
+            `x` holds beyond them is never looked at.
+        prior: hyperparameters that replace the defaults, by the keys above.
+
+    Raises:
+        TypeError: if `x` is not a tensor, `states` or `lengths` no integers, `prior` no mapping.
+        ValueError: if `x` has another shape, is empty, not finite, negative or fractional, has
+            fewer than two steps in all or fewer than `states`; if `lengths` does not fit it; if a
+            key of `prior` is unknown, or a hyperparameter outside its domain.
+
+    References:
+        W. Zucchini, I. L. MacDonald and R. Langrock (2016). Hidden Markov Models for Time Series.
+        2nd edition, CRC Press, chapter 2.
+
+    Example:
+        >>> import torch
+        >>> from pyro import poutine
+        >>> x = torch.tensor([[0, 1, 7], [9, 8, -1]])
+        >>> model = poutine.trace(hidden_markov_poisson)
+        >>> trace = model.get_trace(x, 2, lengths=torch.tensor([3, 2]))
+        >>> for name in ("initial", "transition", "rates", "state_2", "x_2"):
+        ...     print(name, tuple(trace.nodes[name]["value"].shape))
+        initial (2,)
+        transition (2, 2)
+        rates (2,)
+        state_2 (2,)
+        x_2 (2,)
+    """
+    x = check_tensor(x, {1: "(T,)", 2: "(S, T)"})
+    batched = x.dim() == 2
+    x, rows, mask = _steps(x, lengths, batched)
+    check_counts(rows)
+    check_size(states, "states")
+    x, rows = x.to(parameter_dtype(x)), rows.to(parameter_dtype(x))
+    hyper = Hyperparameters(prior, (*CHAIN_KEYS, *POISSON_KEYS), x)
+    check_enough(len(rows), states, "states")
+
+    plate = pyro.plate("states", states)
+    emission = poisson_emission(rows, torch.ones_like(rows), states, hyper, plate)
+    chain(x, states, emission, hyper, plate, batched=batched, mask=mask)
+
+
+def hidden_markov_categorical(
+    x: Tensor,
+    states: int,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    levels: int | None = None,
+    prior: Prior | None = None,
+) -> None:
+    """A hidden Markov chain whose K states emit one of L levels.
+
+    Equations, `initial`, `transition` and `state_t` being as in `hidden_markov_gaussian`::
+
+        probs_k ~ Dirichlet(probs_k)
+        x_t     ~ Categorical(probs_z)            z = state_t
+
+    ============================= ====================== =========================================
+    key of `prior`                shape it broadcasts to default
+    ============================= ====================== =========================================
+    `"initial"`, `"transition"`   (K,) and (K, K)        1.5, as in `hidden_markov_gaussian`
+    `"probs"`                     (K, L)                 1.5: half a count of each level
+    ============================= ====================== =========================================
+
+    Args:
+        x: level codes 0, ..., L - 1 of one sequence (T,) or of several (S, T), of an integer or
+            floating dtype; parameters have torch's default dtype where it is integer.
+        states: the number K of states.
+        lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
+            `x` holds beyond them is never looked at.
+        levels: the number L of levels; one more than the highest code, at least 2, unless given.
+            Give it where a level may be absent from `x`, and where a fitted model meets new data.
+        prior: hyperparameters that replace the defaults, by the keys above.
+
+    Raises:
+        TypeError: if `x` is not a tensor, `states` or `lengths` no integers, `prior` no mapping.
+        ValueError: if `x` has another shape, is empty, holds negative, fractional or too high
+            codes, has fewer than two steps in all or fewer than `states`; if `lengths` does not
+            fit it; if `levels` is below 2, a key of `prior` is unknown, or a hyperparameter
+            outside its domain.
+
+    References:
+        L. E. Baum, T. Petrie, G. Soules and N. Weiss (1970). A maximization technique occurring in
+        the statistical analysis of probabilistic functions of Markov chains. Annals of
+        Mathematical Statistics 41, 164-171.
+
+    Example:
+        >>> import torch
+        >>> from pyro import poutine
+        >>> x = torch.tensor([0, 2, 1, 1, 2, 0])
+        >>> trace = poutine.trace(hidden_markov_categorical).get_trace(x, 2)
+        >>> for name in ("initial", "transition", "probs", "state_5", "x_5"):
+        ...     print(name, tuple(trace.nodes[name]["value"].shape))
+        initial (2,)
+        transition (2, 2)
+        probs (2, 3)
+        state_5 ()
+        x_5 ()
+    """
+    x = check_tensor(x, {1: "(T,)", 2: "(S, T)"})
+    batched = x.dim() == 2
+    like = torch.empty((), dtype=parameter_dtype(x), device=x.device)
+    x, rows, mask = _steps(x, lengths, batched)
+    check_codes(rows)
+    check_size(states, "states")
+    (size,) = item_levels(levels, rows.unsqueeze(-1))
+    hyper = Hyperparameters(prior, (*CHAIN_KEYS, "probs"), like)
+    check_enough(len(rows), states, "states")
+
+    plate = pyro.plate("states", states)
+    emission = categorical_emission("probs", (states, size), hyper, plate)
+    chain(x.long(), states, emission, hyper, plate, batched=batched, mask=mask)
+
+
+def _steps(
+    x: Tensor, lengths: Tensor | Sequence[int] | None, batched: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The sequences with harmless padding, their own steps as rows, and the mask of these."""
+    mask = step_mask(lengths, x, batched)
+    if mask is None:
+        return x, x.flatten(0, 1) if batched else x, None
+    inside = mask.reshape(*mask.shape, *[1] * (x.dim() - 2))
+    return torch.where(inside, x, x[:, :1]), x[mask], mask

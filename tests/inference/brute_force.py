@@ -1,0 +1,237 @@
+"""The oracle: every joint value of the latent sites, one run of the plain model for each.
+
+Nothing of Ember is used here. A model is run by Pyro with its parameters and one joint value of
+all latent sites fixed; the log joint is read off the trace. What follows (log evidence, posterior
+marginals, most probable value, EM's expected log joint) is a sum over that list.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+Model = Callable[..., None]
+Params = Mapping[str, Tensor]
+
+
+@contextlib.contextmanager
+def float64() -> Iterator[None]:
+    """Runs models with numbers in double precision, as Ember promises to."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@dataclass
+class Enumeration:
+    """All joint values of the latents, and the log joint of each (parameters' priors left out)."""
+
+    values: dict[str, Tensor]
+    log_joint: Tensor
+    supports: dict[str, Tensor]
+
+    @property
+    def log_evidence(self) -> Tensor:
+        return torch.logsumexp(self.log_joint, 0)
+
+    @property
+    def weights(self) -> Tensor:
+        """Posterior probability of each joint value."""
+        return (self.log_joint - self.log_evidence).exp().detach()
+
+    def marginal(self, name: str) -> Tensor:
+        """Posterior of one site, ``(*batch, K)``."""
+        support = self.supports[name]
+        event = support.dim() - 1
+        value = self.values[name].unsqueeze(-1 - event)
+        hit = value == support
+        hit = hit.flatten(hit.dim() - event).all(-1) if event else hit
+        weights = self.weights.reshape(-1, *[1] * (hit.dim() - 1))
+        return (weights * hit).sum(0)
+
+    def mode(self) -> dict[str, Tensor]:
+        """The most probable joint value."""
+        best = int(self.log_joint.argmax())
+        return {name: value[best] for name, value in self.values.items()}
+
+
+def is_latent(site: Any) -> bool:
+    return (
+        site["type"] == "sample"
+        and not site["is_observed"]
+        and site["fn"].support.is_discrete
+        and site["fn"].has_enumerate_support
+    )
+
+
+def run(model: Model, params: Params, latents: Params, *args: Any, **kwargs: Any) -> Any:
+    """One run of the model with everything fixed."""
+    fixed = poutine.condition(model, data={**params, **latents})
+    with float64(), poutine.block(), poutine.substitute(data=dict(params)):
+        return poutine.trace(fixed).get_trace(*args, **kwargs)
+
+
+def site_log_prob(site: Any) -> Tensor:
+    """Log probability of a site, summed; masked entries of a latent count as ``1 / K`` each."""
+    return torch.as_tensor(site["fn"].log_prob(site["value"]))
+
+
+def enumerate_latents(model: Model, params: Params, *args: Any, **kwargs: Any) -> Enumeration:
+    """Runs the model once for every joint value of its latent sites."""
+    plain = run(model, params, {}, *args, **kwargs)
+    names = [name for name, site in plain.nodes.items() if is_latent(site)]
+    supports, choices, shapes = {}, [], {}
+    for name in names:
+        fn = plain.nodes[name]["fn"]
+        support = fn.enumerate_support(expand=False)
+        supports[name] = support.reshape(len(support), *fn.event_shape)
+        shapes[name] = fn.batch_shape
+        entries = torch.Size(fn.batch_shape).numel()
+        choices.append(list(itertools.product(range(len(support)), repeat=entries)))
+    values: dict[str, list[Tensor]] = {name: [] for name in names}
+    log_joints = []
+    for combination in itertools.product(*choices):
+        latents = {}
+        for name, indices in zip(names, combination, strict=True):
+            support = supports[name]
+            latents[name] = support[list(indices)].reshape(*shapes[name], *support.shape[1:])
+        trace = run(model, params, latents, *args, **kwargs)
+        total = torch.zeros((), dtype=torch.float64)
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+                continue
+            if site["infer"].get("_deterministic") or name in params:
+                continue
+            total = total + log_prob_of(site, name in latents, len(supports.get(name, ())))
+        log_joints.append(total)
+        for name in names:
+            values[name].append(latents[name])
+    joined = {name: torch.stack(found) for name, found in values.items()}
+    return Enumeration(joined, torch.stack(log_joints), supports)
+
+
+def log_prob_of(site: Any, latent: bool, states: int) -> Tensor:
+    log_prob = torch.as_tensor(site["fn"].log_prob(site["value"]), dtype=torch.float64)
+    mask = site["mask"]
+    if mask is not None:
+        mask = torch.as_tensor(mask)
+        # A latent that is masked away is summed over nothing: it must not count.
+        missing = -float(np.log(states)) if latent else 0.0
+        log_prob = torch.where(mask, log_prob, torch.full((), missing, dtype=torch.float64))
+    return (log_prob * site["scale"]).sum()
+
+
+def log_prior(model: Model, params: Params, *args: Any, **kwargs: Any) -> Tensor:
+    """Log prior density of the parameter sites, in the space in which the model declares them."""
+    trace = run(model, params, {}, *args, **kwargs)
+    total = torch.zeros((), dtype=torch.float64)
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and name in params:
+            total = total + log_prob_of(site, latent=False, states=0)
+    return total
+
+
+def log_posterior(model: Model, params: Params, *args: Any, **kwargs: Any) -> Tensor:
+    evidence = enumerate_latents(model, params, *args, **kwargs).log_evidence
+    return evidence + log_prior(model, params, *args, **kwargs)
+
+
+def expected_log_joint(
+    model: Model,
+    weights: Tensor,
+    params: Params,
+    *args: Any,
+    objective: str = "map",
+    **kwargs: Any,
+) -> Tensor:
+    """EM's ``Q``: the log joint at ``params``, averaged over given posterior weights."""
+    joint = enumerate_latents(model, params, *args, **kwargs).log_joint
+    total = (weights * torch.where(weights > 0, joint, torch.zeros(()))).sum()
+    return total + log_prior(model, params, *args, **kwargs) if objective == "map" else total
+
+
+# -- free reals ------------------------------------------------------------------------------------
+
+
+def support_of(site: Any) -> Any:
+    if site["type"] == "param":
+        return site["kwargs"].get("constraint", constraints.real)
+    return site["fn"].support
+
+
+def supports(model: Model, params: Params, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The support of each parameter."""
+    with float64(), poutine.block():
+        trace = poutine.trace(
+            poutine.condition(poutine.substitute(model, data=dict(params)), data=dict(params))
+        ).get_trace(*args, **kwargs)
+    return {name: support_of(trace.nodes[name]) for name in params}
+
+
+@dataclass
+class Free:
+    """Parameters as one vector of free reals."""
+
+    supports: Mapping[str, Any]
+    like: Params
+
+    def flatten(self, params: Params) -> Tensor:
+        return torch.cat(
+            [transform_to(s).inv(params[n]).reshape(-1) for n, s in self.supports.items()]
+        )
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        out, start = {}, 0
+        for name, support in self.supports.items():
+            transform = transform_to(support)
+            shape = transform.inv(self.like[name]).shape
+            piece = vector[start : start + shape.numel()].reshape(shape)
+            out[name] = transform(piece).reshape(self.like[name].shape)
+            start += shape.numel()
+        return out
+
+
+def maximise(function: Callable[[dict[str, Tensor]], Tensor], free: Free) -> dict[str, Tensor]:
+    """A maximum by BFGS and Newton steps in free reals; nothing of it is Ember's."""
+
+    def value(vector: Tensor) -> Tensor:
+        return -function(free.unflatten(vector))
+
+    def value_and_gradient(flat: Any) -> tuple[float, Any]:
+        vector = torch.tensor(flat, dtype=torch.float64, requires_grad=True)
+        total = value(vector)
+        (gradient,) = torch.autograd.grad(total, vector)
+        return float(total.detach()), gradient.numpy()
+
+    start = free.flatten(free.like).detach().numpy()
+    found = scipy.optimize.minimize(
+        value_and_gradient, start, jac=True, method="BFGS", options={"gtol": 1e-7, "maxiter": 2000}
+    )
+    vector = torch.from_numpy(np.asarray(found.x))
+    for _ in range(2):
+        gradient = torch.autograd.functional.jacobian(value, vector)
+        hessian = torch.autograd.functional.hessian(value, vector)
+        step = torch.linalg.pinv(hessian, hermitian=True, rtol=1e-10) @ gradient
+        vector = vector - step
+    return {name: value.detach() for name, value in free.unflatten(vector).items()}
+
+
+def free_gradient(
+    function: Callable[[dict[str, Tensor]], Tensor], params: Params, supports: Mapping[str, Any]
+) -> Tensor:
+    """Gradient in unconstrained space, as one vector."""
+    free = Free(supports, params)
+    vector = free.flatten(params).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(free.unflatten(vector)), vector)
+    return gradient

@@ -1,0 +1,238 @@
+"""Hidden Markov chains: sites, log evidence by brute force, lengths, priors, errors."""
+
+import itertools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+from scipy import stats
+from torch import Tensor
+
+from ember.models import (
+    hidden_markov_categorical,
+    hidden_markov_gaussian,
+    hidden_markov_poisson,
+)
+
+S, T, D, K, L = 3, 4, 2, 2, 3
+
+Model = Callable[..., None]
+CASES: dict[str, tuple[Model, dict[str, Any]]] = {
+    **{
+        covariance: (hidden_markov_gaussian, {"covariance": covariance})
+        for covariance in ("full", "diag", "spherical", "tied")
+    },
+    "poisson": (hidden_markov_poisson, {}),
+    "categorical": (hidden_markov_categorical, {"levels": L}),
+}
+EMISSIONS: dict[str, dict[str, tuple[int, ...]]] = {
+    "full": {"precisions": (K, D, D), "locs": (K, D)},
+    "tied": {"precisions": (D, D), "locs": (K, D)},
+    "diag": {"precisions": (K, D), "locs": (K, D)},
+    "spherical": {"precisions": (K,), "locs": (K, D)},
+    "poisson": {"rates": (K,)},
+    "categorical": {"probs": (K, L)},
+}
+
+
+def make_data(case: str, *batch: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    if case == "poisson":
+        return torch.poisson(torch.full(batch, 4.0, dtype=dtype))
+    if case == "categorical":
+        return torch.randint(0, L, batch).to(dtype)
+    return torch.randn(*batch, D, dtype=dtype) + 3
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("batch", [(T,), (S, T)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sites(case: str, batch: tuple[int, ...], dtype: torch.dtype, check_sites: Any) -> None:
+    model, options = CASES[case]
+    x = make_data(case, *batch, dtype=dtype)
+    shapes: dict[str, tuple[int, ...]] = {"initial": (K,), "transition": (K, K)}
+    shapes |= EMISSIONS[case]
+    for t in range(T):
+        shapes |= {f"state_{t}": batch[:-1], f"x_{t}": (*batch[:-1], *x.shape[len(batch) :])}
+    check_sites(shapes, dtype, model, x, K, **options)
+    torch.set_default_dtype(torch.float64)
+    check_sites(shapes, dtype, model, x, K, **options)
+    if case in ("poisson", "categorical"):
+        check_sites(shapes, torch.float64, model, x.long(), K, **options)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("batch", [(T,), (S, T)])
+def test_runs_under_guides(case: str, batch: tuple[int, ...], check_guides: Any) -> None:
+    model, options = CASES[case]
+    x = make_data(case, *batch, dtype=torch.float32)
+    check_guides(model, x, K, **options)
+    if len(batch) == 2:
+        check_guides(model, x, K, lengths=torch.tensor([2, 4, 1]), **options)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_log_evidence_equals_brute_force(
+    case: str, prior_draw: Any, log_joint: Any, log_likelihood: Any
+) -> None:
+    model, options = CASES[case]
+    x = make_data(case, T)
+    params = prior_draw(model, x, K, **options)
+    joints, priors = [], []
+    for path in itertools.product(range(K), repeat=T):
+        states = {f"state_{t}": torch.tensor(state) for t, state in enumerate(path)}
+        joints.append(log_joint(model, {**params, **states}, x, K, **options))
+    given = poutine.trace(poutine.condition(model, params)).get_trace(x, K, **options)
+    given.compute_log_prob()
+    priors = [given.nodes[name]["log_prob"].sum() for name in params]
+    brute = torch.stack(joints).logsumexp(0) - torch.stack(priors).sum()
+    ours = log_likelihood(model, params, x, K, **options)
+    assert ours.item() == pytest.approx(brute.item(), rel=1e-10)
+
+
+def test_log_joint_equals_scipy(prior_draw: Any, log_joint: Any) -> None:
+    x = make_data("full", S, T)
+    z = torch.randint(0, K, (S, T))
+    params = prior_draw(hidden_markov_gaussian, x, K)
+    states = {f"state_{t}": z[:, t] for t in range(T)}
+    ours = log_joint(hidden_markov_gaussian, {**params, **states}, x, K)
+
+    values = {name: value.numpy() for name, value in params.items()}
+    rows, codes = x.reshape(-1, D).numpy(), z.numpy()
+    wishart = stats.wishart(D + 2, np.linalg.inv(np.cov(rows.T) / K ** (2 / D)))
+    theirs = stats.dirichlet.logpdf(values["initial"], np.full(K, 1.5))
+    for k in range(K):
+        precision = values["precisions"][k]
+        covariance = np.linalg.inv(precision)
+        theirs += stats.dirichlet.logpdf(values["transition"][k], np.full(K, 1.5))
+        theirs += wishart.logpdf(precision)
+        theirs += stats.multivariate_normal(rows.mean(0), covariance * 100).logpdf(
+            values["locs"][k]
+        )
+        theirs += (
+            stats.multivariate_normal(values["locs"][k], covariance)
+            .logpdf(rows[codes.ravel() == k])
+            .sum()
+        )
+    theirs += np.log(values["initial"])[codes[:, 0]].sum()
+    theirs += np.log(values["transition"])[codes[:, :-1], codes[:, 1:]].sum()
+    assert float(ours) == pytest.approx(theirs, rel=1e-10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lengths_equal_cut_sequences(case: str, prior_draw: Any, log_likelihood: Any) -> None:
+    model, options = CASES[case]
+    lengths = [2, 4, 1]
+    x = make_data(case, S, T)
+    params = prior_draw(model, x, K, **options)
+    for s, length in enumerate(lengths):
+        x[s, length:] = torch.nan
+    padded = log_likelihood(model, params, x, K, lengths=torch.tensor(lengths), **options)
+    with pyro.validation_enabled(False):  # single sequences of one step
+        cut = [
+            log_likelihood(model, params, x[s, :length], K, **options)
+            for s, length in enumerate(lengths)
+        ]
+    assert padded.item() == pytest.approx(torch.stack(cut).sum().item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_prior_and_gradient_ignore_the_padding(case: str, prior_draw: Any) -> None:
+    model, options = CASES[case]
+    lengths = torch.tensor([2, 4, 1])
+    inside = torch.arange(T) < lengths[:, None]
+    x = make_data(case, S, T)
+    params = prior_draw(model, x, K, **options)
+    results = []
+    for padding in (1.0, torch.nan, -7.0):
+        x[~inside] = padding
+        leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
+        loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
+            config_enumerate(poutine.condition(model, leaves)),
+            lambda *args, **kwargs: None,
+            x,
+            K,
+            lengths=lengths,
+            **options,
+        )
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        results.append(torch.cat([loss.reshape(1), *(part.flatten() for part in gradients)]))
+    assert results[0].isfinite().all()
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_prior_is_overridden() -> None:
+    nodes: Any
+    sticky = 1 + torch.eye(K) * 9
+    prior: dict[str, Any] = {"initial": [2.0, 3.0], "transition": sticky, "kappa": 0.5}
+    nodes = (
+        poutine.trace(hidden_markov_gaussian).get_trace(make_data("full", T), K, prior=prior).nodes
+    )
+    assert nodes["initial"]["fn"].concentration.tolist() == [2, 3]
+    assert nodes["transition"]["fn"].concentration.tolist() == [[10, 1], [1, 10]]
+    torch.testing.assert_close(
+        nodes["locs"]["fn"].precision_matrix, 0.5 * nodes["precisions"]["value"]
+    )
+    codes = make_data("categorical", T)
+    prior = {"probs": [1.0, 2.0, 3.0]}
+    nodes = (
+        poutine.trace(hidden_markov_categorical).get_trace(codes, K, levels=L, prior=prior).nodes
+    )
+    assert nodes["probs"]["fn"].concentration.tolist() == [[1, 2, 3]] * K
+    counts = make_data("poisson", T)
+    prior = {"shape": 3.0, "rate": [1.0, 2.0]}
+    nodes = poutine.trace(hidden_markov_poisson).get_trace(counts, K, prior=prior).nodes
+    assert nodes["rates"]["fn"].concentration.tolist() == [3, 3]
+    assert nodes["rates"]["fn"].rate.tolist() == [1, 2]
+
+
+ROWS = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(0))
+CODES = torch.tensor([[0, 1, 2, 1, 0], [2, 2, 1, 0, 1]])
+
+ERRORS: list[tuple[Model, Any, dict[str, Any], type[Exception], str]] = [
+    (hidden_markov_gaussian, ROWS.numpy(), {}, TypeError, "`x` must be a torch.Tensor"),
+    (hidden_markov_gaussian, ROWS.long(), {}, TypeError, "`x` must have a floating dtype"),
+    (hidden_markov_gaussian, ROWS[0, :, 0], {}, ValueError, "shape (T, D) or (S, T, D), not (5,)"),
+    (hidden_markov_gaussian, ROWS[:0], {}, ValueError, "`x` is empty (shape (0, 5, 2))"),
+    (hidden_markov_gaussian, ROWS / 0, {}, ValueError, "20 NaN or infinite value(s)"),
+    (hidden_markov_gaussian, ROWS[0, :1], {"states": 1}, ValueError, "`x` has 1 row(s) in all"),
+    (hidden_markov_gaussian, ROWS, {"states": 11}, ValueError, "`states=11` is more than the 10"),
+    (hidden_markov_gaussian, ROWS, {"states": 0}, ValueError, "`states` must be at least 1"),
+    (hidden_markov_gaussian, ROWS, {"states": "2"}, TypeError, "`states` must be an integer"),
+    (hidden_markov_gaussian, ROWS, {"covariance": "x"}, ValueError, "`covariance` must be one of"),
+    (hidden_markov_gaussian, ROWS, {"lengths": torch.ones(3)}, ValueError, "shape (2,), one len"),
+    (hidden_markov_gaussian, ROWS, {"lengths": torch.ones(2)}, TypeError, "must hold integers"),
+    (hidden_markov_gaussian, ROWS, {"lengths": [0, 5]}, ValueError, "between 1 and the 5 steps"),
+    (hidden_markov_gaussian, ROWS, {"lengths": [6, 5]}, ValueError, "between 1 and the 5 steps"),
+    (hidden_markov_gaussian, ROWS[0], {"lengths": [5]}, ValueError, "`lengths` needs a batch"),
+    (hidden_markov_gaussian, ROWS, {"prior": {"weights": 1}}, ValueError, "takes 'initial', 'tr"),
+    (hidden_markov_gaussian, ROWS, {"prior": {"initial": 0}}, ValueError, "prior['initial'] must"),
+    (
+        hidden_markov_gaussian,
+        ROWS,
+        {"prior": {"transition": torch.ones(3, 3)}},
+        ValueError,
+        "prior['transition'] must be a number or an array that broadcasts to shape (2, 2)",
+    ),
+    (hidden_markov_poisson, CODES - 1, {}, ValueError, "`x` must hold counts"),
+    (hidden_markov_poisson, CODES[None], {}, ValueError, "(T,) or (S, T), not (1, 2, 5)"),
+    (hidden_markov_poisson, CODES, {"prior": {"mean": 1}}, ValueError, "'shape', 'rate'"),
+    (hidden_markov_categorical, CODES - 1, {}, ValueError, "`x` must hold level codes"),
+    (hidden_markov_categorical, CODES, {"levels": 2}, ValueError, "`x` has the code 2"),
+    (hidden_markov_categorical, CODES, {"levels": 1}, ValueError, "`levels` must be at least 2"),
+    (hidden_markov_categorical, CODES, {"prior": {"probs": 0}}, ValueError, "greater than 0"),
+]
+
+
+@pytest.mark.parametrize(("model", "data", "options", "error", "message"), ERRORS)
+def test_errors(
+    model: Model, data: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        model(data, **{"states": 2, **options})
