@@ -73,29 +73,26 @@ _UNBOUNDED = "has a prior density without bound (concentration below 1) and too 
 
 
 def _is_singular(n: Tensor, scatter: Tensor, statistics: Statistics) -> Tensor:
-    """Whether a covariance is singular relative to the covariance of all data."""
-    covariance = scatter / n.clamp_min(1e-250)[:, None, None]
-    overall = _overall_covariance(statistics, scatter.shape[-1])
-    if overall is not None:
-        factor, failed = torch.linalg.cholesky_ex(overall)
-        if int(failed) == 0:
-            half = torch.linalg.solve_triangular(factor, covariance, upper=False)
-            covariance = torch.linalg.solve_triangular(factor, half.mT, upper=False)
-    finite = torch.isfinite(covariance).flatten(1).all(-1)
-    safe = torch.where(finite[:, None, None], covariance, torch.eye(scatter.shape[-1]))
-    return ~finite | (torch.linalg.eigvalsh(safe)[:, 0] <= COLLAPSED)
+    """Whether a covariance is singular relative to the variances of all data.
+
+    The squared pivots of a Cholesky factor are the variances of each coordinate given those
+    before it; one that is next to nothing means a direction without spread.
+    """
+    factor, failed = torch.linalg.cholesky_ex(scatter)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    floor = COLLAPSED * n[:, None] * _overall_variance(statistics, scatter.shape[-1])
+    return (failed != 0) | ~(pivots > floor).all(-1)
 
 
-def _overall_covariance(statistics: Statistics, dim: int) -> Tensor | None:
-    """Covariance of all data of the multivariate normal sites."""
+def _overall_variance(statistics: Statistics, dim: int) -> Tensor:
+    """Variance of each column of the multivariate normal data; 0 where there are none."""
     for group, sums in statistics.groups.values():
-        if isinstance(group.family, MultivariateNormal) and group.reference is not None:
-            if group.reference.shape[-1] != dim:
-                continue
+        if not isinstance(group.family, MultivariateNormal) or group.reference is None:
+            continue
+        if group.reference.shape[-1] == dim:
             n, s, q = MultivariateNormal.moments(sums.sum(0), dim)
-            mean = s / n
-            return q / n - mean[:, None] * mean
-    return None
+            return q.diagonal() / n - (s / n).square()
+    return torch.zeros(dim)
 
 
 def _smallest_variance(statistics: Statistics) -> float:

@@ -23,6 +23,7 @@ Conjugate priors have the same shapes (``conjugacy.py``), so they add.
 Reference: Barndorff-Nielsen (1978), *Information and Exponential Families*, Wiley.
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -158,10 +159,8 @@ class MultivariateNormal(Family):
         log_det = 2.0 * _log_diagonal(precision).sum(-1)
         linear = (precision @ m.unsqueeze(-1)).squeeze(-1)
         constant = 0.5 * (log_det - (m * linear).sum(-1) - dim * LOG_2PI)
-        rows, columns = torch.triu_indices(dim, dim)
-        # Off-diagonal entries stand for two equal entries of x x'.
-        twice = torch.where(rows == columns, -0.5, -1.0).to(m.dtype)
-        quadratic = twice * precision[..., rows, columns]
+        rows, columns, halves = _vech_indices(dim)
+        quadratic = halves * precision[..., rows, columns]
         shape = torch.broadcast_shapes(constant.shape, quadratic.shape[:-1])
         return torch.cat(
             [
@@ -186,23 +185,40 @@ class MultivariateNormal(Family):
         n, s, q = self.moments(statistics, dim)
         cross = s.unsqueeze(-1) * by
         moved = q + cross + cross.mT + n[:, None, None] * by.unsqueeze(-1) * by
-        rows, columns = torch.triu_indices(dim, dim)
+        rows, columns, _ = _vech_indices(dim)
         return torch.cat([n[:, None], s + n[:, None] * by, moved[:, rows, columns]], -1)
 
     @staticmethod
     def statistics(x: Tensor) -> Tensor:
         """``T(x)`` of shape ``(..., P)`` with ``P = 1 + D + D(D+1)/2``."""
-        rows, columns = torch.triu_indices(x.shape[-1], x.shape[-1])
+        rows, columns, _ = _vech_indices(x.shape[-1])
         return torch.cat([torch.ones_like(x[..., :1]), x, x[..., rows] * x[..., columns]], -1)
 
     @staticmethod
     def moments(statistics: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Count ``(C,)``, sum ``(C, D)`` and sum of squares ``(C, D, D)``."""
-        rows, columns = torch.triu_indices(dim, dim)
-        q = statistics.new_zeros((*statistics.shape[:-1], dim, dim))
-        q[..., rows, columns] = statistics[..., 1 + dim :]
-        q[..., columns, rows] = statistics[..., 1 + dim :]
+        q = statistics[..., 1 + dim + _vech_positions(dim)]
         return statistics[..., 0], statistics[..., 1 : 1 + dim], q
+
+
+@functools.cache
+def _vech_indices(dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and columns of the upper triangle, and -1/2 on the diagonal, -1 off it.
+
+    An entry off the diagonal stands for two equal entries of ``x x'``.
+    """
+    rows, columns = torch.triu_indices(dim, dim)
+    halves = torch.where(rows == columns, -0.5, -1.0).to(torch.float64)
+    return rows, columns, halves
+
+
+@functools.cache
+def _vech_positions(dim: int) -> Tensor:
+    """Where each entry of a symmetric matrix stands in its upper triangle, ``(D, D)``."""
+    rows, columns = torch.triu_indices(dim, dim)
+    positions = torch.zeros(dim, dim, dtype=torch.long)
+    positions[rows, columns] = positions[columns, rows] = torch.arange(len(rows))
+    return positions
 
 
 def _log_diagonal(precision: Tensor) -> Tensor:
@@ -230,8 +246,7 @@ def contribution_to_maximiser(kind: str, coefficients: list[Tensor]) -> Tensor:
             return torch.linalg.solve_ex(precision, h)[0]
         case "matrix":
             n, scatter = coefficients
-            inverse = torch.linalg.inv_ex(0.5 * (scatter + scatter.mT))[0]
-            precision = n[:, None, None] * inverse
-            return 0.5 * (precision + precision.mT)
+            factor, _ = torch.linalg.cholesky_ex(scatter)
+            return n[:, None, None] * torch.cholesky_inverse(factor)
         case _:
             raise AssertionError(kind)

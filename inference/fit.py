@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyro.distributions as dist
 import torch
+from pyro import validation_enabled
 from torch import Tensor
 
 from ember.inference import prediction
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
+from ember.inference.options import check_count
 from ember.inference.plan import Plan, build_plan
 
 __all__ = ["Fit"]
@@ -35,6 +39,7 @@ class Fit:
         evaluations: Number of passes over the data.
         stop_reason: Why the fit ended, in words.
         starts: Final objective of every start, the kept one included.
+        guide: For SVI the learnt guide, callable like any; None for EM.
     """
 
     method: str
@@ -49,6 +54,7 @@ class Fit:
     plan: Plan = field(repr=False)
     warning: str = ""
     starts: Tensor = field(default_factory=lambda: torch.zeros(0))
+    guide: Any = field(default=None, repr=False)
 
     # -- how it went --------------------------------------------------------------------------
 
@@ -125,13 +131,31 @@ class Fit:
         with sheltered(seed):
             return prediction.sample(self.plan, self.params, n)
 
+    def posterior_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
+        """Draws ``n`` values of the parameters from an SVI fit's guide, site name to ``(n, ...)``.
+
+        Raises:
+            ValueError: If the fit has no guide: EM gives a point.
+        """
+        if self.guide is None:
+            raise ValueError(
+                f"{self.method} gives a point, not a posterior of the parameters; "
+                "fit SVI(model, guide='normal') to draw from one."
+            )
+        check_count("n", n)
+        with sheltered(seed):
+            draws: dict[str, Tensor] = self.guide.draw(n)
+            return draws
+
     def plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
         """The plan for other data, the remaining arguments as in the fit."""
         if not args and not kwargs:
             return self.plan
-        old = self.plan.structure.arguments
-        new = prepare((*args, *old.args[len(args) :]), {**old.kwargs, **kwargs})
-        return build_plan(self.plan.structure.model, new, "mle", start=self.params)
+        model, old = self.plan.structure.model, self.plan.structure.arguments
+        kept = {**_without_data(model, old.kwargs), **kwargs} if args else {**old.kwargs, **kwargs}
+        new = prepare((*args, *old.args[len(args) :]), kept)
+        with validation_enabled(False):  # a single new row is enough where parameters are known
+            return build_plan(model, new, "mle", start=self.params)
 
     # -- tables -------------------------------------------------------------------------------
 
@@ -163,19 +187,29 @@ class Fit:
     __repr__ = __str__
 
 
+def _without_data(model: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments that can go with new data: row weights and the like belong to the old."""
+    try:
+        optional = {
+            name
+            for name, parameter in inspect.signature(model).parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
+    except (TypeError, ValueError):
+        return dict(kwargs)
+    return {
+        name: value
+        for name, value in kwargs.items()
+        if not (isinstance(value, Tensor) and value.dim() and name in optional)
+    }
+
+
 def _show(value: Tensor) -> str:
     """A small tensor in full, a large one by its shape and range."""
     if value.numel() > 64:
         shape = tuple(value.shape)
         return f"shape {shape}, from {float(value.min()):.6g} to {float(value.max()):.6g}"
-    text = str(pd.Series([value.tolist()]).iloc[0]) if not value.dim() else ""
-    if text:
+    if not value.dim():
         return f"{float(value):.6g}"
-    lines = _numbers(value).split("\n")
+    lines = np.array2string(value.numpy(), precision=6, suppress_small=True).split("\n")
     return lines[0] if len(lines) == 1 else "\n    " + "\n    ".join(lines)
-
-
-def _numbers(value: Tensor) -> str:
-    import numpy as np
-
-    return str(np.array2string(value.numpy(), precision=6, suppress_small=True))

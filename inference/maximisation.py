@@ -159,14 +159,14 @@ def _closed_form(
     total: list[Tensor] = []
     for usage in update.usages:
         group, sums = _sums(plan, usage, statistics, params)
-        rows = group.cells[:, usage.slot] - usage.start
-        mine = (rows >= 0) & (rows < count) & (group.cells[:, usage.slot] >= 0)
         coefficients = group.contribution(usage.slot, sums, params)
-        scattered = [
-            c.new_zeros((count, *c.shape[1:])).index_add_(0, rows[mine], c[mine])
-            for c in coefficients
-        ]
-        total = [a + b for a, b in zip(total, scattered, strict=True)] if total else scattered
+        rows = group.rows(usage.slot, usage.start, count)
+        if rows is not None:
+            coefficients = [
+                c.new_zeros((count, *c.shape[1:])).index_add_(0, rows[1], c[rows[0]])
+                for c in coefficients
+            ]
+        total = [a + b for a, b in zip(total, coefficients, strict=True)] if total else coefficients
     for i, pseudo in enumerate(_pseudo(plan, update, params)):
         spread = pseudo.expand(rows_shape + total[i].shape[1:])
         total[i] = total[i] + spread.reshape(total[i].shape)
@@ -223,7 +223,7 @@ def _numerical(
         (gradient,) = torch.autograd.grad(value, free)
         if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
             return float("inf"), np.zeros_like(flat)
-        return float(value), gradient.numpy()
+        return float(value.detach()), gradient.numpy()
 
     flat = torch.cat([value.reshape(-1) for value in start]).nan_to_num(posinf=50.0, neginf=-50.0)
     before, _ = negative(flat.numpy())

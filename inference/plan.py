@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ember.inference.arguments import Arguments
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale
+from ember.inference.expectation.mixture import MixtureKernel, mixture_kernel
 from ember.inference.factors import FormFactor, Site, compile_form, finish
 from ember.inference.factors import statistics_of
-from ember.inference.reading import probe, read_site
+from ember.inference.reading import Probes, probe, read_site
 from ember.inference.recognition import unwrap
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group, Part, Statistics
@@ -52,6 +53,7 @@ class Plan:
     groups: dict[tuple[Any, ...], Group]
     priors: dict[str, PriorSite]
     contraction: Contraction
+    kernel: MixtureKernel | None
     row: str | None
     sizes: dict[str, int]
     latent_symbols: dict[str, str] = field(default_factory=dict)
@@ -64,7 +66,16 @@ class Plan:
         """Log evidence at ``params``, and its gradient: the expected sufficient statistics."""
         with torch.no_grad():
             natural = {key: group.natural_parameters(params) for key, group in self.groups.items()}
+            if self.kernel is not None:
+                total, gradient = self.kernel(natural)
+                sums = {key: (group, gradient[key]) for key, group in self.groups.items()}
+                return self._statistics(params, total, sums, {})
             other = self.other_log_probs(params)
+        return self._general_e_step(params, natural, other)
+
+    def _general_e_step(
+        self, params: Params, natural: dict[tuple[Any, ...], Tensor], other: dict[str, Tensor]
+    ) -> Statistics:
         leaves = [t.requires_grad_() for t in (*natural.values(), *other.values())]
         with torch.enable_grad():
             total = self.contraction.total(self.contraction(self.tensors(natural, other)))
@@ -94,13 +105,13 @@ class Plan:
         with torch.enable_grad():
             tensors = self.tensors(natural, other)
             pairs = zip(self.factors, tensors, strict=True)
-            total = sum((weights[f.name] * t).sum() for f, t in pairs)
+            total = torch.stack([(weights[f.name] * t).sum() for f, t in pairs]).sum()
             gradients = torch.autograd.grad(total, leaves) if leaves else ()
         groups = {
             key: (self.groups[key], g) for key, g in zip(natural, gradients, strict=True)
         }
         posteriors = {name: weights[name] for name in other}
-        return self._statistics(params, float(total), groups, posteriors)
+        return self._statistics(params, float(total.detach()), groups, posteriors)
 
     def _statistics(
         self,
@@ -266,15 +277,25 @@ def build_plan(
     objective: str = "map",
     integrate: Mapping[str, Any] | None = None,
     start: Params | None = None,
+    probing: bool = True,
 ) -> Plan:
-    """Reads a model into a plan; ``start`` optionally gives parameter values to read it at.
+    """Reads a model into a plan.
+
+    Args:
+        model: A Pyro function.
+        arguments: What it is called with.
+        objective: "map" or "mle".
+        integrate: Wishes that override the ``infer`` dictionaries of sites.
+        start: Parameter values to read the model at; others get a default.
+        probing: False gives the reference path: no map is looked for, every factor is asked of
+            the model at each step, and every update is numerical. Slow, general, the oracle.
 
     Raises:
         ValueError: If the model cannot be handled; the message names the site and the remedy.
     """
     structure = read_structure(model, arguments, integrate, start)
     trace = structure.trace({name: p.start for name, p in structure.parameters.items()})
-    probes = probe(structure)
+    probes = probe(structure) if probing else Probes([], [], "the reference path looks for no maps")
     sites = {n: read_site(n, structure, probes, trace) for n in structure.factor_names}
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {
@@ -293,6 +314,7 @@ def build_plan(
         factors.append(Factor(name, dims, site.plates, scales[name]))
     sizes = _sizes(trace, structure, latent_symbols)
     latents = {s: (n, scales[n]) for n, s in latent_symbols.items()}
+    row = _row_plate(sites, structure)
     plan = Plan(
         structure,
         objective,
@@ -302,7 +324,8 @@ def build_plan(
         groups,
         _priors(structure, probes, trace) if objective == "map" else {},
         Contraction(factors, latents, sizes),
-        _row_plate(sites, structure),
+        mixture_kernel(factors, forms, list(latents), row),
+        row,
         sizes,
         latent_symbols,
         scales,
@@ -350,7 +373,7 @@ def _group(
     for key, pooled in members.items():
         rows = [_slot_rows(site) for site in pooled]
         combinations, place = torch.unique(
-            torch.cat([row.flatten(0, -2) for row in rows]), dim=0, return_inverse=True
+            torch.cat([_flat(row) for row in rows]), dim=0, return_inverse=True
         )
         places = place.split([row[..., 0].numel() for row in rows])
         indices = [p.reshape(row.shape[:-1]) for p, row in zip(places, rows, strict=True)]
@@ -368,10 +391,14 @@ def _slot_rows(site: Site) -> Tensor:
     return torch.stack(torch.broadcast_tensors(*site.form.indices), -1)
 
 
+def _flat(rows: Tensor) -> Tensor:
+    return rows.reshape(-1, rows.shape[-1])
+
+
 def _cells_of(site: Site) -> Tensor:
     """The cell of every entry of a site, for a group that holds this site alone."""
     rows = _slot_rows(site)
-    flat = torch.unique(rows.flatten(0, -2), dim=0, return_inverse=True)[1]
+    flat = torch.unique(_flat(rows), dim=0, return_inverse=True)[1]
     return flat.reshape(rows.shape[:-1])
 
 
@@ -421,7 +448,7 @@ def _priors(structure: Structure, probes: Any, start: Any) -> dict[str, PriorSit
         site = read_site(name, structure, probes, start)
         group = None
         if site.form is not None:
-            cells = torch.unique(_slot_rows(site).flatten(0, -2), dim=0)
+            cells = torch.unique(_flat(_slot_rows(site)), dim=0)
             group = Group((name,), site.form.family, site.form.slots, cells)
         scale = torch.as_tensor(start.nodes[name]["scale"], dtype=torch.float64)
         priors[name] = PriorSite(site, scale, group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Group", "Part", "Statistics"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Sites of one family that read the same slots; their statistics are pooled, cell by cell.
 
@@ -38,6 +39,19 @@ class Group:
         if self.reference is not None:
             values[0] = values[0] - self.reference
         return tuple(values)
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 - a group lives as long as its plan
+    def rows(self, slot: int, start: int, count: int) -> tuple[Tensor, Tensor] | None:
+        """Cells that read rows ``start`` to ``start + count`` of a slot's table, and which row.
+
+        None where cell ``i`` reads row ``i`` and nothing needs to be moved.
+        """
+        rows = self.cells[:, slot] - start
+        if torch.equal(rows, torch.arange(count)):
+            return None
+        mine = (rows >= 0) & (rows < count) & (self.cells[:, slot] >= 0)
+        cells = mine.nonzero().reshape(-1)
+        return cells, rows[cells]
 
     def natural_parameters(self, params: Mapping[str, Tensor]) -> Tensor:
         """``eta`` of every cell, shape ``(C, P)``."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro import poutine
+from pyro import poutine, validation_enabled
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer import config_enumerate
@@ -69,7 +69,12 @@ class Structure:
 
     def trace(self, params: Mapping[str, Tensor]) -> Trace:
         """Runs the model at ``params`` with every latent site enumerated, dims named."""
-        with poutine.enum(first_available_dim=-self.nesting - 1), _At(params):
+        # The plain run has validated model and data; the others need not check them again.
+        with (
+            validation_enabled(False),
+            poutine.enum(first_available_dim=-self.nesting - 1),
+            _At(params),
+        ):
             trace = poutine.trace(config_enumerate(self.model, default="parallel")).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
             )
@@ -105,7 +110,7 @@ def read_structure(
         ValueError: If a latent site cannot be integrated, a plate subsamples, batch dimensions
             are undeclared, or the model has nothing to fit. The message names the site.
     """
-    with _At(start or {}):
+    with _At(start or {}, fix_latents=True):
         plain = poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
     parameters: dict[str, Parameter] = {}
     latent: list[str] = []
@@ -148,13 +153,19 @@ def read_structure(
 class _At(Messenger):
     """Fixes parameter sites at given values, others at their default start; never draws them."""
 
-    def __init__(self, params: Mapping[str, Tensor]) -> None:
+    def __init__(self, params: Mapping[str, Tensor], fix_latents: bool = False) -> None:
         super().__init__()
-        self.params = params
+        self.params, self.fix_latents = params, fix_latents
 
     def _pyro_sample(self, msg: Any) -> None:
         drawn = msg["infer"].get("was_observed")  # data sites that `simulate` draws
-        if msg["is_observed"] or msg["done"] or drawn or not _is_continuous(msg["fn"]):
+        if msg["is_observed"] or msg["done"] or drawn:
+            return
+        if not _is_continuous(msg["fn"]):
+            if self.fix_latents and getattr(msg["fn"], "has_enumerate_support", False):
+                # One value for all rows: a draw for each would gather a parameter for each.
+                msg["value"] = msg["fn"].enumerate_support(expand=False)[0]
+                msg["done"] = True
             return
         if msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.optimize
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
@@ -66,6 +67,22 @@ class Enumeration:
         return {name: value[best] for name, value in self.values.items()}
 
 
+class Fixed(Messenger):
+    """Gives sample and param sites their values, by name."""
+
+    def __init__(self, values: Params) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
 def is_latent(site: Any) -> bool:
     return (
         site["type"] == "sample"
@@ -77,14 +94,8 @@ def is_latent(site: Any) -> bool:
 
 def run(model: Model, params: Params, latents: Params, *args: Any, **kwargs: Any) -> Any:
     """One run of the model with everything fixed."""
-    fixed = poutine.condition(model, data={**params, **latents})
-    with float64(), poutine.block(), poutine.substitute(data=dict(params)):
-        return poutine.trace(fixed).get_trace(*args, **kwargs)
-
-
-def site_log_prob(site: Any) -> Tensor:
-    """Log probability of a site, summed; masked entries of a latent count as ``1 / K`` each."""
-    return torch.as_tensor(site["fn"].log_prob(site["value"]))
+    with float64(), poutine.block(), Fixed({**params, **latents}):
+        return poutine.trace(model).get_trace(*args, **kwargs)
 
 
 def enumerate_latents(model: Model, params: Params, *args: Any, **kwargs: Any) -> Enumeration:
@@ -172,10 +183,7 @@ def support_of(site: Any) -> Any:
 
 def supports(model: Model, params: Params, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """The support of each parameter."""
-    with float64(), poutine.block():
-        trace = poutine.trace(
-            poutine.condition(poutine.substitute(model, data=dict(params)), data=dict(params))
-        ).get_trace(*args, **kwargs)
+    trace = run(model, params, {}, *args, **kwargs)
     return {name: support_of(trace.nodes[name]) for name in params}
 
 

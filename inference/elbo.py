@@ -1,0 +1,90 @@
+"""The evidence lower bound with the latents summed out by the plan: a loss for Pyro's SVI."""
+
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ember.inference.plan import Plan
+
+__all__ = ["NonFiniteLoss", "PlanELBO", "parameter_values"]
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or one of its gradients is NaN or infinite; no step was taken."""
+
+
+class PlanELBO:
+    r"""Pyro's evidence lower bound, the model's half of it evaluated by a ``Plan``.
+
+    .. math:: \mathcal{L} = \mathbb{E}_{q(\theta)}\bigl[\log p(x \mid \theta) + \log p(\theta)
+        - \log q(\theta)\bigr]
+
+    This is what ``TraceEnum_ELBO`` computes for a guide over the parameters, number for number.
+    It is used instead because the plan needs no run of the model (on small data a step takes a
+    fifth of the time), and because ``TraceEnum_ELBO`` takes no weights of rows
+    (``poutine.scale`` with a tensor) on enumerated sites. Gradients with respect to the guide's
+    draws are reparametrised. Give it to Pyro as
+    ``pyro.infer.SVI(model, guide, optim, loss=elbo.loss, loss_and_grads=elbo.loss_and_grads)``.
+
+    Args:
+        plan: The plan of the model, read with ``objective="map"``.
+        num_particles: Draws from the guide in each evaluation.
+
+    Reference: Kucukelbir, Tran, Ranganath, Gelman & Blei (2017), *Automatic differentiation
+    variational inference*, JMLR 18(14), 1-45.
+    """
+
+    def __init__(self, plan: Plan, num_particles: int = 1) -> None:
+        self.plan, self.num_particles = plan, num_particles
+        self.evaluations = 0
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The negative bound, estimated from ``num_particles`` draws; the model is not run."""
+        with torch.no_grad():
+            return float(self._negative_bound(guide, args, kwargs))
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The negative bound; its gradients are added to those of the guide's parameters.
+
+        Raises:
+            NonFiniteLoss: If the bound or a gradient is not finite.
+        """
+        with poutine.trace(param_only=True) as captured:
+            loss = self._negative_bound(guide, args, kwargs)
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [
+            site["value"].unconstrained().grad for site in captured.trace.nodes.values()
+        ]
+        finite = torch.isfinite(loss) & all(
+            bool(torch.isfinite(g).all()) for g in gradients if g is not None
+        )
+        if not bool(finite):
+            raise NonFiniteLoss
+        return float(loss.detach())
+
+    def _negative_bound(self, guide: Any, args: Any, kwargs: Any) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for _ in range(self.num_particles):
+            trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            params = parameter_values(self.plan, trace)
+            # A plan may run the model; what it says then is no business of the optimiser's.
+            with poutine.block():
+                log_joint = self.plan.log_evidence(params) + self.plan.log_prior(params)
+            total = total + trace.log_prob_sum() - log_joint
+            self.evaluations += 1
+        return total / self.num_particles
+
+
+def parameter_values(plan: Plan, trace: Any) -> dict[str, Tensor]:
+    """The plan's parameters: guided sites from a trace of the guide, others from the store."""
+    values = {}
+    for name, parameter in plan.structure.parameters.items():
+        if parameter.has_prior:
+            values[name] = trace.nodes[name]["value"]
+        else:
+            values[name] = pyro.param(name, parameter.start, constraint=parameter.support)
+    return values

@@ -1,0 +1,190 @@
+"""Guides over the parameters of a model: made from a name, checked, and kept after the fit."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import autoguide
+from pyro.infer.autoguide import AutoGuide, init_to_value
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ember.inference.elbo import parameter_values
+from ember.inference.options import check_choice
+from ember.inference.plan import Plan
+from ember.inference.structure import default_value
+
+__all__ = ["GUIDES", "LearntGuide", "check_guide", "guide_name", "make_guide", "point_estimate"]
+
+GUIDES: dict[str, type[AutoGuide]] = {
+    "delta": autoguide.AutoDelta,
+    "normal": autoguide.AutoNormal,
+    "multivariate_normal": autoguide.AutoMultivariateNormal,
+}
+
+Guide = str | type[AutoGuide] | Callable[..., Any]
+
+
+class _At(Messenger):
+    """Gives ``pyro.param`` statements fixed values, whatever the parameter store holds."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+class _AtMean(Messenger):
+    """Sets every sampled site to the mean of its distribution."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
+            msg["value"], msg["done"] = default_value(msg["fn"]), True
+
+
+class LearntGuide:
+    """A guide with the values that were learnt for its parameters; needs no parameter store.
+
+    Args:
+        guide: The guide.
+        values: Learnt values of its ``pyro.param`` statements, and of the model's.
+        plan: The plan of the model, for its arguments and the names of its parameters.
+    """
+
+    def __init__(self, guide: Callable[..., Any], values: Mapping[str, Tensor], plan: Plan) -> None:
+        self.guide, self.values, self._plan = guide, dict(values), plan
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the guide, as Pyro's ``Predictive`` and ``Importance`` do."""
+        with _At(self.values):
+            return self.guide(*args, **kwargs)
+
+    def draw(self, n: int) -> dict[str, Tensor]:
+        """Draws ``n`` values of every parameter: site name to ``(n, ...)``, constrained."""
+        arguments = self._plan.structure.arguments
+        drawn: dict[str, list[Tensor]] = {}
+        with torch.no_grad(), _At(self.values):
+            for _ in range(n):
+                trace = poutine.trace(self.guide).get_trace(*arguments.args, **arguments.kwargs)
+                for name, value in parameter_values(self._plan, trace).items():
+                    drawn.setdefault(name, []).append(value)
+        return {name: torch.stack(values) for name, values in drawn.items()}
+
+
+def check_guide(guide: Any) -> None:
+    """Refuses what is no guide.
+
+    Raises:
+        ValueError: If a name is unknown.
+        TypeError: If the guide is neither a name, nor callable.
+    """
+    if isinstance(guide, str):
+        check_choice("guide", guide, tuple(GUIDES), ", an AutoGuide class or a guide of your own")
+    elif not callable(guide):
+        raise TypeError(
+            f"guide must be a name, an AutoGuide or a function, not {type(guide).__name__}; "
+            f"names are {', '.join(map(repr, GUIDES))}."
+        )
+
+
+def guide_name(guide: Guide) -> str:
+    """How tables call a guide."""
+    if isinstance(guide, str):
+        return GUIDES[guide].__name__
+    if isinstance(guide, AutoGuide):
+        return type(guide).__name__
+    return getattr(guide, "__name__", type(guide).__name__)
+
+
+def make_guide(choice: Guide, plan: Plan, start: Mapping[str, Tensor]) -> Callable[..., Any]:
+    """A fresh guide over the parameter sites with a prior, begun at ``start`` where it can be.
+
+    Raises:
+        ValueError: If the guide misses a parameter site, guides a latent one, or draws in a way
+            that has no reparametrised gradient.
+    """
+    guided = [name for name, p in plan.structure.parameters.items() if p.has_prior]
+    kind = GUIDES[choice] if isinstance(choice, str) else choice
+    guide: Any
+    if isinstance(kind, type) and issubclass(kind, AutoGuide):
+        if not guided:
+            return _nothing  # every parameter is a pyro.param: there is nothing to guide
+        options = {}
+        if "init_loc_fn" in inspect.signature(kind.__init__).parameters:
+            options["init_loc_fn"] = init_to_value(values=dict(start))
+        guide = kind(poutine.block(plan.structure.model, expose=guided), **options)
+    elif isinstance(kind, torch.nn.Module):
+        guide = copy.deepcopy(kind)  # the fit leaves the user's own untouched
+    else:
+        guide = kind
+    _check_sites(guide, plan, guided)
+    return guide
+
+
+def _check_sites(guide: Any, plan: Plan, guided: list[str]) -> None:
+    """Runs the guide once and looks at what it samples."""
+    arguments = plan.structure.arguments
+    trace = poutine.trace(guide).get_trace(*arguments.args, **arguments.kwargs)
+    # Plates are sites as well, of no interest here.
+    sites = {
+        name: trace.nodes[name]
+        for name in trace.stochastic_nodes
+        if type(trace.nodes[name]["fn"]).__name__ != "_Subsample"
+    }
+    for name in guided:
+        if name not in sites:
+            raise ValueError(
+                f"the guide does not sample the parameter site '{name}'; add a pyro.sample "
+                "statement of that name to it."
+            )
+    for name, site in sites.items():
+        if name in plan.structure.latent:
+            raise ValueError(
+                f"the guide samples the latent site '{name}', which is summed out exactly; hide "
+                "it from the guide with poutine.block."
+            )
+        if not site["fn"].has_rsample:
+            raise ValueError(
+                f"site '{name}' of the guide ({type(site['fn']).__name__}) has no reparametrised "
+                "draws; use a distribution with rsample."
+            )
+        if name in guided and site["value"].shape != plan.structure.parameters[name].shape:
+            raise ValueError(
+                f"the guide draws '{name}' with shape {tuple(site['value'].shape)} but the model "
+                f"declares {tuple(plan.structure.parameters[name].shape)}; use the same shape."
+            )
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """The guide of a model whose parameters are all ``pyro.param`` statements."""
+
+
+def point_estimate(guide: Any, plan: Plan) -> dict[str, Tensor]:
+    """Constrained parameters in the middle of the guide.
+
+    A delta gives its value, a normal guide its median, which passes through the transforms; a
+    guide of the user's own is run with each of its sites at the mean.
+    """
+    arguments = plan.structure.arguments
+    with torch.no_grad():
+        if isinstance(guide, AutoGuide):
+            try:
+                median = guide.median(*arguments.args, **arguments.kwargs)
+            except NotImplementedError:
+                pass
+            else:
+                return {
+                    name: (median[name] if p.has_prior else pyro.param(name)).detach().clone()
+                    for name, p in plan.structure.parameters.items()
+                }
+        with _AtMean():
+            trace = poutine.trace(guide).get_trace(*arguments.args, **arguments.kwargs)
+        values = parameter_values(plan, trace)
+        return {name: value.detach().clone() for name, value in values.items()}

@@ -1,0 +1,287 @@
+"""The same models through Pyro's stochastic variational inference, for comparison with EM."""
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import config_enumerate
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from ember.inference.arguments import prepare, sheltered
+from ember.inference.convergence import StopReason
+from ember.inference.elbo import NonFiniteLoss, PlanELBO
+from ember.inference.fit import Fit
+from ember.inference.guides import (
+    Guide,
+    LearntGuide,
+    check_guide,
+    guide_name,
+    make_guide,
+    point_estimate,
+)
+from ember.inference.initialisation import Init, starting_params
+from ember.inference.options import check_choice, check_count, progress_bar
+from ember.inference.plan import Plan, build_plan
+from ember.inference.step_sizes import ScaledAdam, curvatures, natural_lengths
+from ember.inference.structure import Model
+from ember.inference.validation import check_rows
+
+__all__ = ["SVI"]
+
+LEARNING_RATE = 0.05
+FINAL_RATE = 1e-4  # the learning rate after the last step, relative to the first
+
+
+class SVI:
+    r"""Fits a latent-variable model written in Pyro by ``pyro.infer.SVI``.
+
+    The guide ``q`` covers the parameters; discrete latent sites are summed out exactly, as under
+    ``TraceEnum_ELBO``. Stochastic gradient steps raise the evidence lower bound
+
+    .. math:: \mathcal{L}(q) = \mathbb{E}_{q(\theta)}\bigl[\log p(x, \theta)
+        - \log q(\theta)\bigr].
+
+    With ``guide="delta"`` the bound is the log posterior density itself, so its optimum is EM's
+    with ``objective="map"``. It starts where EM starts. ``pyro.param`` statements of the model
+    are optimised as well.
+
+    Args:
+        model: A Pyro function (or ``PyroModule``) that takes the data.
+        guide: "delta" (a point), "normal" (independent normals in unconstrained space),
+            "multivariate_normal", an ``AutoGuide`` class or instance, or a guide function over
+            the parameter sites. An instance is copied, so it stays as it is.
+        steps: Number of gradient steps; all of them are taken.
+        optim: A ``pyro.optim`` optimiser; by default Adam with steps in the natural units of each
+            coordinate and a learning rate that falls exponentially over ``steps``.
+        init: Where to start; the same choices as for ``EM``. A guide of your own, if it is not an
+            ``AutoGuide`` class, starts where it says.
+        learning_rate: First step of the default optimiser, in natural units; 0.05 unless given.
+        particles: Draws from the guide for each step.
+        seed: Makes the run repeatable; the global random state is untouched either way.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If an option has an unknown value.
+
+    Reference:
+        Bingham et al. (2019), *Pyro: deep universal probabilistic programming*, JMLR 20(28), 1-6.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def coins(heads):
+        ...     weights = pyro.sample("weights", dist.Dirichlet(2 * torch.ones(2)))
+        ...     with pyro.plate("coins", 2):
+        ...         p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        ...     with pyro.plate("rows", len(heads)):
+        ...         coin = pyro.sample("coin", dist.Categorical(weights))
+        ...         pyro.sample("heads", dist.Binomial(10, p[coin]), obs=heads)
+        >>> fit = SVI(coins, steps=200, seed=0).fit(torch.tensor([5.0, 9.0, 8.0, 4.0, 7.0]))
+        >>> fit.iterations, fit.stop_reason
+        (200, 'finished: all steps were taken')
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        guide: Guide = "delta",
+        *,
+        steps: int = 2000,
+        optim: PyroOptim | None = None,
+        init: Init = "kmeans",
+        learning_rate: float | None = None,
+        particles: int = 1,
+        seed: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        _check_options(model, optim, init, learning_rate)
+        check_guide(guide)
+        check_count("steps", steps)
+        check_count("particles", particles)
+        self.model, self.guide, self.steps, self.optim = model, guide, steps, optim
+        self.init, self.learning_rate, self.particles = init, learning_rate, particles
+        self.seed, self.progress = seed, progress
+
+    @property
+    def name(self) -> str:
+        """How tables and pictures call this method."""
+        return f"SVI ({guide_name(self.guide)})"
+
+    def fit(self, *args: Any, **kwargs: Any) -> Fit:
+        """Takes all steps on the model's own arguments, from the start that ``init`` names.
+
+        Returns:
+            A ``Fit``. Its ``params`` are the delta's value, or the median of a normal guide;
+            ``log_likelihood`` and ``log_posterior`` are those of ``params``; ``history`` is the
+            evidence lower bound at the start and after each step. ``posterior_samples(n)`` draws
+            from the guide.
+
+        Raises:
+            ValueError: If the model, its data or the guide cannot be handled; the message names
+                the site.
+        """
+        began = time.perf_counter()
+        with sheltered(self.seed):
+            plan = build_plan(self.model, prepare(args, kwargs), "map")
+            check_rows(plan)
+            start = starting_params(plan, self.init)
+            guide = make_guide(self.guide, plan, start)
+            return self._run(plan, guide, start, began)
+
+    def _run(self, plan: Plan, guide: Any, start: Mapping[str, Tensor], began: float) -> Fit:
+        arguments = plan.structure.arguments
+        _store(plan, start)
+        elbo = PlanELBO(plan, self.particles)
+        optim = copy.deepcopy(self.optim) or self._default_optimiser(plan, guide, start)
+        svi = pyro.infer.SVI(
+            config_enumerate(plan.structure.model),
+            guide,
+            optim,
+            loss=elbo.loss,
+            loss_and_grads=elbo.loss_and_grads,
+        )
+        history: list[float] = []
+        times: list[float] = []
+        reason, good = StopReason.STEPS, _learnt()
+        with progress_bar(self.progress, self.steps, self.name) as tick:
+            try:
+                for _ in range(self.steps):
+                    before = _learnt()
+                    # A step reports the bound where it begins.
+                    history.append(-svi.step(*arguments.args, **arguments.kwargs))
+                    times.append(time.perf_counter() - began)
+                    good = before
+                    tick(history[-1])
+                last = _learnt()
+                bound = -svi.evaluate_loss(*arguments.args, **arguments.kwargs)
+                if not torch.isfinite(torch.tensor(bound)):
+                    raise NonFiniteLoss
+                history.append(bound)
+                times.append(time.perf_counter() - began)
+                good = last
+            except (NonFiniteLoss, ValueError) as error:
+                # Pyro's own checks refuse a NaN with a ValueError before the loss is known.
+                if not history:
+                    raise ValueError(
+                        "the evidence lower bound is not finite at the start; start elsewhere "
+                        "with init={...}, or check the model's supports."
+                    ) from error
+                reason = StopReason.NON_FINITE
+        _restore(good)
+        return self._fit(plan, guide, history, times, reason, elbo.evaluations)
+
+    def _fit(
+        self,
+        plan: Plan,
+        guide: Any,
+        history: list[float],
+        times: list[float],
+        reason: StopReason,
+        evaluations: int,
+    ) -> Fit:
+        params = point_estimate(guide, plan)
+        with torch.no_grad():
+            log_likelihood = float(plan.log_evidence(params))
+            log_prior = float(plan.log_prior(params))
+        warning = ""
+        if reason is StopReason.NON_FINITE:
+            warning = f"{self.name}: {reason.value}; lower learning_rate or start elsewhere"
+            warnings.warn(warning, RuntimeWarning, stacklevel=3)
+        values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+        return Fit(
+            method=self.name,
+            objective="map",
+            params=params,
+            log_likelihood=log_likelihood,
+            log_posterior=log_likelihood + log_prior,
+            history=torch.tensor(history, dtype=torch.float64),
+            times=torch.tensor(times, dtype=torch.float64),
+            evaluations=evaluations,
+            stop=reason,
+            plan=plan,
+            warning=warning,
+            guide=LearntGuide(guide, values, plan),
+        )
+
+    def _default_optimiser(self, plan: Plan, guide: Any, start: Mapping[str, Tensor]) -> PyroOptim:
+        rate = LEARNING_RATE if self.learning_rate is None else self.learning_rate
+        fixed = {"lr": rate, "lrd": FINAL_RATE ** (1.0 / self.steps)}
+        lengths = _lengths(plan, guide, start)
+        return PyroOptim(ScaledAdam, lambda name: {**fixed, "length": lengths.get(name, 1.0)})
+
+
+def _lengths(plan: Plan, guide: Any, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Natural lengths by the name of what is optimised: a guide's locations, and model params.
+
+    As a side effect the scales of a normal guide start at what the curvature says of them.
+    """
+    is_delta = isinstance(guide, pyro.infer.autoguide.AutoDelta)
+    curvature = curvatures(plan, start, bijective=not is_delta)
+    length = natural_lengths(plan, curvature)
+    parameters = plan.structure.parameters
+    found = {name: length[name] for name, p in parameters.items() if not p.has_prior}
+    guided = [name for name, p in parameters.items() if p.has_prior]
+    prefix = getattr(guide, "_pyro_name", "")
+    if is_delta:
+        found |= {f"{prefix}.{name}": length[name] for name in guided}
+    elif isinstance(guide, pyro.infer.autoguide.AutoNormal):
+        found |= {f"{prefix}.locs.{name}": length[name] for name in guided}
+        for name in guided:
+            scale = getattr(guide.scales, name)
+            setattr(guide.scales, name, torch.minimum(scale, curvature[name] ** -0.5).detach())
+    elif isinstance(guide, pyro.infer.autoguide.AutoContinuous) and hasattr(guide, "loc"):
+        found[f"{prefix}.loc"] = torch.cat([length[name].reshape(-1) for name in guided])
+        if isinstance(getattr(guide, "scale", None), Tensor):
+            flat = torch.cat([curvature[name].reshape(-1) for name in guided])
+            guide.scale = torch.minimum(guide.scale, flat**-0.5).detach()
+    return found
+
+
+def _store(plan: Plan, start: Mapping[str, Tensor]) -> None:
+    """Puts the start of the model's own ``pyro.param`` statements into the parameter store."""
+    for name, parameter in plan.structure.parameters.items():
+        if not parameter.has_prior:
+            pyro.param(name, start[name].clone(), constraint=parameter.support)
+
+
+def _learnt() -> dict[str, Tensor]:
+    """A copy of everything in the parameter store, unconstrained."""
+    return {
+        name: value.detach().clone() for name, value in pyro.get_param_store()._params.items()
+    }
+
+
+def _restore(values: Mapping[str, Tensor]) -> None:
+    """Sets the parameters in the store back to a copy made by ``_learnt``."""
+    with torch.no_grad():
+        for name, parameter in pyro.get_param_store()._params.items():
+            if name in values:
+                parameter.copy_(values[name])
+
+
+def _check_options(model: Any, optim: Any, init: Any, learning_rate: Any) -> None:
+    if not callable(model):
+        raise TypeError(
+            f"model must be a Pyro function that takes the data, not {type(model).__name__}; "
+            "pass the function itself, for example SVI(gaussian_mixture)."
+        )
+    if optim is not None and not isinstance(optim, PyroOptim):
+        raise TypeError(
+            f"optim must be an optimiser of pyro.optim, not {type(optim).__name__}; for example "
+            "pyro.optim.ClippedAdam({'lr': 0.01})."
+        )
+    if not callable(init) and not isinstance(init, Mapping):
+        check_choice("init", init, ("kmeans", "random"), ", a dict of parameters or a callable")
+    if learning_rate is None:
+        return
+    if optim is not None:
+        raise ValueError("learning_rate belongs to the default optimiser; give it to optim instead.")
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)):
+        raise TypeError(f"learning_rate={learning_rate!r} must be a number.")
+    if not 0.0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate={learning_rate!r} must be positive, for example 0.05.")
