@@ -1,4 +1,4 @@
-"""What a user passes in, made ready for the model: float64 tensors, and a sheltered global state."""
+"""What a user passes in, made ready for the model: float64 tensors, a sheltered global state."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -64,7 +64,9 @@ def _convert(value: Any, where: str) -> Any:
                 f"{where} has dtype {value.dtype}; pass numbers only "
                 "(select the numeric columns, or encode categories as integers 0, 1, ...)."
             )
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        value = np.ascontiguousarray(value)
+        # Data frames hand out read-only views, of which torch makes no tensor without complaint.
+        value = torch.from_numpy(value if value.flags.writeable else value.copy())
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if type(value) is dict:

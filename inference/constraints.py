@@ -48,7 +48,7 @@ class LogCholeskyTransform(Transform):
         return lower @ lower.mT
 
     def _inverse(self, y: Tensor) -> Tensor:
-        lower = torch.linalg.cholesky(y)
+        lower: Tensor = torch.linalg.cholesky(y)
         diagonal = lower.diagonal(dim1=-2, dim2=-1)
         tril = lower.tril(-1) + torch.diag_embed(diagonal.log())
         rows, columns = torch.tril_indices(y.shape[-1], y.shape[-1])
@@ -79,6 +79,8 @@ class LogCholeskyTransform(Transform):
         return (math.isqrt(8 * length + 1) - 1) // 2
 
 
-@biject_to.register(constraints.positive_definite)
 def _biject_to_positive_definite(constraint: constraints.Constraint) -> Transform:
     return LogCholeskyTransform()
+
+
+biject_to.register(constraints.positive_definite, _biject_to_positive_definite)

@@ -62,9 +62,9 @@ class Monitor:
         progress = objective - self._best
         self._stalled = 0 if progress > ROUNDING * scale else self._stalled + 1
         self._best = max(self._best, objective)
-        if self.remaining_step(movement) <= PARAMETER_FACTOR * self.tol:
-            if self.remaining_gain(movement) <= 0.1 * self.tol * scale:
-                return StopReason.CONVERGED
+        settled = self.remaining_step(movement) <= PARAMETER_FACTOR * self.tol
+        if settled and self.remaining_gain(movement) <= 0.1 * self.tol * scale:
+            return StopReason.CONVERGED
         return StopReason.FLAT if self._stalled >= STALL else None
 
     @staticmethod

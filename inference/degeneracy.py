@@ -68,7 +68,9 @@ def _judge(
             return n <= tiny, _is_singular(n, scatter, statistics), _COLLAPSED
 
 
-_COLLAPSED = "has collapsed: its variance has shrunk to (almost) nothing, where the likelihood has no bound"
+_COLLAPSED = (
+    "has collapsed: its variance has shrunk to (almost) nothing, where the likelihood has no bound"
+)
 _UNBOUNDED = "has a prior density without bound (concentration below 1) and too few observations"
 
 
@@ -81,7 +83,8 @@ def _is_singular(n: Tensor, scatter: Tensor, statistics: Statistics) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(scatter)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
     floor = COLLAPSED * n[:, None] * _overall_variance(statistics, scatter.shape[-1])
-    return (failed != 0) | ~(pivots > floor).all(-1)
+    singular: Tensor = (failed != 0) | ~(pivots > floor).all(-1)
+    return singular
 
 
 def _overall_variance(statistics: Statistics, dim: int) -> Tensor:

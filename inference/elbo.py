@@ -56,9 +56,7 @@ class PlanELBO:
             loss = self._negative_bound(guide, args, kwargs)
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [
-            site["value"].unconstrained().grad for site in captured.trace.nodes.values()
-        ]
+        gradients = [site["value"].unconstrained().grad for site in captured.trace.nodes.values()]
         finite = torch.isfinite(loss) & all(
             bool(torch.isfinite(g).all()) for g in gradients if g is not None
         )

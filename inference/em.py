@@ -23,7 +23,7 @@ from ember.inference.options import check_options, progress_bar
 from ember.inference.plan import Plan, build_plan
 from ember.inference.statistics import Statistics
 from ember.inference.structure import Model
-from ember.inference.validation import check_rows
+from ember.inference.validation import check_local_parameters, check_rows
 
 __all__ = ["EM"]
 
@@ -168,9 +168,7 @@ class EM:
         with sheltered(self.seed):
             return explain(self._plan(args, kwargs))
 
-    def _plan(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Plan:
+    def _plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
         """The plan for these arguments; the latest one is kept for calls step by step."""
         key = [(id(value), getattr(value, "_version", 0)) for value in (*args, *kwargs.values())]
         names = tuple(kwargs)
@@ -178,6 +176,7 @@ class EM:
             return self._latest[1]
         arguments = prepare(args, kwargs)
         plan = build_plan(self.model, arguments, self.objective, self.integrate)
+        check_local_parameters(plan, self.integrate)
         # The arguments are kept alive with the plan, so that their ids stay theirs.
         self._latest = ((key, names), plan, (args, kwargs))
         return plan

@@ -52,9 +52,8 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
     how = "-"
     if latent:
         how = f"summed over {plan.sizes.get(plan.latent_symbols[name], 1)} states"
-    if name in plan.forms:
-        assert site.form is not None
-        why = f"{type(site.form.family).__name__} sufficient statistics"
+    if name in plan.forms and site.form is not None and site.density is not None:
+        why = f"sufficient statistics of {type(site.density.base).__name__}"
         statistics = "closed form" if any(s.table for s in site.form.slots) else "-"
     elif site.density is not None:
         statistics, why = "numerical", site.reason

@@ -43,6 +43,7 @@ __all__ = [
     "safe_log",
 ]
 
+Slots = tuple[Tensor, ...]
 LOG_2PI = math.log(2.0 * math.pi)
 
 
@@ -62,7 +63,9 @@ class Family(ABC):
         """``eta`` of shape ``(..., P)`` from one tensor per slot."""
 
     @abstractmethod
-    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+    def contribution(
+        self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
+    ) -> list[Tensor]:
         """The canonical coefficients of one slot, given statistics ``(C, P)`` and all slots."""
 
     def shift(self, statistics: Tensor, by: Tensor) -> Tensor:
@@ -79,7 +82,9 @@ class Bernoulli(Family):
         (p,) = slots
         return torch.stack([safe_log(p), safe_log(1.0 - p)], -1)
 
-    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+    def contribution(
+        self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
+    ) -> list[Tensor]:
         return [statistics[:, 0], statistics[:, 1]]
 
 
@@ -91,7 +96,9 @@ class Categorical(Family):
     def natural_parameters(self, *slots: Tensor) -> Tensor:
         return safe_log(slots[0])
 
-    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+    def contribution(
+        self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
+    ) -> list[Tensor]:
         return [statistics]
 
 
@@ -104,7 +111,9 @@ class Rate(Family):
         (r,) = slots
         return torch.stack([safe_log(r), -r], -1)
 
-    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+    def contribution(
+        self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
+    ) -> list[Tensor]:
         return [statistics[:, 0], statistics[:, 1]]
 
 
@@ -117,7 +126,9 @@ class Location(Family):
         (m,) = slots
         return torch.stack([m, -0.5 * m * m], -1)
 
-    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+    def contribution(
+        self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
+    ) -> list[Tensor]:
         return [statistics[:, 0], statistics[:, 1]]
 
     def shift(self, statistics: Tensor, by: Tensor) -> Tensor:
@@ -135,7 +146,9 @@ class Normal(Family):
         constant = 0.5 * (safe_log(r) - r * m * m - LOG_2PI)
         return torch.stack([constant, r * m, (-0.5 * r).expand_as(constant)], -1)
 
-    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+    def contribution(
+        self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
+    ) -> list[Tensor]:
         n, s, q = statistics.unbind(-1)
         m, r = slots
         if slot == 0:
@@ -171,7 +184,9 @@ class MultivariateNormal(Family):
             -1,
         )
 
-    def contribution(self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]) -> list[Tensor]:
+    def contribution(
+        self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
+    ) -> list[Tensor]:
         m, precision = slots
         n, s, q = self.moments(statistics, m.shape[-1])
         if slot == 0:
@@ -243,7 +258,8 @@ def contribution_to_maximiser(kind: str, coefficients: list[Tensor]) -> Tensor:
             return h / precision
         case "vector":
             h, precision = coefficients
-            return torch.linalg.solve_ex(precision, h)[0]
+            solution: Tensor = torch.linalg.solve_ex(precision, h)[0]
+            return solution
         case "matrix":
             n, scatter = coefficients
             factor, _ = torch.linalg.cholesky_ex(scatter)

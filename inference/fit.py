@@ -1,4 +1,4 @@
-"""The result that an analyst holds: estimates, how they were reached, and what follows from them."""
+"""The result that an analyst holds: estimates, how they were reached, what follows from them."""
 
 from __future__ import annotations
 

@@ -61,6 +61,11 @@ class LearntGuide:
     def __init__(self, guide: Callable[..., Any], values: Mapping[str, Tensor], plan: Plan) -> None:
         self.guide, self.values, self._plan = guide, dict(values), plan
 
+    @property
+    def is_delta(self) -> bool:
+        """Whether the guide is a point, so that the bound is the log posterior density."""
+        return isinstance(self.guide, autoguide.AutoDelta) or self.guide is _nothing
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the guide, as Pyro's ``Predictive`` and ``Importance`` do."""
         with _At(self.values):

@@ -47,9 +47,7 @@ def starting_params(plan: Plan, init: Init) -> dict[str, Tensor]:
     return {**_from_responsibilities(plan, default, "kmeans"), **given}
 
 
-def check_params(
-    plan: Plan, params: Mapping[str, Any], partial: bool = False
-) -> dict[str, Tensor]:
+def check_params(plan: Plan, params: Mapping[str, Any], partial: bool = False) -> dict[str, Tensor]:
     """Given parameters as float64 tensors, after checking names, shapes and supports."""
     known = plan.structure.parameters
     for name in params:
@@ -78,9 +76,7 @@ def check_params(
     return checked
 
 
-def _from_responsibilities(
-    plan: Plan, params: dict[str, Tensor], how: str
-) -> dict[str, Tensor]:
+def _from_responsibilities(plan: Plan, params: dict[str, Tensor], how: str) -> dict[str, Tensor]:
     if not plan.structure.latent:
         return params
     clusters = _kmeans(plan) if how == "kmeans" else {}

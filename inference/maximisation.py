@@ -100,11 +100,21 @@ def _choose(plan: Plan, parameter: Parameter) -> Update:
     if prior is not None and not _is_conjugate(plan, name, first.kind, link):
         family = type(prior.site.density.base).__name__ if prior.site.density else "its prior"
         return Update(name, "numerical", f"{family} is not conjugate to its {first.kind}")
-    families = sorted({type(_group(plan, usage).family).__name__ for usage in usages})
-    reason = f"{' and '.join(families)} {first.kind}" + (
-        f", {type(prior.site.density.base).__name__} prior" if prior and prior.site.density else ""
-    )
+    fed = sorted({argument for site in plan.factor_and_prior_names() for argument in
+                  _arguments(plan, site, name)})  # fmt: skip
+    reason = f"conjugate: {', '.join(fed)}" if prior else f"exponential family: {', '.join(fed)}"
+    if prior is not None and prior.site.density is not None:
+        reason += f" with {type(prior.site.density.base).__name__} prior"
     return Update(name, "closed form", reason, first.kind, link, usages)
+
+
+def _arguments(plan: Plan, site: str, name: str) -> list[str]:
+    """The arguments of a site's distribution that a parameter feeds, for the table."""
+    density = plan.site(site).density
+    if density is None:
+        return []
+    family = type(density.base).__name__
+    return [f"{family}.{arg}" for arg, found in density.maps.values() if name in found.sources]
 
 
 def _usages(plan: Plan, name: str) -> list[Usage]:

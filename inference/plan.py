@@ -19,8 +19,7 @@ from torch import Tensor
 from ember.inference.arguments import Arguments
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import MixtureKernel, mixture_kernel
-from ember.inference.factors import FormFactor, Site, compile_form, finish
-from ember.inference.factors import statistics_of
+from ember.inference.factors import FormFactor, Site, compile_form, finish, statistics_of
 from ember.inference.reading import Probes, probe, read_site
 from ember.inference.recognition import unwrap
 from ember.inference.shapes import append_dims, prepend_dims
@@ -107,9 +106,7 @@ class Plan:
             pairs = zip(self.factors, tensors, strict=True)
             total = torch.stack([(weights[f.name] * t).sum() for f, t in pairs]).sum()
             gradients = torch.autograd.grad(total, leaves) if leaves else ()
-        groups = {
-            key: (self.groups[key], g) for key, g in zip(natural, gradients, strict=True)
-        }
+        groups = {key: (self.groups[key], g) for key, g in zip(natural, gradients, strict=True)}
         posteriors = {name: weights[name] for name in other}
         return self._statistics(params, float(total.detach()), groups, posteriors)
 
@@ -139,7 +136,7 @@ class Plan:
         return out
 
     def other_log_probs(self, params: Params) -> dict[str, Tensor]:
-        """Log probabilities of the factors without sufficient statistics, dims of size 1 dropped."""
+        """Log probabilities of factors without sufficient statistics, dims of size 1 dropped."""
         names = [f.name for f in self.factors if f.name not in self.forms]
         trace = None
         out: dict[str, Tensor] = {}
@@ -235,7 +232,8 @@ class Plan:
     def prior_statistics(self, name: str, params: Params) -> Tensor:
         """Statistics of a parameter seen as an observation of its own prior, shape ``(C, P)``."""
         prior = self.priors[name]
-        assert prior.group is not None and prior.site.form is not None
+        assert prior.group is not None
+        assert prior.site.form is not None
         statistics, _ = statistics_of(prior.site, params[name], 0.0)
         weights = append_dims(prior.scale, len(prior.site.inner_shape) + 1)
         statistics = statistics * weights
@@ -244,7 +242,6 @@ class Plan:
         rows = statistics.expand(*shape, -1).reshape(-1, statistics.shape[-1])
         total = statistics.new_zeros((len(prior.group.cells), statistics.shape[-1]))
         return total.index_add_(0, cells.expand(shape).reshape(-1), rows)
-
 
     def structure_row(self) -> tuple[str, int] | None:
         """Name and size of the plate of rows."""
@@ -255,6 +252,10 @@ class Plan:
     def site(self, name: str) -> Site:
         """A latent, observed or parameter site."""
         return self.sites[name] if name in self.sites else self.priors[name].site
+
+    def factor_and_prior_names(self) -> list[str]:
+        """All sites that have a density in the objective."""
+        return [*self.sites, *self.priors]
 
     def opaque_sites(self) -> list[str]:
         """Sites without sufficient statistics: their parameters have no closed form."""
@@ -294,13 +295,11 @@ def build_plan(
         ValueError: If the model cannot be handled; the message names the site and the remedy.
     """
     structure = read_structure(model, arguments, integrate, start)
-    trace = structure.trace({name: p.start for name, p in structure.parameters.items()})
+    trace: Any = structure.trace({name: p.start for name, p in structure.parameters.items()})
     probes = probe(structure) if probing else Probes([], [], "the reference path looks for no maps")
     sites = {n: read_site(n, structure, probes, trace) for n in structure.factor_names}
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
-    latent_symbols = {
-        n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent
-    }
+    latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     groups, cells = _group(sites)
     forms: dict[str, tuple[tuple[Any, ...], FormFactor]] = {}
     factors = []
@@ -344,8 +343,8 @@ def _model_dependencies(plan: Plan) -> dict[str, set[str]]:
         params = {
             name: p.start.clone().requires_grad_() for name, p in plan.structure.parameters.items()
         }
-        trace = plan.structure.trace(params)
-        found = {}
+        trace: Any = plan.structure.trace(params)
+        found: dict[str, set[str]] = {}
         for name in names:
             others = {n: value for n, value in params.items() if n != name}
             total = _model_log_prob(plan.site(name), trace).sum()
@@ -398,7 +397,7 @@ def _flat(rows: Tensor) -> Tensor:
 def _cells_of(site: Site) -> Tensor:
     """The cell of every entry of a site, for a group that holds this site alone."""
     rows = _slot_rows(site)
-    flat = torch.unique(_flat(rows), dim=0, return_inverse=True)[1]
+    flat: Tensor = torch.unique(_flat(rows), dim=0, return_inverse=True)[1]
     return flat.reshape(rows.shape[:-1])
 
 
@@ -518,4 +517,3 @@ def _row_plate(sites: Mapping[str, Site], structure: Structure) -> str | None:
         if symbol in common:
             return symbol
     return None
-

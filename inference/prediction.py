@@ -22,6 +22,8 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
     latents = plan.structure.latent
     if name in latents:
         return plan.posterior(params, [name])[name]
+    if f"{name}_unobserved" in latents:
+        return _partly_observed(plan, name, plan.posterior(params, [f"{name}_unobserved"]))
     steps = members(name, latents)
     if not steps:
         raise ValueError(
@@ -32,14 +34,34 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def predict(plan: Plan, params: Mapping[str, Tensor]) -> Any:
-    """The most probable joint value of all latent sites."""
+    """The most probable joint value of all latent sites.
+
+    Raises:
+        ValueError: If the model has no latent sites.
+    """
     latents = list(plan.structure.latent)
     if not latents:
         raise ValueError("the model has no latent sites to predict.")
     best = plan.posterior(params, latents, maximum=True)
-    values = {name: _support(plan, name)[best[name].argmax(-1)] for name in latents}
-    joined = stack(values, {name: best[name].dim() - 1 for name in latents})
+    values = {}
+    for latent in latents:
+        name = latent.removesuffix("_unobserved")
+        partly = name != latent and f"{name}_observed" in plan.sites
+        marginal = _partly_observed(plan, name, best) if partly else best[latent]
+        values[name if partly else latent] = _support(plan, latent)[marginal.argmax(-1)]
+    joined = stack(values, {name: value.dim() for name, value in values.items()})
     return next(iter(joined.values())) if len(joined) == 1 else joined
+
+
+def _partly_observed(plan: Plan, name: str, found: Mapping[str, Tensor]) -> Tensor:
+    """The posterior of a site given with ``obs_mask``: certain where it was observed."""
+    hidden, shown = plan.sites[f"{name}_unobserved"], plan.sites[f"{name}_observed"]
+    posterior = found[hidden.name]
+    assert hidden.mask is not None
+    support = _support(plan, hidden.name)
+    known = (shown.value.unsqueeze(-1) == support).to(posterior.dtype)
+    mask = hidden.mask.reshape(hidden.mask.shape[hidden.mask.dim() - posterior.dim() + 1 :])
+    return torch.where(mask.unsqueeze(-1), posterior, known)
 
 
 def _support(plan: Plan, name: str) -> Tensor:

@@ -75,15 +75,17 @@ class Slot:
         """Parameter rows from slot values: the inverse of ``values`` without the constants."""
         match self.link:
             case "exp" if self.table is not None and self.table.on == "log":
-                return value ** (1.0 / self.exponent)
+                return torch.pow(value, 1.0 / self.exponent)
             case "exp":
                 return safe_log(value) / self.exponent
             case "sigmoid":
                 return torch.logit(value, eps=torch.finfo(value.dtype).tiny)
             case "inverse":
-                return torch.linalg.inv_ex(value)[0]
+                inverse: Tensor = torch.linalg.inv_ex(value)[0]
+                return inverse
             case "outer":
-                return torch.linalg.cholesky_ex(torch.linalg.inv_ex(value)[0])[0]
+                factor: Tensor = torch.linalg.cholesky_ex(torch.linalg.inv_ex(value)[0])[0]
+                return factor
             case _:
                 on_softmax = self.table is not None and self.table.on == "softmax"
                 return safe_log(value) if on_softmax else value
@@ -341,8 +343,8 @@ def _normal(base: Any, maps: Maps, named: Named) -> Form | str:
     r_slot, r_index, c = rate
     is_log = isinstance(base, dist.LogNormal)
 
-    def data(x: Tensor) -> tuple[Tensor, Tensor | float]:
-        return (safe_log(x) - b, -safe_log(x)) if is_log else (x - b, 0.0)
+    def data(x: Tensor) -> tuple[Tensor, Tensor]:
+        return (safe_log(x) - b, -safe_log(x)) if is_log else (x - b, torch.zeros(()))
 
     def scale_only(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor]:
         z, h = data(x)
@@ -390,7 +392,9 @@ def _multivariate_normal(base: Any, maps: Maps, named: Named) -> Form | str:
         if not bool((c > 0).all()):
             return "the matrix argument mixes parameters with constants"
         p_slot = Slot("matrix", matrix.table, link[matrix_name], 1.0, torch.zeros(0))
-        c = {"precision_matrix": c, "covariance_matrix": 1.0 / c, "scale_tril": c**-2.0}[matrix_name]
+        c = {"precision_matrix": c, "covariance_matrix": 1.0 / c, "scale_tril": c**-2.0}[
+            matrix_name
+        ]
         c = _compact(c)
         index = matrix.index
     dim = base.loc.shape[-1]
@@ -428,7 +432,8 @@ def _precision(name: str, matrix: Tensor) -> Tensor:
         case "precision_matrix":
             return matrix
         case "covariance_matrix":
-            return torch.linalg.inv(matrix)
+            inverse: Tensor = torch.linalg.inv(matrix)
+            return inverse
         case _:
             return torch.cholesky_inverse(matrix)
 

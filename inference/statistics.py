@@ -129,9 +129,10 @@ class Statistics:
             )
         groups = dict(self.groups)
         for key, (group, statistics) in other.groups.items():
-            groups[key] = (
-                _merge(*groups[key], group, statistics) if key in groups else (group, statistics)
-            )
+            if key in groups:
+                groups[key] = _merge(groups[key], (group, statistics))
+            else:
+                groups[key] = (group, statistics)
         return Statistics(
             self.log_likelihood + other.log_likelihood,
             self.log_prior,
@@ -144,13 +145,10 @@ class Statistics:
         return self if other == 0 else NotImplemented  # so that sum([...]) works
 
 
-def _merge(
-    left: Group, left_statistics: Tensor, right: Group, right_statistics: Tensor
-) -> tuple[Group, Tensor]:
+def _merge(one: tuple[Group, Tensor], other: tuple[Group, Tensor]) -> tuple[Group, Tensor]:
     """Adds statistics cell by cell, references reconciled."""
-    cells, place = torch.unique(
-        torch.cat([left.cells, right.cells]), dim=0, return_inverse=True
-    )
+    (left, left_statistics), (right, right_statistics) = one, other
+    cells, place = torch.unique(torch.cat([left.cells, right.cells]), dim=0, return_inverse=True)
     in_left, in_right = place[: len(left.cells)], place[len(left.cells) :]
     reference = None
     if left.reference is not None and right.reference is not None:

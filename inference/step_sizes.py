@@ -158,9 +158,7 @@ def _row_norms(product: Product, leaves: list[Tensor]) -> list[Tensor]:
             torch.where(torch.isfinite(n) & (n > 0), u / n.sqrt(), u)
             for u, n in zip(units, norms, strict=True)
         ]
-    return [
-        torch.where(n > 0, u**-2.0, torch.zeros(())) for u, n in zip(units, norms, strict=True)
-    ]
+    return [torch.where(n > 0, u**-2.0, torch.zeros(())) for u, n in zip(units, norms, strict=True)]
 
 
 def _observations(plan: Plan) -> float:

@@ -41,11 +41,13 @@ class Parameter:
 
     def to_constrained(self, unconstrained: Tensor) -> Tensor:
         """Maps free reals to the parameter's support."""
-        return transform_to(self.support)(unconstrained)
+        value: Tensor = transform_to(self.support)(unconstrained)
+        return value
 
     def to_unconstrained(self, value: Tensor) -> Tensor:
         """The inverse of ``to_constrained``, up to what the map leaves free."""
-        return transform_to(self.support).inv(value)
+        free: Tensor = transform_to(self.support).inv(value)
+        return free
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,7 @@ def read_structure(
         ValueError: If a latent site cannot be integrated, a plate subsamples, batch dimensions
             are undeclared, or the model has nothing to fit. The message names the site.
     """
-    with _At(start or {}, fix_latents=True):
-        plain = poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    plain = _first_run(model, arguments, start or {})
     parameters: dict[str, Parameter] = {}
     latent: list[str] = []
     observed: list[str] = []
@@ -139,15 +140,39 @@ def read_structure(
     )
     trace = structure.trace({name: p.start for name, p in parameters.items()})
     _check_local(plain, trace, parameters)
-    for name in observed:
-        _check_observed(name, trace.nodes[name])
     for name in structure.factor_names:
         site = trace.nodes[name]
-        # Pyro's own shape rules; they look at the shape of the log probability alone.
-        value_shape = site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
-        shape = torch.broadcast_shapes(site["fn"].batch_shape, value_shape)
+        # Pyro's own shape rules; they look at the shape of the log probability only.
+        shape = _batch_shape(name, site)
         check_site_shape({**site, "log_prob": torch.empty(()).expand(shape)}, nesting)
+    for name in observed:
+        _check_observed(name, trace.nodes[name])
     return Structure(**{**structure.__dict__, "signature": _signature(trace)})
+
+
+def _first_run(model: Model, arguments: Arguments, start: Mapping[str, Tensor]) -> Trace:
+    """The plain run; whatever a user's model raises on it is reported as one sentence."""
+    for tensor in arguments.tensors:
+        if not tensor.numel():
+            raise ValueError(
+                f"the data are empty (a tensor of shape {tuple(tensor.shape)}); pass at least two "
+                "rows."
+            )
+    try:
+        with _At(start, fix_latents=True):
+            return poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    except (TypeError, ValueError) as error:
+        # Pyro appends the shapes of the trace; the sentence before them is the message.
+        message = " ".join(str(error).split("Trace Shapes:")[0].split())
+        if "satisfy the constraint" in message:
+            message += "; a prior or an argument of the model lies outside its domain: correct it."
+        raise type(error)(message) from error
+    except (RuntimeError, IndexError, ArithmeticError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ValueError(
+            f"the model cannot be run on these arguments ({type(error).__name__}: {reason}); check "
+            "the shapes of the data and the options passed to the model."
+        ) from error
 
 
 class _At(Messenger):
@@ -183,17 +208,19 @@ def default_value(fn: TorchDistributionMixin) -> Tensor:
     """A valid, unremarkable value of a continuous distribution: its mean where that exists."""
     shape = fn.shape()
     try:
-        mean = fn.mean.detach().expand(shape).clone()
+        mean: Tensor = fn.mean.detach().expand(shape).clone()
         if bool(torch.isfinite(mean).all()) and bool(fn.support.check(mean).all()):
             return mean
     except (NotImplementedError, AttributeError, ValueError, RuntimeError):
         pass  # no mean: a point in the middle of the support will do
     transform = transform_to(fn.support)
-    return transform(torch.zeros(transform.inverse_shape(shape))).expand(shape).clone()
+    middle: Tensor = transform(torch.zeros(transform.inverse_shape(shape)))
+    return middle.expand(shape).clone()
 
 
 def _statements(trace: Trace) -> Iterator[tuple[str, Any]]:
     """The sites that carry a density or a parameter, in the model's order."""
+    site: Any
     for name, site in trace.nodes.items():
         if site["type"] == "param":
             yield name, site
@@ -267,6 +294,7 @@ def _sample_parameter(name: str, site: Any, plates: tuple[str, ...]) -> Paramete
 
 def _signature(trace: Trace) -> tuple[Any, ...]:
     """What must not change between runs of one model: sites, families, shapes, plates."""
+    nodes: Any = trace.nodes.items()
     return tuple(
         (
             name,
@@ -275,7 +303,7 @@ def _signature(trace: Trace) -> tuple[Any, ...]:
             tuple(site["value"].shape),
             tuple((f.name, f.dim, f.size) for f in site["cond_indep_stack"] if f.vectorized),
         )
-        for name, site in trace.nodes.items()
+        for name, site in nodes
         if site["type"] in ("sample", "param")
     )
 
@@ -293,15 +321,31 @@ def _structure_changed(before: tuple[Any, ...], after: tuple[Any, ...]) -> str:
 def _check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:
     """Refuses continuous sites whose distribution varies with a discrete latent."""
     for name in names:
-        site = enumerated.nodes[name]
+        site: Any = enumerated.nodes[name]
+        before: Any = plain.nodes[name]
         if site["type"] == "param":
             continue
-        if site["fn"].batch_shape != plain.nodes[name]["fn"].batch_shape:
+        if site["fn"].batch_shape != before["fn"].batch_shape:
             raise ValueError(
                 f"continuous site '{name}' depends on a discrete latent, so it is itself a latent, "
                 "and this version integrates discrete latents only; replace it by the marginal "
                 "distribution of the sites below it, or move it out of the latent's reach."
             )
+
+
+def _batch_shape(name: str, site: Any) -> torch.Size:
+    """The broadcast batch shape of a site's distribution and value."""
+    fn, value = site["fn"], site["value"]
+    try:
+        batch = value.shape[: value.dim() - fn.event_dim]
+        return torch.Size(torch.broadcast_shapes(fn.batch_shape, batch))
+    except RuntimeError as error:
+        raise ValueError(
+            f"site '{name}' has a value of shape {tuple(value.shape)}, which does not fit its "
+            f"distribution (batch shape {tuple(fn.batch_shape)}, event shape "
+            f"{tuple(fn.event_shape)}); reshape the data, put the site inside pyro.plate, or use "
+            ".to_event(...)."
+        ) from error
 
 
 def _check_observed(name: str, site: Any) -> None:

@@ -3,7 +3,7 @@
 import copy
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -251,9 +251,7 @@ def _store(plan: Plan, start: Mapping[str, Tensor]) -> None:
 
 def _learnt() -> dict[str, Tensor]:
     """A copy of everything in the parameter store, unconstrained."""
-    return {
-        name: value.detach().clone() for name, value in pyro.get_param_store()._params.items()
-    }
+    return {name: value.detach().clone() for name, value in pyro.get_param_store()._params.items()}
 
 
 def _restore(values: Mapping[str, Tensor]) -> None:
@@ -280,7 +278,9 @@ def _check_options(model: Any, optim: Any, init: Any, learning_rate: Any) -> Non
     if learning_rate is None:
         return
     if optim is not None:
-        raise ValueError("learning_rate belongs to the default optimiser; give it to optim instead.")
+        raise ValueError(
+            "learning_rate belongs to the default optimiser; give it to optim instead."
+        )
     if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)):
         raise TypeError(f"learning_rate={learning_rate!r} must be a number.")
     if not 0.0 < learning_rate < float("inf"):

@@ -1,8 +1,11 @@
-"""Checks of data that need the plan: are there enough rows for what is asked?"""
+"""Checks that need the plan: enough rows for what is asked, and no latent left in disguise."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from ember.inference.plan import Plan
 
-__all__ = ["check_rows"]
+__all__ = ["check_local_parameters", "check_rows"]
 
 
 def check_rows(plan: Plan) -> None:
@@ -26,3 +29,35 @@ def check_rows(plan: Plan) -> None:
                 f"latent site '{name}' has {states} states but the data have only {rows} rows; "
                 "use fewer components, or pass more rows."
             )
+
+
+def check_local_parameters(plan: Plan, integrate: Mapping[str, Any]) -> None:
+    """Refuses a continuous value for each row that is estimated together with shared parameters.
+
+    Such a site (a factor score, a random effect) is a latent variable: its joint mode with the
+    parameters it depends on is biased, and often unbounded. ``integrate={"site": None}`` says
+    that the joint mode is wanted all the same.
+
+    Raises:
+        ValueError: Naming the site and what it shares a factor with.
+    """
+    structure = plan.structure
+    if plan.row is None:
+        return
+    row = plan.notes["plate_names"][plan.row]
+    local = [n for n, p in structure.parameters.items() if row in p.plates and n not in integrate]
+    for name in local:
+        if name in plan.priors and (others := plan.dependencies(name) - set(local)):
+            raise ValueError(_is_latent(name, sorted(others)[0]))
+        for site in structure.factor_names:
+            used = plan.dependencies(site)
+            if name in used and (others := used - set(local)):
+                raise ValueError(_is_latent(name, sorted(others)[0]))
+
+
+def _is_latent(name: str, other: str) -> str:
+    return (
+        f"continuous site '{name}' has one value for each row and shares a factor with '{other}', "
+        "so it is a latent variable, which this version cannot integrate; write the marginal "
+        f"distribution instead, or pass integrate={{'{name}': None}} to estimate the joint mode."
+    )

@@ -20,6 +20,9 @@ from torch import Tensor
 __all__ = ["Contraction", "Factor", "Scale", "align"]
 
 
+View = tuple[tuple[int, ...], tuple[int, ...]]  # a permutation, and positions in it (-1: new dim)
+
+
 @dataclass(frozen=True)
 class Scale:
     """A weight tensor with named dims (plates)."""
@@ -80,9 +83,7 @@ class Contraction:
         self._sizes = sizes
         self._steps: list[_Step] = []
         self._layouts: list[tuple[str, ...]] = [factor.dims for factor in factors]
-        live = [
-            _Item(i, frozenset(f.dims), f.plates, f.scale) for i, f in enumerate(factors)
-        ]
+        live = [_Item(i, frozenset(f.dims), f.plates, f.scale) for i, f in enumerate(factors)]
         self.results: list[_Item] = self._compile(live)
 
     def __call__(self, tensors: Sequence[Tensor], maximum: bool = False) -> list[Tensor]:
@@ -267,7 +268,9 @@ def _sizes(
     ]
 
 
-def _view(layout: tuple[str, ...], union: tuple[str, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _view(
+    layout: tuple[str, ...], union: tuple[str, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """How to bring a tensor of ``layout`` to dims ``union``: permutation, then inserted dims."""
     if layout == union:
         return (), ()

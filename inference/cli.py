@@ -1,0 +1,354 @@
+"""The ``ember`` command: fit a model to a table, compare methods, or see a demonstration.
+
+This is the one place where inference meets models, and only by name: ``--model NAME`` is looked
+up in ``ember.models``, ``--model path/to/file.py:function`` in that file.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pandas as pd
+
+from ember.inference.comparison import Comparison, compare
+from ember.inference.em import EM
+from ember.inference.fit import Fit
+from ember.inference.plotting import draw_fits
+from ember.inference.svi import SVI
+from ember.inference.tables import old_faithful, read_table
+
+__all__ = ["main"]
+
+MODELS = "ember.models"
+EXAMPLES = """\
+examples:
+  ember demo
+  ember fit faithful.csv --components 2
+  ember fit faithful.csv --components 2 --columns waiting --objective mle --output fit.json
+  ember fit iris.csv --components 3 --option covariance=diag --restarts 10 --output iris.png
+  ember fit counts.csv --model hidden_markov_poisson --columns count --option states=3
+  ember fit data.csv --model my_models.py:my_mixture --option groups=4
+  ember compare faithful.csv --components 2 --output compared.png
+"""
+
+
+class UsageError(Exception):
+    """Something that the user gave cannot be used; the message is one sentence."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0, or 2 with one sentence on stderr.
+
+    Args:
+        argv: The words after ``ember``; those of the process unless given.
+    """
+    options = _parser().parse_args(argv)
+    if not hasattr(options, "run"):
+        _parser().print_help(sys.stderr)
+        return 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what matters of them stands in the report
+        try:
+            options.run(options)
+        except (UsageError, ValueError, TypeError) as error:
+            _say(f"ember: error: {_sentence(error)}")
+            return 2
+        except KeyboardInterrupt:
+            _say("ember: interrupted")
+            return 130
+    return 0
+
+
+# -- the commands -------------------------------------------------------------------------------
+
+
+def _demo(options: argparse.Namespace) -> None:
+    model = _named_model("gaussian_mixture")
+    output = _output(options.output, (".png",))
+    _say("Old Faithful: 272 eruptions, their duration and the wait for the next, in minutes.")
+    _say("A mixture of two Gaussians, fitted by four methods:")
+    methods = [
+        EM(model, "mle", seed=0, progress=True),
+        EM(model, "map", seed=0, progress=True),
+        SVI(model, "delta", steps=options.steps, seed=0, progress=True),
+        SVI(model, "normal", steps=options.steps, seed=0, progress=True),
+    ]
+    comparison = compare(methods, old_faithful(), components=2)
+    print(comparison)
+    _save_picture(comparison, output)
+
+
+def _fit(options: argparse.Namespace) -> None:
+    model = _model(options.model)
+    output = _output(options.output, (".json", ".png"))
+    table, kwargs = _arguments(options, model)
+    em = EM(
+        model,
+        options.objective,
+        restarts=options.restarts,
+        seed=options.seed,
+        progress=sys.stderr.isatty(),
+    )
+    fit = em.fit(*_data(table, options.model), **kwargs)
+    print(fit)
+    if output is None:
+        return
+    if output.suffix == ".json":
+        _write(output, lambda: output.write_text(json.dumps(_as_json(fit), indent=2) + "\n"))
+    else:
+        figure = draw_fits({fit.method: fit}, {fit.method: fit.params}, tuple(table.columns))
+        _write(output, lambda: figure.savefig(output, dpi=150))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    model = _model(options.model)
+    output = _output(options.output, (".png",))
+    table, kwargs = _arguments(options, model)
+    common: dict[str, Any] = {"seed": options.seed, "progress": sys.stderr.isatty()}
+    methods = [
+        EM(model, "mle", restarts=options.restarts, **common),
+        EM(model, "map", restarts=options.restarts, **common),
+        SVI(model, "delta", steps=options.steps, **common),
+        SVI(model, "normal", steps=options.steps, **common),
+    ]
+    comparison = compare(methods, *_data(table, options.model), **kwargs)
+    print(comparison)
+    if output is not None:
+        _save_picture(comparison, output)
+
+
+# -- what the user names ------------------------------------------------------------------------
+
+
+def _model(name: str) -> Callable[..., Any]:
+    if ":" in name:
+        path, _, function = name.rpartition(":")
+        return _function(_module(Path(path)), function, path)
+    return _named_model(name)
+
+
+def _named_model(name: str) -> Callable[..., Any]:
+    models = importlib.import_module(MODELS)
+    known = sorted(models.__all__)
+    if name not in known:
+        raise UsageError(
+            f"there is no model '{name}'; choose one of {', '.join(known)}, or give a function of "
+            "your own as path/to/file.py:function."
+        )
+    model: Callable[..., Any] = getattr(models, name)
+    return model
+
+
+def _module(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"there is no file {path} to take the model from.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} is no Python file; a model is given as path/to/file.py:function.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _function(module: Any, name: str, path: str) -> Callable[..., Any]:
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise UsageError(f"{path} has no function '{name}'.")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _arguments(
+    options: argparse.Namespace, model: Callable[..., Any]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The data, and the model's keyword arguments, checked against its signature."""
+    kwargs = dict(_option(text) for text in options.option)
+    parameters = inspect.signature(model).parameters
+    names = list(parameters)[1:]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if options.components is not None:
+        # Chains call their number of components "states".
+        count = "states" if "states" in names and "components" not in names else "components"
+        kwargs.setdefault(count, options.components)
+    for name in kwargs:
+        if name not in names and not takes_any:
+            raise UsageError(
+                f"model '{options.model}' has no option '{name}'; "
+                f"its options are {', '.join(names) or 'none'}."
+            )
+    required = [
+        n for n in names
+        if parameters[n].default is inspect.Parameter.empty
+        and parameters[n].kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    ]  # fmt: skip
+    for name in required:
+        if name not in kwargs:
+            give = f"--{name} N" if name == "components" else f"--option {name}=..."
+            give = "--components N" if name == "states" else give
+            raise UsageError(f"model '{options.model}' needs '{name}'; give it with {give}.")
+    columns = None
+    if options.columns is not None:
+        columns = [name.strip() for name in options.columns.split(",")]
+    return read_table(options.data, columns, _say), kwargs
+
+
+def _data(table: pd.DataFrame, model: str) -> tuple[Any, ...]:
+    """The table as the model takes it: a single column of a chain of counts is a vector."""
+    takes_vectors = model in ("hidden_markov_poisson", "hidden_markov_categorical")
+    if takes_vectors and table.shape[1] == 1:
+        return (table.iloc[:, 0],)
+    return (table,)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """``key=value``, the value read as JSON where it is JSON, else as a word."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise UsageError(f"--option {text} is not of the form key=value.")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+# -- what is written ----------------------------------------------------------------------------
+
+
+def _output(path: str | None, suffixes: Sequence[str]) -> Path | None:
+    """Checks where the result goes before any work is done."""
+    if path is None:
+        return None
+    output = Path(path)
+    if output.suffix.lower() not in suffixes:
+        raise UsageError(f"--output {path} must end in {' or '.join(suffixes)}.")
+    if not output.parent.is_dir():
+        raise UsageError(f"--output {path}: there is no folder {output.parent}.")
+    return output.with_suffix(output.suffix.lower())
+
+
+def _save_picture(comparison: Comparison, output: Path | None) -> None:
+    if output is not None:
+        _write(output, lambda: comparison.plot().savefig(output, dpi=150))
+
+
+def _write(path: Path, save: Callable[[], Any]) -> None:
+    try:
+        save()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+    _say(f"wrote {path}")
+
+
+def _as_json(fit: Fit) -> dict[str, Any]:
+    return {
+        "method": fit.method,
+        "params": {name: value.tolist() for name, value in fit.params.items()},
+        "log_likelihood": fit.log_likelihood,
+        "log_posterior": fit.log_posterior,
+        "converged": fit.converged,
+        "stop_reason": fit.stop_reason,
+        "iterations": fit.iterations,
+        "seconds": fit.seconds,
+        "history": fit.history.tolist(),
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+# -- the command line ---------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a wrong option with one sentence instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        _say(f"ember: error: {message} (see {self.prog} --help)")
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="ember",
+        description="Fit latent-variable models written in Pyro by expectation-maximisation.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ember {_version()}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    demo = commands.add_parser("demo", help="four methods on the Old Faithful data")
+    demo.add_argument("--output", metavar="PNG", default="ember-demo.png", help="the picture")
+    demo.set_defaults(run=_demo)
+    fit = commands.add_parser("fit", help="fit a model to a table by EM")
+    fit.add_argument("--objective", choices=("map", "mle"), default="map", help="default: map")
+    fit.set_defaults(run=_fit)
+    comparison = commands.add_parser("compare", help="EM and SVI on the same table")
+    comparison.set_defaults(run=_compare)
+    for command in (fit, comparison):
+        _add_data_options(command)
+    fit.add_argument("--output", metavar="FILE", help="write the fit (.json) or a picture (.png)")
+    comparison.add_argument("--output", metavar="PNG", help="write a picture")
+    for command in (demo, comparison):
+        command.add_argument(
+            "--steps", type=_count, default=2000, metavar="S", help="of SVI; default: 2000"
+        )
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("pyro-ember")
+    except importlib.metadata.PackageNotFoundError:
+        return "(run from its source, not installed)"
+
+
+def _add_data_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("data", metavar="DATA", help="a .csv or .parquet file with numbers")
+    command.add_argument(
+        "--components", type=_count, metavar="K", help="number of components (or states)"
+    )
+    command.add_argument(
+        "--model",
+        default="gaussian_mixture",
+        metavar="MODEL",
+        help="a name in ember.models, or path/to/file.py:function; default: gaussian_mixture",
+    )
+    command.add_argument("--columns", metavar="A,B", help="columns to use; default: all numeric")
+    command.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a keyword argument of the model, such as covariance=diag; may be repeated",
+    )
+    command.add_argument(
+        "--restarts", type=_count, default=1, metavar="R", help="starts of EM; default: 1"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+
+
+def _count(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return value

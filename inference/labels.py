@@ -1,0 +1,256 @@
+"""The numbering of latent states: which parameter entries it touches, and how to renumber them.
+
+The states of a latent site are exchangeable names: renumbering them, in all parameters at once,
+changes no density. Two fits can therefore agree and still look different. The plan's maps say
+which axes of which parameters a state indexes, so fits are put in one order for any model.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+import torch
+from torch import Tensor
+
+from ember.inference.factors import Site
+from ember.inference.fit import Fit
+from ember.inference.parameter_maps import ArgumentMap
+from ember.inference.plan import Plan
+from ember.inference.sequences import base_name, members
+from ember.inference.shapes import prepend_dims
+
+__all__ = ["align", "canonical_order", "component_axes", "numberings", "permute"]
+
+Params = Mapping[str, Tensor]
+Axes = dict[str, set[int]]
+
+
+def numberings(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """The latent sites by the numbering that they share: ``state`` for ``state_0, state_1, ...``.
+
+    A site that belongs to no sequence has a numbering of its own.
+    """
+    found: dict[str, list[str]] = {}
+    for name in plan.structure.latent:
+        base = base_name(name)
+        steps = members(base, plan.structure.latent) if base else []
+        sizes = {plan.sizes.get(plan.latent_symbols[step], 1) for step in steps}
+        shared = base if base and len(steps) > 1 and len(sizes) == 1 else name
+        found.setdefault(shared, []).append(name)
+    return {shared: tuple(names) for shared, names in found.items()}
+
+
+def component_axes(plan: Plan, latent: str) -> dict[str, tuple[int, ...]]:
+    """The axes of each parameter that are indexed by the states of a latent site.
+
+    Args:
+        plan: The plan of the model.
+        latent: A latent site, or the common name of its steps.
+
+    Returns:
+        Parameter name to axes; parameters without such an axis are left out.
+
+    Raises:
+        ValueError: If no latent site has this name.
+
+    Example:
+        >>> import torch
+        >>> from ember.inference import EM
+        >>> import pyro, pyro.distributions as dist
+        >>> def coins(heads):
+        ...     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+        ...     with pyro.plate("coins", 2):
+        ...         p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        ...     with pyro.plate("rows", len(heads)):
+        ...         coin = pyro.sample("coin", dist.Categorical(weights))
+        ...         pyro.sample("heads", dist.Binomial(10, p[coin]), obs=heads)
+        >>> fit = EM(coins, seed=0).fit(torch.tensor([5.0, 9.0, 8.0, 4.0, 7.0]))
+        >>> component_axes(fit.plan, "coin")
+        {'weights': (0,), 'p': (0,)}
+    """
+    names = _members(plan, latent)
+    shapes = {name: p.shape for name, p in plan.structure.parameters.items()}
+    axes: Axes = {}
+    for name, site in plan.sites.items():
+        if name in names:
+            _own_axes(axes, site, shapes)
+        for symbol in {plan.latent_symbols[n] for n in names} & set(site.layout.outer):
+            _indexed_axes(axes, site, site.layout.outer.index(symbol), shapes)
+    while _through_priors(axes, plan, shapes):
+        pass
+    return {name: tuple(sorted(axes[name])) for name in shapes if axes.get(name)}
+
+
+def permute(plan: Plan, params: Params, latent: str, order: Sequence[int] | Tensor) -> Any:
+    """Parameters with the states of a latent site renumbered: new state ``i`` is ``order[i]``.
+
+    Args:
+        plan: The plan of the model.
+        params: Constrained parameters.
+        latent: A latent site, or the common name of its steps.
+        order: A permutation of the states.
+
+    Returns:
+        A new dict of parameters, with the same densities as long as priors treat states alike.
+
+    Raises:
+        ValueError: If ``order`` is no permutation of the states, or no latent has this name.
+    """
+    states = plan.sizes.get(plan.latent_symbols[_members(plan, latent)[0]], 1)
+    index = torch.as_tensor(order, dtype=torch.long)
+    if sorted(index.tolist()) != list(range(states)):
+        raise ValueError(
+            f"order={index.tolist()} is no permutation of the {states} states of '{latent}'."
+        )
+    axes = component_axes(plan, latent)
+    moved = dict(params)
+    for name, own in axes.items():
+        for axis in own:
+            moved[name] = moved[name].index_select(axis, index)
+    return moved
+
+
+def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
+    """States by decreasing share of the data that they explain."""
+    weight = _posterior(plan, params, _members(plan, latent)).sum(0)
+    return [int(i) for i in torch.argsort(weight, descending=True, stable=True)]
+
+
+def align(reference: Fit, fit: Fit) -> dict[str, Tensor]:
+    """Parameters of ``fit`` with its states numbered as in ``reference``.
+
+    States are matched one to one so that the posteriors of the latents over the data overlap
+    most; where the two fits saw different data, so that the parameters are nearest. A latent
+    whose renumbering would change the density of the fit keeps its numbers.
+
+    Reference: Stephens (2000), *Dealing with label switching in mixture models*, JRSS B 62,
+    795-809.
+    """
+    plan, params = fit.plan, dict(fit.params)
+    others = numberings(reference.plan)
+    for latent, names in numberings(plan).items():
+        if latent not in others or not _same_states(reference.plan, others[latent], plan, names):
+            continue
+        with torch.no_grad():
+            cost = _disagreement(reference, fit.plan, params, latent)
+        if cost is None:
+            continue
+        order = scipy.optimize.linear_sum_assignment(cost)[1]
+        if (order == np.arange(len(order))).all():
+            continue
+        moved = permute(plan, params, latent, torch.as_tensor(order))
+        if _same_density(plan, params, moved):
+            params = moved
+    return params
+
+
+def _members(plan: Plan, latent: str) -> tuple[str, ...]:
+    """All latent sites that share a numbering with ``latent``."""
+    for shared, names in numberings(plan).items():
+        if latent == shared or latent in names:
+            return names
+    raise ValueError(
+        f"'{latent}' is not a latent site of the model; its latent sites are "
+        f"{list(numberings(plan))}."
+    )
+
+
+def _own_axes(axes: Axes, site: Site, shapes: Mapping[str, torch.Size]) -> None:
+    """The last axis of a latent's own probabilities runs over its states."""
+    for argument in _maps(site):
+        if argument.table is None or argument.table.event_dim != 1:
+            continue
+        if argument.domain != "simplex":
+            continue
+        for source in argument.sources:
+            axes.setdefault(source, set()).add(len(shapes[source]) - 1)
+
+
+def _indexed_axes(axes: Axes, site: Site, dim: int, shapes: Mapping[str, torch.Size]) -> bool:
+    """Adds the axes along which a site's arguments follow its batch dim ``dim``; True if any."""
+    rank = len(site.layout.outer) + site.layout.inner
+    grown = False
+    for argument in _maps(site):
+        if argument.table is None:
+            continue
+        index = prepend_dims(argument.index, rank)
+        if index.size(dim) == 1:
+            continue
+        rows = index.movedim(dim, 0).reshape(index.size(dim), -1)
+        start = 0
+        for source in argument.table.sources:
+            shape = shapes[source]
+            lead = shape[: len(shape) - argument.table.event_dim]
+            count = lead.numel()
+            inside = bool(((rows >= start) & (rows < start + count)).all())
+            if lead and inside:
+                for axis, place in enumerate(torch.unravel_index(rows - start, lead)):
+                    follows = bool((place == torch.arange(len(rows)).unsqueeze(1)).all())
+                    if follows and axis not in axes.get(source, set()):
+                        axes.setdefault(source, set()).add(axis)
+                        grown = True
+            start += count
+    return grown
+
+
+def _through_priors(axes: Axes, plan: Plan, shapes: Mapping[str, torch.Size]) -> bool:
+    """Carries component axes on to parameters that appear only in another one's prior."""
+    grown = False
+    for name, prior in plan.priors.items():
+        batch = len(prior.site.layout.outer) + prior.site.layout.inner
+        for axis in sorted(axes.get(name, set())):
+            if axis < batch:
+                grown = _indexed_axes(axes, prior.site, axis, shapes) or grown
+    return grown
+
+
+def _maps(site: Site) -> list[ArgumentMap]:
+    return [] if site.density is None else [found for _, found in site.density.maps.values()]
+
+
+def _same_states(one: Plan, ones: Sequence[str], two: Plan, twos: Sequence[str]) -> bool:
+    sizes = {
+        plan.sizes.get(plan.latent_symbols[n], 1) for plan, n in ((one, ones[0]), (two, twos[0]))
+    }
+    return len(sizes) == 1
+
+
+def _posterior(plan: Plan, params: Params, names: Sequence[str]) -> Tensor:
+    """Posterior of all members of a numbering, one row for each entry: ``(M, K)``."""
+    found = plan.posterior(params, list(names))
+    return torch.cat([found[name].reshape(-1, found[name].shape[-1]) for name in names])
+
+
+def _disagreement(reference: Fit, plan: Plan, params: Params, latent: str) -> Any:
+    """Cost of calling state ``j`` of the params state ``i`` of the reference, ``(K, K)``."""
+    theirs = _posterior(reference.plan, reference.params, numberings(reference.plan)[latent])
+    ours = _posterior(plan, params, numberings(plan)[latent])
+    if theirs.shape == ours.shape and _same_data(reference.plan, plan):
+        return -(theirs.T @ ours).numpy()
+    cost = torch.zeros(ours.shape[1], ours.shape[1], dtype=torch.float64)
+    for name, axes in component_axes(plan, latent).items():
+        other = reference.params.get(name)
+        if other is None or other.shape != params[name].shape or len(axes) != 1:
+            continue  # both axes of a transition matrix move at once: no distance by state
+        left, right = (v.movedim(axes[0], 0).reshape(len(cost), -1) for v in (other, params[name]))
+        spread = left.std(0, correction=0) + torch.finfo(left.dtype).tiny
+        cost += torch.cdist(left / spread, right / spread).square()
+    return cost.nan_to_num(nan=0.0, posinf=1e300).numpy() if bool((cost > 0).any()) else None
+
+
+def _same_data(one: Plan, two: Plan) -> bool:
+    """Whether two plans observe the same values."""
+    if set(one.structure.observed) != set(two.structure.observed):
+        return False
+    pairs = [(one.sites[name].value, two.sites[name].value) for name in one.structure.observed]
+    return all(
+        a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()) for a, b in pairs
+    )
+
+
+def _same_density(plan: Plan, before: Params, after: Params) -> bool:
+    """Whether renumbering left the log joint as it was, as it must for exchangeable states."""
+    with torch.no_grad():
+        old, new = (float(plan.log_evidence(p) + plan.log_prior(p)) for p in (before, after))
+    return abs(new - old) <= 1e-9 * (1.0 + abs(old)) or (old == new)

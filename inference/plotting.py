@@ -1,0 +1,304 @@
+"""Pictures of fits: the data with the fitted components, and how fast each fit climbed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Ellipse
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from ember.inference.factors import Site
+from ember.inference.fit import Fit
+from ember.inference.plan import Plan
+from ember.inference.shapes import prepend_dims
+
+__all__ = ["draw_fits"]
+
+# Okabe & Ito's palette: told apart with every kind of colour vision. Dashes and widths tell lines
+# apart that lie on one another, as they do where the methods agree.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES: tuple[tuple[float, Any], ...] = (
+    (4.0, "solid"),
+    (2.4, (0, (5, 2))),
+    (2.0, (0, (1, 1.5))),
+    (1.6, (0, (6, 2, 1, 2))),
+)
+ALPHAS = (0.5, 0.9, 1.0, 1.0)
+SMALLEST_GAP = 1e-6  # below this, differences of objectives are of no interest to anyone
+DEVIATIONS = 2.0
+Params = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Components:
+    """The components of a mixture: what is drawn of them."""
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+
+def draw_fits(
+    fits: Mapping[str, Fit], params: Mapping[str, Params], labels: Sequence[str] | None = None
+) -> Figure:
+    """One picture of several fits, a colour for each.
+
+    Where the model is a mixture of one site in one or two dimensions, the left panel shows the
+    data with the fitted density, or with an ellipse for each component. The other panel shows
+    how far each fit's objective was below the best value that any fit reached of it, against
+    time; a bound that is estimated from draws is shown as a running mean, down to its noise.
+
+    Args:
+        fits: Name of the method to its fit; the first one's data are shown.
+        params: Name of the method to the estimates to draw, states aligned.
+        labels: Names of the columns of the data.
+    """
+    plan = next(iter(fits.values())).plan
+    data = _data(plan)
+    figure = Figure(figsize=(11.0 if data is not None else 6.5, 4.8), layout="constrained")
+    panels = figure.subplots(1, 1 if data is None else 2, squeeze=False)[0]
+    if data is not None:
+        names = list(labels or [])
+        if len(names) != data.shape[1]:
+            site = plan.structure.observed[0]
+            names = [site] if data.shape[1] == 1 else [f"{site}[{i}]" for i in range(2)]
+        draw = _draw_density if data.shape[1] == 1 else _draw_ellipses
+        draw(panels[0], data, plan, fits, params, names)
+    _draw_progress(panels[-1], fits)
+    handles = [
+        Line2D([], [], **_style(i), label=name)  # type: ignore[arg-type]
+        for i, name in enumerate(fits)
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(fits), 4), frameon=False,
+        handlelength=3.2,
+    )  # fmt: skip
+    return figure
+
+
+def _style(i: int) -> dict[str, Any]:
+    width, dashes = STYLES[i % len(STYLES)]
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "linewidth": width,
+        "linestyle": dashes,
+        "alpha": ALPHAS[i % len(ALPHAS)],
+    }
+
+
+# -- the data -----------------------------------------------------------------------------------
+
+
+def _data(plan: Plan) -> Tensor | None:
+    """The rows of the one observed site, ``(N, 1)`` or ``(N, 2)``; None if there is no picture."""
+    if len(plan.structure.observed) != 1 or len(plan.structure.latent) != 1 or plan.row is None:
+        return None
+    site = plan.sites[plan.structure.observed[0]]
+    if site.density is None or site.mask is not None or set(site.plates) != {plan.row}:
+        return None
+    outer = site.value.shape[: site.value.dim() - site.event_dim]
+    rows = site.value.reshape(outer.numel(), -1)
+    if outer.numel() != plan.sizes[plan.row] or rows.shape[1] not in (1, 2):
+        return None
+    if rows.shape[1] == 2 and site.density.base.support.is_discrete:
+        return None
+    start = {name: p.start for name, p in plan.structure.parameters.items()}
+    return rows.to(torch.float64) if _batch(plan, site, start) is not None else None
+
+
+def _batch(plan: Plan, site: Site, params: Params) -> Any:
+    """The site's base distribution if it varies with the latent alone, else None."""
+    assert site.density is not None
+    fn = site.density.distribution(params)
+    symbol = plan.latent_symbols[plan.structure.latent[0]]
+    inner = len(site.inner_shape)
+    batch = (1,) * (len(site.layout.outer) + inner - len(fn.batch_shape)) + tuple(fn.batch_shape)
+    for name, size in zip(site.layout.outer, batch[: len(batch) - inner], strict=True):
+        if size > 1 and name != symbol:
+            return None
+    return fn if symbol in site.layout.outer or plan.sizes.get(symbol, 1) == 1 else None
+
+
+def _components(plan: Plan, params: Params) -> Components:
+    """Weights ``(K,)``, means ``(K, D)`` and covariances ``(K, D, D)`` of the fitted mixture."""
+    site = plan.sites[plan.structure.observed[0]]
+    fn = _batch(plan, site, params)
+    inner, event = len(site.inner_shape), len(fn.event_shape)
+    dim = int(np.prod(site.value.shape[site.value.dim() - inner - event :] or (1,)))
+    full = torch.Size((*fn.batch_shape, *fn.event_shape))
+    tail = torch.broadcast_shapes(full[len(full) - inner - event :], site.inner_shape)
+    if event:
+        tail = torch.Size((*site.inner_shape, *fn.event_shape))
+    lead = full[: len(full) - inner - event]
+    means = fn.mean.expand((*lead, *tail)).reshape(-1, dim)
+    if event and hasattr(fn, "covariance_matrix"):
+        covariances = fn.covariance_matrix.reshape(-1, dim, dim)
+    else:
+        covariances = torch.diag_embed(fn.variance.expand((*lead, *tail)).reshape(-1, dim))
+    return Components(_weights(plan, params), means, covariances.expand(len(means), dim, dim))
+
+
+def _weights(plan: Plan, params: Params) -> Tensor:
+    """Prior probability of every state, averaged over the rows."""
+    name = plan.structure.latent[0]
+    site, symbol = plan.sites[name], plan.latent_symbols[name]
+    if symbol not in site.layout.outer:
+        return torch.ones(1)
+    if site.density is None:
+        return plan.posterior(params, [name])[name].reshape(-1, plan.sizes[symbol]).mean(0)
+    log_prob = prepend_dims(site.density.log_prob(params, site.value), len(site.layout.outer))
+    probs = log_prob.exp().movedim(site.layout.outer.index(symbol), 0)
+    return probs.reshape(len(probs), -1).mean(1)
+
+
+def _draw_ellipses(
+    axes: Axes,
+    data: Tensor,
+    plan: Plan,
+    fits: Mapping[str, Fit],
+    params: Mapping[str, Params],
+    labels: Sequence[str],
+) -> None:
+    axes.plot(
+        *data.T.numpy(), ".", color="0.55", markersize=4, alpha=_crowding(len(data)), zorder=1
+    )
+    for i, name in enumerate(fits):
+        with torch.no_grad():
+            found = _components(fits[name].plan, params[name])
+        style = _style(i)
+        for mean, covariance in zip(found.means, found.covariances, strict=True):
+            variances, directions = np.linalg.eigh(covariance.numpy())
+            width, height = 2.0 * DEVIATIONS * np.sqrt(np.maximum(variances, 0.0))
+            angle = float(np.degrees(np.arctan2(directions[1, 0], directions[0, 0])))
+            ellipse = Ellipse(
+                (float(mean[0]), float(mean[1])), width, height, angle=angle, fill=False,
+                edgecolor=style["color"], linewidth=style["linewidth"],
+                linestyle=style["linestyle"], alpha=style["alpha"], zorder=2 + i,
+            )  # fmt: skip
+            axes.add_patch(ellipse)
+        axes.plot(
+            *found.means.T.numpy(), "+", color=style["color"], markersize=10,
+            markeredgewidth=style["linewidth"], alpha=style["alpha"], zorder=2 + i,
+        )  # fmt: skip
+    axes.autoscale_view()
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.set_title(f"Data and components (ellipses: {DEVIATIONS:g} standard deviations)")
+
+
+def _draw_density(
+    axes: Axes,
+    data: Tensor,
+    plan: Plan,
+    fits: Mapping[str, Fit],
+    params: Mapping[str, Params],
+    labels: Sequence[str],
+) -> None:
+    site = plan.sites[plan.structure.observed[0]]
+    assert site.density is not None
+    values = data[:, 0].numpy()
+    scale = plan.scales[site.name]
+    weights = None if scale is None else scale.tensor.expand(len(values)).numpy()
+    discrete = bool(site.density.base.support.is_discrete)
+    low, high = float(values.min()), float(values.max())
+    if discrete:
+        grid = torch.arange(low, high + 1.0, dtype=torch.float64)
+        bins: Any = np.arange(low - 0.5, high + 1.5)
+    else:
+        margin = 0.05 * (high - low)
+        grid = torch.linspace(low - margin, high + margin, 400, dtype=torch.float64)
+        bins = "auto" if weights is None else 30
+    axes.hist(values, bins=bins, weights=weights, density=True, color="0.85", edgecolor="white")
+    for i, name in enumerate(fits):
+        with torch.no_grad():
+            density = _mixture_density(fits[name].plan, params[name], grid)
+        marker = {"marker": "o", "markersize": 4} if discrete else {}
+        axes.plot(grid.numpy(), density.numpy(), **_style(i), **marker, zorder=2 + i)
+    axes.set(xlabel=labels[0], ylabel="relative frequency" if discrete else "density")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=discrete))
+    axes.set_title("Data and fitted " + ("probabilities" if discrete else "density"))
+
+
+def _mixture_density(plan: Plan, params: Params, grid: Tensor) -> Tensor:
+    """The density of one new row at each point of a grid, ``(G,)``."""
+    site = plan.sites[plan.structure.observed[0]]
+    fn = _batch(plan, site, params)
+    tail = len(site.inner_shape) + len(fn.event_shape)
+    # The grid takes a dim of its own on the left; every other dim but the latent's has size 1.
+    rank = len(fn.batch_shape) + len(fn.event_shape)
+    log_prob = fn.log_prob(grid.reshape(-1, *(1,) * max(rank, tail)))
+    by_state = log_prob.exp().reshape(len(grid), -1)
+    return by_state @ _weights(plan, params).to(by_state.dtype)
+
+
+def _crowding(rows: int) -> float:
+    """Opacity of points, so that many of them show where they are dense."""
+    return float(np.clip(300.0 / rows, 0.08, 0.8))
+
+
+# -- the climb ----------------------------------------------------------------------------------
+
+
+def _draw_progress(axes: Axes, fits: Mapping[str, Fit]) -> None:
+    """How far below the best value of its objective each fit was, against time."""
+    curves = {name: _curve(fit) for name, fit in fits.items()}
+    best: dict[str, float] = {}
+    for name, fit in fits.items():
+        kind = _objective(fit)
+        best[kind] = max(best.get(kind, -np.inf), curves[name].best)
+    for i, (name, fit) in enumerate(fits.items()):
+        gap = np.maximum(best[_objective(fit)] - curves[name].values, curves[name].floor)
+        times, style = fit.times.numpy(), _style(i)
+        axes.plot(times, gap, **style, zorder=2 + i)
+        axes.plot(
+            times[-1], gap[-1], "o", color=style["color"], markersize=7, zorder=10 + i,
+            clip_on=False,
+        )  # fmt: skip
+    ends = [float(t) for fit in fits.values() for t in (fit.times[0], fit.times[-1])]
+    axes.set(xscale="log", yscale="log", xlabel="seconds since the start of the fit")
+    # Whole decades, so that the axis has few and readable numbers.
+    axes.set_xlim(*(10.0 ** f(np.log10(t)) for f, t in ((np.floor, min(ends)), (np.ceil, max(ends)))))
+    axes.set_ylim(bottom=SMALLEST_GAP)
+    axes.set_ylabel("objective: distance below its best value (nats)")
+    axes.set_title("How fast each fit reached its optimum")
+    axes.grid(which="major", color="0.9", zorder=0)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An objective over time, the best value it reached, and the smallest gap to show."""
+
+    values: Any
+    best: float
+    floor: float
+
+
+def _curve(fit: Fit) -> Curve:
+    history = fit.history.numpy()
+    if _is_exact(fit) or len(history) < 20:
+        return Curve(history, float(history.max()), SMALLEST_GAP)
+    # A bound estimated from draws: a running mean shows its course. Its last values say where it
+    # ends, and how far apart two of its means may be by chance: no smaller gap means anything.
+    window = max(len(history) // 20, 5)
+    total = np.cumsum(np.insert(history, 0, 0.0))
+    ends = np.arange(1, len(history) + 1)
+    begins = np.maximum(ends - window, 0)
+    last = history[-2 * window :]
+    noise = float(last.std()) / np.sqrt(window)
+    values = (total[ends] - total[begins]) / (ends - begins)
+    return Curve(values, float(last.mean()), max(noise, SMALLEST_GAP))
+
+
+def _is_exact(fit: Fit) -> bool:
+    """Whether the history holds the objective itself, not an estimate from draws of a guide."""
+    return fit.guide is None or fit.guide.is_delta
+
+
+def _objective(fit: Fit) -> str:
+    """What a fit climbs; only fits that climb the same thing can be measured against each other."""
+    return fit.objective if _is_exact(fit) else fit.method
