@@ -1,10 +1,12 @@
 """Expectation-maximisation and variational inference for models written in Pyro."""
 
 from ember.inference import constraints as _constraints  # registers a bijection for Wishart sites
+from ember.inference.comparison import Comparison, compare
 from ember.inference.em import EM
 from ember.inference.fit import Fit
 from ember.inference.statistics import Statistics
+from ember.inference.svi import SVI
 
-__all__ = ["EM", "Fit", "Statistics"]
+__all__ = ["EM", "SVI", "Comparison", "Fit", "Statistics", "compare"]
 
 del _constraints

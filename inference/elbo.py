@@ -55,8 +55,9 @@ class PlanELBO:
         with poutine.trace(param_only=True) as captured:
             loss = self._negative_bound(guide, args, kwargs)
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [site["value"].unconstrained().grad for site in captured.trace.nodes.values()]
+            loss.backward()
+        nodes: dict[str, Any] = dict(captured.trace.nodes)
+        gradients = [site["value"].unconstrained().grad for site in nodes.values()]
         finite = torch.isfinite(loss) & all(
             bool(torch.isfinite(g).all()) for g in gradients if g is not None
         )

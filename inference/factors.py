@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ember.inference.parameter_maps import ArgumentMap
-from ember.inference.recognition import Form
 from ember.inference.shapes import append_dims, prepend_dims
+from ember.inference.slots import Form
 
 __all__ = ["Density", "FormFactor", "Layout", "Site", "compile_form", "statistics_of"]
 

@@ -130,7 +130,8 @@ def make_guide(choice: Guide, plan: Plan, start: Mapping[str, Tensor]) -> Callab
     else:
         guide = kind
     _check_sites(guide, plan, guided)
-    return guide
+    made: Callable[..., Any] = guide
+    return made
 
 
 def _check_sites(guide: Any, plan: Plan, guided: list[str]) -> None:

@@ -8,7 +8,7 @@ same function
 at every run, with ``f`` and ``g`` among identity, logarithm, logit and softmax, is a *gather* of
 parameter entries: an index, a coefficient and an offset describe it, and its transpose scatters
 statistics back. The quotient ``(v1 - v2) / (v2 - v3)`` over three runs does not depend on ``c``
-and ``b``, so equal quotients find the partner; a fourth run confirms it. Anything else about an
+and ``b``, so equal quotients find the partner; two more runs confirm it. Anything else about an
 argument (``sigmoid(a * b)``, a matrix product) is left to the model itself.
 """
 
@@ -26,7 +26,7 @@ from ember.inference.structure import Parameter, Structure
 
 __all__ = ["ArgumentMap", "ArgumentValues", "Table", "match_argument", "probe_values"]
 
-PROBES = 4
+PROBES = 5
 TOLERANCE = 1e-9
 
 _ON: dict[str, Callable[[Tensor], Tensor]] = {
@@ -97,12 +97,17 @@ class ArgumentValues:
 
 
 def probe_values(structure: Structure, seed: int) -> dict[str, Tensor]:
-    """A random valid value of every parameter, its entries distinct almost surely."""
-    generator = torch.Generator().manual_seed(seed)
+    """A random valid value of every parameter, its entries distinct almost surely.
+
+    The last probe mirrors the first: entries that were large are small, so that a model that
+    sorts its parameters, or branches on their signs, gives itself away.
+    """
+    sign = -1.0 if seed == PROBES - 1 else 1.0
+    generator = torch.Generator().manual_seed(0 if seed == PROBES - 1 else seed)
     values = {}
     for name, parameter in structure.parameters.items():
         free = transform_to(parameter.support).inverse_shape(parameter.shape)
-        noise = 0.7 * torch.randn(free, generator=generator, dtype=torch.float64)
+        noise = sign * 0.7 * torch.randn(free, generator=generator, dtype=torch.float64)
         values[name] = parameter.to_constrained(noise).expand(parameter.shape).clone()
     return values
 

@@ -19,9 +19,10 @@ from torch import Tensor
 from ember.inference.arguments import Arguments
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import MixtureKernel, mixture_kernel
-from ember.inference.factors import FormFactor, Site, compile_form, finish, statistics_of
+from ember.inference.factors import FormFactor, Site, compile_form, statistics_of
+from ember.inference.grouping import cells_of, group_of, group_sites
+from ember.inference.opaque import factor_dims, model_dependencies, model_log_prob
 from ember.inference.reading import Probes, probe, read_site
-from ember.inference.recognition import unwrap
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group, Part, Statistics
 from ember.inference.structure import Model, Structure, read_structure
@@ -70,11 +71,12 @@ class Plan:
                 sums = {key: (group, gradient[key]) for key, group in self.groups.items()}
                 return self._statistics(params, total, sums, {})
             other = self.other_log_probs(params)
-        return self._general_e_step(params, natural, other)
+        return self.general_e_step(params, natural, other)
 
-    def _general_e_step(
+    def general_e_step(
         self, params: Params, natural: dict[tuple[Any, ...], Tensor], other: dict[str, Tensor]
     ) -> Statistics:
+        """The E-step for any model: contract, and take the gradient."""
         leaves = [t.requires_grad_() for t in (*natural.values(), *other.values())]
         with torch.enable_grad():
             total = self.contraction.total(self.contraction(self.tensors(natural, other)))
@@ -146,7 +148,7 @@ class Plan:
                 log_prob = site.density.log_prob(params, site.value)
             else:
                 trace = self.structure.trace(params) if trace is None else trace
-                log_prob = _model_log_prob(site, trace)
+                log_prob = model_log_prob(site, trace)
             out[name] = site.layout.pack(log_prob)[0]
         return out
 
@@ -214,7 +216,7 @@ class Plan:
                 log_prob = prior.site.density.log_prob(params, params[name])
             else:
                 trace = self.structure.trace(params) if trace is None else trace
-                log_prob = _model_log_prob(prior.site, trace)
+                log_prob = model_log_prob(prior.site, trace)
             total = total + (log_prob * prior.scale).sum()
         return total
 
@@ -237,7 +239,7 @@ class Plan:
         statistics, _ = statistics_of(prior.site, params[name], 0.0)
         weights = append_dims(prior.scale, len(prior.site.inner_shape) + 1)
         statistics = statistics * weights
-        cells = prepend_dims(_cells_of(prior.site), statistics.dim() - 1)
+        cells = prepend_dims(cells_of(prior.site), statistics.dim() - 1)
         shape = torch.broadcast_shapes(cells.shape, statistics.shape[:-1])
         rows = statistics.expand(*shape, -1).reshape(-1, statistics.shape[-1])
         total = statistics.new_zeros((len(prior.group.cells), statistics.shape[-1]))
@@ -300,7 +302,7 @@ def build_plan(
     sites = {n: read_site(n, structure, probes, trace) for n in structure.factor_names}
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
-    groups, cells = _group(sites)
+    groups, cells = group_sites(sites)
     forms: dict[str, tuple[tuple[Any, ...], FormFactor]] = {}
     factors = []
     for name, site in sites.items():
@@ -309,7 +311,7 @@ def build_plan(
             forms[name] = (key, compile_form(site, index, reference))
             dims = forms[name][1].dims
         else:
-            dims = _dims(site, trace)
+            dims = factor_dims(site, trace)
         factors.append(Factor(name, dims, site.plates, scales[name]))
     sizes = _sizes(trace, structure, latent_symbols)
     latents = {s: (n, scales[n]) for n, s in latent_symbols.items()}
@@ -330,113 +332,9 @@ def build_plan(
         scales,
     )
     plan.notes["plate_names"] = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
-    plan.notes["dependencies"] = _model_dependencies(plan)
+    asked = {n: plan.site(n) for n in plan.opaque_sites() if plan.site(n).density is None}
+    plan.notes["dependencies"] = model_dependencies(structure, asked)
     return plan
-
-
-def _model_dependencies(plan: Plan) -> dict[str, set[str]]:
-    """Which parameters the sites that only the model can evaluate depend on."""
-    names = [name for name in plan.opaque_sites() if plan.site(name).density is None]
-    if not names:
-        return {}
-    with torch.enable_grad():
-        params = {
-            name: p.start.clone().requires_grad_() for name, p in plan.structure.parameters.items()
-        }
-        trace: Any = plan.structure.trace(params)
-        found: dict[str, set[str]] = {}
-        for name in names:
-            others = {n: value for n, value in params.items() if n != name}
-            total = _model_log_prob(plan.site(name), trace).sum()
-            if not total.requires_grad or not others:
-                found[name] = set()
-                continue
-            gradients = torch.autograd.grad(
-                total, list(others.values()), allow_unused=True, retain_graph=True
-            )
-            found[name] = {n for n, g in zip(others, gradients, strict=True) if g is not None}
-    return found
-
-
-def _group(
-    sites: Mapping[str, Site],
-) -> tuple[dict[tuple[Any, ...], Group], dict[str, tuple[tuple[Any, ...], Tensor, Any]]]:
-    """Pools sites that read the same slots, and finds the cell of every entry of every site."""
-    members: dict[tuple[Any, ...], list[Site]] = {}
-    for site in sites.values():
-        if site.form is not None:
-            key = (type(site.form.family).__name__, *(slot.key for slot in site.form.slots))
-            members.setdefault(key, []).append(site)
-    groups: dict[tuple[Any, ...], Group] = {}
-    cells: dict[str, tuple[tuple[Any, ...], Tensor, Any]] = {}
-    for key, pooled in members.items():
-        rows = [_slot_rows(site) for site in pooled]
-        combinations, place = torch.unique(
-            torch.cat([_flat(row) for row in rows]), dim=0, return_inverse=True
-        )
-        places = place.split([row[..., 0].numel() for row in rows])
-        indices = [p.reshape(row.shape[:-1]) for p, row in zip(places, rows, strict=True)]
-        form = pooled[0].form
-        assert form is not None
-        at_entry, at_cell = _references(pooled, indices, len(combinations))
-        groups[key] = Group(key, form.family, form.slots, combinations, at_cell)
-        for site, index in zip(pooled, indices, strict=True):
-            cells[site.name] = (key, index, at_entry)
-    return groups, cells
-
-
-def _slot_rows(site: Site) -> Tensor:
-    assert site.form is not None
-    return torch.stack(torch.broadcast_tensors(*site.form.indices), -1)
-
-
-def _flat(rows: Tensor) -> Tensor:
-    return rows.reshape(-1, rows.shape[-1])
-
-
-def _cells_of(site: Site) -> Tensor:
-    """The cell of every entry of a site, for a group that holds this site alone."""
-    rows = _slot_rows(site)
-    flat: Tensor = torch.unique(_flat(rows), dim=0, return_inverse=True)[1]
-    return flat.reshape(rows.shape[:-1])
-
-
-def _references(
-    pooled: list[Site], indices: list[Tensor], count: int
-) -> tuple[Tensor | float, Tensor | None]:
-    """A point near the data, for each event entry and for each cell; the same for all sites."""
-    first = pooled[0]
-    assert first.form is not None
-    if first.form.centred is None:
-        return 0.0, None
-    value = first.value
-    if first.mask is not None:
-        inside = append_dims(first.mask, first.form.event_dim)
-        value = torch.where(inside, value, torch.full((), torch.nan))
-    data = first.form.centred(value)
-    tail = first.form.event_dim + len(first.inner_shape)
-    lead = data.dim() - tail
-    mean = data.flatten(0, lead - 1).nanmean(0) if lead > 0 else data
-    mean = mean.nan_to_num(nan=0.0)
-    if first.form.event_dim:
-        # Vectors share one reference point: the mean of all of them.
-        mean = mean.reshape(-1, mean.shape[-1]).mean(0)
-        return mean, mean.expand(count, -1).clone()
-    at_cell = torch.full((count,), torch.nan)
-    for site, index in zip(pooled, indices, strict=True):
-        inner = len(site.inner_shape)
-        shape = torch.broadcast_shapes(index.shape, site.inner_shape)
-        wanted = mean.expand(shape) if site.inner_shape == first.inner_shape else None
-        if wanted is None or (inner and index.shape[-inner:] != site.inner_shape):
-            break
-        at_cell[index.expand(shape)] = wanted
-        if not torch.equal(at_cell[index.expand(shape)], wanted.contiguous()):
-            break
-    else:
-        if not bool(at_cell.isnan().any()):
-            return mean, at_cell
-    overall = mean.mean()
-    return overall, overall.expand(count).clone()
 
 
 def _priors(structure: Structure, probes: Any, start: Any) -> dict[str, PriorSite]:
@@ -445,12 +343,8 @@ def _priors(structure: Structure, probes: Any, start: Any) -> dict[str, PriorSit
         if not parameter.has_prior:
             continue
         site = read_site(name, structure, probes, start)
-        group = None
-        if site.form is not None:
-            cells = torch.unique(_flat(_slot_rows(site)), dim=0)
-            group = Group((name,), site.form.family, site.form.slots, cells)
         scale = torch.as_tensor(start.nodes[name]["scale"], dtype=torch.float64)
-        priors[name] = PriorSite(site, scale, group)
+        priors[name] = PriorSite(site, scale, group_of(site))
     return priors
 
 
@@ -464,32 +358,6 @@ def _scale(node: Any, site: Site) -> Scale | None:
         )
     tensor, dims = site.layout.pack(scale)
     return Scale(dims, tensor)
-
-
-def _dims(site: Site, trace: Any) -> tuple[str, ...]:
-    with torch.no_grad():
-        if site.density is not None:
-            params = {
-                n: node["value"]
-                for n, node in trace.nodes.items()
-                if node["type"] in ("sample", "param") and isinstance(node["value"], Tensor)
-            }
-            log_prob = site.density.log_prob(params, site.value)
-        else:
-            log_prob = _model_log_prob(site, trace)
-    return site.layout.pack(log_prob)[1]
-
-
-def _model_log_prob(site: Site, trace: Any) -> Tensor:
-    """A site's log probability from a run of the model, masked latents summing to one."""
-    node = trace.nodes[site.name]
-    unwrapped = unwrap(node["fn"])
-    value, mask = node["value"], site.mask
-    if mask is not None and value.is_floating_point():
-        inside = append_dims(mask, len(unwrapped.base.event_shape))
-        shown = value[inside.expand(value.shape)]
-        value = torch.where(inside, value, shown[0] if len(shown) else torch.ones(()))
-    return finish(unwrapped.base.log_prob(value), mask, site.inner_shape, site.dummy)
 
 
 def _sizes(trace: Any, structure: Structure, latent_symbols: Mapping[str, str]) -> dict[str, int]:

@@ -71,10 +71,7 @@ def draw_fits(
         draw = _draw_density if data.shape[1] == 1 else _draw_ellipses
         draw(panels[0], data, plan, fits, params, names)
     _draw_progress(panels[-1], fits)
-    handles = [
-        Line2D([], [], **_style(i), label=name)  # type: ignore[arg-type]
-        for i, name in enumerate(fits)
-    ]
+    handles = [Line2D([], [], **_style(i), label=name) for i, name in enumerate(fits)]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(len(fits), 4), frameon=False,
         handlelength=3.2,
@@ -217,7 +214,7 @@ def _draw_density(
     for i, name in enumerate(fits):
         with torch.no_grad():
             density = _mixture_density(fits[name].plan, params[name], grid)
-        marker = {"marker": "o", "markersize": 4} if discrete else {}
+        marker: dict[str, Any] = {"marker": "o", "markersize": 4} if discrete else {}
         axes.plot(grid.numpy(), density.numpy(), **_style(i), **marker, zorder=2 + i)
     axes.set(xlabel=labels[0], ylabel="relative frequency" if discrete else "density")
     axes.xaxis.set_major_locator(MaxNLocator(integer=discrete))
@@ -231,7 +228,7 @@ def _mixture_density(plan: Plan, params: Params, grid: Tensor) -> Tensor:
     tail = len(site.inner_shape) + len(fn.event_shape)
     # The grid takes a dim of its own on the left; every other dim but the latent's has size 1.
     rank = len(fn.batch_shape) + len(fn.event_shape)
-    log_prob = fn.log_prob(grid.reshape(-1, *(1,) * max(rank, tail)))
+    log_prob: Tensor = fn.log_prob(grid.reshape(-1, *(1,) * max(rank, tail)))
     by_state = log_prob.exp().reshape(len(grid), -1)
     return by_state @ _weights(plan, params).to(by_state.dtype)
 
@@ -262,7 +259,9 @@ def _draw_progress(axes: Axes, fits: Mapping[str, Fit]) -> None:
     ends = [float(t) for fit in fits.values() for t in (fit.times[0], fit.times[-1])]
     axes.set(xscale="log", yscale="log", xlabel="seconds since the start of the fit")
     # Whole decades, so that the axis has few and readable numbers.
-    axes.set_xlim(*(10.0 ** f(np.log10(t)) for f, t in ((np.floor, min(ends)), (np.ceil, max(ends)))))
+    axes.set_xlim(
+        *(10.0 ** f(np.log10(t)) for f, t in ((np.floor, min(ends)), (np.ceil, max(ends))))
+    )
     axes.set_ylim(bottom=SMALLEST_GAP)
     axes.set_ylabel("objective: distance below its best value (nats)")
     axes.set_title("How fast each fit reached its optimum")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.families import Family
-from ember.inference.recognition import Slot
+from ember.inference.slots import Slot
 
 if TYPE_CHECKING:
     from ember.inference.plan import Plan

@@ -131,7 +131,7 @@ Product = Callable[[list[Tensor]], list[Tensor]]
 
 def _hessian_product(leaves: list[Tensor], gradients: tuple[Tensor, ...]) -> Product:
     def product(vectors: list[Tensor]) -> list[Tensor]:
-        along = sum((g * v).sum() for g, v in zip(gradients, vectors, strict=True))
+        along = torch.stack([(g * v).sum() for g, v in zip(gradients, vectors, strict=True)]).sum()
         found = torch.autograd.grad(along, leaves, retain_graph=True, allow_unused=True)
         return [
             torch.zeros_like(leaf) if g is None else g

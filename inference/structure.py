@@ -5,13 +5,12 @@ maximised in the M-step. By default discrete unobserved sites are latent (as und
 ``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from pyro import poutine, validation_enabled
-from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer import config_enumerate
 from pyro.poutine.messenger import Messenger
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ember.inference.arguments import Arguments
+from ember.inference.site_checks import batch_shape, check_local, check_observed, check_subsample
 
 __all__ = ["Parameter", "Structure", "default_value", "read_structure"]
 
@@ -139,14 +139,14 @@ def read_structure(
         model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates
     )
     trace = structure.trace({name: p.start for name, p in parameters.items()})
-    _check_local(plain, trace, parameters)
+    check_local(plain, trace, parameters)
     for name in structure.factor_names:
         site = trace.nodes[name]
         # Pyro's own shape rules; they look at the shape of the log probability only.
-        shape = _batch_shape(name, site)
+        shape = batch_shape(name, site)
         check_site_shape({**site, "log_prob": torch.empty(()).expand(shape)}, nesting)
     for name in observed:
-        _check_observed(name, trace.nodes[name])
+        check_observed(name, trace.nodes[name])
     return Structure(**{**structure.__dict__, "signature": _signature(trace)})
 
 
@@ -226,18 +226,9 @@ def _statements(trace: Trace) -> Iterator[tuple[str, Any]]:
             yield name, site
         elif site["type"] == "sample":
             if type(site["fn"]).__name__ == "_Subsample":
-                _check_subsample(name, site)
+                check_subsample(name, site)
             elif not site["infer"].get("_deterministic"):
                 yield name, site
-
-
-def _check_subsample(name: str, site: Any) -> None:
-    size, subsample = site["fn"].size, site["fn"].subsample_size
-    if subsample is not None and subsample < size:
-        raise ValueError(
-            f"plate '{name}' subsamples {subsample} of {size} rows; EM uses all of the data: "
-            "remove subsample_size (and subsample) from the plate."
-        )
 
 
 def _is_continuous(fn: Any) -> bool:
@@ -316,75 +307,3 @@ def _structure_changed(before: tuple[Any, ...], after: tuple[Any, ...]) -> str:
         "write the model so that every run has the same sites and shapes, for instance with "
         "torch.where instead of a Python if."
     )
-
-
-def _check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:
-    """Refuses continuous sites whose distribution varies with a discrete latent."""
-    for name in names:
-        site: Any = enumerated.nodes[name]
-        before: Any = plain.nodes[name]
-        if site["type"] == "param":
-            continue
-        if site["fn"].batch_shape != before["fn"].batch_shape:
-            raise ValueError(
-                f"continuous site '{name}' depends on a discrete latent, so it is itself a latent, "
-                "and this version integrates discrete latents only; replace it by the marginal "
-                "distribution of the sites below it, or move it out of the latent's reach."
-            )
-
-
-def _batch_shape(name: str, site: Any) -> torch.Size:
-    """The broadcast batch shape of a site's distribution and value."""
-    fn, value = site["fn"], site["value"]
-    try:
-        batch = value.shape[: value.dim() - fn.event_dim]
-        return torch.Size(torch.broadcast_shapes(fn.batch_shape, batch))
-    except RuntimeError as error:
-        raise ValueError(
-            f"site '{name}' has a value of shape {tuple(value.shape)}, which does not fit its "
-            f"distribution (batch shape {tuple(fn.batch_shape)}, event shape "
-            f"{tuple(fn.event_shape)}); reshape the data, put the site inside pyro.plate, or use "
-            ".to_event(...)."
-        ) from error
-
-
-def _check_observed(name: str, site: Any) -> None:
-    """Refuses data outside the support of their distribution, rows that are masked excepted."""
-    fn, value = site["fn"], site["value"]
-    mask = observed_mask(site)
-    if value.is_floating_point():
-        batch = value.shape[: value.dim() - fn.event_dim]
-        finite = torch.isfinite(value).reshape((*batch, -1)).all(-1)
-        if not bool((finite | ~mask).all()):
-            raise ValueError(
-                f"observed site '{name}' has missing (NaN) or infinite values; remove those rows, "
-                "or mask them with poutine.mask."
-            )
-    try:
-        valid = fn.support.check(value)
-    except (NotImplementedError, AttributeError):
-        return
-    if not bool((valid | ~mask).all()):
-        raise ValueError(
-            f"observed site '{name}' has values outside the support of its distribution "
-            f"({type(fn).__name__}: {fn.support}); correct the data or choose another family."
-        )
-
-
-def observed_mask(site: Any) -> Tensor:
-    """The mask of a site, from ``poutine.mask`` and from ``fn.mask`` at its outermost level."""
-    masks = [torch.as_tensor(True if site["mask"] is None else site["mask"])]
-    fn = site["fn"]
-    if isinstance(fn, MaskedDistribution):
-        masks.append(torch.as_tensor(fn._mask))
-    while isinstance(fn, (MaskedDistribution, ExpandedDistribution, Independent)):
-        reinterpreted = fn.reinterpreted_batch_ndims if isinstance(fn, Independent) else 0
-        fn = fn.base_dist
-        if reinterpreted and isinstance(fn, MaskedDistribution):
-            # Entries masked inside an event are the plan's to drop; here they excuse the row.
-            inside = torch.as_tensor(fn._mask).expand(fn.batch_shape)
-            masks.append(inside.flatten(inside.dim() - reinterpreted).all(-1))
-    mask = masks[0]
-    for other in masks[1:]:
-        mask = mask & other
-    return mask

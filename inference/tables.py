@@ -75,7 +75,9 @@ def read_table(
 def _read(path: Path) -> pd.DataFrame:
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{path} is neither a .csv nor a .parquet file; convert it to one of them.")
+        raise ValueError(
+            f"{path} is neither a .csv nor a .parquet file; convert it to one of them."
+        )
     try:
         if suffix == ".parquet":
             return pd.read_parquet(path)

@@ -1,0 +1,64 @@
+"""Sites that only the model can evaluate: their log probability, and what they depend on."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.factors import Site, finish
+from ember.inference.recognition import unwrap
+from ember.inference.shapes import append_dims
+from ember.inference.structure import Structure
+
+__all__ = ["factor_dims", "model_dependencies", "model_log_prob"]
+
+
+def model_dependencies(structure: Structure, sites: Mapping[str, Site]) -> dict[str, set[str]]:
+    """Which parameters the sites that only the model can evaluate depend on."""
+    if not sites:
+        return {}
+    with torch.enable_grad():
+        params = {
+            name: p.start.clone().requires_grad_() for name, p in structure.parameters.items()
+        }
+        trace: Any = structure.trace(params)
+        found: dict[str, set[str]] = {}
+        for name, site in sites.items():
+            others = {n: value for n, value in params.items() if n != name}
+            total = model_log_prob(site, trace).sum()
+            if not total.requires_grad or not others:
+                found[name] = set()
+                continue
+            gradients = torch.autograd.grad(
+                total, list(others.values()), allow_unused=True, retain_graph=True
+            )
+            found[name] = {n for n, g in zip(others, gradients, strict=True) if g is not None}
+    return found
+
+
+def factor_dims(site: Site, trace: Any) -> tuple[str, ...]:
+    """The named dims of a site's log probability, from one evaluation."""
+    with torch.no_grad():
+        if site.density is not None:
+            params = {
+                n: node["value"]
+                for n, node in trace.nodes.items()
+                if node["type"] in ("sample", "param") and isinstance(node["value"], Tensor)
+            }
+            log_prob = site.density.log_prob(params, site.value)
+        else:
+            log_prob = model_log_prob(site, trace)
+    return site.layout.pack(log_prob)[1]
+
+
+def model_log_prob(site: Site, trace: Any) -> Tensor:
+    """A site's log probability from a run of the model, masked latents summing to one."""
+    node = trace.nodes[site.name]
+    unwrapped = unwrap(node["fn"])
+    value, mask = node["value"], site.mask
+    if mask is not None and value.is_floating_point():
+        inside = append_dims(mask, len(unwrapped.base.event_shape))
+        shown = value[inside.expand(value.shape)]
+        value = torch.where(inside, value, shown[0] if len(shown) else torch.ones(()))
+    return finish(unwrapped.base.log_prob(value), mask, site.inner_shape, site.dummy)

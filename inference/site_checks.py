@@ -1,0 +1,93 @@
+"""What a site must fulfil before any work begins; each failure is one sentence with its remedy."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+__all__ = ["batch_shape", "check_local", "check_observed", "check_subsample"]
+
+
+def check_subsample(name: str, site: Any) -> None:
+    """Refuses a plate that shows only some of its rows."""
+    size, subsample = site["fn"].size, site["fn"].subsample_size
+    if subsample is not None and subsample < size:
+        raise ValueError(
+            f"plate '{name}' subsamples {subsample} of {size} rows; EM uses all of the data: "
+            "remove subsample_size (and subsample) from the plate."
+        )
+
+
+def check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:
+    """Refuses continuous sites whose distribution varies with a discrete latent."""
+    for name in names:
+        site: Any = enumerated.nodes[name]
+        before: Any = plain.nodes[name]
+        if site["type"] == "param":
+            continue
+        if site["fn"].batch_shape != before["fn"].batch_shape:
+            raise ValueError(
+                f"continuous site '{name}' depends on a discrete latent, so it is itself a latent, "
+                "and this version integrates discrete latents only; replace it by the marginal "
+                "distribution of the sites below it, or move it out of the latent's reach."
+            )
+
+
+def batch_shape(name: str, site: Any) -> torch.Size:
+    """The broadcast batch shape of a site's distribution and value."""
+    fn, value = site["fn"], site["value"]
+    try:
+        batch = value.shape[: value.dim() - fn.event_dim]
+        return torch.Size(torch.broadcast_shapes(fn.batch_shape, batch))
+    except RuntimeError as error:
+        raise ValueError(
+            f"site '{name}' has a value of shape {tuple(value.shape)}, which does not fit its "
+            f"distribution (batch shape {tuple(fn.batch_shape)}, event shape "
+            f"{tuple(fn.event_shape)}); reshape the data, put the site inside pyro.plate, or use "
+            ".to_event(...)."
+        ) from error
+
+
+def check_observed(name: str, site: Any) -> None:
+    """Refuses data outside the support of their distribution, rows that are masked excepted."""
+    fn, value = site["fn"], site["value"]
+    mask = _observed_mask(site)
+    if value.is_floating_point():
+        batch = value.shape[: value.dim() - fn.event_dim]
+        finite = torch.isfinite(value).reshape((*batch, -1)).all(-1)
+        if not bool((finite | ~mask).all()):
+            raise ValueError(
+                f"observed site '{name}' has missing (NaN) or infinite values; remove those rows, "
+                "or mask them with poutine.mask."
+            )
+    try:
+        valid = fn.support.check(value)
+    except (NotImplementedError, AttributeError):
+        return
+    if not bool((valid | ~mask).all()):
+        raise ValueError(
+            f"observed site '{name}' has values outside the support of its distribution "
+            f"({type(fn).__name__}: {fn.support}); correct the data or choose another family."
+        )
+
+
+def _observed_mask(site: Any) -> Tensor:
+    """The mask of a site, from ``poutine.mask`` and from ``fn.mask`` at its outermost level."""
+    masks = [torch.as_tensor(True if site["mask"] is None else site["mask"])]
+    fn = site["fn"]
+    if isinstance(fn, MaskedDistribution):
+        masks.append(torch.as_tensor(fn._mask))
+    while isinstance(fn, (MaskedDistribution, ExpandedDistribution, Independent)):
+        reinterpreted = fn.reinterpreted_batch_ndims if isinstance(fn, Independent) else 0
+        fn = fn.base_dist
+        if reinterpreted and isinstance(fn, MaskedDistribution):
+            # Entries masked inside an event are the plan's to drop; here they excuse the row.
+            inside = torch.as_tensor(fn._mask).expand(fn.batch_shape)
+            masks.append(inside.flatten(inside.dim() - reinterpreted).all(-1))
+    mask = masks[0]
+    for other in masks[1:]:
+        mask = mask & other
+    return mask

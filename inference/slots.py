@@ -1,0 +1,85 @@
+"""Slots and forms: where an exponential family reads its values; a site written in that form."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.families import Family, safe_log
+from ember.inference.parameter_maps import Table
+
+__all__ = ["Form", "Slot"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one slot of a family gets its values: rows of a table, then known constants."""
+
+    kind: str
+    table: Table | None
+    link: str
+    exponent: float
+    constants: Tensor
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return () if self.table is None else self.table.sources
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for slots that read the same values."""
+        shape, numbers = tuple(self.constants.shape), tuple(self.constants.flatten().tolist())
+        return (self.kind, self.table, self.link, self.exponent, shape, numbers)
+
+    def values(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Every value the slot can take at ``params``, shape ``(R, *event)``."""
+        if self.table is None:
+            return self.constants
+        rows = self.table.rows(params)
+        match self.link:
+            case "exp":
+                rows = torch.exp(self.exponent * rows)
+            case "sigmoid":
+                rows = torch.sigmoid(rows)
+            case "inverse":
+                rows = torch.linalg.inv_ex(rows)[0]
+            case "outer":
+                rows = torch.cholesky_inverse(rows)
+        return torch.cat([rows, self.constants]) if len(self.constants) else rows
+
+    def parameter(self, value: Tensor) -> Tensor:
+        """Parameter rows from slot values: the inverse of ``values`` without the constants."""
+        match self.link:
+            case "exp" if self.table is not None and self.table.on == "log":
+                return torch.pow(value, 1.0 / self.exponent)
+            case "exp":
+                return safe_log(value) / self.exponent
+            case "sigmoid":
+                return torch.logit(value, eps=torch.finfo(value.dtype).tiny)
+            case "inverse":
+                inverse: Tensor = torch.linalg.inv_ex(value)[0]
+                return inverse
+            case "outer":
+                factor: Tensor = torch.linalg.cholesky_ex(torch.linalg.inv_ex(value)[0])[0]
+                return factor
+            case _:
+                on_softmax = self.table is not None and self.table.on == "softmax"
+                return safe_log(value) if on_softmax else value
+
+
+@dataclass(frozen=True)
+class Form:
+    """A site in exponential-family form.
+
+    ``indices`` holds, for each slot, the row of its table (batch-shaped); ``statistics(value)``
+    gives ``T`` of shape ``(*batch, P)`` and the base measure ``h``, or None where it is zero.
+    """
+
+    family: Family
+    slots: tuple[Slot, ...]
+    indices: tuple[Tensor, ...]
+    statistics: Callable[[Tensor, Tensor | float], tuple[Tensor, Tensor | None]]
+    event_dim: int = 0
+    centred: Callable[[Tensor], Tensor] | None = None

@@ -1,0 +1,126 @@
+"""The plan against the reference path, which asks the model for everything at every step."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from ember import models
+from ember.inference import EM
+from ember.inference.arguments import prepare, sheltered
+from ember.inference.coordinates import Coordinates
+from ember.inference.maximisation import updates
+from ember.inference.parameter_maps import probe_values
+from ember.inference.plan import Plan, build_plan
+from tests.inference.catalogue import CASES, Case, case_id, model_of
+
+
+def test_every_model_has_a_case() -> None:
+    assert {name for name, _, _ in CASES} == set(models.__all__)
+
+
+def _plans(case: Case) -> tuple[Plan, Plan]:
+    arguments = prepare((case[1],), case[2])
+    model = model_of(case)
+    return build_plan(model, arguments), build_plan(model, arguments, probing=False)
+
+
+def _perturbed_start(case: Case, plan: Plan) -> dict[str, Tensor]:
+    """Parameters near a k-means start: plausible, but no optimum."""
+    start = EM(model_of(case), seed=0).initialise(case[1], **case[2])
+    coordinates = Coordinates(plan.structure.parameters)
+    flat = coordinates.flatten(start)
+    noise = 0.1 * torch.sin(torch.arange(len(flat), dtype=torch.float64))
+    return coordinates.unflatten(flat + noise, start)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_plan_equals_reference_path(case: Case) -> None:
+    with sheltered(0):
+        plan, reference = _plans(case)
+        assert set(plan.opaque_sites()) <= set(plan.priors)  # priors whose family has no form
+        assert set(reference.opaque_sites()) == {*reference.sites, *reference.priors}
+        params = _perturbed_start(case, plan)
+        ours, theirs = plan.e_step(params), reference.e_step(params)
+        assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, rel=1e-9)
+        assert ours.log_prior == pytest.approx(theirs.log_prior, rel=1e-9)
+        coordinates = Coordinates(plan.structure.parameters)
+        torch.testing.assert_close(
+            coordinates.gradient(ours), coordinates.gradient(theirs), rtol=1e-8, atol=1e-8
+        )
+        for latent in plan.structure.latent[:3]:
+            torch.testing.assert_close(
+                plan.posterior(params, [latent])[latent],
+                reference.posterior(params, [latent])[latent],
+                rtol=1e-9,
+                atol=1e-12,
+            )
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_every_model_is_closed_form_throughout(case: Case) -> None:
+    with sheltered(0):
+        plan, _ = _plans(case)
+        assert [update.how for update in updates(plan)] == ["closed form"] * len(plan.priors)
+
+
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_fisher_gradient_is_the_gradient_of_the_objective(case: Case) -> None:
+    with sheltered(0):
+        plan, _ = _plans(case)
+        params = _perturbed_start(case, plan)
+        coordinates = Coordinates(plan.structure.parameters)
+        free = coordinates.flatten(params).requires_grad_()
+        at = coordinates.unflatten(free, params)
+        (direct,) = torch.autograd.grad(plan.log_evidence(at) + plan.log_prior(at), free)
+        by_fisher = coordinates.gradient(plan.e_step(params))
+        torch.testing.assert_close(by_fisher, direct, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_mixture_kernel_equals_general_contraction(weighted: bool) -> None:
+    x = CASES[0][1]
+    options = {"components": 3, "frequency": torch.arange(len(x)) % 4 if weighted else None}
+    with sheltered(0):
+        plan = build_plan(models.gaussian_mixture, prepare((x,), options))
+        assert plan.kernel is not None
+        params = probe_values(plan.structure, 5)
+        kernel = plan.e_step(params)
+        natural = {key: group.natural_parameters(params) for key, group in plan.groups.items()}
+        general = plan.general_e_step(params, natural, {})
+        assert kernel.log_likelihood == pytest.approx(general.log_likelihood, rel=1e-12)
+        for key, (_, sums) in general.groups.items():
+            torch.testing.assert_close(kernel.groups[key][1], sums, rtol=1e-9, atol=1e-9)
+
+
+def test_closed_form_finds_products_powers_and_offsets() -> None:
+    x = torch.tensor([1.0, 2.0, 4.0, 3.0], dtype=torch.float64)
+    exposure = torch.tensor([1.0, 0.5, 2.0, 1.5], dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("groups", 2):
+            rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("rows", 4):
+            pyro.sample("x", dist.Poisson(exposure * rate[torch.tensor([0, 1, 0, 1])]), obs=x)
+
+    fit = EM(model).fit(x)
+    expected = (torch.tensor([5.0, 5.0]) + 1.0) / (torch.tensor([3.0, 2.0]) + 1.0)
+    torch.testing.assert_close(fit.params["rate"], expected.double(), rtol=1e-12, atol=0.0)
+
+
+def test_a_map_that_only_holds_at_some_parameters_is_not_believed() -> None:
+    x = torch.tensor([1.0, 2.0, 6.0, 7.0], dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("groups", 2):
+            loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        ordered = loc.sort().values  # which entry comes first depends on their values
+        with pyro.plate("rows", 4):
+            pyro.sample("x", dist.Normal(ordered[torch.tensor([0, 0, 1, 1])], 1.0), obs=x)
+
+    table = EM(model).explain(x)
+    assert table.set_index("site").loc["loc", "M-step"] == "numerical"
+    fit = EM(model).fit(x)
+    shrunk = torch.tensor([3.0, 13.0], dtype=torch.float64) / (2.0 + 0.01)
+    torch.testing.assert_close(fit.params["loc"].sort().values, shrunk, rtol=1e-6, atol=0.0)
