@@ -192,7 +192,7 @@ class _Lbfgs:
     Reference: Lange (1995), Journal of the Royal Statistical Society B 57, 425-437.
     """
 
-    WARM_UP, MEMORY, HALVINGS, ARMIJO = 5, 10, 6, 1e-4
+    WARM_UP, MEMORY, HALVINGS, ARMIJO = 5, 10, 3, 1e-4
 
     def __init__(self, em: EMMap, coordinates: Coordinates) -> None:
         self._em, self._coordinates = em, coordinates
@@ -203,39 +203,46 @@ class _Lbfgs:
 
     def __call__(self, current: Statistics) -> Step:
         self._iteration += 1
-        after = self._search(current) if self._iteration > self.WARM_UP else None
+        point = self._coordinates.flatten(current.params)
+        gradient = self._coordinates.gradient(current)
+        self._remember(point, gradient)
+        after = None
+        if self._iteration > self.WARM_UP and self._pairs:
+            after = self._search(current, point, gradient)
         if after is None:
-            self._pairs, self._last = [], None
+            # The EM step that replaces a failed search teaches the curvature afresh.
+            self._pairs = self._pairs if self._iteration <= self.WARM_UP else []
             after = self._em.e_step(self._em.m_step(current))
         length = Coordinates.distance(current.params, after.params)
         step = Step(after, Movement(self._previous, length, after.objective - current.objective))
         self._previous = length
         return step
 
-    def _search(self, current: Statistics) -> Statistics | None:
-        """The objective raised along the quasi-Newton direction, or None."""
-        point = self._coordinates.flatten(current.params)
-        gradient = self._coordinates.gradient(current)
-        if not bool(torch.isfinite(point).all() and torch.isfinite(gradient).all()):
-            return None
+    def _remember(self, point: Tensor, gradient: Tensor) -> None:
+        """Keeps the change of the gradient over the last step, where it shows curvature."""
         if self._last is not None:
             s, y = point - self._last[0], self._last[1] - gradient
-            if float(s @ y) > 1e-12 * float(s.norm() * y.norm()):
+            finite = bool(torch.isfinite(s).all() and torch.isfinite(y).all())
+            if finite and float(s @ y) > 1e-12 * float(s.norm() * y.norm()):
                 self._pairs = [*self._pairs, (s, y)][-self.MEMORY :]
         self._last = (point, gradient)
+
+    def _search(self, current: Statistics, point: Tensor, gradient: Tensor) -> Statistics | None:
+        """The objective raised along the quasi-Newton direction, or None."""
+        if not bool(torch.isfinite(point).all() and torch.isfinite(gradient).all()):
+            return None
         direction = self._direction(gradient)
         slope = float(direction @ gradient)
         if slope <= 0.0:
             return None
-        # Without curvature the gradient's length says nothing about the step's.
-        length = 1.0 if self._pairs else min(1.0, 1.0 / float(gradient.abs().sum()))
+        length = 1.0
         for _ in range(self.HALVINGS):
             params = self._coordinates.unflatten(point + length * direction, current.params)
             if _is_finite(params):
                 after = self._em.e_step(params)
                 if after.objective >= current.objective + self.ARMIJO * length * slope:
                     return after
-            length *= 0.5
+            length *= 0.25
         return None
 
     def _direction(self, gradient: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ __all__ = ["Monitor", "Movement", "StopReason"]
 
 ROUNDING = 2e-15  # relative change of an objective that is rounding, not progress
 FALL = 1e-9  # a relative fall of the objective larger than this is an error of ours
+DRIFT = 1e-3  # relative way still to go beyond which a parameter counts as drifting
 STALL = 30  # iterations without progress beyond rounding
 PARAMETER_FACTOR = 10.0  # parameters are asked to settle to this multiple of tol, relative
 
@@ -25,11 +26,14 @@ class StopReason(enum.Enum):
     """Why a fit ended; the value is the sentence a user reads."""
 
     CONVERGED = "converged: the parameters and the objective have settled"
-    FLAT = "converged: the objective no longer changes (the parameters may not be identified)"
+    ROUNDING = "converged: the objective no longer changes, to rounding"
+    FLAT = "converged: the objective no longer changes, but parameters still drift (not identified?)"
     NO_LATENTS = "converged: the model has no latent sites, so one M-step reaches the maximum"
     MAX_ITER = "not converged: max_iter was reached; raise max_iter or loosen tol"
     DEGENERATE = "stopped: a component degenerated; these are the last good parameters"
     NON_FINITE = "stopped: the objective was not finite; these are the last good parameters"
+    FAILED = "stopped: an iteration failed; these are the last good parameters"
+    INTERRUPTED = "stopped: interrupted; these are the parameters reached so far"
     DECREASED = "stopped: the objective fell, which EM rules out; please report this model"
     STEPS = "finished: all steps were taken"
 
@@ -65,7 +69,10 @@ class Monitor:
         settled = self.remaining_step(movement) <= PARAMETER_FACTOR * self.tol
         if settled and self.remaining_gain(movement) <= 0.1 * self.tol * scale:
             return StopReason.CONVERGED
-        return StopReason.FLAT if self._stalled >= STALL else None
+        if self._stalled < STALL:
+            return None
+        drifts = self.remaining_step(movement) > DRIFT
+        return StopReason.FLAT if drifts else StopReason.ROUNDING
 
     @staticmethod
     def failure(before: float, after: float) -> StopReason | None:

@@ -156,7 +156,11 @@ class EM:
         with sheltered(self.seed):
             plan = self._plan(args, kwargs)
             check_rows(plan)
-            fits = [self._run(plan, start, began) for start in self._starts(plan)]
+            fits = []
+            for start in self._starts(plan):
+                fits.append(self._run(plan, start, began))
+                if fits[-1].stop is StopReason.INTERRUPTED:
+                    break
         best = max(fits, key=lambda fit: (not fit.is_degenerate, fit.log_posterior))
         best.starts = torch.tensor([fit.log_posterior for fit in fits], dtype=torch.float64)
         if best.warning:
@@ -217,6 +221,13 @@ class EM:
                     step = iterate(current)
                 except Degenerate as error:
                     reason, warning = StopReason.DEGENERATE, str(error)
+                    break
+                except KeyboardInterrupt:
+                    reason = StopReason.INTERRUPTED
+                    break
+                except (RuntimeError, ValueError) as error:
+                    reason = StopReason.FAILED
+                    warning = f"{self.name}: {reason.value} ({error})"
                     break
                 failure = monitor.failure(current.objective, step.statistics.objective)
                 if failure is not None:

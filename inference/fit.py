@@ -22,6 +22,13 @@ from ember.inference.plan import Plan, build_plan
 
 __all__ = ["Fit"]
 
+CONVERGED = (
+    StopReason.CONVERGED,
+    StopReason.ROUNDING,
+    StopReason.FLAT,
+    StopReason.NO_LATENTS,
+)
+
 
 @dataclass
 class Fit:
@@ -66,7 +73,7 @@ class Fit:
     @property
     def converged(self) -> bool:
         """Whether the fit ended because nothing was left to gain."""
-        return self.stop in (StopReason.CONVERGED, StopReason.FLAT, StopReason.NO_LATENTS)
+        return self.stop in CONVERGED
 
     @property
     def is_degenerate(self) -> bool:

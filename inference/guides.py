@@ -126,12 +126,23 @@ def make_guide(choice: Guide, plan: Plan, start: Mapping[str, Tensor]) -> Callab
             options["init_loc_fn"] = init_to_value(values=dict(start))
         guide = kind(poutine.block(plan.structure.model, expose=guided), **options)
     elif isinstance(kind, torch.nn.Module):
-        guide = copy.deepcopy(kind)  # the fit leaves the user's own untouched
+        guide = _copy(kind)  # the fit leaves the user's own untouched
     else:
         guide = kind
     _check_sites(guide, plan, guided)
     made: Callable[..., Any] = guide
     return made
+
+
+def _copy(guide: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a guide. Copying an ``AutoGuide`` makes it, and the copy, forget their models."""
+    models = [getattr(module, "_model", None) for module in guide.modules()]
+    copied = copy.deepcopy(guide)
+    for either in (guide, copied):
+        for module, model in zip(either.modules(), models, strict=True):
+            if isinstance(module, AutoGuide):
+                module._model = model
+    return copied
 
 
 def _check_sites(guide: Any, plan: Plan, guided: list[str]) -> None:

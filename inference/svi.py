@@ -1,6 +1,7 @@
 """The same models through Pyro's stochastic variational inference, for comparison with EM."""
 
 import copy
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -159,7 +160,7 @@ class SVI:
                     tick(history[-1])
                 last = _learnt()
                 bound = -svi.evaluate_loss(*arguments.args, **arguments.kwargs)
-                if not torch.isfinite(torch.tensor(bound)):
+                if not math.isfinite(bound):
                     raise NonFiniteLoss
                 history.append(bound)
                 times.append(time.perf_counter() - began)
@@ -230,16 +231,29 @@ def _lengths(plan: Plan, guide: Any, start: Mapping[str, Tensor]) -> dict[str, T
     if is_delta:
         found |= {f"{prefix}.{name}": length[name] for name in guided}
     elif isinstance(guide, pyro.infer.autoguide.AutoNormal):
-        found |= {f"{prefix}.locs.{name}": length[name] for name in guided}
         for name in guided:
-            scale = getattr(guide.scales, name)
-            setattr(guide.scales, name, torch.minimum(scale, curvature[name] ** -0.5).detach())
+            scale = _scale(getattr(guide.scales, name), curvature[name], length[name])
+            setattr(guide.scales, name, scale)
+            found[f"{prefix}.locs.{name}"] = length[name]
+            found[f"{prefix}.scales.{name}"] = scale.clamp_min(1.0)
     elif isinstance(guide, pyro.infer.autoguide.AutoContinuous) and hasattr(guide, "loc"):
-        found[f"{prefix}.loc"] = torch.cat([length[name].reshape(-1) for name in guided])
+        flat = torch.cat([length[name].reshape(-1) for name in guided])
+        found[f"{prefix}.loc"] = flat
         if isinstance(getattr(guide, "scale", None), Tensor):
-            flat = torch.cat([curvature[name].reshape(-1) for name in guided])
-            guide.scale = torch.minimum(guide.scale, flat**-0.5).detach()
+            bends = torch.cat([curvature[name].reshape(-1) for name in guided])
+            guide.scale = _scale(guide.scale, bends, flat)
+            found[f"{prefix}.scale"] = guide.scale.detach().clamp_min(1.0)
     return found
+
+
+def _scale(default: Tensor, curvature: Tensor, length: Tensor) -> Tensor:
+    """Where the scale of a normal guide starts: what the curvature says, or the default.
+
+    Its unconstrained coordinate is like the logarithm for small scales and like the scale itself
+    for large ones, which is why its natural length is the scale where that is above 1.
+    """
+    known = torch.minimum(curvature**-0.5, length)
+    return torch.where(torch.isfinite(curvature), known, default).detach()
 
 
 def _store(plan: Plan, start: Mapping[str, Tensor]) -> None:

@@ -35,9 +35,10 @@ import pandas as pd
 import pyro
 import pyro.distributions as dist
 import torch
-from ember.inference import EM
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Ellipse, FancyBboxPatch, Polygon
+
+from ember.inference import EM
 
 torch.set_default_dtype(torch.float64)
 plt.rcParams.update(
@@ -56,23 +57,20 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 def box(ax, x, y, title, code, colour, width=2.3, height=1.0):
     corner = (x - width / 2, y - height / 2)
     style = "round,pad=0,rounding_size=0.15"
-    ax.add_patch(
-        FancyBboxPatch(corner, width, height, boxstyle=style, fc="white", ec=colour, lw=2)
-    )
+    ax.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, fc="white", ec=colour, lw=2))
     ax.text(x, y + 0.18, title, ha="center", va="center", weight="bold", color=colour)
     ax.text(x, y - 0.22, code, ha="center", va="center", family="monospace", size=9)
 
 
 def arrow(ax, *points, label="", at=(0.0, 0.0)):
-    for start, end in zip(points[:-2], points[1:-1], strict=True):
-        ax.plot(*zip(start, end, strict=True), color=GREY, lw=1.5, solid_capstyle="round")
+    ax.plot(*zip(*points[:-1], strict=True), color=GREY, lw=1.5)
     style = {"arrowstyle": "-|>", "color": GREY, "lw": 1.5, "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", points[-1], points[-2], arrowprops=style)
     ax.text(*at, label, ha="center", va="center", color=GREY)
 
 
 def flow_chart():
-    fig, ax = plt.subplots(figsize=(10.5, 3.2), layout="constrained")
+    _, ax = plt.subplots(figsize=(10.5, 3.2), layout="constrained")
     box(ax, 1.2, 2.2, "1  Initialise", "em.initialise(x)", GREY, width=2.4)
     box(ax, 4.4, 2.2, "2  E-step", "em.e_step(params, x)", BLUE, width=2.7)
     ax.add_patch(
@@ -142,7 +140,8 @@ em.explain(x)
 
 # %%
 params = em.initialise(x)
-params
+for name, value in params.items():
+    print(name, value.tolist())
 
 # %% [markdown]
 # ## 2. The E-step
@@ -279,9 +278,8 @@ def start_at(i, j):
     }
 
 
-rows = [
-    int((x == torch.tensor(row)).all(1).nonzero()[0]) for row in [[4.533, 84.0], [4.767, 78.0]]
-]
+pair = torch.tensor([[4.533, 84.0], [4.767, 78.0]])
+rows = [int((x == row).all(1).nonzero()[0]) for row in pair]
 stuck = EM(two_gaussians, objective="mle", init=start_at(*rows), accelerate=None).fit(x)
 print(f"log likelihood {stuck.log_likelihood:.4f} after {stuck.iterations} iterations")
 

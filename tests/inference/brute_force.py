@@ -87,6 +87,7 @@ def is_latent(site: Any) -> bool:
     return (
         site["type"] == "sample"
         and not site["is_observed"]
+        and type(site["fn"]).__name__ != "_Subsample"
         and site["fn"].support.is_discrete
         and site["fn"].has_enumerate_support
     )
@@ -116,7 +117,7 @@ def enumerate_latents(model: Model, params: Params, *args: Any, **kwargs: Any) -
         latents = {}
         for name, indices in zip(names, combination, strict=True):
             support = supports[name]
-            latents[name] = support[list(indices)].reshape(*shapes[name], *support.shape[1:])
+            latents[name] = support[list(indices)].reshape((*shapes[name], *support.shape[1:]))
         trace = run(model, params, latents, *args, **kwargs)
         total = torch.zeros((), dtype=torch.float64)
         for name, site in trace.nodes.items():

@@ -238,7 +238,7 @@ def vector_chain(x: Tensor) -> None:
     for t in pyro.markov(range(len(x))):
         z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]))
         with sensors as s:
-            pyro.sample(f"x_{t}", dist.Bernoulli(probs[z.unsqueeze(-1), s]), obs=x[t])
+            pyro.sample(f"x_{t}", dist.Bernoulli(probs[z, s]), obs=x[t])
 
 
 def labelled(x: Tensor, labels: Tensor, known: Tensor) -> None:
