@@ -50,9 +50,25 @@ def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
         TypeError: If a data frame or array holds something other than numbers.
     """
     return Arguments(
-        tuple(_convert(value, f"argument {i + 1}") for i, value in enumerate(args)),
+        tuple(_convert(_listed(v, i), f"argument {i + 1}") for i, v in enumerate(args)),
         {name: _convert(value, f"argument '{name}'") for name, value in kwargs.items()},
     )
+
+
+def _listed(value: Any, position: int) -> Any:
+    """Data given as a list of numbers, or of lists of numbers, as an array."""
+    if not isinstance(value, list) or any(isinstance(item, (Tensor, np.ndarray)) for item in value):
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.asarray(value, dtype=object)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"argument {position + 1} is a list that is no table of numbers; pass a tensor, an "
+            "array or a data frame of numbers."
+        )
+    return array
 
 
 def _convert(value: Any, where: str) -> Any:

@@ -266,6 +266,7 @@ def _draw_progress(axes: Axes, fits: Mapping[str, Fit]) -> None:
     axes.set_ylabel("objective: distance below its best value (nats)")
     axes.set_title("How fast each fit reached its optimum")
     axes.grid(which="major", color="0.9", zorder=0)
+    axes.tick_params(axis="x", pad=7)  # clear of the lowest number of the other axis
 
 
 @dataclass(frozen=True)

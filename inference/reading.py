@@ -126,6 +126,9 @@ def _family(
         return None, None, f"{type(base).__name__} cannot be rebuilt from its arguments"
     density = Density(base, maps, inner, mask, dummy)
     form = recognise(base, maps)
+    relied_on = isinstance(form, str) or name in structure.parameters
+    if relied_on and not _rebuilds(density, probes.params[-1], sites[-1], unwrapped[-1]):
+        return None, None, f"{type(base).__name__} cannot be rebuilt from its arguments"
     if isinstance(form, str):
         return None, density, form
     return form, density, ""
@@ -154,6 +157,15 @@ def _same_value(left: Tensor, right: Tensor) -> bool:
     return left.shape == right.shape and bool(
         ((left == right) | (left.isnan() & right.isnan())).all()
     )
+
+
+def _rebuilds(density: Density, params: Mapping[str, Tensor], site: Any, seen: Any) -> bool:
+    """Whether the rebuilt distribution gives the site's value the density that the model gives."""
+    try:
+        again = density.distribution(params).log_prob(site["value"])
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return bool(torch.isclose(again, seen.base.log_prob(site["value"]), equal_nan=True).all())
 
 
 def _is_fixed(unwrapped: Sequence[Any], sites: Sequence[Any]) -> bool:

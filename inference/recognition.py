@@ -84,7 +84,8 @@ def _domain(constraint: Any) -> str:
     if constraint is constraints.unit_interval:
         return "unit"
     lower = getattr(constraint, "lower_bound", None)
-    return "positive" if lower is not None and float(lower) >= 0.0 else "real"
+    positive = lower is not None and bool((torch.as_tensor(lower) >= 0.0).all())
+    return "positive" if positive else "real"
 
 
 def recognise(base: Any, maps: Mapping[str, tuple[str, ArgumentMap]]) -> Form | str:

@@ -244,3 +244,56 @@ def free_gradient(
     vector = free.flatten(params).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(function(free.unflatten(vector)), vector)
     return gradient
+
+
+# -- rows of one latent: the same oracle for more data ------------------------------------------------
+
+
+@dataclass
+class Rows:
+    """``log p(x_n, z_n = k)``, shape ``(K, N)``, and the weight of each row."""
+
+    log_joint: Tensor
+    scale: Tensor
+
+    @property
+    def log_evidence(self) -> Tensor:
+        return (self.scale * torch.logsumexp(self.log_joint, 0)).sum()
+
+    @property
+    def weights(self) -> Tensor:
+        return torch.softmax(self.log_joint, 0).detach()
+
+
+def rows(model: Model, params: Params, *args: Any, latent: str = "z", **kwargs: Any) -> Rows:
+    """One run of the plain model for each state, all rows in that state."""
+    plain = run(model, params, {}, *args, **kwargs)
+    fn = plain.nodes[latent]["fn"]
+    support = fn.enumerate_support(expand=False)
+    event = fn.event_shape
+    found = []
+    for state in support.reshape(len(support), *event):
+        latents = {latent: state.expand((*fn.batch_shape, *event))}
+        trace = run(model, params, latents, *args, **kwargs)
+        total = torch.zeros(fn.batch_shape, dtype=torch.float64)
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+                continue
+            if name in params or site["infer"].get("_deterministic"):
+                continue
+            log_prob = site["fn"].log_prob(site["value"])
+            if site["mask"] is not None:
+                log_prob = torch.where(site["mask"], log_prob, torch.zeros(()).to(log_prob))
+            total = total + log_prob
+        found.append(total)
+    scale = torch.as_tensor(plain.nodes[latent]["scale"], dtype=torch.float64)
+    return Rows(torch.stack(found), scale.expand(fn.batch_shape))
+
+
+def expected_rows(
+    model: Model, weights: Tensor, params: Params, *args: Any, objective: str, **kwargs: Any
+) -> Tensor:
+    """EM's ``Q`` for a model of rows."""
+    joint = rows(model, params, *args, **kwargs)
+    total = (weights * joint.log_joint * joint.scale).sum()
+    return total + log_prior(model, params, *args, **kwargs) if objective == "map" else total

@@ -1,0 +1,182 @@
+"""The command prints tables, writes files, and answers every mistake with one sentence."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from ember.inference import EM
+from ember.inference.cli import main
+from ember.inference.tables import old_faithful, read_table
+from ember.models import gaussian_mixture
+
+FAITHFUL = str(Path(__file__).parents[1] / "reference" / "data" / "faithful.csv")
+OWN = """
+import pyro, torch
+import pyro.distributions as dist
+
+def mine(x, groups, spread=1.0):
+    locs = pyro.sample("locs", dist.Normal(0.0, 10.0).expand([groups]).to_event(1))
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Categorical(torch.ones(groups)))
+        pyro.sample("x", dist.Normal(locs[z], spread), obs=x[:, 0])
+
+def broken(x):
+    raise KeyError("oops")
+"""
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    frame = pd.DataFrame(
+        {"a": [0.1, 0.4, 0.2, 5.3, 5.9, 5.1], "b": [1, 2, 1, 8, 9, 9], "name": list("uvwxyz")}
+    )
+    frame.assign(gap=[1.0, None, 2.0, 3.0, 4.0, 5.0]).to_csv(tmp_path / "gap.csv", index=False)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "bad.py").write_text("this is no python")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "words.csv").write_text("u,v\na,b\n")
+    (tmp_path / "not.parquet").write_text("not a parquet file")
+    return tmp_path / "t.csv"
+
+
+def test_the_data_that_ship_are_the_reference_data() -> None:
+    pd.testing.assert_frame_equal(old_faithful(), pd.read_csv(FAITHFUL).astype("float64"))
+
+
+def test_fit_prints_the_report_and_writes_what_the_library_finds(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "fit.json"
+    assert main(["fit", FAITHFUL, "--components", "2", "--seed", "3", "--output", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("EM (MAP): converged")
+    assert f"wrote {out}" in printed.err
+    written = json.loads(out.read_text())
+    fit = EM(gaussian_mixture, seed=3).fit(old_faithful(), components=2)
+    assert written["log_posterior"] == fit.log_posterior
+    assert written["params"]["locs"] == fit.params["locs"].tolist()
+    assert written["history"][-1] == pytest.approx(fit.log_posterior)
+
+
+def test_options_reach_the_model_and_the_method(table: Path, capsys: Captured) -> None:
+    words = ["fit", str(table), "--components", "2", "--columns", "b, a", "--objective", "mle"]
+    assert main([*words, "--option", "covariance=diag", "--restarts", "2"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("EM (MLE)")
+    x = torch.tensor(read_table(table, ["b", "a"]).to_numpy())
+    fit = EM(gaussian_mixture, "mle", seed=0, restarts=2).fit(x, components=2, covariance="diag")
+    assert f"{fit.log_likelihood:.6f}" in printed.out
+    assert printed.err == ""
+
+
+def test_columns_that_hold_no_numbers_are_left_out_and_said(table: Path, capsys: Captured) -> None:
+    assert main(["fit", str(table), "--components", "1"]) == 0
+    assert "left out (not numeric): 'name'" in capsys.readouterr().err
+
+
+def test_a_model_of_ones_own_is_taken_from_its_file(table: Path, capsys: Captured) -> None:
+    model = f"{table.parent / 'own.py'}:mine"
+    words = ["fit", str(table), "--model", model, "--option", "groups=2", "--columns", "a"]
+    assert main([*words, "--option", "spread=0.5"]) == 0
+    assert "locs: [" in capsys.readouterr().out
+
+
+def test_components_are_the_states_of_a_chain(table: Path, capsys: Captured) -> None:
+    words = ["fit", str(table), "--model", "hidden_markov_poisson", "--columns", "b"]
+    assert main([*words, "--components", "2"]) == 0
+    assert "transition" in capsys.readouterr().out
+
+
+def test_parquet_is_read_like_csv(table: Path) -> None:
+    pytest.importorskip("pyarrow")
+    frame = pd.read_csv(table).astype({"b": "Int64"})
+    frame.to_parquet(table.with_suffix(".parquet"))
+    pd.testing.assert_frame_equal(
+        read_table(table.with_suffix(".parquet")), read_table(table), check_dtype=True
+    )
+
+
+def test_compare_prints_all_methods_and_draws_them(table: Path, capsys: Captured) -> None:
+    out = table.parent / "compared.PNG"
+    words = ["compare", FAITHFUL, "--components", "2", "--columns", "waiting", "--steps", "20"]
+    assert main([*words, "--output", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for name in ("EM (MLE)", "EM (MAP)", "SVI (AutoDelta)", "SVI (AutoNormal)"):
+        assert name in printed
+    assert list(table.parent.glob("compared.*"))[0].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_demonstration_says_what_it_does(tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "demo.png"
+    assert main(["demo", "--steps", "20", "--output", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "-1130.2640" in printed.out  # the published maximum of the log likelihood
+    assert f"wrote {out}" in printed.err
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "none.csv", "--components", "2"], "there is no file none.csv"),
+        (["fit", "t.txt", "--components", "2"], "neither a .csv nor a .parquet"),
+        (["fit", "{}/empty.csv", "--components", "2"], "empty.csv is empty"),
+        (["fit", "{}/words.csv", "--components", "2"], "holds no rows of numbers"),
+        (["fit", "{}/not.parquet", "--components", "2"], "not.parquet cannot be read"),
+        (["fit", "{}/gap.csv", "--components", "2"], "missing or infinite values in column 'gap'"),
+        (["fit", "{}/t.csv"], "needs 'components'; give it with --components N"),
+        (
+            ["fit", "{}/t.csv", "--components", "2", "--columns", "a,z"],
+            "no column 'z'; its columns",
+        ),
+        (["fit", "{}/t.csv", "--components", "2", "--columns", "name"], "'name' of"),
+        (["fit", "{}/t.csv", "--components", "9"], "more than the 6 rows"),
+        (["fit", "{}/t.csv", "--components", "0"], "'0' is no whole number of at least 1"),
+        (["fit", "{}/t.csv", "--components", "2", "--model", "gmm"], "there is no model 'gmm'"),
+        (["fit", "{}/t.csv", "--model", "{}/none.py:f"], "there is no file"),
+        (["fit", "{}/t.csv", "--model", "{}/own.py:f"], "has no function 'f'"),
+        (["fit", "{}/t.csv", "--model", "{}/bad.py:f"], "cannot be imported: SyntaxError"),
+        (["fit", "{}/t.csv", "--model", "{}/own.py:broken"], "oops"),
+        (["fit", "{}/t.csv", "--model", "{}/own.py:mine"], "needs 'groups'; give it with --option"),
+        (["fit", "{}/t.csv", "--components", "2", "--option", "colour=1"], "no option 'colour'"),
+        (["fit", "{}/t.csv", "--components", "2", "--option", "colour"], "of the form key=value"),
+        (["fit", "{}/t.csv", "--components", "2", "--option", "covariance=x"], "not 'x'"),
+        (["fit", "{}/t.csv", "--components", "2", "--output", "a.pdf"], ".json or .png"),
+        (["fit", "{}/t.csv", "--components", "2", "--output", "/none/a.png"], "no folder /none"),
+        (["fit", "{}/t.csv", "--objective", "best"], "invalid choice: 'best'"),
+        (["fit", "{}/t.csv", "--colour"], "unrecognized arguments: --colour"),
+        (["compare", "{}/t.csv", "--components", "9"], "more than the 6 rows"),
+        (["paint"], "invalid choice: 'paint'"),
+    ],
+)
+def test_a_mistake_gets_one_sentence_and_exit_code_2(
+    words: list[str], message: str, table: Path, capsys: Captured
+) -> None:
+    words = [word.replace("{}", str(table.parent)) for word in words]
+    try:
+        code = main(words)
+    except SystemExit as end:  # argparse's own way to end
+        code = int(str(end.code))
+    printed = capsys.readouterr()
+    assert code == 2
+    assert message in printed.err
+    errors = [line for line in printed.err.splitlines() if not line.startswith("left out")]
+    assert len(errors) == 1
+    assert errors[0].startswith("ember: error: ")
+    assert printed.out == ""
+
+
+def test_help_has_examples_and_the_version_is_told(capsys: Captured) -> None:
+    for words, expected in ((["--help"], "ember compare faithful.csv"), (["--version"], "ember ")):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 0
+        assert expected in capsys.readouterr().out
+    assert main([]) == 2
+    assert "ember fit faithful.csv" in capsys.readouterr().err

@@ -1,0 +1,150 @@
+"""States can be renumbered in any model, and two fits be put in one order."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pyro import poutine
+from tests.inference.catalogue import CASES, Case, case_id, model_of
+from torch import Tensor
+
+from ember import models
+from ember.inference import EM, Fit
+from ember.inference.arguments import prepare, sheltered
+from ember.inference.initialisation import starting_params
+from ember.inference.labels import align, canonical_order, component_axes, numberings, permute
+from ember.inference.plan import Plan, build_plan
+
+AXES = {
+    "weights": (0,), "locs": (0,), "precisions": (0,), "rates": (0,), "probs": (0,),
+    "initial": (0,), "transition": (0, 1),
+}  # fmt: skip
+
+each_case = pytest.mark.parametrize("case", CASES, ids=case_id)
+
+
+def started(case: Case) -> tuple[Plan, dict[str, Tensor]]:
+    with sheltered(0):
+        plan = build_plan(model_of(case), prepare((case[1],), case[2]))
+        return plan, starting_params(plan, "random")
+
+
+@each_case
+def test_the_axes_are_those_that_the_models_document(case: Case) -> None:
+    plan, params = started(case)
+    expected = {name: AXES[name] for name in params}
+    if case[2].get("covariance") == "tied":
+        del expected["precisions"]
+    (latent,) = numberings(plan)
+    assert latent == ("assignment" if "assignment" in plan.structure.latent else "state")
+    assert component_axes(plan, latent) == expected
+    assert component_axes(plan, plan.structure.latent[-1]) == expected
+
+
+@each_case
+def test_renumbering_leaves_every_density_as_it_was(case: Case) -> None:
+    plan, params = started(case)
+    (latent,) = numberings(plan)
+    moved = permute(plan, params, latent, [1, 0])
+    assert any(not torch.equal(moved[name], params[name]) for name in params)
+    with torch.no_grad():
+        for density in (plan.log_evidence, plan.log_prior):
+            assert float(density(moved)) == pytest.approx(float(density(params)), rel=1e-12)
+    back = permute(plan, moved, latent, [1, 0])
+    assert all(torch.equal(back[name], params[name]) for name in params)
+
+
+@given(order=st.permutations(range(4)), seed=st.integers(0, 5))
+def test_any_permutation_of_states_is_undone_by_aligning(order: list[int], seed: int) -> None:
+    x = torch.randn(30, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with sheltered(seed):
+        plan = build_plan(models.gaussian_mixture, prepare((x,), {"components": 4}))
+        params = starting_params(plan, "random")
+    moved = permute(plan, params, "assignment", order)
+    with torch.no_grad():
+        change = float(plan.log_evidence(moved) - plan.log_evidence(params))
+    assert abs(change) < 1e-12 * 100
+    back = align(as_fit(plan, params), as_fit(plan, moved))
+    assert all(torch.equal(back[name], params[name]) for name in params)
+
+
+def as_fit(plan: Plan, params: dict[str, Tensor]) -> Fit:
+    from ember.inference.convergence import StopReason
+
+    nothing = torch.zeros(1)
+    return Fit("given", "map", params, 0.0, 0.0, nothing, nothing, 0, StopReason.STEPS, plan)
+
+
+def test_a_chain_is_renumbered_as_a_whole() -> None:
+    case = next(case for case in CASES if case[0] == "hidden_markov_poisson")
+    fit = EM(model_of(case), seed=0).fit(case[1], **case[2])
+    moved = permute(fit.plan, fit.params, "state", [1, 0])
+    torch.testing.assert_close(moved["transition"], fit.params["transition"].flip(0, 1))
+    other = as_fit(fit.plan, moved)
+    assert torch.equal(fit.posterior("state").probs, other.posterior("state").probs.flip(-1))
+    assert torch.equal(align(fit, other)["transition"], fit.params["transition"])
+
+
+def test_fits_of_different_data_are_matched_by_their_parameters() -> None:
+    x = CASES[0][1]
+    one = EM(models.gaussian_mixture, seed=0).fit(x[:40], components=2)
+    two = EM(models.gaussian_mixture, seed=0).fit(x[10:], components=2)
+    turned = as_fit(two.plan, permute(two.plan, two.params, "assignment", [1, 0]))
+    for fit in (two, turned):
+        near = (align(one, fit)["locs"] - one.params["locs"]).abs().max()
+        assert float(near) < 1.0
+
+
+def test_the_numbering_by_weight_decreases() -> None:
+    plan, params = started(CASES[0])
+    ordered = permute(plan, params, "assignment", canonical_order(plan, params, "assignment"))
+    mass = plan.posterior(ordered, ["assignment"])["assignment"].sum(0)
+    assert bool((mass.diff() <= 0).all())
+
+
+def test_states_that_the_model_tells_apart_keep_their_numbers() -> None:
+    def model(x: Tensor) -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+        scale = pyro.sample("scale", dist.Gamma(2.0, 2.0))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(torch.tensor([0.0, 5.0])[z], scale), obs=x)
+
+    x = torch.tensor([0.1, -0.4, 0.3, 5.2, 4.6], dtype=torch.float64)
+    fit = EM(model, seed=0).fit(x)
+    # Weights alone could be turned, which would be another point of the density.
+    turned = as_fit(fit.plan, {**fit.params, "weights": fit.params["weights"].flip(0)})
+    assert torch.equal(align(fit, turned)["weights"], turned.params["weights"])
+
+
+def test_a_prior_that_tells_states_apart_keeps_their_numbers() -> None:
+    x = CASES[0][1]
+    prior = {"concentration": torch.tensor([2.0, 9.0], dtype=torch.float64)}
+    fit = EM(models.gaussian_mixture, seed=0).fit(x, components=2, prior=prior)
+    turned = as_fit(fit.plan, permute(fit.plan, fit.params, "assignment", [1, 0]))
+    assert torch.equal(align(fit, turned)["weights"], turned.params["weights"])
+
+
+def test_parameters_of_a_prior_follow_the_states() -> None:
+    def model(x: Tensor) -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+        with pyro.plate("components", 3):
+            spread = pyro.sample("spread", dist.Gamma(2.0, 2.0))
+            locs = pyro.sample("locs", dist.Normal(0.0, spread))
+        with pyro.plate("rows", len(x)), poutine.scale(scale=1.0):
+            z = pyro.sample("z", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(locs[z], 1.0), obs=x)
+
+    with sheltered(0):
+        plan = build_plan(model, prepare((torch.randn(20).double(),), {}))
+    assert component_axes(plan, "z") == {"weights": (0,), "spread": (0,), "locs": (0,)}
+
+
+def test_what_is_no_latent_and_what_is_no_permutation_is_refused() -> None:
+    plan, params = started(CASES[0])
+    with pytest.raises(ValueError, match="'colour' is not a latent site"):
+        component_axes(plan, "colour")
+    with pytest.raises(ValueError, match="no permutation of the 2 states"):
+        permute(plan, params, "assignment", [0, 0])

@@ -1,0 +1,133 @@
+"""The pictures show what was fitted; what they draw is checked, not how it looks."""
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from tests.inference.catalogue import CASES
+from torch import Tensor
+
+from ember.inference import EM, SVI, compare
+from ember.models import gaussian_mixture, hidden_markov_gaussian, poisson_mixture
+
+X = CASES[0][1]
+
+
+def overlapping_texts(figure: Figure) -> list[tuple[str, str]]:
+    """Labels, titles and legend entries of a figure that lie on one another."""
+    figure.draw_without_rendering()
+    boxes = []
+    for axes in figure.axes:
+        boxes += [t for t in (axes.title, axes.xaxis.label, axes.yaxis.label) if t.get_text()]
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            boxes += [
+                tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
+            ]
+    boxes += [text for legend in figure.legends for text in legend.get_texts()]
+    shown = [(text.get_text(), text.get_window_extent()) for text in boxes if text.get_text()]
+    return [
+        (left, right)
+        for i, (left, a) in enumerate(shown)
+        for right, b in shown[i + 1 :]
+        if a.overlaps(b)
+    ]
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical"])
+def test_two_dimensions_are_drawn_with_the_ellipses_of_the_components(covariance: str) -> None:
+    fit = EM(gaussian_mixture, seed=0)
+    found = compare([fit], X, components=2, covariance=covariance)
+    params = found.params["EM (MAP)"]
+    ellipses = [p for p in found.plot().axes[0].patches if isinstance(p, Ellipse)]
+    centres = torch.tensor(np.array([ellipse.center for ellipse in ellipses]))
+    torch.testing.assert_close(centres, params["locs"])
+    precisions = params["precisions"]
+    if covariance == "spherical":
+        areas = 1.0 / precisions
+    elif covariance == "diag":
+        areas = precisions.prod(-1) ** -0.5
+    else:
+        areas = torch.linalg.det(precisions).expand(2) ** -0.5
+    drawn = torch.tensor([e.width * e.height for e in ellipses], dtype=torch.float64)
+    torch.testing.assert_close(drawn, 16.0 * areas)
+
+
+def test_one_dimension_is_drawn_with_the_fitted_density() -> None:
+    table = pd.DataFrame({"wait": X[:, 0].numpy()})
+    found = compare([EM(gaussian_mixture, seed=0)], table, components=2)
+    axes = found.plot().axes[0]
+    assert axes.get_xlabel() == "wait"
+    grid, density = axes.lines[0].get_data()
+    params = found.params["EM (MAP)"]
+    sd = params["precisions"].reshape(-1) ** -0.5
+    normal = torch.distributions.Normal(params["locs"].reshape(-1), sd)
+    exact = normal.log_prob(torch.tensor(np.asarray(grid)).unsqueeze(-1)).exp() @ params["weights"]
+    np.testing.assert_allclose(density, exact, rtol=1e-10)
+    bars = sum(bar.get_width() * bar.get_height() for bar in axes.patches)  # type: ignore[attr-defined]
+    assert bars == pytest.approx(1.0)
+
+
+def test_counts_are_drawn_with_their_probabilities() -> None:
+    x = next(case[1] for case in CASES if case[0] == "poisson_mixture")
+    found = compare([EM(poisson_mixture, seed=0)], x, components=2)
+    axes = found.plot().axes[0]
+    grid, density = axes.lines[0].get_data()
+    params = found.params["EM (MAP)"]
+    poisson = torch.distributions.Poisson(params["rates"])
+    exact = poisson.log_prob(torch.tensor(np.asarray(grid)).unsqueeze(-1)).exp() @ params["weights"]
+    np.testing.assert_allclose(density, exact, rtol=1e-10)
+
+
+def test_a_model_of_ones_own_with_other_names_is_drawn_as_well() -> None:
+    def model(y: Tensor) -> None:
+        share = pyro.sample("share", dist.Dirichlet(torch.full((2,), 2.0)))
+        with pyro.plate("groups", 2):
+            prior = dist.Normal(0.0, 10.0).expand([y.shape[1]]).to_event(1)
+            middle = pyro.sample("middle", prior)
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Categorical(share))
+            pyro.sample("y", dist.Normal(middle[z], 1.0).to_event(1), obs=y)
+
+    two = compare([EM(model, seed=0)], X)
+    data, _ = two.plot().axes
+    assert (data.get_xlabel(), data.get_ylabel()) == ("y[0]", "y[1]")
+    ellipses = [p for p in data.patches if isinstance(p, Ellipse)]
+    centres = torch.tensor(np.array([ellipse.center for ellipse in ellipses]))
+    torch.testing.assert_close(centres, two.params["EM (MAP)"]["middle"])
+    assert [size for e in ellipses for size in (e.width, e.height)] == pytest.approx([4.0] * 4)
+    three = torch.cat([X, X[:, :1]], 1)
+    assert len(compare([EM(model, seed=0)], three).plot().axes) == 1  # nothing to draw in 3-D
+
+
+def test_a_chain_shows_how_fast_each_fit_was() -> None:
+    x = next(case[1] for case in CASES if case[0] == "hidden_markov_gaussian")
+    figure = compare([EM(hidden_markov_gaussian, seed=0)], x, states=2).plot()
+    (axes,) = figure.axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+def test_each_method_has_its_colour_and_its_place_in_the_legend() -> None:
+    methods = [
+        EM(gaussian_mixture, "mle", seed=0),
+        EM(gaussian_mixture, seed=0),
+        SVI(gaussian_mixture, steps=60, seed=0),
+        SVI(gaussian_mixture, "normal", steps=60, seed=0),
+    ]
+    found = compare(methods, X, components=2)
+    figure = found.plot()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(found.fits)
+    assert len({str(line.get_color()) for line in legend.get_lines()}) == 4
+    assert len({str(line.get_linestyle()) for line in legend.get_lines()}) > 1
+    assert overlapping_texts(figure) == []
+    # EM (MAP) and SVI (AutoDelta) climb one density: their gaps are to one and the same top.
+    curves = figure.axes[1].lines[::2]
+    top = max(found.fits[name].log_posterior for name in ("EM (MAP)", "SVI (AutoDelta)"))
+    for i, name in ((1, "EM (MAP)"), (2, "SVI (AutoDelta)")):
+        gap = np.maximum(top - found.fits[name].history.numpy(), 1e-6)
+        np.testing.assert_allclose(np.asarray(curves[i].get_ydata()), gap, rtol=1e-3, atol=2e-6)
