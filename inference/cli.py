@@ -6,7 +6,6 @@ up in ``ember.models``, ``--model path/to/file.py:function`` in that file.
 
 import argparse
 import importlib
-import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -14,10 +13,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 
+from ember.inference.command_line import help_text, parse
 from ember.inference.comparison import Comparison, Method, compare
 from ember.inference.em import EM
 from ember.inference.fit import Fit
@@ -28,16 +28,6 @@ from ember.inference.tables import old_faithful, read_table
 __all__ = ["main"]
 
 MODELS = "ember.models"
-EXAMPLES = """\
-examples:
-  ember demo
-  ember fit faithful.csv --components 2
-  ember fit faithful.csv --components 2 --columns waiting --objective mle --output fit.json
-  ember fit iris.csv --components 3 --option covariance=diag --restarts 10 --output iris.png
-  ember fit counts.csv --model hidden_markov_poisson --columns count --option states=3
-  ember fit data.csv --model my_models.py:my_mixture --option groups=4
-  ember compare faithful.csv --components 2 --output compared.png
-"""
 
 
 class UsageError(Exception):
@@ -50,14 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The words after ``ember``; those of the process unless given.
     """
-    options = _parser().parse_args(argv)
-    if not hasattr(options, "run"):
-        _parser().print_help(sys.stderr)
+    options = parse(argv)
+    run = {"demo": _demo, "fit": _fit, "compare": _compare}.get(options.command)
+    if run is None:
+        _say(help_text())
         return 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what matters of them stands in the report
         try:
-            options.run(options)
+            run(options)
         except (UsageError, ValueError, TypeError) as error:
             _say(f"ember: error: {_sentence(error)}")
             return 2
@@ -279,85 +270,3 @@ def _say(text: str) -> None:
 
 def _sentence(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-# -- the command line ---------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    """Answers a wrong option with one sentence instead of the whole usage."""
-
-    def error(self, message: str) -> NoReturn:
-        _say(f"ember: error: {message} (see {self.prog} --help)")
-        raise SystemExit(2)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="ember",
-        description="Fit latent-variable models written in Pyro by expectation-maximisation.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"ember {_version()}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    demo = commands.add_parser("demo", help="four methods on the Old Faithful data")
-    demo.add_argument("--output", metavar="PNG", default="ember-demo.png", help="the picture")
-    demo.set_defaults(run=_demo)
-    fit = commands.add_parser("fit", help="fit a model to a table by EM")
-    fit.add_argument("--objective", choices=("map", "mle"), default="map", help="default: map")
-    fit.set_defaults(run=_fit)
-    comparison = commands.add_parser("compare", help="EM and SVI on the same table")
-    comparison.set_defaults(run=_compare)
-    for command in (fit, comparison):
-        _add_data_options(command)
-    fit.add_argument("--output", metavar="FILE", help="write the fit (.json) or a picture (.png)")
-    comparison.add_argument("--output", metavar="PNG", help="write a picture")
-    for command in (demo, comparison):
-        command.add_argument(
-            "--steps", type=_count, default=2000, metavar="S", help="of SVI; default: 2000"
-        )
-    return parser
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("pyro-ember")
-    except importlib.metadata.PackageNotFoundError:
-        return "(run from its source, not installed)"
-
-
-def _add_data_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("data", metavar="DATA", help="a .csv or .parquet file with numbers")
-    command.add_argument(
-        "--components", type=_count, metavar="K", help="number of components (or states)"
-    )
-    command.add_argument(
-        "--model",
-        default="gaussian_mixture",
-        metavar="MODEL",
-        help="a name in ember.models, or path/to/file.py:function; default: gaussian_mixture",
-    )
-    command.add_argument("--columns", metavar="A,B", help="columns to use; default: all numeric")
-    command.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a keyword argument of the model, such as covariance=diag; may be repeated",
-    )
-    command.add_argument(
-        "--restarts", type=_count, default=1, metavar="R", help="starts of EM; default: 1"
-    )
-    command.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
-
-
-def _count(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return value

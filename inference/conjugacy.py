@@ -83,12 +83,14 @@ def _inverse_gamma(prior: Any) -> list[Tensor]:
     return [prior.concentration + 1.0, prior.rate]
 
 
+@register_prior("coefficients", dist.Normal)
 @register_prior("location", dist.Normal)
 def _normal(prior: Any) -> list[Tensor]:
     precision = prior.scale**-2.0
     return [precision * prior.loc, precision]
 
 
+@register_prior("coefficients", dist.MultivariateNormal)
 @register_prior("vector", dist.MultivariateNormal)
 def _multivariate_normal(prior: Any) -> list[Tensor]:
     precision = prior.precision_matrix

@@ -27,8 +27,9 @@ class StopReason(enum.Enum):
 
     CONVERGED = "converged: the parameters and the objective have settled"
     ROUNDING = "converged: the objective no longer changes, to rounding"
-    FLAT = "converged: the objective no longer changes, but parameters still drift (not identified?)"
+    FLAT = "converged: the objective no longer changes; parameters still drift (not identified?)"
     NO_LATENTS = "converged: the model has no latent sites, so one M-step reaches the maximum"
+    NO_PARAMETERS = "converged: the model has no parameters, so there is nothing to estimate"
     MAX_ITER = "not converged: max_iter was reached; raise max_iter or loosen tol"
     DEGENERATE = "stopped: a component degenerated; these are the last good parameters"
     NON_FINITE = "stopped: the objective was not finite; these are the last good parameters"

@@ -16,8 +16,9 @@ class Degenerate(ArithmeticError):
 
     def __init__(self, site: str, component: str, what: str) -> None:
         self.site, self.component = site, component
+        where = f"component {component} of site '{site}'" if component else f"site '{site}'"
         super().__init__(
-            f"component {component} of site '{site}' {what}; use objective='map' with a proper "
+            f"{where} {what}; use objective='map' with a proper "
             "prior, fewer components, or another start."
         )
 

@@ -94,7 +94,7 @@ class EM:
         seed: int | None = None,
         progress: bool = False,
     ) -> None:
-        check_options(model, objective, init, restarts, accelerate, tol, max_iter)
+        check_options(model, objective, init, restarts, accelerate, tol, max_iter, seed)
         self.model, self.objective = model, objective
         self.integrate, self.init, self.restarts = dict(integrate or {}), init, restarts
         self.accelerate, self.tol, self.max_iter = accelerate, tol, max_iter
@@ -119,6 +119,11 @@ class EM:
         Raises:
             ValueError: If ``params`` does not fit the model.
         """
+        if not isinstance(params, Mapping):
+            raise TypeError(
+                f"e_step takes params first, as a dict of parameters, not {type(params).__name__}; then "
+                "the model's own arguments."
+            )
         with sheltered(self.seed):
             plan = self._plan(args, kwargs)
             return plan.e_step(check_params(plan, params))
@@ -129,6 +134,8 @@ class EM:
         Raises:
             Degenerate: If a component has collapsed or emptied.
         """
+        if not isinstance(stats, Statistics):
+            raise TypeError(f"m_step takes what e_step returns, not {type(stats).__name__}.")
         with sheltered(self.seed):
             return maximise(stats.plan, stats)
 
@@ -212,6 +219,9 @@ class EM:
         history, times = [current.objective], [time.perf_counter() - began]
         with progress_bar(self.progress, self.max_iter, self.name) as tick:
             for _ in range(self.max_iter):
+                if not plan.structure.parameters:
+                    reason = StopReason.NO_PARAMETERS
+                    break
                 if not plan.structure.latent:
                     current, reason = _maximise_fully(em, current), StopReason.NO_LATENTS
                     history.append(max(current.objective, history[-1]))

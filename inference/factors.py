@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.affine import AffineMap
 from ember.inference.parameter_maps import ArgumentMap
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.slots import Form
@@ -42,7 +43,7 @@ class Density:
     """A distribution rebuilt from its argument maps, wrappers included."""
 
     base: Any
-    maps: Mapping[str, tuple[str, ArgumentMap]]
+    maps: Mapping[str, tuple[str, ArgumentMap | AffineMap]]
     inner_shape: tuple[int, ...]
     mask: Tensor | None
     dummy: float

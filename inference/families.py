@@ -5,7 +5,7 @@ A family writes the log density of an event as
 .. math:: \log p(x \mid \theta) = \langle \eta(\theta), T(x) \rangle + h(x),
 
 with the log normaliser carried by the statistic that counts observations. Each parameter of a
-family is a *slot* of one of six kinds. Given expected statistics, a slot's share of the expected
+family is a *slot* of one of seven kinds. Given expected statistics, a slot's share of the expected
 log likelihood has a canonical shape, the same for every family that has such a slot:
 
 =============  ==============================================  ======================
@@ -17,6 +17,7 @@ rate           ``a log r - b r``                               ``a / b``
 location       ``h m - J m^2 / 2``                             ``h / J``
 vector         ``h'm - m'J m / 2``                             ``J^-1 h``
 matrix         ``n/2 log|P| - tr(B P) / 2``                    ``n B^-1``
+coefficients   ``h'b - b'J b / 2``, jointly over all cells     ``J^-1 h``
 =============  ==============================================  ======================
 
 Conjugate priors have the same shapes (``conjugacy.py``), so they add.
@@ -39,6 +40,7 @@ __all__ = [
     "MultivariateNormal",
     "Normal",
     "Rate",
+    "Regression",
     "contribution_to_maximiser",
     "safe_log",
 ]
@@ -214,6 +216,39 @@ class MultivariateNormal(Family):
         """Count ``(C,)``, sum ``(C, D)`` and sum of squares ``(C, D, D)``."""
         q = statistics[..., 1 + dim + _vech_positions(dim)]
         return statistics[..., 0], statistics[..., 1 : 1 + dim], q
+
+
+class Regression(Family):
+    """``T = (1, vech(u u'))`` with ``u = (x, y)``: coefficients ``b`` and precision ``r`` of ``y``.
+
+    The log density is ``(log r - r (y - x'b)^2) / 2`` up to a constant.
+    """
+
+    kinds = ("coefficients", "rate")
+
+    def natural_parameters(self, *slots: Tensor) -> Tensor:
+        b, r = slots
+        rows, columns, halves = _vech_indices(b.shape[-1] + 1)
+        w = torch.cat([-b, torch.ones_like(b[..., :1])], -1)
+        quadratic = halves * r.unsqueeze(-1) * w[..., rows] * w[..., columns]
+        constant = (0.5 * (safe_log(r) - LOG_2PI)).unsqueeze(-1)
+        return torch.cat([constant.expand_as(quadratic[..., :1]), quadratic], -1)
+
+    def contribution(self, slot: int, statistics: Tensor, slots: Slots) -> list[Tensor]:
+        b, r = slots
+        squares = statistics[..., 1 + _vech_positions(b.shape[-1] + 1)]
+        if slot == 0:
+            weight = r[:, None, None]
+            return [(weight * squares)[:, :-1, -1], weight * squares[:, :-1, :-1]]
+        w = torch.cat([-b, torch.ones_like(b[..., :1])], -1)
+        residual = (w.unsqueeze(-2) @ squares @ w.unsqueeze(-1)).reshape(-1)
+        return [0.5 * statistics[:, 0], 0.5 * residual.clamp_min(0.0)]
+
+    @staticmethod
+    def statistics(u: Tensor) -> Tensor:
+        """``T`` of shape ``(..., P)`` with ``P = 1 + (F + 1)(F + 2) / 2``."""
+        rows, columns, _ = _vech_indices(u.shape[-1])
+        return torch.cat([torch.ones_like(u[..., :1]), u[..., rows] * u[..., columns]], -1)
 
 
 @functools.cache

@@ -27,6 +27,7 @@ CONVERGED = (
     StopReason.ROUNDING,
     StopReason.FLAT,
     StopReason.NO_LATENTS,
+    StopReason.NO_PARAMETERS,
 )
 
 

@@ -136,7 +136,7 @@ def make_guide(choice: Guide, plan: Plan, start: Mapping[str, Tensor]) -> Callab
 
 def _copy(guide: torch.nn.Module) -> torch.nn.Module:
     """A copy of a guide. Copying an ``AutoGuide`` makes it, and the copy, forget their models."""
-    models = [getattr(module, "_model", None) for module in guide.modules()]
+    models: list[Any] = [getattr(module, "_model", None) for module in guide.modules()]
     copied = copy.deepcopy(guide)
     for either in (guide, copied):
         for module, model in zip(either.modules(), models, strict=True):

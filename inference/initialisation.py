@@ -38,6 +38,10 @@ def starting_params(plan: Plan, init: Init) -> dict[str, Tensor]:
     """
     if callable(init):
         init = init(*plan.structure.arguments.args, **plan.structure.arguments.kwargs)
+        if not isinstance(init, Mapping):
+            raise TypeError(
+                f"init returned {type(init).__name__}; a callable returns a dict of parameters."
+            )
     default = {name: p.start.clone() for name, p in plan.structure.parameters.items()}
     if isinstance(init, str):
         return _from_responsibilities(plan, default, init)
@@ -60,7 +64,7 @@ def check_params(plan: Plan, params: Mapping[str, Any], partial: bool = False) -
         raise ValueError(f"values for the parameters {missing} are missing; give all of them.")
     checked = {}
     for name in [name for name in known if name in params]:
-        value = torch.as_tensor(params[name]).detach().to(torch.float64).clone()
+        value = _tensor(name, params[name])
         parameter = known[name]
         if value.shape != parameter.shape:
             raise ValueError(
@@ -74,6 +78,15 @@ def check_params(plan: Plan, params: Mapping[str, Any], partial: bool = False) -
             )
         checked[name] = value
     return checked
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    try:
+        return torch.as_tensor(value).detach().to(torch.float64).clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"parameter '{name}' was given as {type(value).__name__}; pass a tensor of numbers."
+        ) from error
 
 
 def _from_responsibilities(plan: Plan, params: dict[str, Tensor], how: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ changes no density. Two fits can therefore agree and still look different. The p
 which axes of which parameters a state indexes, so fits are put in one order for any model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ember.inference.factors import Site
 from ember.inference.fit import Fit
-from ember.inference.parameter_maps import ArgumentMap
 from ember.inference.plan import Plan
 from ember.inference.sequences import base_name, members
 from ember.inference.shapes import prepend_dims
@@ -178,20 +177,40 @@ def _indexed_axes(axes: Axes, site: Site, dim: int, shapes: Mapping[str, torch.S
         if index.size(dim) == 1:
             continue
         rows = index.movedim(dim, 0).reshape(index.size(dim), -1)
-        start = 0
-        for source in argument.table.sources:
-            shape = shapes[source]
-            lead = shape[: len(shape) - argument.table.event_dim]
-            count = lead.numel()
-            inside = bool(((rows >= start) & (rows < start + count)).all())
-            if lead and inside:
-                for axis, place in enumerate(torch.unravel_index(rows - start, lead)):
-                    follows = bool((place == torch.arange(len(rows)).unsqueeze(1)).all())
-                    if follows and axis not in axes.get(source, set()):
-                        axes.setdefault(source, set()).add(axis)
-                        grown = True
-            start += count
+        for source, places, lead in _places(argument.table, rows, shapes):
+            for axis in _following(places, lead) - axes.get(source, set()):
+                axes.setdefault(source, set()).add(axis)
+                grown = True
     return grown
+
+
+def _places(
+    table: Any, rows: Tensor, shapes: Mapping[str, torch.Size]
+) -> Iterator[tuple[str, Tensor, torch.Size]]:
+    """Where in each source the rows of a table lie: flat places in its leading dims, or below 0.
+
+    A table of coefficients (of a regression) names single entries, any other table whole events.
+    """
+    entries = getattr(table, "entries", None)
+    if entries is not None:
+        rows = torch.tensor(entries)[rows].flatten(1)
+    start = 0
+    for source in table.sources:
+        shape = shapes[source]
+        lead = shape if entries is not None else shape[: len(shape) - table.event_dim]
+        inside = (rows >= start) & (rows < start + lead.numel())
+        yield source, torch.where(inside, rows - start, -1), lead
+        start += lead.numel()
+
+
+def _following(places: Tensor, lead: torch.Size) -> set[int]:
+    """The axes whose coordinate is the state itself, for every state, wherever a source is used."""
+    used = places >= 0
+    if not lead or not bool(used.any(1).all()):
+        return set()
+    state = torch.arange(len(places)).unsqueeze(1)
+    coordinates = torch.unravel_index(places.clamp_min(0), lead)
+    return {i for i, at in enumerate(coordinates) if bool(((at == state) | ~used).all())}
 
 
 def _through_priors(axes: Axes, plan: Plan, shapes: Mapping[str, torch.Size]) -> bool:
@@ -205,7 +224,7 @@ def _through_priors(axes: Axes, plan: Plan, shapes: Mapping[str, torch.Size]) ->
     return grown
 
 
-def _maps(site: Site) -> list[ArgumentMap]:
+def _maps(site: Site) -> list[Any]:
     return [] if site.density is None else [found for _, found in site.density.maps.values()]
 
 

@@ -7,6 +7,7 @@ together by L-BFGS on the expected log joint, in unconstrained space. No step lo
 expected log joint, so the objective never falls.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from ember.inference.conjugacy import pseudo_statistics
 from ember.inference.degeneracy import check_maximiser
 from ember.inference.families import contribution_to_maximiser
+from ember.inference.least_squares import solve_coefficients
 from ember.inference.plan import Plan
 from ember.inference.shapes import append_dims
 from ember.inference.statistics import Group, Statistics
@@ -49,6 +51,7 @@ class Update:
     kind: str = ""
     link: str = ""
     usages: tuple[Usage, ...] = ()
+    together: tuple[str, ...] = ()
 
 
 def maximise(plan: Plan, statistics: Statistics) -> dict[str, Tensor]:
@@ -61,7 +64,9 @@ def maximise(plan: Plan, statistics: Statistics) -> dict[str, Tensor]:
     todo = updates(plan)
     with torch.no_grad():
         for update in todo:
-            if update.how == "closed form":
+            if update.how == "closed form" and update.kind == "coefficients":
+                params.update(_coefficients(plan, update, statistics, params))
+            elif update.how == "closed form":
                 params[update.name] = _closed_form(plan, update, statistics, params)
     numeric = [update.name for update in todo if update.how == "numerical"]
     return _numerical(plan, numeric, statistics, params) if numeric else params
@@ -72,9 +77,33 @@ def updates(plan: Plan) -> tuple[Update, ...]:
     cached = plan.notes.get("updates")
     if cached is None:
         found = [_choose(plan, parameter) for parameter in plan.structure.parameters.values()]
-        found.sort(key=lambda update: update.kind not in ("location", "vector"))
+        found = _join_coefficients(plan, found)
+        found.sort(key=lambda update: update.kind not in ("location", "vector", "coefficients"))
         cached = plan.notes["updates"] = tuple(found)
     return cached
+
+
+def _join_coefficients(plan: Plan, found: list[Update]) -> list[Update]:
+    """Joins the updates of coefficients that share a linear predictor; all or none is closed."""
+    by_name = {update.name: update for update in found}
+    blocks: list[set[str]] = []
+    for update in found:
+        if update.kind == "coefficients":
+            names = {s for u in update.usages for s in _group(plan, u).slots[u.slot].sources}
+            touching = [block for block in blocks if block & names]
+            blocks = [block for block in blocks if not block & names]
+            blocks.append(names.union(*touching))
+    for block in blocks:
+        other = [n for n in sorted(block) if by_name[n].kind != "coefficients"]
+        for name in block:
+            update = by_name[name]
+            if other and update.kind == "coefficients":
+                reason = f"shares a weighted sum with '{other[0]}', which has no closed form"
+                by_name[name] = Update(name, "numerical", reason)
+            elif not other:
+                members = tuple(n for n in by_name if n in block)
+                by_name[name] = dataclasses.replace(update, together=members)
+    return list(by_name.values())
 
 
 def _choose(plan: Plan, parameter: Parameter) -> Update:
@@ -184,6 +213,23 @@ def _closed_form(
     best = contribution_to_maximiser(update.kind, total)
     slot = _group(plan, update.usages[0]).slots[update.usages[0].slot]
     return slot.parameter(best).reshape(shape)
+
+
+def _coefficients(
+    plan: Plan, update: Update, statistics: Statistics, params: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The joint update of a block of coefficients, made when its first member is due."""
+    if update.name != update.together[0]:
+        return {}
+    usages: dict[tuple[Any, ...], Usage] = {}
+    for other in updates(plan):
+        if other.name in update.together:
+            usages.update({(u.where, u.prior, u.slot): u for u in other.usages})
+    pooled = []
+    for usage in usages.values():
+        group, sums = _sums(plan, usage, statistics, params)
+        pooled.append((group, usage.slot, sums))
+    return solve_coefficients(plan, update.together, pooled, params)
 
 
 def _sums(

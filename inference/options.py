@@ -29,6 +29,7 @@ def check_options(
     accelerate: Any,
     tol: Any,
     max_iter: Any,
+    seed: Any,
 ) -> None:
     """Refuses options of ``EM`` that mean nothing."""
     if not callable(model):
@@ -42,6 +43,7 @@ def check_options(
         check_choice("init", init, INITS, ", a dict of parameters or a callable")
     check_count("restarts", restarts)
     check_count("max_iter", max_iter)
+    check_seed(seed)
     if not isinstance(tol, (int, float)) or not math.isfinite(tol) or tol <= 0:
         raise ValueError(f"tol={tol!r} must be a positive number, for example 1e-8.")
 
@@ -52,6 +54,12 @@ def check_count(name: str, value: Any) -> None:
         raise TypeError(f"{name}={value!r} must be a whole number.")
     if value < 1:
         raise ValueError(f"{name}={value} must be at least 1.")
+
+
+def check_seed(seed: Any) -> None:
+    """Refuses a seed that is no whole number."""
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise TypeError(f"seed={seed!r} must be a whole number or None.")
 
 
 @contextlib.contextmanager

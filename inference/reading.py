@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.affine import AffineMap
+from ember.inference.affine_matching import Moves, match_affine
 from ember.inference.factors import Density, Layout, Site
 from ember.inference.parameter_maps import (
     PROBES,
@@ -29,6 +31,7 @@ class Probes:
     params: list[dict[str, Tensor]]
     traces: list[Any]
     refusal: str = ""
+    moves: Moves | None = None
 
 
 def probe(structure: Structure) -> Probes:
@@ -48,7 +51,7 @@ def probe(structure: Structure) -> Probes:
             return Probes([], [], f"the model fails at random parameters ({error})")
         except (RuntimeError, ArithmeticError, IndexError) as error:
             return Probes([], [], f"the model fails at random parameters ({error})")
-    return Probes(params, traces)
+    return Probes(params, traces, moves=Moves(structure, params[0]))
 
 
 def read_site(name: str, structure: Structure, probes: Probes, start: Any) -> Site:
@@ -114,9 +117,17 @@ def _family(
     ):
         return None, None, "its value depends on parameters"
     arguments = [arguments_of(u.base) for u in unwrapped]
-    maps: dict[str, tuple[str, ArgumentMap]] = {}
+    maps: dict[str, tuple[str, ArgumentMap | AffineMap]] = {}
     for argument in arguments[0]:
         found = _match(argument, arguments, structure, probes.params)
+        domain, event_dim, _ = arguments[0][argument][0]
+        if found is None and event_dim == 0 and probes.moves is not None:
+            affine = match_affine(
+                name, argument, domain, probes.moves, probes.params, probes.traces
+            )
+            if affine is not None:
+                maps[argument] = (argument, affine)
+                continue
         if found is None:
             kind = type(base).__name__
             return None, None, f"argument '{argument}' of {kind} is computed from parameters"

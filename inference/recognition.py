@@ -14,7 +14,9 @@ from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribu
 from torch import Tensor
 from torch.distributions import constraints
 
+from ember.inference.affine import AffineMap
 from ember.inference.parameter_maps import ArgumentMap
+from ember.inference.regression import regression
 from ember.inference.rules import COUNTED, RULES
 from ember.inference.shapes import append_dims
 from ember.inference.slots import Form
@@ -88,9 +90,17 @@ def _domain(constraint: Any) -> str:
     return "positive" if positive else "real"
 
 
-def recognise(base: Any, maps: Mapping[str, tuple[str, ArgumentMap]]) -> Form | str:
+def recognise(base: Any, maps: Mapping[str, tuple[str, ArgumentMap | AffineMap]]) -> Form | str:
     """The exponential-family form of a distribution, or the reason why it has none."""
+    found = {name: each for name, (_, each) in maps.items()}
+    affine = {name: each for name, each in found.items() if isinstance(each, AffineMap)}
+    if affine:
+        scale = found.get("scale")
+        if type(base) is dist.Normal and list(affine) == ["loc"] and isinstance(scale, ArgumentMap):
+            return regression(affine["loc"], scale)
+        return f"argument '{next(iter(affine))}' is a weighted sum of parameters"
+    plain = {name: each for name, each in found.items() if isinstance(each, ArgumentMap)}
     for kind, rule in RULES:
         if isinstance(base, kind):
-            return rule(base, {name: found for name, (_, found) in maps.items()}, maps)
+            return rule(base, plain, {name: how for name, (how, _) in maps.items()})
     return f"{type(base).__name__} has no closed-form family"

@@ -16,16 +16,17 @@ from torch import Tensor
 from ember.inference import families
 from ember.inference.families import safe_log
 from ember.inference.parameter_maps import ArgumentMap
+from ember.inference.shapes import compact
 from ember.inference.slots import Form, Slot
 
-__all__ = ["COUNTED", "RULES"]
+__all__ = ["COUNTED", "RULES", "rate_slot"]
 
 COUNTED = (dist.Categorical, dist.OneHotCategorical, dist.Multinomial)
 Maps = Mapping[str, ArgumentMap]
-Named = Mapping[str, tuple[str, ArgumentMap]]
+Names = Mapping[str, str]
 
 
-def _rate_slot(found: ArgumentMap, power: float) -> tuple[Slot, Tensor, Tensor] | str:
+def rate_slot(found: ArgumentMap, power: float) -> tuple[Slot, Tensor, Tensor] | str:
     """Slot, index and coefficient ``c`` with ``argument ** power = c * r[index]``."""
     no_rows = torch.zeros(0)
     if found.table is None:
@@ -37,7 +38,7 @@ def _rate_slot(found: ArgumentMap, power: float) -> tuple[Slot, Tensor, Tensor] 
         return "the argument raises its parameter to different powers"
     slot = Slot("rate", found.table, "exp", power * float(exponents[0]), no_rows)
     if bool(free.all()):
-        return slot, found.index, _compact(torch.exp(power * found.offset))
+        return slot, found.index, compact(torch.exp(power * found.offset))
     return _with_constants(slot, found, torch.exp(power * found.offset), multiplies=True)
 
 
@@ -46,13 +47,13 @@ def _location_slot(found: ArgumentMap) -> tuple[Slot, Tensor, Tensor] | str:
     no_rows = torch.zeros(0)
     if found.table is None:
         zero = torch.zeros(found.offset.shape, dtype=torch.long)
-        return Slot("location", None, "constant", 1.0, torch.zeros(1)), zero, _compact(found.offset)
+        return Slot("location", None, "constant", 1.0, torch.zeros(1)), zero, compact(found.offset)
     slot = Slot("location", found.table, "identity", 1.0, no_rows)
     free = found.coefficient != 0
     if not bool((found.coefficient[free] == 1.0).all()):
         return "the location multiplies its parameter by a number"
     if bool(free.all()):
-        return slot, found.index, _compact(found.offset)
+        return slot, found.index, compact(found.offset)
     return _with_constants(slot, found, found.offset, multiplies=False)
 
 
@@ -68,20 +69,11 @@ def _with_constants(
     index[~free] = places - len(values)
     neutral = torch.full_like(offset, 1.0 if multiplies else 0.0)
     full = Slot(slot.kind, slot.table, slot.link, slot.exponent, values)
-    return full, index, _compact(torch.where(free, offset, neutral))
+    return full, index, compact(torch.where(free, offset, neutral))
 
 
-def _compact(value: Tensor) -> Tensor:
-    """Shrinks to size 1 every dim along which nothing changes."""
-    for dim in range(value.dim()):
-        first = value.narrow(dim, 0, 1)
-        if bool((value == first).all()):
-            value = first
-    return value
-
-
-def _poisson(base: Any, maps: Maps, named: Named) -> Form | str:
-    bound = _rate_slot(maps["rate"], 1.0)
+def _poisson(base: Any, maps: Maps, names: Names) -> Form | str:
+    bound = rate_slot(maps["rate"], 1.0)
     if isinstance(bound, str):
         return bound
     slot, index, c = bound
@@ -93,8 +85,8 @@ def _poisson(base: Any, maps: Maps, named: Named) -> Form | str:
     return Form(families.Rate(), (slot,), (index,), statistics)
 
 
-def _exponential(base: Any, maps: Maps, named: Named) -> Form | str:
-    bound = _rate_slot(maps["rate"], 1.0)
+def _exponential(base: Any, maps: Maps, names: Names) -> Form | str:
+    bound = rate_slot(maps["rate"], 1.0)
     if isinstance(bound, str):
         return bound
     slot, index, c = bound
@@ -105,15 +97,15 @@ def _exponential(base: Any, maps: Maps, named: Named) -> Form | str:
     return Form(families.Rate(), (slot,), (index,), statistics)
 
 
-def _gamma(base: Any, maps: Maps, named: Named) -> Form | str:
+def _gamma(base: Any, maps: Maps, names: Names) -> Form | str:
     shape = maps["concentration"]
     if not shape.is_constant:
         return "the shape of a Gamma has no closed form"
-    bound = _rate_slot(maps["rate"], 1.0)
+    bound = rate_slot(maps["rate"], 1.0)
     if isinstance(bound, str):
         return bound
     slot, index, c = bound
-    a = _compact(shape.offset)
+    a = compact(shape.offset)
 
     def statistics(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor]:
         h = (a - 1.0) * safe_log(x) - torch.lgamma(a) + a * safe_log(c)
@@ -139,14 +131,14 @@ def _success(found: ArgumentMap) -> tuple[Slot, Tensor, bool] | str:
     return "the probability is neither p, 1 - p nor sigmoid of a parameter"
 
 
-def _bernoulli(base: Any, maps: Maps, named: Named) -> Form | str:
+def _bernoulli(base: Any, maps: Maps, names: Names) -> Form | str:
     if "total_count" in maps and not maps["total_count"].is_constant:
         return "the total count depends on a parameter"
     bound = _success(maps["probs"])
     if isinstance(bound, str):
         return bound
     slot, index, complement = bound
-    total = _compact(maps["total_count"].offset) if "total_count" in maps else torch.ones(())
+    total = compact(maps["total_count"].offset) if "total_count" in maps else torch.ones(())
 
     def statistics(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
         if isinstance(base, dist.Geometric):
@@ -160,7 +152,7 @@ def _bernoulli(base: Any, maps: Maps, named: Named) -> Form | str:
     return Form(families.Bernoulli(), (slot,), (index,), statistics)
 
 
-def _categorical(base: Any, maps: Maps, named: Named) -> Form | str:
+def _categorical(base: Any, maps: Maps, names: Names) -> Form | str:
     found = maps["probs"]
     if found.table is None:
         flat = found.offset.reshape(-1, found.offset.shape[-1])
@@ -184,9 +176,9 @@ def _categorical(base: Any, maps: Maps, named: Named) -> Form | str:
     return Form(families.Categorical(), (slot,), (index,), statistics, event_dim)
 
 
-def _normal(base: Any, maps: Maps, named: Named) -> Form | str:
+def _normal(base: Any, maps: Maps, names: Names) -> Form | str:
     location = _location_slot(maps["loc"])
-    rate = _rate_slot(maps["scale"], -2.0)
+    rate = rate_slot(maps["scale"], -2.0)
     if isinstance(location, str):
         return location
     if isinstance(rate, str):
@@ -231,8 +223,8 @@ def data_of(data: Callable[[Tensor], tuple[Tensor, Any]]) -> Callable[[Tensor], 
     return lambda x: data(x)[0]
 
 
-def _multivariate_normal(base: Any, maps: Maps, named: Named) -> Form | str:
-    m, (matrix_name, matrix) = maps["loc"], named["matrix"]
+def _multivariate_normal(base: Any, maps: Maps, names: Names) -> Form | str:
+    m, matrix, matrix_name = maps["loc"], maps["matrix"], names["matrix"]
     link = {"precision_matrix": "identity", "covariance_matrix": "inverse", "scale_tril": "outer"}
     if matrix.table is None:
         flat = matrix.offset.reshape(-1, *matrix.offset.shape[-2:])
@@ -247,7 +239,7 @@ def _multivariate_normal(base: Any, maps: Maps, named: Named) -> Form | str:
         c = {"precision_matrix": c, "covariance_matrix": 1.0 / c, "scale_tril": c**-2.0}[
             matrix_name
         ]
-        c = _compact(c)
+        c = compact(c)
         index = matrix.index
     dim = base.loc.shape[-1]
     if m.table is None:
@@ -290,7 +282,7 @@ def _precision(name: str, matrix: Tensor) -> Tensor:
             return torch.cholesky_inverse(matrix)
 
 
-RULES: list[tuple[Any, Callable[[Any, Maps, Named], Form | str]]] = [
+RULES: list[tuple[Any, Callable[[Any, Maps, Names], Form | str]]] = [
     (dist.Poisson, _poisson),
     (dist.Exponential, _exponential),
     (dist.Gamma, _gamma),

@@ -1,8 +1,8 @@
-"""Two small helpers for broadcasting."""
+"""Small helpers for broadcasting."""
 
 from torch import Tensor
 
-__all__ = ["append_dims", "prepend_dims"]
+__all__ = ["append_dims", "compact", "prepend_dims"]
 
 
 def append_dims(tensor: Tensor, count: int) -> Tensor:
@@ -13,3 +13,12 @@ def append_dims(tensor: Tensor, count: int) -> Tensor:
 def prepend_dims(tensor: Tensor, rank: int) -> Tensor:
     """Adds dims of size 1 on the left until the tensor has ``rank`` dims."""
     return tensor.reshape((*(1,) * (rank - tensor.dim()), *tensor.shape))
+
+
+def compact(tensor: Tensor, keep: int = 0) -> Tensor:
+    """Shrinks to size 1 every dim along which nothing changes, the last ``keep`` dims aside."""
+    for dim in range(tensor.dim() - keep):
+        first = tensor.narrow(dim, 0, 1)
+        if bool((tensor == first).all()):
+            tensor = first
+    return tensor

@@ -8,17 +8,36 @@ from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribu
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-__all__ = ["batch_shape", "check_local", "check_observed", "check_subsample"]
+__all__ = [
+    "batch_shape",
+    "check_declared",
+    "check_local",
+    "check_observed",
+    "check_plates",
+    "check_subsample",
+]
+
+
+def check_plates(site: Any) -> None:
+    """Refuses a plate that was given some of its rows."""
+    for frame in site["cond_indep_stack"]:
+        full = frame.full_size
+        if full is not None and frame.size < full:
+            raise ValueError(_subsamples(frame.name, frame.size, full))
+
+
+def _subsamples(name: str, shown: int, size: int) -> str:
+    return (
+        f"plate '{name}' subsamples {shown} of {size} rows; EM uses all of the data: "
+        "remove subsample_size (and subsample) from the plate."
+    )
 
 
 def check_subsample(name: str, site: Any) -> None:
-    """Refuses a plate that shows only some of its rows."""
+    """Refuses a plate that draws some of its rows."""
     size, subsample = site["fn"].size, site["fn"].subsample_size
     if subsample is not None and subsample < size:
-        raise ValueError(
-            f"plate '{name}' subsamples {subsample} of {size} rows; EM uses all of the data: "
-            "remove subsample_size (and subsample) from the plate."
-        )
+        raise ValueError(_subsamples(name, subsample, size))
 
 
 def check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:
@@ -33,6 +52,18 @@ def check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:
                 f"continuous site '{name}' depends on a discrete latent, so it is itself a latent, "
                 "and this version integrates discrete latents only; replace it by the marginal "
                 "distribution of the sites below it, or move it out of the latent's reach."
+            )
+
+
+def check_declared(name: str, site: Any) -> None:
+    """Refuses batch dims outside all plates: an enumerated dim could silently take their place."""
+    declared = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    shape = batch_shape(name, site)
+    for dim in range(-len(shape), 0):
+        if shape[dim] > 1 and dim not in declared:
+            raise ValueError(
+                f"site '{name}' has batch shape {tuple(shape)}, but its dim {dim} belongs to no "
+                "plate; put the site inside pyro.plate(...), or use .to_event(...)."
             )
 
 
@@ -54,6 +85,11 @@ def batch_shape(name: str, site: Any) -> torch.Size:
 def check_observed(name: str, site: Any) -> None:
     """Refuses data outside the support of their distribution, rows that are masked excepted."""
     fn, value = site["fn"], site["value"]
+    if not value.is_floating_point() and not fn.support.is_discrete:
+        raise TypeError(
+            f"observed site '{name}' has dtype {value.dtype} but its distribution "
+            f"({type(fn).__name__}) is continuous; convert the data with x.double()."
+        )
     mask = _observed_mask(site)
     if value.is_floating_point():
         batch = value.shape[: value.dim() - fn.event_dim]

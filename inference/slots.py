@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.affine import CoefficientTable
 from ember.inference.families import Family, safe_log
 from ember.inference.parameter_maps import Table
 
@@ -18,7 +19,7 @@ class Slot:
     """Where one slot of a family gets its values: rows of a table, then known constants."""
 
     kind: str
-    table: Table | None
+    table: Table | CoefficientTable | None
     link: str
     exponent: float
     constants: Tensor

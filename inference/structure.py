@@ -5,6 +5,7 @@ maximised in the M-step. By default discrete unobserved sites are latent (as und
 ``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters.
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,14 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ember.inference.arguments import Arguments
-from ember.inference.site_checks import batch_shape, check_local, check_observed, check_subsample
+from ember.inference.site_checks import (
+    batch_shape,
+    check_declared,
+    check_local,
+    check_observed,
+    check_plates,
+    check_subsample,
+)
 
 __all__ = ["Parameter", "Structure", "default_value", "read_structure"]
 
@@ -113,6 +121,9 @@ def read_structure(
             are undeclared, or the model has nothing to fit. The message names the site.
     """
     plain = _first_run(model, arguments, start or {})
+    unknown = sorted((integrate or {}).keys() - plain.nodes.keys())
+    if unknown:
+        raise ValueError(f"integrate names '{unknown[0]}', which is not a site of the model.")
     parameters: dict[str, Parameter] = {}
     latent: list[str] = []
     observed: list[str] = []
@@ -124,13 +135,20 @@ def read_structure(
             parameters[name] = _param_parameter(name, site)
             plates[name] = ()
             continue
+        check_plates(site)
         plates[name] = tuple(frame.name for frame in frames)
         nesting = max([nesting, *(-frame.dim for frame in frames)])
         role = _role(name, site, integrate or {})
+        if role == "observed" and not isinstance(site["value"], Tensor):
+            raise TypeError(
+                f"observed site '{name}' was given {type(site['value']).__name__} as data; pass a "
+                "tensor."
+            )
         if role == "parameter":
             parameters[name] = _sample_parameter(name, site, plates[name])
         else:
             (latent if role == "latent" else observed).append(name)
+            check_declared(name, site)
     if not observed:
         raise ValueError(
             "the model observes nothing: give at least one pyro.sample site its data with obs=..."
@@ -164,8 +182,13 @@ def _first_run(model: Model, arguments: Arguments, start: Mapping[str, Tensor]) 
     except (TypeError, ValueError) as error:
         # Pyro appends the shapes of the trace; the sentence before them is the message.
         message = " ".join(str(error).split("Trace Shapes:")[0].split())
-        if "satisfy the constraint" in message:
-            message += "; a prior or an argument of the model lies outside its domain: correct it."
+        line = _line_of(model, error)
+        if "Shape mismatch inside plate" in message:
+            message += "; reshape the data, use .to_event(...), or put the site in another plate."
+        elif line and ("satisfy the constraint" in message or "expected to be" in message):
+            message += (
+                f" (in the model's line `{line}`); a prior or argument lies outside its domain."
+            )
         raise type(error)(message) from error
     except (RuntimeError, IndexError, ArithmeticError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -173,6 +196,13 @@ def _first_run(model: Model, arguments: Arguments, start: Mapping[str, Tensor]) 
             f"the model cannot be run on these arguments ({type(error).__name__}: {reason}); check "
             "the shapes of the data and the options passed to the model."
         ) from error
+
+
+def _line_of(model: Any, error: BaseException) -> str:
+    """The line of the model's own source at which an error arose; it shows the site's name."""
+    file = getattr(getattr(model, "__code__", None), "co_filename", None)
+    lines = [f.line for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    return (lines[-1] or "") if lines else ""
 
 
 class _At(Messenger):
@@ -252,6 +282,11 @@ def _role(name: str, site: Any, integrate: Mapping[str, Any]) -> str:
                 f"(EM(model, integrate={{'{name}': None}})), or give it a discrete grid of values."
             )
         return "parameter"
+    if how not in (None, "enumeration"):
+        raise ValueError(
+            f"site '{name}' is discrete and asks to be integrated by {how!r}; discrete latents are "
+            "summed over exactly: drop the request."
+        )
     if type(fn).__name__ == "Delta":
         raise ValueError(
             f"site '{name}' samples from a Delta; use pyro.deterministic for a computed value, or "

@@ -1,5 +1,6 @@
 """Checks that need the plan: enough rows for what is asked, and no latent left in disguise."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,10 +24,11 @@ def check_rows(plan: Plan) -> None:
             "pass more rows."
         )
     for name, symbol in plan.latent_symbols.items():
-        states = plan.sizes[symbol]
-        if plan.row in plan.sites[name].plates and states > rows:
+        states, plates = plan.sizes[symbol], plan.sites[name].plates
+        places = math.prod(plan.sizes[plate] for plate in plates)
+        if plan.row in plates and states > places:
             raise ValueError(
-                f"latent site '{name}' has {states} states but the data have only {rows} rows; "
+                f"latent site '{name}' has {states} states but occurs in only {places} rows; "
                 "use fewer components, or pass more rows."
             )
 

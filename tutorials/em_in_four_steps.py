@@ -27,8 +27,6 @@
 # mention and pictures show better: EM may end at the wrong optimum, and it may take its time.
 
 # %%
-from importlib.resources import files
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -39,6 +37,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Ellipse, FancyBboxPatch, Polygon
 
 from ember.inference import EM
+from ember.inference.tables import old_faithful
 
 torch.set_default_dtype(torch.float64)
 plt.rcParams.update(
@@ -104,7 +103,7 @@ flow_chart()
 # hence **parameters**.
 
 # %%
-table = pd.read_csv(str(files("ember.inference") / "data" / "faithful.csv"))
+table = old_faithful()
 x = torch.tensor(table.to_numpy(), dtype=torch.float64)
 
 

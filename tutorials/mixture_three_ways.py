@@ -40,15 +40,14 @@
 # %%
 # %matplotlib inline
 import warnings
-from importlib.resources import files
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.patches import Ellipse
 
 from ember.inference import EM, SVI, compare
+from ember.inference.tables import old_faithful
 from ember.models import gaussian_mixture
 
 torch.set_default_dtype(torch.float64)
@@ -57,7 +56,7 @@ plt.rcParams.update(
 )
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
 
-table = pd.read_csv(str(files("ember.inference") / "data" / "faithful.csv"))
+table = old_faithful()
 table.describe().loc[["count", "mean", "std", "min", "max"]].round(2)
 
 # %% [markdown]

@@ -35,7 +35,9 @@ def table(tmp_path: Path) -> Path:
     frame = pd.DataFrame(
         {"a": [0.1, 0.4, 0.2, 5.3, 5.9, 5.1], "b": [1, 2, 1, 8, 9, 9], "name": list("uvwxyz")}
     )
-    frame.assign(gap=[1.0, None, 2.0, 3.0, 4.0, 5.0]).to_csv(tmp_path / "gap.csv", index=False)
+    frame.assign(gap=[1.0, float("nan"), 2.0, 3.0, 4.0, 5.0]).to_csv(
+        tmp_path / "gap.csv", index=False
+    )
     frame.to_csv(tmp_path / "t.csv", index=False)
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "bad.py").write_text("this is no python")
@@ -109,7 +111,7 @@ def test_compare_prints_all_methods_and_draws_them(table: Path, capsys: Captured
     printed = capsys.readouterr().out
     for name in ("EM (MLE)", "EM (MAP)", "SVI (AutoDelta)", "SVI (AutoNormal)"):
         assert name in printed
-    assert list(table.parent.glob("compared.*"))[0].read_bytes().startswith(b"\x89PNG")
+    assert next(table.parent.glob("compared.*")).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_demonstration_says_what_it_does(tmp_path: Path, capsys: Captured) -> None:

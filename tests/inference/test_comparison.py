@@ -5,13 +5,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from tests.inference.catalogue import CASES
 
 from ember.inference import EM, SVI, compare
-from ember.inference.comparison import Comparison
+from ember.inference.comparison import Comparison, Method
 from ember.inference.labels import permute
 from ember.inference.plan import build_plan
 from ember.models import gaussian_mixture, hidden_markov_poisson
+from tests.inference.catalogue import CASES
 
 X = CASES[0][1]
 
@@ -38,7 +38,7 @@ class Turned:
 
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
-    methods = [
+    methods: list[Method] = [
         EM(gaussian_mixture, "mle", seed=0),
         EM(gaussian_mixture, seed=0),
         Broken(),

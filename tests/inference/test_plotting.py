@@ -8,11 +8,12 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
-from tests.inference.catalogue import CASES
 from torch import Tensor
 
 from ember.inference import EM, SVI, compare
+from ember.inference.comparison import Method
 from ember.models import gaussian_mixture, hidden_markov_gaussian, poisson_mixture
+from tests.inference.catalogue import CASES
 
 X = CASES[0][1]
 
@@ -67,7 +68,7 @@ def test_one_dimension_is_drawn_with_the_fitted_density() -> None:
     sd = params["precisions"].reshape(-1) ** -0.5
     normal = torch.distributions.Normal(params["locs"].reshape(-1), sd)
     exact = normal.log_prob(torch.tensor(np.asarray(grid)).unsqueeze(-1)).exp() @ params["weights"]
-    np.testing.assert_allclose(density, exact, rtol=1e-10)
+    np.testing.assert_allclose(np.asarray(density, dtype=float), exact, rtol=1e-10)
     bars = sum(bar.get_width() * bar.get_height() for bar in axes.patches)  # type: ignore[attr-defined]
     assert bars == pytest.approx(1.0)
 
@@ -80,7 +81,7 @@ def test_counts_are_drawn_with_their_probabilities() -> None:
     params = found.params["EM (MAP)"]
     poisson = torch.distributions.Poisson(params["rates"])
     exact = poisson.log_prob(torch.tensor(np.asarray(grid)).unsqueeze(-1)).exp() @ params["weights"]
-    np.testing.assert_allclose(density, exact, rtol=1e-10)
+    np.testing.assert_allclose(np.asarray(density, dtype=float), exact, rtol=1e-10)
 
 
 def test_a_model_of_ones_own_with_other_names_is_drawn_as_well() -> None:
@@ -112,7 +113,7 @@ def test_a_chain_shows_how_fast_each_fit_was() -> None:
 
 
 def test_each_method_has_its_colour_and_its_place_in_the_legend() -> None:
-    methods = [
+    methods: list[Method] = [
         EM(gaussian_mixture, "mle", seed=0),
         EM(gaussian_mixture, seed=0),
         SVI(gaussian_mixture, steps=60, seed=0),

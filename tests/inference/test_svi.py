@@ -11,7 +11,6 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoNormal, init_to_value
-from tests.inference.catalogue import CASES, Case, case_id, model_of
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -21,12 +20,13 @@ from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
 from ember.inference.elbo import PlanELBO
 from ember.inference.plan import build_plan
+from tests.inference.catalogue import CASES, Case, case_id, model_of
 
 each_case = pytest.mark.parametrize("case", CASES, ids=case_id)
 
 
 def fitted(case: Case) -> Fit:
-    name, x, options = case
+    _, x, options = case
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # reaching max_iter is no harm here
         return EM(model_of(case), seed=0, tol=1e-13, max_iter=3000).fit(x, **options)
@@ -87,7 +87,7 @@ def test_svi_reaches_the_optimum_of_em(case: Case) -> None:
     assert fit.log_posterior == pytest.approx(float(fit.history[-1]), rel=1e-12)
 
 
-@pytest.mark.parametrize("units", [1.0, 1e-4, 1e5])
+@pytest.mark.parametrize("units", [1e-4, 1e5])
 def test_the_default_optimiser_does_not_care_for_units(units: float) -> None:
     x = CASES[0][1] * torch.tensor([units, 1.0 / units], dtype=torch.float64)
     best = EM(models.gaussian_mixture, seed=0).fit(x, components=2)
@@ -269,7 +269,7 @@ def test_a_seed_makes_it_repeatable_and_no_global_state_is_touched() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_parameters() -> None:
-    wild = pyro.optim.SGD({"lr": 1e200})
+    wild = pyro.optim.PyroOptim(torch.optim.SGD, {"lr": 1e200})
     with pytest.warns(RuntimeWarning, match="the objective was not finite"):
         fit = SVI(mixture, optim=wild, steps=50, seed=0).fit(X)
     assert fit.stop is StopReason.NON_FINITE
@@ -297,7 +297,7 @@ def test_an_optimiser_of_pyros_is_used_and_can_be_used_again() -> None:
         ({"learning_rate": -1.0}, ValueError, "learning_rate=-1.0 must be positive"),
         ({"learning_rate": "high"}, TypeError, "learning_rate='high' must be a number"),
         (
-            {"learning_rate": 0.1, "optim": pyro.optim.Adam({"lr": 0.1})},
+            {"learning_rate": 0.1, "optim": pyro.optim.ClippedAdam({"lr": 0.1})},
             ValueError,
             "learning_rate belongs to the default optimiser",
         ),

@@ -94,8 +94,9 @@ class TestEMIn80Lines:
     def x(self) -> np.ndarray[Any, Any]:
         generator = np.random.default_rng(5)
         means = np.array([[0.0, 0.0, 0.0], [3.0, 1.0, -2.0], [-1.0, 4.0, 2.0]])
-        rows = means[generator.integers(3, size=200)]
-        return rows + generator.normal(size=(200, 3)) * np.array([1.0, 0.6, 1.4])
+        centres: np.ndarray[Any, Any] = means[generator.integers(3, size=200)]
+        centres += generator.normal(size=(200, 3)) * np.array([1.0, 0.6, 1.4])
+        return centres
 
     def test_it_has_at_most_80_lines(self) -> None:
         assert len(self.SCRIPT.read_text(encoding="utf-8").splitlines()) <= 80

@@ -1,0 +1,62 @@
+"""Arguments that are affine in the parameters, once found: see ``affine_matching.py``."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["FROM_SPACE", "TO_SPACE", "AffineMap", "CoefficientTable", "joined"]
+
+Function = Callable[[Tensor], Tensor]
+TO_SPACE: dict[str, Function] = {"raw": lambda x: x, "log": torch.log, "logit": torch.logit}
+FROM_SPACE: dict[str, Function] = {"raw": lambda x: x, "log": torch.exp, "logit": torch.sigmoid}
+
+
+@dataclass(frozen=True)
+class CoefficientTable:
+    """Rows of coefficients gathered from the entries of several parameters, laid end to end."""
+
+    sources: tuple[str, ...]
+    entries: tuple[tuple[int, ...], ...]
+    on: str = "raw"
+    event_dim: int = 1
+
+    def rows(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The coefficients of every row, shape ``(R, F)``."""
+        return joined(self.sources, params)[torch.tensor(self.entries)]
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """An argument as ``inverse(sum_f features_f * theta[row, f] + offset)``.
+
+    ``features`` has the argument's batch shape and a last dim of size ``F``; ``index`` names the
+    row of coefficients of every entry.
+    """
+
+    domain: str
+    space: str
+    table: CoefficientTable
+    index: Tensor
+    features: Tensor
+    offset: Tensor
+
+    @property
+    def is_constant(self) -> bool:
+        return False
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return self.table.sources
+
+    def evaluate(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The argument at ``params``, broadcast dims of size 1."""
+        coefficients = self.table.rows(params)[self.index]
+        value: Tensor = FROM_SPACE[self.space]((self.features * coefficients).sum(-1) + self.offset)
+        return value
+
+
+def joined(sources: tuple[str, ...], params: Mapping[str, Tensor]) -> Tensor:
+    """The entries of several parameters laid end to end."""
+    return torch.cat([params[name].reshape(-1) for name in sources])
