@@ -9,8 +9,9 @@ import pandas as pd
 import pyro
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["Arguments", "prepare", "sheltered"]
+__all__ = ["Arguments", "Promoted", "prepare", "sheltered"]
 
 
 class Arguments(NamedTuple):
@@ -89,6 +90,23 @@ def _convert(value: Any, where: str) -> Any:
         return {key: _convert(item, f"{where}[{key!r}]") for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_convert(item, where) for item in value)
+    return value
+
+
+class Promoted(TorchFunctionMode):
+    """Runs a model's own float32 tensors in float64, so that they meet its parameters as equals."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*_promote(tuple(args)), **_promote(kwargs or {}))
+
+
+def _promote(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype in (torch.float32, torch.float16) else value
+    if type(value) in (tuple, list):
+        return type(value)(_promote(item) for item in value)
+    if type(value) is dict:
+        return {key: _promote(item) for key, item in value.items()}
     return value
 
 

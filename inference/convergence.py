@@ -18,6 +18,7 @@ __all__ = ["Monitor", "Movement", "StopReason"]
 ROUNDING = 2e-15  # relative change of an objective that is rounding, not progress
 FALL = 1e-9  # a relative fall of the objective larger than this is an error of ours
 DRIFT = 1e-3  # relative way still to go beyond which a parameter counts as drifting
+NOTHING = 1e-12  # a relative step that is rounding
 STALL = 30  # iterations without progress beyond rounding
 PARAMETER_FACTOR = 10.0  # parameters are asked to settle to this multiple of tol, relative
 
@@ -60,6 +61,7 @@ class Monitor:
     tol: float
     _best: float = field(default=-math.inf)
     _stalled: int = 0
+    _settled: int = 0
 
     def check(self, objective: float, movement: Movement) -> StopReason | None:
         """The reason to stop after an iteration, or None to go on."""
@@ -67,8 +69,13 @@ class Monitor:
         progress = objective - self._best
         self._stalled = 0 if progress > ROUNDING * scale else self._stalled + 1
         self._best = max(self._best, objective)
-        settled = self.remaining_step(movement) <= PARAMETER_FACTOR * self.tol
-        if settled and self.remaining_gain(movement) <= 0.1 * self.tol * scale:
+        settled = (
+            self.remaining_step(movement) <= PARAMETER_FACTOR * self.tol
+            and self.remaining_gain(movement) <= 0.1 * self.tol * scale
+        )
+        self._settled = self._settled + 1 if settled else 0
+        # A rate can look small by accident (from one long first step), but hardly twice.
+        if self._settled >= 2 or (settled and movement.last <= NOTHING):
             return StopReason.CONVERGED
         if self._stalled < STALL:
             return None
@@ -87,7 +94,7 @@ class Monitor:
     @staticmethod
     def remaining_step(movement: Movement) -> float:
         """Estimated relative distance of the parameters from the limit."""
-        if movement.last <= 1e-12:
+        if movement.last <= NOTHING:
             return movement.last
         rate = movement.last / movement.previous if movement.previous > 0 else math.inf
         return movement.last * rate / (1.0 - rate) if rate < 1.0 else math.inf
@@ -96,7 +103,7 @@ class Monitor:
     def remaining_gain(movement: Movement) -> float:
         """Estimated gain of the objective that further iterations would bring."""
         gain = max(movement.gain, 0.0)
-        if movement.last <= 1e-12:
+        if movement.last <= NOTHING:
             return gain
         rate = movement.last / movement.previous if movement.previous > 0 else math.inf
         return gain * rate**2 / (1.0 - rate**2) if rate < 1.0 else math.inf

@@ -51,7 +51,7 @@ class Coordinates:
         for name, value in left.items():
             if not value.numel():
                 continue
-            size = value.abs()
+            size = torch.maximum(value.abs(), right[name].abs())
             scale = size + 0.01 * size.max() + torch.finfo(value.dtype).tiny
             largest = max(largest, float(((right[name] - value).abs() / scale).max()))
         return largest

@@ -1,6 +1,7 @@
 """Expectation-maximisation for Pyro models: initialise, E-step, M-step, check convergence."""
 
 import dataclasses
+import itertools
 import math
 import time
 import warnings
@@ -121,8 +122,8 @@ class EM:
         """
         if not isinstance(params, Mapping):
             raise TypeError(
-                f"e_step takes params first, as a dict of parameters, not {type(params).__name__}; then "
-                "the model's own arguments."
+                f"e_step takes params first, as a dict, not {type(params).__name__}; then the "
+                "model's own arguments."
             )
         with sheltered(self.seed):
             plan = self._plan(args, kwargs)
@@ -140,16 +141,13 @@ class EM:
             return maximise(stats.plan, stats)
 
     def converged(self, history: Sequence[Statistics]) -> bool:
-        """Whether plain EM steps have settled, judged by the last three E-steps' results."""
-        if len(history) < 3:
-            return False
-        first, second, third = history[-3:]
-        movement = Movement(
-            Coordinates.distance(first.params, second.params),
-            Coordinates.distance(second.params, third.params),
-            third.objective - second.objective,
-        )
-        return Monitor(self.tol).check(third.objective, movement) is not None
+        """Whether plain EM steps have settled, judged by the results of all E-steps so far."""
+        monitor, reason, previous = Monitor(self.tol), None, 0.0
+        for before, after in itertools.pairwise(history):
+            length = Coordinates.distance(before.params, after.params)
+            movement = Movement(previous, length, after.objective - before.objective)
+            reason, previous = monitor.check(after.objective, movement), length
+        return reason is not None
 
     # -- the loop -----------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """The plan as a table that an analyst can read."""
 
+from collections.abc import Container
 from typing import Any
 
 import pandas as pd
@@ -30,7 +31,7 @@ def explain(plan: Plan) -> Explanation:
     """Lists every site: its role and plates, how it is integrated or updated, and why."""
     rows = [_parameter_row(plan, update) for update in updates(plan)]
     rows += [_factor_row(plan, name) for name in plan.sites]
-    return Explanation(_fold(rows), columns=list(COLUMNS))
+    return Explanation(_fold(rows, plan.structure.steps), columns=list(COLUMNS))
 
 
 def _parameter_row(plan: Plan, update: Any) -> list[str]:
@@ -62,12 +63,12 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
     return [name, "latent" if latent else "observed", plates, how, statistics, why]
 
 
-def _fold(rows: list[list[str]]) -> list[list[str]]:
+def _fold(rows: list[list[str]], steps: Container[str]) -> list[list[str]]:
     """Shows the steps of a chain (state_0, state_1, ...) as one row where they are alike."""
     folded: list[list[str]] = []
     members: dict[tuple[str, ...], list[str]] = {}
     for name, *rest in rows:
-        base = base_name(name) or name
+        base = (base_name(name) if name in steps else None) or name
         members.setdefault((base, *rest), []).append(name)
     for (_, *rest), names in members.items():
         label = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ember.inference.affine import CoefficientTable
 from ember.inference.conjugacy import pseudo_statistics
-from ember.inference.degeneracy import Degenerate
 from ember.inference.plan import Plan
 from ember.inference.statistics import Group
 
@@ -32,9 +31,6 @@ def solve_coefficients(
         names: The parameters to update together.
         pooled: Group, slot and statistics of every site that they feed.
         params: Current parameters.
-
-    Raises:
-        Degenerate: If data and priors do not determine the coefficients.
     """
     starts, count = {}, 0
     for name in names:
@@ -53,13 +49,27 @@ def solve_coefficients(
     matrix = quadratic.reshape(count, count)
     for name in names:
         _add_prior(plan, name, starts[name], linear, matrix, params)
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    pivots, sizes = factor.diagonal().square(), matrix.diagonal()
-    if int(failed) or bool((pivots <= 1e-13 * sizes).any()):
-        raise Degenerate(names[0], "", "is not determined by the data (collinear or empty)")
-    solution = torch.cholesky_solve(linear.unsqueeze(-1), factor).squeeze(-1)
+    current = torch.cat([params[name].reshape(-1) for name in names])
+    solution = current + _solve(matrix, linear - matrix @ current)
     pieces = solution.split([params[name].numel() for name in names])
     return {n: piece.reshape(params[n].shape) for n, piece in zip(names, pieces, strict=True)}
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solves for the change of the coefficients, the smallest one where several do.
+
+    Without priors an intercept for each state and a common one are determined only up to a
+    constant, and a state without rows not at all; what the data leave open stays as it is.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if not int(failed) and bool((factor.diagonal().square() > 1e-12 * matrix.diagonal()).all()):
+        return torch.cholesky_solve(right.unsqueeze(-1), factor).squeeze(-1)
+    scale = matrix.diagonal().sqrt()
+    scale = torch.where(scale > 0, scale, torch.ones(()))
+    values, vectors = torch.linalg.eigh(matrix / scale / scale.unsqueeze(-1))
+    inverse = torch.where(values > 1e-12 * values[-1], 1.0 / values, torch.zeros(()))
+    step: Tensor = (vectors @ (inverse * (vectors.mT @ (right / scale)))) / scale
+    return step
 
 
 def _add_prior(

@@ -49,7 +49,8 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Any:
         partly = name != latent and f"{name}_observed" in plan.sites
         marginal = _partly_observed(plan, name, best) if partly else best[latent]
         values[name if partly else latent] = _support(plan, latent)[marginal.argmax(-1)]
-    joined = stack(values, {name: value.dim() for name, value in values.items()})
+    leading = {name: value.dim() for name, value in values.items()}
+    joined = stack(values, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined
 
 
@@ -91,7 +92,7 @@ def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor
         name: torch.stack(values) if row is None else torch.cat(values)[:n]
         for name, values in drawn.items()
     }
-    return stack(joined, dict.fromkeys(joined, 1))
+    return stack(joined, dict.fromkeys(joined, 1), plan.structure.steps)
 
 
 def _by_row(node: Any, row: tuple[str, int] | None) -> Tensor:

@@ -65,6 +65,7 @@ def read_site(name: str, structure: Structure, probes: Probes, start: Any) -> Si
     """
     site = start.nodes[name]
     fn, value = site["fn"], site["value"]
+    value = value.double() if value.is_floating_point() else value
     unwrapped = unwrap(fn)
     batch = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
     symbols = site["infer"].get("_dim_to_symbol", {})
@@ -155,11 +156,15 @@ def _match(
     for i, (domain, event_dim, _) in enumerate(arguments[0][name]):
         values = [each[name][i][2] for each in arguments]
         is_matrix = name == "matrix"
-        seen = ArgumentValues("matrix" if is_matrix else domain, event_dim, values)
+        seen = ArgumentValues("matrix" if is_matrix else domain, event_dim, _doubled(values))
         found = match_argument(seen, structure.parameters, params)
         if found is not None:
             return (domain if is_matrix else name), found
     return None
+
+
+def _doubled(values: list[Tensor]) -> list[Tensor]:
+    return [value.double() for value in values]
 
 
 def _same_value(left: Tensor, right: Tensor) -> bool:

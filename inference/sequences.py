@@ -1,7 +1,7 @@
 """Sites written step by step (``state_0``, ``state_1``, ...) seen as one sequence."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -27,22 +27,24 @@ def members(name: str, names: Iterable[str]) -> list[str]:
     return [steps[i] for i in sorted(steps)]
 
 
-def stack(values: Mapping[str, Tensor], leading: Mapping[str, int]) -> dict[str, Tensor]:
+def stack(
+    values: Mapping[str, Tensor], leading: Mapping[str, int], steps: Container[str]
+) -> dict[str, Tensor]:
     """Joins the steps of every sequence along a new dim, after ``leading[name]`` batch dims.
 
-    Sites that are no sequence, and sequences whose steps differ in shape, stay as they are.
+    Sites that are no ``steps`` of a chain, and steps that differ in shape, stay as they are.
     """
     out: dict[str, Tensor] = {}
     done: set[str] = set()
     for name, value in values.items():
         if name in done:
             continue
-        base = base_name(name)
-        steps = members(base, values) if base else []
-        alike = len({values[step].shape for step in steps}) == 1
-        if base is None or base in values or len(steps) < 2 or not alike:
+        base = base_name(name) if name in steps else None
+        chain = [step for step in members(base, values) if step in steps] if base else []
+        alike = len({values[step].shape for step in chain}) == 1
+        if base is None or base in values or len(chain) < 2 or not alike:
             out[name] = value
             continue
-        done.update(steps)
-        out[base] = torch.stack([values[step] for step in steps], leading[name])
+        done.update(chain)
+        out[base] = torch.stack([values[step] for step in chain], leading[name])
     return out

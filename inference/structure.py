@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine, validation_enabled
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -21,7 +22,7 @@ from pyro.util import check_site_shape
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from ember.inference.arguments import Arguments
+from ember.inference.arguments import Arguments, Promoted
 from ember.inference.site_checks import (
     batch_shape,
     check_declared,
@@ -69,6 +70,7 @@ class Structure:
     observed: tuple[str, ...]
     nesting: int
     plates: dict[str, tuple[str, ...]]
+    steps: frozenset[str] = frozenset()
     signature: tuple[Any, ...] = field(repr=False, default=())
 
     @property
@@ -84,6 +86,7 @@ class Structure:
             validation_enabled(False),
             poutine.enum(first_available_dim=-self.nesting - 1),
             _At(params),
+            Promoted(),
         ):
             trace = poutine.trace(config_enumerate(self.model, default="parallel")).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
@@ -96,7 +99,7 @@ class Structure:
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
         """Draws latent and observed sites from the model at ``params``."""
-        with _At(params):
+        with _At(params), Promoted():
             return poutine.trace(poutine.uncondition(self.model)).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
             )
@@ -153,8 +156,9 @@ def read_structure(
         raise ValueError(
             "the model observes nothing: give at least one pyro.sample site its data with obs=..."
         )
+    steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
     structure = Structure(
-        model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates
+        model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps
     )
     trace = structure.trace({name: p.start for name, p in parameters.items()})
     check_local(plain, trace, parameters)
@@ -177,7 +181,7 @@ def _first_run(model: Model, arguments: Arguments, start: Mapping[str, Tensor]) 
                 "rows."
             )
     try:
-        with _At(start, fix_latents=True):
+        with _At(start, fix_latents=True), Promoted():
             return poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
     except (TypeError, ValueError) as error:
         # Pyro appends the shapes of the trace; the sentence before them is the message.
@@ -217,6 +221,7 @@ class _At(Messenger):
         if msg["is_observed"] or msg["done"] or drawn:
             return
         if not _is_continuous(msg["fn"]):
+            msg["infer"]["enumerate"] = "parallel"  # whatever the model asks for
             if self.fix_latents and getattr(msg["fn"], "has_enumerate_support", False):
                 # One value for all rows: a draw for each would gather a parameter for each.
                 msg["value"] = msg["fn"].enumerate_support(expand=False)[0]
@@ -301,7 +306,9 @@ def _role(name: str, site: Any, integrate: Mapping[str, Any]) -> str:
 
 
 def _param_parameter(name: str, site: Any) -> Parameter:
-    support = site["kwargs"].get("constraint", constraints.real)
+    # A PyroModule states its constraints to the parameter store, not at the site.
+    given = site["kwargs"].get("constraint", constraints.real)
+    support = pyro.get_param_store()._constraints.get(name, given)
     value = site["value"].detach().clone()
     return Parameter(name, support, value.shape, (), has_prior=False, start=value)
 

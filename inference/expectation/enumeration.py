@@ -189,6 +189,11 @@ class Contraction:
     def _rescale(self, item: _Item, scale: Scale | None) -> _Item:
         if _same(item.scale, scale):
             return item
+        if scale is not None and item.scale is None:
+            raise ValueError(
+                "a latent site has a poutine.scale weight but a site below it has none; put both "
+                "inside the same poutine.scale, or scale the observed site alone."
+            )
         layout = self._layouts[item.slot]
         top, bottom = item.scale, scale
         dims = {*layout, *(top.dims if top else ()), *(bottom.dims if bottom else ())}
