@@ -11,6 +11,7 @@ Reference: McLachlan & Krishnan (2008), *The EM Algorithm and Extensions*, secti
 
 import enum
 import math
+from collections import deque
 from dataclasses import dataclass, field
 
 __all__ = ["Monitor", "Movement", "StopReason"]
@@ -62,6 +63,7 @@ class Monitor:
     _best: float = field(default=-math.inf)
     _stalled: int = 0
     _settled: int = 0
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=STALL))
 
     def check(self, objective: float, movement: Movement) -> StopReason | None:
         """The reason to stop after an iteration, or None to go on."""
@@ -77,10 +79,22 @@ class Monitor:
         # A rate can look small by accident (from one long first step), but hardly twice.
         if self._settled >= 2 or (settled and movement.last <= NOTHING):
             return StopReason.CONVERGED
-        if self._stalled < STALL:
+        crawls = self._crawls(objective, movement, scale)
+        if self._stalled < STALL and not crawls:
             return None
         drifts = self.remaining_step(movement) > DRIFT
         return StopReason.FLAT if drifts else StopReason.ROUNDING
+
+    def _crawls(self, objective: float, movement: Movement, scale: float) -> bool:
+        """Whether EM creeps along a direction in which there is (next to) nothing to gain.
+
+        Where two components merge, or a parameter is not identified, steps shrink slower than
+        any geometric series, and no estimate of what is left exists.
+        """
+        first = self._recent[0] if len(self._recent) == STALL else -math.inf
+        self._recent.append(objective)
+        slow = movement.last > 0.999 * movement.previous
+        return slow and objective - first <= 1e-3 * self.tol * scale
 
     @staticmethod
     def failure(before: float, after: float) -> StopReason | None:

@@ -1,13 +1,18 @@
 """Detects components that collapse or empty, before they turn into NaN."""
 
+from collections.abc import Container, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ember.inference.families import MultivariateNormal, Normal
-from ember.inference.statistics import Statistics
+from ember.inference.families import Categorical, MultivariateNormal, Normal, Regression
+from ember.inference.sequences import base_name
+from ember.inference.statistics import Group, Statistics
 
-__all__ = ["Degenerate", "check_maximiser"]
+__all__ = ["Degenerate", "check_maximiser", "check_scales", "emptied_states"]
 
+EMPTIED = 1e-6  # expected observations of a state
 COLLAPSED = 1e-10  # variance of a component over the variance of all data, along any direction
 
 
@@ -47,11 +52,12 @@ def _judge(
     match kind:
         case "simplex":
             (counts,) = coefficients
-            total = counts.sum(-1)
-            return total.abs() <= tiny, (counts < 0).any(-1), _UNBOUNDED
+            unbounded = (counts < 0).any(-1)
+            return torch.zeros_like(unbounded), unbounded, _UNBOUNDED
         case "probability":
             a, b = coefficients
-            return (a + b).abs() <= tiny, (a < 0) | (b < 0), _UNBOUNDED
+            unbounded = (a < 0) | (b < 0)
+            return torch.zeros_like(unbounded), unbounded, _UNBOUNDED
         case "rate":
             a, b = coefficients
             empty = (a.abs() <= tiny) & (b.abs() <= tiny)
@@ -99,13 +105,65 @@ def _overall_variance(statistics: Statistics, dim: int) -> Tensor:
     return torch.zeros(dim)
 
 
+def _variances(group: Group, sums: Tensor) -> Tensor | None:
+    """Variance of all data in each cell's column, for normal families with a scale."""
+    if isinstance(group.family, Normal) and group.reference is not None:
+        _, column = torch.unique(group.reference, return_inverse=True)
+        pooled = sums.new_zeros((int(column.max()) + 1, 3)).index_add_(0, column, sums)
+        n, s, q = pooled.unbind(-1)
+        return (q / n - (s / n).square())[column]
+    if isinstance(group.family, Regression):
+        pooled = sums.sum(0)
+        return (pooled[-1] / pooled[0]).expand(len(sums))
+    return None
+
+
 def _smallest_variance(statistics: Statistics) -> float:
     """The smallest variance of a column of normal data, 0 where there is none."""
-    smallest: list[float] = []
+    found = [_variances(group, sums) for group, sums in statistics.groups.values()]
+    return max(0.0, min((float(v.min()) for v in found if v is not None), default=0.0))
+
+
+def check_scales(statistics: Statistics, params: Mapping[str, Tensor]) -> None:
+    """Raises ``Degenerate`` if a scale found numerically has shrunk to nothing."""
     for group, sums in statistics.groups.values():
-        if isinstance(group.family, Normal) and group.reference is not None:
-            _, column = torch.unique(group.reference, return_inverse=True)
-            pooled = sums.new_zeros((int(column.max()) + 1, 3)).index_add_(0, column, sums)
-            n, s, q = pooled.unbind(-1)
-            smallest.append(float((q / n - (s / n) ** 2).min()))
-    return max(0.0, min(smallest, default=0.0))
+        variance = _variances(group, sums)
+        slot = group.slots[-1]
+        if variance is None or slot.table is None:
+            continue
+        collapsed = group.slot_values(params)[-1] * variance > 1.0 / COLLAPSED
+        if bool(collapsed.any()):
+            row = int(group.cells[collapsed.nonzero()[0, 0], -1])
+            raise Degenerate(slot.sources[0], str(row), _COLLAPSED)
+
+
+def emptied_states(
+    statistics: Statistics, latents: Mapping[str, tuple[Any, ...]], chain: Container[str]
+) -> str:
+    """A sentence about the first latent state that (almost) no observation belongs to, or none.
+
+    Args:
+        statistics: Expected statistics at the end of a fit.
+        latents: The group of every latent that has one; its counts are those of the states.
+        chain: Latents that are steps of a chain, whose counts are taken together.
+    """
+    counts: dict[str, Tensor] = {}
+    seen: set[tuple[str, tuple[Any, ...]]] = set()
+    for name, key in latents.items():
+        label = (base_name(name) or name) if name in chain else name
+        if (label, key) in seen or not isinstance(statistics.groups[key][0].family, Categorical):
+            continue
+        seen.add((label, key))
+        total = statistics.groups[key][1].sum(0)
+        if label in counts and counts[label].shape != total.shape:
+            continue
+        counts[label] = counts[label] + total if label in counts else total
+    for label, total in counts.items():
+        empty = (total < EMPTIED).nonzero().reshape(-1)
+        if len(empty):
+            return (
+                f"component {int(empty[0])} of latent site '{label}' has emptied: no observation "
+                "belongs to it, so the data do not determine its parameters; use objective='map' "
+                "with a proper prior, fewer components, or another start."
+            )
+    return ""

@@ -15,7 +15,7 @@ from ember.inference.acceleration import EMMap, accelerated
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import Monitor, Movement, StopReason
 from ember.inference.coordinates import Coordinates
-from ember.inference.degeneracy import Degenerate
+from ember.inference.degeneracy import Degenerate, emptied_states
 from ember.inference.explanation import Explanation, explain
 from ember.inference.fit import Fit
 from ember.inference.initialisation import Init, check_params, starting_params
@@ -250,6 +250,9 @@ class EM:
                 if found is not None:
                     reason = found
                     break
+        if not warning:
+            keys = {n: plan.forms[n][0] for n in plan.structure.latent if n in plan.forms}
+            warning = emptied_states(current, keys, plan.structure.steps)
         if reason is StopReason.MAX_ITER:
             warning = f"{self.name}: {reason.value}"
         return Fit(

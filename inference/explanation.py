@@ -22,7 +22,13 @@ class Explanation(pd.DataFrame):
         return Explanation
 
     def __str__(self) -> str:
-        return self.to_string(index=False, justify="left")
+        texts = [[str(value) for value in column] for column in (self.columns, *self.to_numpy())]
+        widths = [max(len(text) for text in column) for column in zip(*texts, strict=True)]
+        lines = [
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+            for row in texts
+        ]
+        return "\n".join(lines)
 
     __repr__ = __str__
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.conjugacy import pseudo_statistics
-from ember.inference.degeneracy import check_maximiser
+from ember.inference.degeneracy import check_maximiser, check_scales
 from ember.inference.families import contribution_to_maximiser
 from ember.inference.least_squares import solve_coefficients
 from ember.inference.plan import Plan
@@ -69,7 +69,10 @@ def maximise(plan: Plan, statistics: Statistics) -> dict[str, Tensor]:
             elif update.how == "closed form":
                 params[update.name] = _closed_form(plan, update, statistics, params)
     numeric = [update.name for update in todo if update.how == "numerical"]
-    return _numerical(plan, numeric, statistics, params) if numeric else params
+    if numeric:
+        params = _numerical(plan, numeric, statistics, params)
+        check_scales(statistics, params)
+    return params
 
 
 def updates(plan: Plan) -> tuple[Update, ...]:
@@ -212,7 +215,11 @@ def _closed_form(
     check_maximiser(update.name, update.kind, total, rows_shape, statistics)
     best = contribution_to_maximiser(update.kind, total)
     slot = _group(plan, update.usages[0]).slots[update.usages[0].slot]
-    return slot.parameter(best).reshape(shape)
+    value = slot.parameter(best).reshape(shape)
+    if update.kind in ("probability", "simplex") and bool(torch.isnan(value).any()):
+        # No observation: every value is a maximiser, the present one too.
+        value = torch.where(torch.isnan(value), params[update.name], value)
+    return value
 
 
 def _coefficients(

@@ -5,6 +5,7 @@ maximised in the M-step. By default discrete unobserved sites are latent (as und
 ``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters.
 """
 
+import contextlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -160,7 +161,9 @@ def read_structure(
     structure = Structure(
         model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps
     )
-    trace = structure.trace({name: p.start for name, p in parameters.items()})
+    when = " once its latent sites take all their values in a dim on the left"
+    with _tidy_errors(model, when):
+        trace = structure.trace({name: p.start for name, p in parameters.items()})
     check_local(plain, trace, parameters)
     for name in structure.factor_names:
         site = trace.nodes[name]
@@ -173,16 +176,22 @@ def read_structure(
 
 
 def _first_run(model: Model, arguments: Arguments, start: Mapping[str, Tensor]) -> Trace:
-    """The plain run; whatever a user's model raises on it is reported as one sentence."""
+    """The plain run, which validates model and data."""
     for tensor in arguments.tensors:
         if not tensor.numel():
             raise ValueError(
                 f"the data are empty (a tensor of shape {tuple(tensor.shape)}); pass at least two "
                 "rows."
             )
+    with _tidy_errors(model, ""), _At(start, fix_latents=True), Promoted():
+        return poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+
+
+@contextlib.contextmanager
+def _tidy_errors(model: Model, when: str) -> Iterator[None]:
+    """Reports whatever a user's model raises as one sentence."""
     try:
-        with _At(start, fix_latents=True), Promoted():
-            return poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+        yield
     except (TypeError, ValueError) as error:
         # Pyro appends the shapes of the trace; the sentence before them is the message.
         message = " ".join(str(error).split("Trace Shapes:")[0].split())
@@ -193,12 +202,16 @@ def _first_run(model: Model, arguments: Arguments, start: Mapping[str, Tensor]) 
             message += (
                 f" (in the model's line `{line}`); a prior or argument lies outside its domain."
             )
+        elif isinstance(error, TypeError) and not message.endswith("."):
+            message += "; the model raised this on its arguments: check their names and types."
         raise type(error)(message) from error
     except (RuntimeError, IndexError, ArithmeticError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        line = _line_of(model, error)
         raise ValueError(
-            f"the model cannot be run on these arguments ({type(error).__name__}: {reason}); check "
-            "the shapes of the data and the options passed to the model."
+            f"the model cannot be run on these arguments{when} ({type(error).__name__}: {reason}"
+            f"{f', in the line `{line}`' if line else ''}); check the shapes of the data and the "
+            "options passed to the model."
         ) from error
 
 

@@ -46,7 +46,7 @@ class MixtureKernel:
         log_weights = prior.log_prob(natural[prior_key]).reshape(-1, 1)
         blocks = [natural[key][form.cells].flatten(1) for key, form in self.data]
         sizes = [block.shape[1] for block in blocks]
-        left = torch.cat([block.expand(self.components, -1) for block in blocks], 1)
+        left = torch.cat(blocks, 1)
         total, sums, counts = self._sweep(left, log_weights)
         gradients = {key: torch.zeros_like(eta) for key, eta in natural.items()}
         for (key, form), block in zip(self.data, sums.split(sizes, 1), strict=True):
@@ -84,8 +84,6 @@ class MixtureKernel:
 def _scatter(gradient: Tensor, form: FormFactor, block: Tensor) -> None:
     """Adds a block ``(rows, cells * P)`` to the cells it came from."""
     cells = form.cells
-    if len(block) != len(cells):  # components that share one cell
-        block = block.sum(0, keepdim=True)
     gradient.index_add_(0, cells.reshape(-1), block.reshape(cells.numel(), -1))
 
 
@@ -111,7 +109,7 @@ def mixture_kernel(
             return None
         if factor.dims == (latent,) and prior is None and form.base is None:
             prior = (key, form)
-        elif factor.dims == (latent, row):
+        elif factor.dims == (latent, row) and form.cells.shape[0] == form.shape[0]:
             data.append((key, form))
         else:
             return None

@@ -54,9 +54,7 @@ def simulate(rows: int, columns: int, components: int) -> np.ndarray:
     )
 
 
-def time_rival(
-    x: np.ndarray, start: dict[str, torch.Tensor], count: int
-) -> tuple[float, float]:
+def time_rival(x: np.ndarray, start: dict[str, torch.Tensor], count: int) -> tuple[float, float]:
     """Seconds for an iteration and the mean log likelihood of a row at the end."""
 
     def run(iterations: int) -> tuple[float, float]:

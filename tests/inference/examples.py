@@ -60,7 +60,9 @@ def mixture_full(x: Tensor, components: int = 2) -> None:
     dim = x.shape[-1]
     weights = pyro.sample("weights", dist.Dirichlet(torch.full((components,), 1.5)))
     with pyro.plate("components", components):
-        precisions = pyro.sample("precisions", dist.Wishart(torch.tensor(dim + 2.0), torch.eye(dim)))
+        precisions = pyro.sample(
+            "precisions", dist.Wishart(torch.tensor(dim + 2.0), torch.eye(dim))
+        )
         locs = pyro.sample(
             "locs", dist.MultivariateNormal(torch.zeros(dim), precision_matrix=0.2 * precisions)
         )
@@ -101,7 +103,7 @@ def nested_plates(x: Tensor) -> None:
     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)).expand([2]).to_event(1))
     locs = pyro.sample("locs", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
     shift = pyro.sample("shift", dist.Normal(0.0, 2.0).expand([2]).to_event(1))
-    scale = pyro.sample("scale", dist.Gamma(4.0, 4.0))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
     with pyro.plate("groups", groups, dim=-2):
         c = pyro.sample("c", dist.Categorical(classes))
         with pyro.plate("rows", rows, dim=-1):
@@ -188,9 +190,9 @@ def chain(x: Tensor, states: int = 2) -> None:
 
 def chain_of_order_two(x: Tensor) -> None:
     """A state that depends on the two before it."""
-    initial = pyro.sample("initial", dist.Dirichlet(torch.ones(2)))
-    second = pyro.sample("second", dist.Dirichlet(torch.ones(2)).expand([2]).to_event(1))
-    table = pyro.sample("table", dist.Dirichlet(torch.ones(2)).expand([2, 2]).to_event(2))
+    initial = pyro.sample("initial", dist.Dirichlet(torch.full((2,), 1.5)))
+    second = pyro.sample("second", dist.Dirichlet(torch.full((2,), 1.5)).expand([2]).to_event(1))
+    table = pyro.sample("table", dist.Dirichlet(torch.full((2,), 1.5)).expand([2, 2]).to_event(2))
     rates = pyro.sample("rates", dist.Gamma(2.0, 1.0).expand([2]).to_event(1))
     before: Any = None
     z: Any = None
@@ -378,6 +380,7 @@ def examples() -> list[Example]:
     def bits(*shape: int) -> Tensor:
         return (torch.rand(*shape, generator=generator) < 0.6).double()
 
+    apart = torch.tensor([-2.0, -1.5, 1.8, 2.2, 2.0], dtype=torch.float64)
     labels = torch.tensor([0, 2, 1, 1])
     known = torch.tensor([True, False, True, False])
     return [
@@ -398,7 +401,7 @@ def examples() -> list[Example]:
         Example("vector_chain", vector_chain, (bits(4, 3),)),
         Example("labelled", labelled, (normal(4), labels, known)),
         Example("labelled_by_masks", labelled_by_masks, (normal(4), labels, known)),
-        Example("shared_scale", shared_scale, (normal(5), normal(5).exp())),
+        Example("shared_scale", shared_scale, (apart, (apart.flip(0) * 0.8).exp())),
         Example("one_hot", one_hot, (normal(4),)),
         Example("switch", switch, (counts(5),)),
         Example("zero_inflated", zero_inflated, (counts(5),)),

@@ -67,7 +67,9 @@ def positive(name: str, *shape: int) -> Tensor:
 
 
 def unit(name: str, *shape: int) -> Tensor:
-    return torch.as_tensor(pyro.sample(name, dist.Beta(2.0, 3.0).expand(shape).to_event(len(shape))))
+    return torch.as_tensor(
+        pyro.sample(name, dist.Beta(2.0, 3.0).expand(shape).to_event(len(shape)))
+    )
 
 
 def rates(name: str, *shape: int) -> Tensor:

@@ -49,14 +49,14 @@ def case(reference_cases: Cases) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("objective", ["mle", "map"])
-def test_optimum_at_default_settings(
-    cell: Tensor, case: dict[str, Any], objective: str
-) -> None:
+def test_optimum_at_default_settings(cell: Tensor, case: dict[str, Any], objective: str) -> None:
     fit = EM(linkage, objective).fit(cell)
     assert fit.converged
     expected = case["expected"]
     theta = expected["parameters"]["theta"]
-    assert float(fit.params["theta"]) == pytest.approx(theta, abs=case["tolerance"]["parameter_abs"])
+    assert float(fit.params["theta"]) == pytest.approx(
+        theta, abs=case["tolerance"]["parameter_abs"]
+    )
     # Rows say nothing of the multinomial coefficient.
     plain = expected["other"]["loglik_without_multinomial_coefficient"]
     assert fit.log_likelihood == pytest.approx(plain, abs=case["tolerance"]["loglik_abs"])

@@ -22,10 +22,7 @@ Load = Callable[[str], pd.DataFrame]
 RESTARTS = 12  # where the case says that several local optima are known
 COVARIANCES = {"VVV": "full", "EEE": "tied", "VVI": "diag", "VII": "spherical"}
 GAUSSIANS = [
-    f"{data}_{code}_K{k}"
-    for data in ("faithful", "iris")
-    for code in COVARIANCES
-    for k in (2, 3)
+    f"{data}_{code}_K{k}" for data in ("faithful", "iris") for code in COVARIANCES for k in (2, 3)
 ]
 CLASSES = [f"carcinoma_K{k}" for k in (1, 2, 3, 4)] + [f"values_K{k}" for k in (1, 2, 3)]
 
@@ -78,7 +75,9 @@ def test_gaussian_mixtures(name: str, reference_data: Load, reference_cases: Cas
     x = torch.tensor(reference_data(data)[case["columns"]].to_numpy(), dtype=torch.float64)
     restarts = RESTARTS if case["local_optimum_sensitive"] else 1
     if case["comparison"] == "equal_or_better_known_optimum":
-        restarts = 1  # the best of many is one of several optima; the k-means start is the stated one
+        restarts = (
+            1  # the best of many is one of several optima; the k-means start is the stated one
+        )
     fit = EM(gaussian_mixture, "mle", restarts=restarts, seed=0).fit(
         x, components=components, covariance=covariance
     )
