@@ -160,7 +160,7 @@ def emptied_states(
         counts[label] = counts[label] + total if label in counts else total
     for label, total in counts.items():
         empty = (total < EMPTIED).nonzero().reshape(-1)
-        if len(empty):
+        if len(empty) and float(total.sum()) > 1.5:  # a latent that occurs once has one state
             return (
                 f"component {int(empty[0])} of latent site '{label}' has emptied: no observation "
                 "belongs to it, so the data do not determine its parameters; use objective='map' "

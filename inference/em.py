@@ -250,7 +250,7 @@ class EM:
                 if found is not None:
                     reason = found
                     break
-        if not warning:
+        if not warning and self.objective == "mle":  # a prior determines what data leave open
             keys = {n: plan.forms[n][0] for n in plan.structure.latent if n in plan.forms}
             warning = emptied_states(current, keys, plan.structure.steps)
         if reason is StopReason.MAX_ITER:

@@ -18,7 +18,16 @@ from ember.inference.parameter_maps import ArgumentMap
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.slots import Form
 
-__all__ = ["Density", "FormFactor", "Layout", "Site", "compile_form", "statistics_of"]
+__all__ = [
+    "Density",
+    "FormFactor",
+    "Layout",
+    "Site",
+    "compile_form",
+    "fill_masked",
+    "finish",
+    "statistics_of",
+]
 
 IMPOSSIBLE = -1e30  # stands for log 0: finite, so that its gradient is 0 and not NaN
 
@@ -62,11 +71,8 @@ class Density:
     def log_prob(self, params: Mapping[str, Tensor], value: Tensor) -> Tensor:
         """Log probability over the outer batch dims."""
         fn = self.distribution(params)
-        mask = self.mask
-        if mask is not None and value.is_floating_point():
-            inside = append_dims(mask, len(fn.event_shape))
-            value = torch.where(inside, value, _filler(value, inside))
-        return finish(fn.log_prob(value), mask, self.inner_shape, self.dummy)
+        value = fill_masked(value, self.mask, len(fn.event_shape))
+        return finish(fn.log_prob(value), self.mask, self.inner_shape, self.dummy)
 
 
 def finish(log_prob: Tensor, mask: Tensor | None, inner: tuple[int, ...], dummy: float) -> Tensor:
@@ -79,10 +85,13 @@ def finish(log_prob: Tensor, mask: Tensor | None, inner: tuple[int, ...], dummy:
     return log_prob.clamp_min(IMPOSSIBLE)
 
 
-def _filler(value: Tensor, mask: Tensor) -> Tensor:
-    """A harmless stand-in for masked entries, which may be NaN: some entry that is not masked."""
-    shown = value[mask.expand(value.shape)]
-    return shown[0] if len(shown) else torch.ones((), dtype=value.dtype)
+def fill_masked(value: Tensor, mask: Tensor | None, event_dims: int) -> Tensor:
+    """Puts a harmless number where entries are masked, which may be NaN: one that is not."""
+    if mask is None or not value.is_floating_point():
+        return value
+    value, inside = torch.broadcast_tensors(value, append_dims(mask, event_dims))
+    shown = value[inside]
+    return torch.where(inside, value, shown[0] if len(shown) else torch.ones(()))
 
 
 @dataclass(frozen=True)

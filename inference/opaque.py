@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember.inference.factors import Site, finish
+from ember.inference.factors import Site, fill_masked, finish
 from ember.inference.recognition import unwrap
-from ember.inference.shapes import append_dims
 from ember.inference.structure import Structure
 
 __all__ = ["factor_dims", "model_dependencies", "model_log_prob"]
@@ -56,9 +55,5 @@ def model_log_prob(site: Site, trace: Any) -> Tensor:
     """A site's log probability from a run of the model, masked latents summing to one."""
     node = trace.nodes[site.name]
     unwrapped = unwrap(node["fn"])
-    value, mask = node["value"], site.mask
-    if mask is not None and value.is_floating_point():
-        inside = append_dims(mask, len(unwrapped.base.event_shape))
-        shown = value[inside.expand(value.shape)]
-        value = torch.where(inside, value, shown[0] if len(shown) else torch.ones(()))
-    return finish(unwrapped.base.log_prob(value), mask, site.inner_shape, site.dummy)
+    value = fill_masked(node["value"], site.mask, len(unwrapped.base.event_shape))
+    return finish(unwrapped.base.log_prob(value), site.mask, site.inner_shape, site.dummy)

@@ -141,7 +141,7 @@ def log_prob_of(site: Any, latent: bool, states: int) -> Tensor:
         # A latent that is masked away is summed over nothing: it must not count.
         missing = -float(np.log(states)) if latent else 0.0
         log_prob = torch.where(mask, log_prob, torch.full((), missing, dtype=torch.float64))
-    return (log_prob * site["scale"]).sum()
+    return torch.as_tensor((log_prob * site["scale"]).sum())
 
 
 def log_prior(model: Model, params: Params, *args: Any, **kwargs: Any) -> Tensor:
@@ -173,7 +173,7 @@ def expected_log_joint(
     return total + log_prior(model, params, *args, **kwargs) if objective == "map" else total
 
 
-# -- free reals ------------------------------------------------------------------------------------
+# -- free reals ----------------------------------------------------------------------------------
 
 
 def support_of(site: Any) -> Any:
@@ -246,7 +246,7 @@ def free_gradient(
     return gradient
 
 
-# -- rows of one latent: the same oracle for more data ------------------------------------------------
+# -- rows of one latent: the same oracle for more data -------------------------------------------
 
 
 @dataclass

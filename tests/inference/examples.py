@@ -8,10 +8,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from tests.inference.brute_force import float64
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
+
+from tests.inference.brute_force import float64
 
 
 @dataclass
@@ -25,11 +26,12 @@ class Example:
 
     def params(self, seed: int) -> dict[str, Tensor]:
         """A draw from the priors; ``pyro.param`` sites are moved at random within their support."""
+        trace: Any
         with torch.random.fork_rng(), float64(), poutine.block(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch calls every single Wishart draw singular
             torch.manual_seed(seed)
             trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
-            out = {}
+            out: dict[str, Tensor] = {}
             for name, site in trace.nodes.items():
                 if site["type"] == "param":
                     support = site["kwargs"].get("constraint", constraints.real)
@@ -217,7 +219,7 @@ def autoregressive_chain(x: Tensor) -> None:
         pyro.sample(f"x_{t}", dist.Normal(locs[before, z], 1.0), obs=x[t])
 
 
-def chains(x: Tensor, lengths: Tensor) -> None:
+def chains(x: Tensor, lengths: Any) -> None:
     """Sequences of different lengths in a plate, the ends masked."""
     initial = pyro.sample("initial", dist.Dirichlet(torch.ones(2)))
     transition = pyro.sample("transition", dist.Dirichlet(torch.ones(2)).expand([2]).to_event(1))
@@ -243,7 +245,7 @@ def vector_chain(x: Tensor) -> None:
             pyro.sample(f"x_{t}", dist.Bernoulli(probs[z, s]), obs=x[t])
 
 
-def labelled(x: Tensor, labels: Tensor, known: Tensor) -> None:
+def labelled(x: Tensor, labels: Tensor, known: Any) -> None:
     """Some labels are known: semi-supervised by ``obs_mask``."""
     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
     locs = pyro.sample("locs", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
@@ -252,7 +254,7 @@ def labelled(x: Tensor, labels: Tensor, known: Tensor) -> None:
         pyro.sample("x", dist.Normal(locs[z], 1.0), obs=x)
 
 
-def labelled_by_masks(x: Tensor, labels: Tensor, known: Tensor) -> None:
+def labelled_by_masks(x: Tensor, labels: Tensor, known: Any) -> None:
     """The same by hand: known labels are observed through a noisy channel, masked elsewhere."""
     weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
     locs = pyro.sample("locs", dist.Normal(0.0, 2.0).expand([3]).to_event(1))

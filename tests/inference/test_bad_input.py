@@ -43,7 +43,7 @@ def one_sentence(error: Any) -> None:
     assert text.rstrip().endswith((".", "'")), text
 
 
-# -- data --------------------------------------------------------------------------------------------
+# -- data ----------------------------------------------------------------------------------------
 
 DATA: dict[str, tuple[Callable[..., None], Any, str]] = {
     "matrix for a vector": (gaussians, torch.zeros(12, 2), "'x'.*shape"),
@@ -104,7 +104,7 @@ def test_an_error_of_the_model_itself_is_its_own() -> None:
         EM(gaussians).fit(X, compnents=3)
 
 
-# -- models ------------------------------------------------------------------------------------------
+# -- models --------------------------------------------------------------------------------------
 
 
 def without_to_event(x: Tensor) -> None:
@@ -145,8 +145,9 @@ def continuous_local(x: Tensor) -> None:
 
 
 def asks_for_gaussian(x: Tensor) -> None:
+    how: Any = {"integrate": "gaussian"}
     with pyro.plate("rows", len(x)):
-        effect = pyro.sample("effect", dist.Normal(0.0, 1.0), infer={"integrate": "gaussian"})
+        effect = pyro.sample("effect", dist.Normal(0.0, 1.0), infer=how)
         pyro.sample("x", dist.Normal(effect, 1.0), obs=x)
 
 
@@ -287,7 +288,7 @@ def test_a_model_without_latents_takes_one_m_step_and_says_so() -> None:
         fit.predict()
 
 
-# -- options -----------------------------------------------------------------------------------------
+# -- options -------------------------------------------------------------------------------------
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "objective": ({"objective": "bayes"}, "objective='bayes'.*'map'.*'mle'"),
@@ -366,13 +367,14 @@ def test_statistics_add_only_at_the_same_parameters() -> None:
     with pytest.raises(ValueError, match="same param"):
         left + right
     with pytest.raises(TypeError):
-        left + 3  # type: ignore[operator]
+        left + 3
 
 
 def test_an_unknown_latent_or_a_bad_number_of_draws() -> None:
     fit = EM(gaussians, seed=0).fit(X)
-    with pytest.raises(ValueError, match="'q'.*'z'"):
+    with pytest.raises(ValueError, match=r"'q'.*'z'"):
         fit.posterior("q")
-    for n in (0, -1, 2.5):
+    wrong: list[Any] = [0, -1, 2.5]
+    for n in wrong:
         with pytest.raises((TypeError, ValueError), match="n="):
-            fit.sample(n)  # type: ignore[arg-type]
+            fit.sample(n)

@@ -102,7 +102,7 @@ def test_em_reaches_the_maximum_found_directly(name: str) -> None:
 @pytest.mark.parametrize("name", ["mixture", "chain", "factorial", "labelled", "experts"])
 def test_plain_em_is_the_loop_by_hand(name: str) -> None:
     example = EXAMPLES[name]
-    options = {"seed": 4, "accelerate": None, "max_iter": 6, "tol": 1e-15}
+    options: dict[str, Any] = {"seed": 4, "accelerate": None, "max_iter": 6, "tol": 1e-15}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # six iterations are not enough to converge
         fit = EM(example.model, **options).fit(*example.args)
@@ -145,7 +145,7 @@ def test_a_few_more_iterations_change_nothing_that_is_printed(
     name: str, accelerate: str | None
 ) -> None:
     case = CASES[name]
-    options = {"accelerate": accelerate, "seed": 0, "max_iter": 50_000}
+    options: dict[str, Any] = {"accelerate": accelerate, "seed": 0, "max_iter": 50_000}
     fit = EM(case.model, **options).fit(case.data)
     assert fit.converged
     em = EM(case.model)

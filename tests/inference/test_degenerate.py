@@ -114,7 +114,7 @@ def test_an_empty_component_is_its_prior_under_map() -> None:
 def test_constant_data_collapse_at_once() -> None:
     x = torch.full((10,), 2.5, dtype=torch.float64)
     # Under maximum likelihood not even a start has a finite density.
-    with pytest.raises(ValueError, match="'precisions'.*collapsed"):
+    with pytest.raises(ValueError, match=r"'precisions'.*collapsed"):
         EM(gaussians, "mle", seed=0).fit(x)
     fit = EM(gaussians, seed=0).fit(x)
     assert fit.converged

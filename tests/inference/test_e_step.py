@@ -2,12 +2,10 @@
 
 from typing import Any
 
-from tests.inference import brute_force
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from tests.inference.examples import EXAMPLES, Example
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
@@ -15,6 +13,8 @@ from torch import Tensor
 from ember.inference import EM
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.plan import Plan, build_plan
+from tests.inference import brute_force
+from tests.inference.examples import EXAMPLES, Example
 
 TOLERANCE = 1e-10
 SEEDS = (1, 2)

@@ -112,7 +112,7 @@ def cloud(seed: int, rows: int = 24) -> Tensor:
 def test_permuted_starts_give_permuted_fits(order: list[int], seed: int) -> None:
     x = cloud(seed)
     start = EM(mixture, seed=1).initialise(x)
-    options = {"accelerate": None, "tol": 1e-10, "max_iter": 3000}
+    options: dict[str, Any] = {"accelerate": None, "tol": 1e-10, "max_iter": 3000}
     left = EM(mixture, init=start, **options).fit(x)
     moved = {name: value[order] for name, value in start.items()}
     right = EM(mixture, init=moved, **options).fit(x)
@@ -146,7 +146,7 @@ def test_integer_weights_are_repeated_rows(counts: list[int], seed: int) -> None
     after = em.m_step(left)
     for name, value in em.m_step(right).items():
         torch.testing.assert_close(after[name], value, rtol=1e-10, atol=1e-12)
-    options = {"init": start, "accelerate": None, "tol": 1e-10, "max_iter": 5000}
+    options: dict[str, Any] = {"init": start, "accelerate": None, "tol": 1e-10, "max_iter": 5000}
     one = EM(weighed, **options).fit(x, weights.double())
     two = EM(weighed, **options).fit(repeated, torch.ones(len(repeated)))
     assert one.log_posterior == pytest.approx(two.log_posterior, rel=1e-9)
@@ -230,7 +230,7 @@ def test_float32_and_float64_data_agree(name: str) -> None:
 def test_maximum_likelihood_is_equivariant(seed: int, factor: float, shift: float) -> None:
     x = cloud(seed)
     start = EM(mixture, seed=1).initialise(x)
-    options = {"accelerate": None, "max_iter": 5, "tol": 1e-15}
+    options: dict[str, Any] = {"accelerate": None, "max_iter": 5, "tol": 1e-15}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         left = EM(mixture, "mle", init=start, **options).fit(x)

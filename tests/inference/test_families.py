@@ -136,7 +136,7 @@ PAIRS = draws(dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.4], 
 LEVELS = draws(dist.Categorical(torch.tensor([0.1, 0.2, 0.3, 0.4]))).long()
 BITS = draws(dist.Bernoulli(0.4))
 EXPOSURE = draws(dist.Gamma(5.0, 5.0), seed=5)
-SHOWN = draws(dist.Bernoulli(0.8), seed=6).bool()
+SHOWN: Any = draws(dist.Bernoulli(0.8), seed=6).bool()
 ECM_LOCS = (("weights",), ("locs",), ("precisions",))
 
 CASES = {
@@ -373,9 +373,7 @@ def assert_update(
     for name, value in truth.items():
         if name == "logits" or invariant:  # known up to a constant
             value, found[name] = value.log_softmax(-1), found[name].log_softmax(-1)
-        torch.testing.assert_close(
-            found[name], value, rtol=1e-6, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
-        )
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["map", "mle"])
@@ -415,7 +413,7 @@ def assert_stationary(
     assert float(gradient.abs().max()) <= tolerance * size
 
 
-# -- weights and masks on the model --------------------------------------------------------------------
+# -- weights and masks on the model --------------------------------------------------------------
 
 
 def weighed(x: Tensor, weight: Any) -> None:

@@ -16,10 +16,10 @@ from tests.inference import brute_force
 from tests.inference.examples import EXAMPLES, Example
 from tests.inference.test_families import (
     COUNTS,
-    N,
     PAIRS,
     POSITIVES,
     REALS,
+    N,
     assert_stationary,
     assert_update,
     closed_form,
@@ -37,7 +37,7 @@ def vector(name: str, prior: Any, *shape: int) -> Tensor:
     return torch.as_tensor(pyro.sample(name, prior.expand(shape).to_event(len(shape))))
 
 
-# -- one parameter, several sites: statistics come from all of them --------------------------------------
+# -- one parameter, several sites: statistics come from all of them ------------------------------
 
 
 def scale_of_two_families(x: Tensor, y: Tensor) -> None:
@@ -166,7 +166,7 @@ def test_structures_end_the_m_step_at_the_top_of_q(name: str) -> None:
         assert float(q(moved)) <= float(best) + 1e-9 * abs(float(best))
 
 
-# -- no closed form: numerical, monotone, stationary --------------------------------------------------
+# -- no closed form: numerical, monotone, stationary ---------------------------------------------
 
 
 def half_cauchy(x: Tensor) -> None:
@@ -296,10 +296,11 @@ def test_without_a_closed_form_the_fit_is_monotone_and_stationary(name: str) -> 
 
 @pytest.mark.parametrize("name", ["regressions", "pulled"])
 def test_interacting_parameters_reach_a_stationary_point(name: str) -> None:
-    model, data = {
+    choices: dict[str, tuple[Callable[..., None], tuple[Tensor, ...]]] = {
         "regressions": (regressions, (REALS, MIXED)),
         "pulled": (pulled, (MIXED,)),
-    }[name]
+    }
+    model, data = choices[name]
     fit = EM(model, seed=1, tol=1e-12).fit(*data)
     assert fit.converged
 
@@ -324,7 +325,7 @@ def test_interacting_parameters_reach_a_stationary_point(name: str) -> None:
 
 def test_reasons_are_given_for_every_numerical_update() -> None:
     for model, data, expected in NUMERICAL.values():
-        plan = EM(model).explain(*data).set_index("site")
+        plan: Any = EM(model).explain(*data).set_index("site")
         for site in expected:
             assert len(plan.loc[site, "why"]) > 10
 

@@ -41,7 +41,7 @@ def test_roles() -> None:
             z = pyro.sample("z", dist.Bernoulli(0.4))
             pyro.sample("x", dist.Normal(locs[z.long()], scale), obs=x)
 
-    plan = EM(model).explain(REALS)
+    plan: Any = EM(model).explain(REALS)
     roles = dict(zip(plan["site"], plan["role"], strict=True))
     assert roles["locs"] == "parameter"
     assert roles["scale"].startswith("parameter")
@@ -75,7 +75,8 @@ def test_sequential_plates() -> None:
     def model(x: Tensor) -> None:
         weights = pyro.sample("weights", dist.Dirichlet(torch.full((2,), 2.0)))
         locs = pyro.sample("locs", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
-        for i in pyro.plate("rows", len(x)):
+        steps: Any = pyro.plate("rows", len(x))
+        for i in steps:
             z = pyro.sample(f"z_{i}", dist.Categorical(weights))
             pyro.sample(f"x_{i}", dist.Normal(locs[z], 1.0), obs=x[i])
 
@@ -166,11 +167,11 @@ def test_conditioned_models_have_fewer_parameters() -> None:
 
 
 def test_pyro_modules() -> None:
-    class Mixture(PyroModule):  # type: ignore[misc]
+    class Mixture(PyroModule):
         def __init__(self) -> None:
             super().__init__()
-            self.weights = PyroSample(dist.Dirichlet(torch.full((2,), 2.0)))
-            self.locs = PyroParam(torch.tensor([-1.0, 1.0]))
+            self.weights: Any = PyroSample(dist.Dirichlet(torch.full((2,), 2.0)))
+            self.locs: Any = PyroParam(torch.tensor([-1.0, 1.0]))
 
         def forward(self, x: Tensor) -> None:
             weights, locs = self.weights, self.locs

@@ -45,7 +45,7 @@ def mixture(x: Tensor, weight: Tensor | None = None) -> None:
 X = torch.tensor([-2.1, -1.7, -2.6, -1.2, 1.4, 2.2, 2.9, 1.9, 2.4], dtype=torch.float64)
 
 
-# -- the same density, the same optimum ---------------------------------------------------------
+# -- the same density, the same optimum ----------------------------------------------------------
 
 
 def test_no_model_is_forgotten() -> None:
@@ -101,7 +101,7 @@ def test_svi_starts_where_em_starts() -> None:
     assert float(svi.history[0]) == pytest.approx(float(em.history[0]), rel=1e-12)
 
 
-# -- the loss -----------------------------------------------------------------------------------
+# -- the loss ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [AutoDelta, AutoNormal, AutoLowRankMultivariateNormal])
@@ -161,7 +161,7 @@ def test_pyro_params_are_learnt_within_their_constraint() -> None:
         )
 
 
-# -- guides -------------------------------------------------------------------------------------
+# -- guides --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("guide", ["normal", "multivariate_normal"])
@@ -246,7 +246,7 @@ def test_em_has_no_draws_to_give() -> None:
         EM(mixture, seed=0).fit(X).posterior_samples(3)
 
 
-# -- the loop -----------------------------------------------------------------------------------
+# -- the loop ------------------------------------------------------------------------------------
 
 
 def test_the_history_holds_the_start_and_every_step() -> None:

@@ -30,9 +30,10 @@ def linkage_by_switch(cell: Tensor) -> None:
     """The same, the latent a switch that only animals of the first cell have."""
     theta = pyro.sample("theta", dist.Uniform(0.0, 1.0))
     four = torch.stack([0.5 + 0.25 * theta, *[0.25 * (1.0 - theta)] * 2, 0.25 * theta])
+    first: Any = cell == 0
     with pyro.plate("animals", len(cell)):
         pyro.sample("cell", dist.Categorical(four), obs=cell)
-        with pyro.poutine.mask(mask=cell == 0):
+        with pyro.poutine.mask(mask=first):
             pyro.sample("z", dist.Bernoulli(0.25 * theta / (0.5 + 0.25 * theta)))
 
 

@@ -60,7 +60,7 @@ def gaussian_covariances(fit: Fit, covariance: str, dim: int) -> Tensor:
     precisions = fit.params["precisions"]
     match covariance:
         case "full" | "tied":
-            return torch.linalg.inv(precisions)
+            return torch.as_tensor(torch.linalg.inv(precisions))
         case "diag":
             return torch.diag_embed(1.0 / precisions)
         case _:
