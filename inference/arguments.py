@@ -93,6 +93,9 @@ def _convert(value: Any, where: str) -> Any:
     return value
 
 
+ONE_THREAD = 300_000  # numbers; with fewer, threads cost more than they bring
+
+
 class Promoted(TorchFunctionMode):
     """Runs a model's own float32 tensors in float64, so that they meet its parameters as equals."""
 
@@ -111,14 +114,18 @@ def _promote(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def sheltered(seed: int | None = None) -> Iterator[None]:
+def sheltered(seed: int | None = None, data: Any = ()) -> Iterator[None]:
     """Runs its body in float64, with its own random state and parameter store.
 
     Whatever the body draws or stores, the caller's default dtype, global random state and Pyro
     parameter store are as before afterwards. Without a ``seed`` the body starts from the
-    caller's random state, so ``pyro.set_rng_seed`` still governs it.
+    caller's random state, so ``pyro.set_rng_seed`` still governs it. On small ``data`` it runs on
+    one thread: operations on small tensors are over before a second thread has woken up, and on
+    a busy machine waiting for it costs many times the work.
     """
-    dtype = torch.get_default_dtype()
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    if _elements(data) < ONE_THREAD:
+        torch.set_num_threads(1)
     with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
         torch.set_default_dtype(torch.float64)
         if seed is not None:
@@ -127,3 +134,17 @@ def sheltered(seed: int | None = None) -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(dtype)
+            torch.set_num_threads(threads)
+
+
+def _elements(data: Any) -> int:
+    """How many numbers a user's arguments hold, containers opened."""
+    if isinstance(data, Tensor):
+        return data.numel()
+    if isinstance(data, (np.ndarray, pd.DataFrame, pd.Series)):
+        return int(data.size)
+    if isinstance(data, Mapping):
+        return sum(_elements(item) for item in data.values())
+    if isinstance(data, (list, tuple)) and not all(isinstance(item, (int, float)) for item in data):
+        return sum(_elements(item) for item in data)
+    return len(data) if isinstance(data, (list, tuple)) else 0

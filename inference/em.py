@@ -18,7 +18,7 @@ from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import Degenerate, emptied_states
 from ember.inference.explanation import Explanation, explain
 from ember.inference.fit import Fit
-from ember.inference.initialisation import Init, check_params, starting_params
+from ember.inference.initialisation import KMEANS_TRIES, Init, check_params, starting_params
 from ember.inference.maximisation import maximise
 from ember.inference.options import check_options, progress_bar
 from ember.inference.plan import Plan, build_plan
@@ -111,7 +111,7 @@ class EM:
 
     def initialise(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Starting parameters for the model's arguments: site name to constrained tensor."""
-        with sheltered(self.seed):
+        with sheltered(self.seed, (args, kwargs)):
             return starting_params(self._plan(args, kwargs), self.init)
 
     def e_step(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Statistics:
@@ -125,7 +125,7 @@ class EM:
                 f"e_step takes params first, as a dict, not {type(params).__name__}; then the "
                 "model's own arguments."
             )
-        with sheltered(self.seed):
+        with sheltered(self.seed, (args, kwargs)):
             plan = self._plan(args, kwargs)
             return plan.e_step(check_params(plan, params))
 
@@ -137,7 +137,7 @@ class EM:
         """
         if not isinstance(stats, Statistics):
             raise TypeError(f"m_step takes what e_step returns, not {type(stats).__name__}.")
-        with sheltered(self.seed):
+        with sheltered(self.seed, stats.plan.structure.arguments):
             return maximise(stats.plan, stats)
 
     def converged(self, history: Sequence[Statistics]) -> bool:
@@ -158,7 +158,7 @@ class EM:
             ValueError: If the model or its data cannot be handled; the message names the site.
         """
         began = time.perf_counter()
-        with sheltered(self.seed):
+        with sheltered(self.seed, (args, kwargs)):
             plan = self._plan(args, kwargs)
             check_rows(plan)
             fits = []
@@ -174,7 +174,7 @@ class EM:
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """The plan for these arguments, as a table: role, plates and update of every site."""
-        with sheltered(self.seed):
+        with sheltered(self.seed, (args, kwargs)):
             return explain(self._plan(args, kwargs))
 
     def _plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
@@ -197,7 +197,8 @@ class EM:
         starts, failures = [], []
         for wish in wishes:
             try:
-                starts.append(starting_params(plan, wish))
+                tries = 1 if starts else KMEANS_TRIES
+                starts.append(starting_params(plan, wish, tries))
             except Degenerate as error:
                 failures.append(error)
         if not starts:

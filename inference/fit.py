@@ -108,7 +108,7 @@ class Fit:
         Raises:
             ValueError: If no latent site has this name.
         """
-        with sheltered():
+        with sheltered(data=(self._data, args)):
             plan = self.plan_for(args, kwargs)
             return dist.Categorical(probs=prediction.posterior(plan, self.params, name))
 
@@ -123,12 +123,12 @@ class Fit:
             A tensor of values, ``(N,)`` for a mixture; a dict of them if there are several
             latent sites.
         """
-        with sheltered():
+        with sheltered(data=(self._data, args)):
             return prediction.predict(self.plan_for(args, kwargs), self.params)
 
     def log_prob(self, *args: Any, **kwargs: Any) -> Tensor:
         """Log likelihood of each row, ``(N,)``, latents integrated out, weights left aside."""
-        with sheltered(), torch.no_grad():
+        with sheltered(data=(self._data, args)), torch.no_grad():
             return self.plan_for(args, kwargs).row_log_prob(self.params)
 
     def sample(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
@@ -136,7 +136,7 @@ class Fit:
 
         A model without a plate of rows, such as a single chain, gives ``n`` whole data sets.
         """
-        with sheltered(seed):
+        with sheltered(seed, self._data):
             return prediction.sample(self.plan, self.params, n)
 
     def posterior_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
@@ -151,9 +151,13 @@ class Fit:
                 "fit SVI(model, guide='normal') to draw from one."
             )
         check_count("n", n)
-        with sheltered(seed):
+        with sheltered(seed, self._data):
             draws: dict[str, Tensor] = self.guide.draw(n)
             return draws
+
+    @property
+    def _data(self) -> Any:
+        return self.plan.structure.arguments
 
     def plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
         """The plan for other data, the remaining arguments as in the fit."""

@@ -25,13 +25,14 @@ KMEANS_ROWS = 20_000
 KMEANS_TRIES = 5
 
 
-def starting_params(plan: Plan, init: Init) -> dict[str, Tensor]:
+def starting_params(plan: Plan, init: Init, tries: int = KMEANS_TRIES) -> dict[str, Tensor]:
     """Parameters to start from, by the user's choice of ``init``.
 
     Args:
         plan: The plan to start.
         init: "kmeans", "random", a (possibly partial) dict of constrained values, or a callable
             that returns one when given the model's arguments.
+        tries: How many seedings of k-means to choose the best of; one gives more varied starts.
 
     Raises:
         ValueError: If a given value names no parameter, or has the wrong shape or support.
@@ -44,11 +45,11 @@ def starting_params(plan: Plan, init: Init) -> dict[str, Tensor]:
             )
     default = {name: p.start.clone() for name, p in plan.structure.parameters.items()}
     if isinstance(init, str):
-        return _from_responsibilities(plan, default, init)
+        return _from_responsibilities(plan, default, init, tries)
     given = check_params(plan, init, partial=True)
     if given.keys() == default.keys():
         return given
-    return {**_from_responsibilities(plan, default, "kmeans"), **given}
+    return {**_from_responsibilities(plan, default, "kmeans", tries), **given}
 
 
 def check_params(plan: Plan, params: Mapping[str, Any], partial: bool = False) -> dict[str, Tensor]:
@@ -89,10 +90,12 @@ def _tensor(name: str, value: Any) -> Tensor:
         ) from error
 
 
-def _from_responsibilities(plan: Plan, params: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+def _from_responsibilities(
+    plan: Plan, params: dict[str, Tensor], how: str, tries: int
+) -> dict[str, Tensor]:
     if not plan.structure.latent:
         return params
-    clusters = _kmeans(plan) if how == "kmeans" else {}
+    clusters = _kmeans(plan, tries) if how == "kmeans" else {}
     responsibilities = {
         name: clusters[name] if name in clusters else _random(plan, name)
         for name in plan.structure.latent
@@ -133,7 +136,7 @@ def _weights(plan: Plan, responsibilities: Mapping[str, Tensor]) -> dict[str, Te
     return weights
 
 
-def _kmeans(plan: Plan) -> dict[str, Tensor]:
+def _kmeans(plan: Plan, tries: int) -> dict[str, Tensor]:
     """Responsibilities from k-means on the data that each latent explains, standardised.
 
     Latents with as many states and features, such as the steps of a chain, share one clustering.
@@ -146,7 +149,7 @@ def _kmeans(plan: Plan) -> dict[str, Tensor]:
     found = {}
     for (states, _), members in pools.items():
         data = torch.cat([features for _, features in members])
-        labels = _cluster(_standardise(data), states)
+        labels = _cluster(_standardise(data), states, tries)
         one_hot = torch.nn.functional.one_hot(labels, states).to(torch.float64)
         soft = (1.0 - BLEND) * one_hot + BLEND / states
         pieces = soft.split([len(features) for _, features in members])
@@ -195,7 +198,7 @@ def _standardise(data: Tensor) -> Tensor:
     return centred / torch.where(scale > 0, scale, torch.ones(()))
 
 
-def _cluster(data: Tensor, states: int) -> Tensor:
+def _cluster(data: Tensor, states: int, tries: int) -> Tensor:
     """k-means++ on at most ``KMEANS_ROWS`` rows, the best of a few tries; labels of all rows."""
     generator = np.random.default_rng(int(torch.randint(2**31, ())))
     rows = data.numpy()
@@ -205,7 +208,7 @@ def _cluster(data: Tensor, states: int) -> Tensor:
     best, lowest = None, np.inf
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an empty cluster only means fewer distinct centres
-        for _ in range(KMEANS_TRIES if states > 1 else 1):
+        for _ in range(tries if states > 1 else 1):
             centres, _ = scipy.cluster.vq.kmeans2(
                 sample, states, iter=20, minit="++", missing="warn",
                 rng=generator,

@@ -127,7 +127,7 @@ class SVI:
                 the site.
         """
         began = time.perf_counter()
-        with sheltered(self.seed):
+        with sheltered(self.seed, (args, kwargs)):
             plan = build_plan(self.model, prepare(args, kwargs), "map")
             check_rows(plan)
             start = starting_params(plan, self.init)

@@ -83,7 +83,7 @@ class Hyperparameters:
     def positive_definite(self, key: str, shape: Sequence[int], default: Default) -> Tensor:
         """Symmetric positive definite matrices."""
         value = self.real(key, shape, default)
-        proper = dist.constraints.positive_definite.check(value)  # type: ignore[no-untyped-call]
+        proper = dist.constraints.positive_definite.check(value)
         if not bool(proper.all()):
             raise ValueError(
                 f"prior[{key!r}] must be symmetric and positive definite, in the units of a "

@@ -39,8 +39,8 @@ def main() -> None:
         theirs, mine = (statistics.median(t for t, _ in runs) for runs in (rival, ours))
         gap = abs(rival[0][1] - ours[0][1]) / abs(rival[0][1])
         print(
-            f"{rows:>9} {columns:>3} {components:>3} {1e3 * theirs:>11.2f} ms {1e3 * mine:>9.2f} ms "
-            f"{theirs / mine:>6.1f}x  {gap:.0e}",
+            f"{rows:>9} {columns:>3} {components:>3} "
+            f"{1e3 * theirs:>11.2f} ms {1e3 * mine:>9.2f} ms {theirs / mine:>6.1f}x  {gap:.0e}",
             flush=True,
         )
 

@@ -170,7 +170,8 @@ def test_latent_classes(name: str, reference_data: Load, reference_cases: Cases)
     data, size = name.split("_")
     components = int(size[1:])
     x = torch.tensor(reference_data(data).to_numpy(), dtype=torch.float64)
-    restarts = 2 * RESTARTS if case["local_optimum_sensitive"] else 1
+    # Most starts of `values_K3` do, and each is slow: its likelihood has a flat ridge.
+    restarts = (RESTARTS if data == "carcinoma" else 3) if case["local_optimum_sensitive"] else 1
     fit = EM(bernoulli_mixture, "mle", restarts=restarts, seed=0).fit(x, components=components)
     assert fit.converged, fit.stop_reason
     check_loglik(fit, case)
