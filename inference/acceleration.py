@@ -53,11 +53,13 @@ Iterate = Callable[[Statistics], Step]
 
 
 def accelerated(how: str | None, em: EMMap, coordinates: Coordinates) -> Iterate:
-    """One iteration of the chosen scheme; ``"auto"`` is SQUAREM."""
+    """One iteration of the chosen scheme."""
     match how:
         case None:
             return _Plain(em)
-        case "auto" | "squarem":
+        case "auto":
+            return _Auto(em, coordinates)
+        case "squarem":
             return _Squarem(em, coordinates)
         case "anderson":
             return _Anderson(em, coordinates)
@@ -81,6 +83,31 @@ class _Plain:
         step = Step(after, Movement(self._previous, length, gain))
         self._previous = length
         return step
+
+
+class _Auto:
+    """SQUAREM, which is dependable, and L-BFGS where that has not converged after a while.
+
+    Long runs are those along flat ridges and towards boundaries, where L-BFGS, which learns the
+    curvature, needs a fraction of the passes. The two take turns.
+    """
+
+    TURN = 40
+
+    def __init__(self, em: EMMap, coordinates: Coordinates) -> None:
+        self._schemes: list[Callable[[], Iterate]] = [
+            lambda: _Squarem(em, coordinates),
+            lambda: _Lbfgs(em, coordinates),
+        ]
+        self._iteration = 0
+        self._scheme: Iterate = self._schemes[0]()
+
+    def __call__(self, current: Statistics) -> Step:
+        turn, place = divmod(self._iteration, self.TURN)
+        if place == 0:
+            self._scheme = self._schemes[turn % 2]()
+        self._iteration += 1
+        return self._scheme(current)
 
 
 class _Squarem:

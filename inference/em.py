@@ -52,8 +52,8 @@ class EM:
         init: "kmeans", "random", a dict of parameters (constrained; may be partial), or a
             callable that receives the model's arguments and returns such a dict.
         restarts: How many starts to run; the best result is kept.
-        accelerate: "auto" (SQUAREM), None (plain EM, iterate for iterate), "squarem", "lbfgs"
-            or "anderson".
+        accelerate: "auto" (SQUAREM, taking turns with L-BFGS in long runs), None (plain EM, iterate
+            for iterate), "squarem", "lbfgs" or "anderson".
         tol: Tolerance on what is still to gain, relative to the objective.
         max_iter: The largest number of iterations for each start.
         seed: Makes the run repeatable; the global random state is untouched either way.
@@ -194,7 +194,8 @@ class EM:
         """The chosen start, then others: k-means varies with its seeding, then random ones."""
         others: Init = self.init if isinstance(self.init, str) else "random"
         wishes = [self.init, *("random" if i % 2 else others for i in range(1, self.restarts))]
-        starts, failures = [], []
+        starts: list[dict[str, Tensor]] = []
+        failures: list[Degenerate] = []
         for wish in wishes:
             try:
                 tries = 1 if starts else KMEANS_TRIES

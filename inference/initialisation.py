@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.enumeration import align
-from ember.inference.maximisation import maximise
+from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
 
 __all__ = ["check_params", "starting_params"]
@@ -94,13 +94,27 @@ def _from_responsibilities(
     plan: Plan, params: dict[str, Tensor], how: str, tries: int
 ) -> dict[str, Tensor]:
     if not plan.structure.latent:
-        return params
+        return _apart(plan, params)
     clusters = _kmeans(plan, tries) if how == "kmeans" else {}
     responsibilities = {
         name: clusters[name] if name in clusters else _random(plan, name)
         for name in plan.structure.latent
     }
     return maximise(plan, plan.completed(params, _weights(plan, responsibilities)))
+
+
+def _apart(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Moves numerically updated parameters off their default, where equal entries may be stuck.
+
+    A mixture whose latent was summed out by hand has a saddle where its components are equal.
+    """
+    for update in updates(plan):
+        if update.how == "numerical":
+            parameter = plan.structure.parameters[update.name]
+            free = parameter.to_unconstrained(params[update.name])
+            moved = parameter.to_constrained(free + 0.1 * torch.randn(free.shape))
+            params[update.name] = moved.expand(parameter.shape).clone()
+    return params
 
 
 def _dims(plan: Plan, name: str) -> tuple[str, ...]:

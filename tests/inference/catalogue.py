@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember import models
+import ember.models as models
 
 Case = tuple[str, Tensor, dict[str, Any]]
 

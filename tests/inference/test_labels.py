@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pyro import poutine
 from torch import Tensor
 
-from ember import models
+import ember.models as models
 from ember.inference import EM, Fit
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.initialisation import starting_params

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember import models
+import ember.models as models
 from ember.inference import EM
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.coordinates import Coordinates

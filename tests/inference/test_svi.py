@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoN
 from torch import Tensor
 from torch.distributions import constraints
 
-from ember import models
+import ember.models as models
 from ember.inference import EM, SVI, Fit
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
