@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ember.inference.factors import Site
 from ember.inference.fit import Fit
+from ember.inference.pictures import Picture
 from ember.inference.plan import Plan
 from ember.inference.shapes import prepend_dims
 
@@ -61,7 +62,7 @@ def draw_fits(
     """
     plan = next(iter(fits.values())).plan
     data = _data(plan)
-    figure = Figure(figsize=(11.0 if data is not None else 6.5, 4.8), layout="constrained")
+    figure = Picture(figsize=(11.0 if data is not None else 6.5, 4.8), layout="constrained")
     panels = figure.subplots(1, 1 if data is None else 2, squeeze=False)[0]
     if data is not None:
         names = list(labels or [])

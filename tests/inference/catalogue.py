@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import ember.models as models
+import ember.models
 
 Case = tuple[str, Tensor, dict[str, Any]]
 
@@ -50,7 +50,7 @@ CASES: list[Case] = [
 
 def model_of(case: Case) -> Callable[..., Any]:
     """The model function of a case."""
-    model: Callable[..., Any] = getattr(models, case[0])
+    model: Callable[..., Any] = getattr(ember.models, case[0])
     return model
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pyro import poutine
 from torch import Tensor
 
-import ember.models as models
+import ember.models
 from ember.inference import EM, Fit
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.initialisation import starting_params
@@ -61,7 +61,7 @@ def test_renumbering_leaves_every_density_as_it_was(case: Case) -> None:
 def test_any_permutation_of_states_is_undone_by_aligning(order: list[int], seed: int) -> None:
     x = torch.randn(30, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     with sheltered(seed):
-        plan = build_plan(models.gaussian_mixture, prepare((x,), {"components": 4}))
+        plan = build_plan(ember.models.gaussian_mixture, prepare((x,), {"components": 4}))
         params = starting_params(plan, "random")
     moved = permute(plan, params, "assignment", order)
     with torch.no_grad():
@@ -90,8 +90,8 @@ def test_a_chain_is_renumbered_as_a_whole() -> None:
 
 def test_fits_of_different_data_are_matched_by_their_parameters() -> None:
     x = CASES[0][1]
-    one = EM(models.gaussian_mixture, seed=0).fit(x[:40], components=2)
-    two = EM(models.gaussian_mixture, seed=0).fit(x[10:], components=2)
+    one = EM(ember.models.gaussian_mixture, seed=0).fit(x[:40], components=2)
+    two = EM(ember.models.gaussian_mixture, seed=0).fit(x[10:], components=2)
     turned = as_fit(two.plan, permute(two.plan, two.params, "assignment", [1, 0]))
     for fit in (two, turned):
         near = (align(one, fit)["locs"] - one.params["locs"]).abs().max()
@@ -123,7 +123,7 @@ def test_states_that_the_model_tells_apart_keep_their_numbers() -> None:
 def test_a_prior_that_tells_states_apart_keeps_their_numbers() -> None:
     x = CASES[0][1]
     prior = {"concentration": torch.tensor([2.0, 9.0], dtype=torch.float64)}
-    fit = EM(models.gaussian_mixture, seed=0).fit(x, components=2, prior=prior)
+    fit = EM(ember.models.gaussian_mixture, seed=0).fit(x, components=2, prior=prior)
     turned = as_fit(fit.plan, permute(fit.plan, fit.params, "assignment", [1, 0]))
     assert torch.equal(align(fit, turned)["weights"], turned.params["weights"])
 
