@@ -4,10 +4,21 @@ from ember.inference import constraints as _constraints  # registers a bijection
 from ember.inference.comparison import Comparison, compare
 from ember.inference.em import EM
 from ember.inference.fit import Fit
+from ember.inference.labels import align
 from ember.inference.selection import Selection, select
 from ember.inference.statistics import Statistics
 from ember.inference.svi import SVI
 
-__all__ = ["EM", "SVI", "Comparison", "Fit", "Selection", "Statistics", "compare", "select"]
+__all__ = [
+    "EM",
+    "SVI",
+    "Comparison",
+    "Fit",
+    "Selection",
+    "Statistics",
+    "align",
+    "compare",
+    "select",
+]
 
 del _constraints

@@ -35,6 +35,12 @@ class Coordinates:
             start += shape.numel()
         return params
 
+    def jittered(self, params: Mapping[str, Tensor], by: float = 0.01) -> dict[str, Tensor]:
+        """Parameters with a little noise, relative to the size of each coordinate."""
+        flat = self.flatten(params)
+        noisy = flat + by * flat.abs().clamp_min(by) * torch.randn(flat.shape)
+        return self.unflatten(torch.where(torch.isfinite(flat), noisy, flat), params)
+
     def gradient(self, statistics: Statistics) -> Tensor:
         """The gradient of the objective at ``statistics.params``, by Fisher's identity."""
         with torch.enable_grad():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from pyro import validation_enabled
 from torch import Tensor
 
-from ember.inference import prediction
+from ember.inference import labels, prediction
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
 from ember.inference.options import check_count
@@ -168,6 +169,22 @@ class Fit:
         new = prepare((*args, *old.args[len(args) :]), kept)
         with validation_enabled(False):  # a single new row is enough where parameters are known
             return build_plan(model, new, "mle", start=self.params)
+
+    def relabel(self, order: Sequence[int] | str | None = None, latent: str | None = None) -> Fit:
+        """The same fit with the states of a latent site renumbered.
+
+        Args:
+            order: Which state becomes state 0, 1, ...: a permutation; or the name of a parameter
+                site, to sort by its first entry, smallest first; or None, to sort by the share
+                of the data that each state explains, largest first.
+            latent: The latent site; needed only if there are several.
+
+        Raises:
+            ValueError: If there is nothing to renumber, or the model tells the states apart.
+        """
+        with sheltered(data=self._data), torch.no_grad():
+            params = labels.renumbered(self.plan, self.params, order, latent)
+        return dataclasses.replace(self, params=params)
 
     # -- tables -------------------------------------------------------------------------------
 

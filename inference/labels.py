@@ -5,8 +5,10 @@ changes no density. Two fits can therefore agree and still look different. The p
 which axes of which parameters a state indexes, so fits are put in one order for any model.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.optimize
@@ -14,12 +16,14 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors import Site
-from ember.inference.fit import Fit
 from ember.inference.plan import Plan
 from ember.inference.sequences import base_name, members
 from ember.inference.shapes import prepend_dims
 
-__all__ = ["align", "canonical_order", "component_axes", "numberings", "permute"]
+if TYPE_CHECKING:
+    from ember.inference.fit import Fit
+
+__all__ = ["align", "canonical_order", "component_axes", "numberings", "permute", "renumbered"]
 
 Params = Mapping[str, Tensor]
 Axes = dict[str, set[int]]
@@ -114,6 +118,42 @@ def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
     """States by decreasing share of the data that they explain."""
     weight = _posterior(plan, params, _members(plan, latent)).sum(0)
     return [int(i) for i in torch.argsort(weight, descending=True, stable=True)]
+
+
+def renumbered(
+    plan: Plan, params: Params, order: Sequence[int] | str | None, latent: str | None
+) -> dict[str, Tensor]:
+    """Parameters with the states of a latent in a canonical or a given order; see ``Fit.relabel``.
+
+    Raises:
+        ValueError: If the model has no (or several) latents to renumber, the order names no
+            site indexed by the states, or the priors tell the states apart.
+    """
+    known = numberings(plan)
+    if latent is None and len(known) != 1:
+        raise ValueError(
+            f"the model has the latent sites {sorted(known)}; name the one to renumber, latent=..."
+            if known
+            else "the model has no latent site whose states could be renumbered."
+        )
+    latent = next(iter(known)) if latent is None else latent
+    if latent not in known:
+        raise ValueError(f"'{latent}' is not a latent site; the model has {sorted(known)}.")
+    if order is None:
+        order = canonical_order(plan, params, latent)
+    elif isinstance(order, str):
+        axes = component_axes(plan, latent).get(order, ())
+        if not axes:
+            raise ValueError(f"site '{order}' is not indexed by the states of '{latent}'.")
+        rows = params[order].movedim(axes[0], 0)
+        order = torch.argsort(rows.reshape(len(rows), -1)[:, 0], stable=True).tolist()
+    moved: dict[str, Tensor] = permute(plan, params, latent, order)
+    if not _same_density(plan, params, moved):
+        raise ValueError(
+            f"the states of '{latent}' cannot be renumbered: the model's priors or data tell them "
+            "apart."
+        )
+    return moved
 
 
 def align(reference: Fit, fit: Fit) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -54,6 +54,18 @@ def check_count(name: str, value: Any) -> None:
         raise TypeError(f"{name}={value!r} must be a whole number.")
     if value < 1:
         raise ValueError(f"{name}={value} must be at least 1.")
+
+
+def check_anneal(anneal: Any) -> None:
+    """Refuses inverse temperatures outside (0, 1]."""
+    if anneal is None:
+        return
+    numbers = list(anneal) if isinstance(anneal, Iterable) and not isinstance(anneal, str) else None
+    if numbers is None or not all(isinstance(n, (int, float)) and 0 < n <= 1 for n in numbers):
+        raise ValueError(
+            f"anneal={anneal!r} must be a sequence of inverse temperatures in (0, 1], for example "
+            "(0.1, 0.2, 0.4, 0.7)."
+        )
 
 
 def check_seed(seed: Any) -> None:

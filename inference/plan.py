@@ -62,24 +62,35 @@ class Plan:
 
     # -- the E-step ---------------------------------------------------------------------------
 
-    def e_step(self, params: Params) -> Statistics:
-        """Log evidence at ``params``, and its gradient: the expected sufficient statistics."""
+    def e_step(self, params: Params, temper: float = 1.0) -> Statistics:
+        r"""Log evidence at ``params``, and its gradient: the expected sufficient statistics.
+
+        With ``temper`` :math:`\beta < 1` the latents' posterior is flattened to one proportional to
+        :math:`p(z, x \mid \theta)^\beta`; the log likelihood is then that of the tempered model.
+        """
         with torch.no_grad():
             natural = {key: group.natural_parameters(params) for key, group in self.groups.items()}
-            if self.kernel is not None:
+            if self.kernel is not None and temper == 1.0:
                 total, gradient = self.kernel(natural)
                 sums = {key: (group, gradient[key]) for key, group in self.groups.items()}
                 return self._statistics(params, total, sums, {})
             other = self.other_log_probs(params)
-        return self.general_e_step(params, natural, other)
+        return self.general_e_step(params, natural, other, temper)
 
     def general_e_step(
-        self, params: Params, natural: dict[tuple[Any, ...], Tensor], other: dict[str, Tensor]
+        self,
+        params: Params,
+        natural: dict[tuple[Any, ...], Tensor],
+        other: dict[str, Tensor],
+        temper: float = 1.0,
     ) -> Statistics:
         """The E-step for any model: contract, and take the gradient."""
         leaves = [t.requires_grad_() for t in (*natural.values(), *other.values())]
         with torch.enable_grad():
-            total = self.contraction.total(self.contraction(self.tensors(natural, other)))
+            tensors = self.tensors(natural, other)
+            if temper != 1.0:
+                tensors = [temper * tensor for tensor in tensors]
+            total = self.contraction.total(self.contraction(tensors)) / temper
             gradients = torch.autograd.grad(total, leaves, allow_unused=True)
         found = [
             torch.zeros_like(leaf) if g is None else g

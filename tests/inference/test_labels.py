@@ -172,3 +172,35 @@ def test_what_is_no_latent_and_what_is_no_permutation_is_refused() -> None:
         component_axes(plan, "colour")
     with pytest.raises(ValueError, match="no permutation of the 2 states"):
         permute(plan, params, "assignment", [0, 0])
+
+
+def test_relabel_sorts_by_share_by_site_and_as_told() -> None:
+    x = torch.cat([torch.full((30,), 9.0), torch.full((10,), 1.0), torch.full((20,), 4.0)])
+    x = x + torch.arange(60) % 2
+    fit = EM(ember.models.poisson_mixture, seed=0).fit(x, components=3)
+    by_share = fit.relabel()
+    assert bool((by_share.params["weights"].diff() <= 0).all())
+    by_rate = fit.relabel("rates")
+    assert bool((by_rate.params["rates"].diff() > 0).all())
+    told = by_rate.relabel([2, 0, 1])
+    torch.testing.assert_close(told.params["rates"], by_rate.params["rates"][[2, 0, 1]])
+    torch.testing.assert_close(
+        told.posterior("assignment").probs, by_rate.posterior("assignment").probs[:, [2, 0, 1]]
+    )
+    assert float(told.log_prob().sum()) == pytest.approx(fit.log_likelihood, rel=1e-12)
+    torch.testing.assert_close(align(by_rate, told)["rates"], by_rate.params["rates"])
+
+
+def test_relabel_refuses_what_it_cannot_do() -> None:
+    x = torch.arange(8.0)
+    fit = EM(ember.models.poisson_mixture, seed=0).fit(x, components=2)
+    with pytest.raises(ValueError, match="no permutation"):
+        fit.relabel([0, 0])
+    with pytest.raises(ValueError, match="'sizes' is not indexed"):
+        fit.relabel("sizes")
+    with pytest.raises(ValueError, match="'who' is not a latent site"):
+        fit.relabel(latent="who")
+    asymmetric = {"shape": torch.tensor([2.0, 9.0])}
+    fit = EM(ember.models.poisson_mixture, seed=0).fit(x, components=2, prior=asymmetric)
+    with pytest.raises(ValueError, match="tell them apart"):
+        fit.relabel([1, 0])

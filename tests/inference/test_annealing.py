@@ -1,0 +1,65 @@
+"""Annealed starts: the tempered posterior by its definition, and the escape from a bad start."""
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from ember.inference import EM
+from ember.inference.arguments import prepare, sheltered
+from ember.inference.parameter_maps import probe_values
+from ember.inference.plan import build_plan
+from ember.models import gaussian_mixture, hidden_markov_poisson
+
+
+@pytest.fixture
+def faithful(reference_data: object) -> Tensor:
+    frame: pd.DataFrame = reference_data("faithful")  # type: ignore[operator]
+    return torch.from_numpy(frame.to_numpy(dtype=float))
+
+
+def test_tempered_responsibilities(faithful: Tensor) -> None:
+    with sheltered(0):
+        plan = build_plan(gaussian_mixture, prepare((faithful,), {"components": 3}))
+        params = probe_values(plan.structure, 4)
+        params["locs"] = faithful[:3].clone()
+        fn = torch.distributions.MultivariateNormal(
+            params["locs"], precision_matrix=params["precisions"]
+        )
+        joint = fn.log_prob(faithful[:, None]) + params["weights"].log()
+        expected = (0.3 * joint).softmax(1).sum(0)
+        key = plan.forms["assignment"][0]
+        counts = plan.e_step(params, 0.3).groups[key][1].sum(0)
+        torch.testing.assert_close(counts, expected, rtol=1e-9, atol=0.0)
+        exact = plan.e_step(params).groups[key][1].sum(0)
+        torch.testing.assert_close(plan.e_step(params, 1.0 - 1e-12).groups[key][1].sum(0), exact)
+
+
+def test_annealing_leaves_a_bad_start(faithful: Tensor) -> None:
+    covariance = torch.cov(faithful.T)
+    bad = {
+        "weights": torch.tensor([0.5, 0.5]),
+        "locs": torch.tensor([[4.533, 84.0], [4.767, 78.0]]),
+        "precisions": torch.linalg.inv(covariance).expand(2, 2, 2),
+    }
+    plain = EM(gaussian_mixture, "mle", init=bad).fit(faithful, components=2)
+    assert plain.log_likelihood == pytest.approx(-1285.31, abs=0.01)
+    schedule = [0.1 * 1.05**i for i in range(48)]
+    annealed = EM(gaussian_mixture, "mle", init=bad, anneal=schedule, seed=3).fit(faithful, components=2)
+    assert annealed.log_likelihood == pytest.approx(-1130.26396, abs=1e-4)
+    assert bool((annealed.history.diff() >= 0).all())
+    assert annealed.evaluations >= len(schedule)
+
+
+def test_annealing_a_chain() -> None:
+    x = torch.tensor([1.0, 0, 2, 9, 8, 10, 1, 0, 2, 11])
+    fit = EM(hidden_markov_poisson, seed=0, anneal=(0.2, 0.5, 0.8)).fit(x, states=2)
+    again = EM(hidden_markov_poisson, seed=0).fit(x, states=2)
+    assert fit.converged
+    assert fit.log_posterior == pytest.approx(again.log_posterior, abs=1e-6)
+
+
+@pytest.mark.parametrize("anneal", [(0.0, 0.5), (0.5, 2.0), "slowly", 0.5])
+def test_bad_schedules(anneal: object) -> None:
+    with pytest.raises(ValueError, match="inverse temperatures"):
+        EM(gaussian_mixture, anneal=anneal)  # type: ignore[arg-type]
