@@ -45,7 +45,8 @@ def test_annealing_leaves_a_bad_start(faithful: Tensor) -> None:
     plain = EM(gaussian_mixture, "mle", init=bad).fit(faithful, components=2)
     assert plain.log_likelihood == pytest.approx(-1285.31, abs=0.01)
     schedule = [0.1 * 1.05**i for i in range(48)]
-    annealed = EM(gaussian_mixture, "mle", init=bad, anneal=schedule, seed=3).fit(faithful, components=2)
+    em = EM(gaussian_mixture, "mle", init=bad, anneal=schedule, seed=3)
+    annealed = em.fit(faithful, components=2)
     assert annealed.log_likelihood == pytest.approx(-1130.26396, abs=1e-4)
     assert bool((annealed.history.diff() >= 0).all())
     assert annealed.evaluations >= len(schedule)
