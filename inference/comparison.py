@@ -12,7 +12,7 @@ from torch import Tensor
 from ember.inference.arguments import sheltered
 from ember.inference.fit import Fit
 from ember.inference.labels import align
-from ember.inference.plan import build_plan
+from ember.inference.planning import build_plan
 from ember.inference.plotting import draw_fits
 
 __all__ = ["Comparison", "Method", "compare"]

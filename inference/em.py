@@ -21,7 +21,8 @@ from ember.inference.fit import Fit
 from ember.inference.initialisation import KMEANS_TRIES, Init, check_params, starting_params
 from ember.inference.maximisation import maximise
 from ember.inference.options import check_anneal, check_options, progress_bar
-from ember.inference.plan import Plan, build_plan
+from ember.inference.plan import Plan
+from ember.inference.planning import build_plan
 from ember.inference.statistics import Statistics
 from ember.inference.structure import Model
 from ember.inference.validation import check_local_parameters, check_rows

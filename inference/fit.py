@@ -19,7 +19,8 @@ from ember.inference import labels, prediction
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
 from ember.inference.options import check_count
-from ember.inference.plan import Plan, build_plan
+from ember.inference.plan import Plan
+from ember.inference.planning import build_plan
 
 __all__ = ["Fit"]
 

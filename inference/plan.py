@@ -4,9 +4,9 @@
       ^                                                              |
       +-- maximise -- pooled statistics <-- scatter -- gradient <----+
 
-Everything that Pyro is needed for happens here, once. Afterwards an E-step is a few matrix
-products, one contraction and its gradient; only sites whose arguments are computed in a way that
-no map describes are asked of the model again.
+Pyro is needed to make a plan (``planning.py``), not to use it: an E-step is a few matrix products,
+one contraction and its gradient. Only sites whose arguments are computed in a way that no map
+describes are asked of the model again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember.inference.arguments import Arguments
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale
-from ember.inference.expectation.mixture import MixtureKernel, mixture_kernel
-from ember.inference.factors import FormFactor, Site, compile_form, statistics_of
-from ember.inference.grouping import cells_of, group_of, group_sites
-from ember.inference.opaque import factor_dims, model_dependencies, model_log_prob
-from ember.inference.reading import Probes, probe, read_site
+from ember.inference.expectation.mixture import MixtureKernel
+from ember.inference.factors import FormFactor, Site, statistics_of
+from ember.inference.grouping import cells_of
+from ember.inference.opaque import model_log_prob
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group, Part, Statistics
-from ember.inference.structure import Model, Structure, read_structure
+from ember.inference.structure import Structure
 
-__all__ = ["Plan", "PriorSite", "build_plan"]
+__all__ = ["Params", "Plan", "PriorSite"]
 
 Params = Mapping[str, Tensor]
 
@@ -43,7 +41,7 @@ class PriorSite:
 
 @dataclass(frozen=True)
 class Plan:
-    """The maps of one model and one shape of data; see ``build_plan``."""
+    """The maps of one model and one shape of data; ``planning.build_plan`` makes it."""
 
     structure: Structure
     objective: str
@@ -283,116 +281,3 @@ class Plan:
                 source for _, found in site.density.maps.values() for source in found.sources
             )
         return frozenset(self.notes["dependencies"][name])
-
-
-def build_plan(
-    model: Model,
-    arguments: Arguments,
-    objective: str = "map",
-    integrate: Mapping[str, Any] | None = None,
-    start: Params | None = None,
-    probing: bool = True,
-) -> Plan:
-    """Reads a model into a plan.
-
-    Args:
-        model: A Pyro function.
-        arguments: What it is called with.
-        objective: "map" or "mle".
-        integrate: Wishes that override the ``infer`` dictionaries of sites.
-        start: Parameter values to read the model at; others get a default.
-        probing: False gives the reference path: no map is looked for, every factor is asked of
-            the model at each step, and every update is numerical. Slow, general, the oracle.
-
-    Raises:
-        ValueError: If the model cannot be handled; the message names the site and the remedy.
-    """
-    structure = read_structure(model, arguments, integrate, start)
-    trace: Any = structure.trace({name: p.start for name, p in structure.parameters.items()})
-    probes = probe(structure) if probing else Probes([], [], "the reference path looks for no maps")
-    sites = {n: read_site(n, structure, probes, trace) for n in structure.factor_names}
-    scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
-    latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
-    groups, cells = group_sites(sites)
-    forms: dict[str, tuple[tuple[Any, ...], FormFactor]] = {}
-    factors = []
-    for name, site in sites.items():
-        if name in cells:
-            key, index, reference = cells[name]
-            forms[name] = (key, compile_form(site, index, reference))
-            dims = forms[name][1].dims
-        else:
-            dims = factor_dims(site, trace)
-        factors.append(Factor(name, dims, site.plates, scales[name]))
-    sizes = _sizes(trace, structure, latent_symbols)
-    latents = {s: (n, scales[n]) for n, s in latent_symbols.items()}
-    row = _row_plate(sites, structure)
-    plan = Plan(
-        structure,
-        objective,
-        sites,
-        tuple(factors),
-        forms,
-        groups,
-        _priors(structure, probes, trace) if objective == "map" else {},
-        Contraction(factors, latents, sizes),
-        mixture_kernel(factors, forms, list(latents), row),
-        row,
-        sizes,
-        latent_symbols,
-        scales,
-    )
-    plan.notes["plate_names"] = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
-    asked = {n: plan.site(n) for n in plan.opaque_sites() if plan.site(n).density is None}
-    plan.notes["dependencies"] = model_dependencies(structure, asked)
-    return plan
-
-
-def _priors(structure: Structure, probes: Any, start: Any) -> dict[str, PriorSite]:
-    priors = {}
-    for name, parameter in structure.parameters.items():
-        if not parameter.has_prior:
-            continue
-        site = read_site(name, structure, probes, start)
-        scale = torch.as_tensor(start.nodes[name]["scale"], dtype=torch.float64)
-        priors[name] = PriorSite(site, scale, group_of(site))
-    return priors
-
-
-def _scale(node: Any, site: Site) -> Scale | None:
-    scale = torch.as_tensor(node["scale"], dtype=torch.float64)
-    if bool((scale == 1.0).all()):
-        return None
-    if not bool((scale >= 0.0).all()):
-        raise ValueError(
-            f"site '{site.name}' has a negative or NaN poutine.scale weight; weights must be >= 0."
-        )
-    tensor, dims = site.layout.pack(scale)
-    return Scale(dims, tensor)
-
-
-def _sizes(trace: Any, structure: Structure, latent_symbols: Mapping[str, str]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for name in structure.factor_names:
-        node = trace.nodes[name]
-        symbols = node["infer"]["_dim_to_symbol"]
-        for frame in node["cond_indep_stack"]:
-            if frame.vectorized:
-                sizes[symbols[frame.dim]] = frame.size
-        if name in latent_symbols:
-            dim = node["infer"]["_enumerate_dim"]
-            sizes[latent_symbols[name]] = node["value"].size(dim - node["fn"].event_dim)
-    return sizes
-
-
-def _row_plate(sites: Mapping[str, Site], structure: Structure) -> str | None:
-    """The plate whose rows are the observations: the innermost one common to all data."""
-    observed = [sites[name] for name in structure.observed]
-    common = frozenset.intersection(*(site.plates for site in observed))
-    if structure.latent:
-        # Rows must be independent: plates below a latent that spans them do not qualify.
-        common &= frozenset.intersection(*(sites[n].plates for n in structure.latent))
-    for symbol in reversed(observed[0].layout.outer):
-        if symbol in common:
-            return symbol
-    return None

@@ -5,8 +5,6 @@ maximised in the M-step. By default discrete unobserved sites are latent (as und
 ``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters.
 """
 
-import contextlib
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +22,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ember.inference.arguments import Arguments, Promoted
+from ember.inference.model_errors import tidy_errors
 from ember.inference.site_checks import (
     batch_shape,
     check_declared,
@@ -162,7 +161,7 @@ def read_structure(
         model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps
     )
     when = " once its latent sites take all their values in a dim on the left"
-    with _tidy_errors(model, when):
+    with tidy_errors(model, when):
         trace = structure.trace({name: p.start for name, p in parameters.items()})
     check_local(plain, trace, parameters)
     for name in structure.factor_names:
@@ -183,43 +182,8 @@ def _first_run(model: Model, arguments: Arguments, start: Mapping[str, Tensor]) 
                 f"the data are empty (a tensor of shape {tuple(tensor.shape)}); pass at least two "
                 "rows."
             )
-    with _tidy_errors(model, ""), _At(start, fix_latents=True), Promoted():
+    with tidy_errors(model, ""), _At(start, fix_latents=True), Promoted():
         return poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
-
-
-@contextlib.contextmanager
-def _tidy_errors(model: Model, when: str) -> Iterator[None]:
-    """Reports whatever a user's model raises as one sentence."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        # Pyro appends the shapes of the trace; the sentence before them is the message.
-        message = " ".join(str(error).split("Trace Shapes:")[0].split())
-        line = _line_of(model, error)
-        if "Shape mismatch inside plate" in message:
-            message += "; reshape the data, use .to_event(...), or put the site in another plate."
-        elif line and ("satisfy the constraint" in message or "expected to be" in message):
-            message += (
-                f" (in the model's line `{line}`); a prior or argument lies outside its domain."
-            )
-        elif isinstance(error, TypeError) and not message.endswith("."):
-            message += "; the model raised this on its arguments: check their names and types."
-        raise type(error)(message) from error
-    except (RuntimeError, IndexError, ArithmeticError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        line = _line_of(model, error)
-        raise ValueError(
-            f"the model cannot be run on these arguments{when} ({type(error).__name__}: {reason}"
-            f"{f', in the line `{line}`' if line else ''}); check the shapes of the data and the "
-            "options passed to the model."
-        ) from error
-
-
-def _line_of(model: Any, error: BaseException) -> str:
-    """The line of the model's own source at which an error arose; it shows the site's name."""
-    file = getattr(getattr(model, "__code__", None), "co_filename", None)
-    lines = [f.line for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    return (lines[-1] or "") if lines else ""
 
 
 class _At(Messenger):

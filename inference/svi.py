@@ -27,7 +27,8 @@ from ember.inference.guides import (
 )
 from ember.inference.initialisation import Init, starting_params
 from ember.inference.options import check_choice, check_count, progress_bar
-from ember.inference.plan import Plan, build_plan
+from ember.inference.plan import Plan
+from ember.inference.planning import build_plan
 from ember.inference.step_sizes import ScaledAdam, curvatures, natural_lengths
 from ember.inference.structure import Model
 from ember.inference.validation import check_rows

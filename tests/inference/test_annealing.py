@@ -8,7 +8,7 @@ from torch import Tensor
 from ember.inference import EM
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.parameter_maps import probe_values
-from ember.inference.plan import build_plan
+from ember.inference.planning import build_plan
 from ember.models import gaussian_mixture, hidden_markov_poisson
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ember.inference import EM
 from ember.inference.arguments import prepare, sheltered
-from ember.inference.plan import Plan, build_plan
+from ember.inference.plan import Plan
+from ember.inference.planning import build_plan
 from tests.inference import brute_force
 from tests.inference.examples import EXAMPLES, Example
 

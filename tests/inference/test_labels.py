@@ -14,7 +14,8 @@ from ember.inference import EM, Fit
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.initialisation import starting_params
 from ember.inference.labels import align, canonical_order, component_axes, numberings, permute
-from ember.inference.plan import Plan, build_plan
+from ember.inference.plan import Plan
+from ember.inference.planning import build_plan
 from tests.inference.catalogue import CASES, Case, case_id, model_of
 
 AXES = {

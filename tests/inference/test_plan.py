@@ -12,7 +12,8 @@ from ember.inference.arguments import prepare, sheltered
 from ember.inference.coordinates import Coordinates
 from ember.inference.maximisation import updates
 from ember.inference.parameter_maps import probe_values
-from ember.inference.plan import Plan, build_plan
+from ember.inference.plan import Plan
+from ember.inference.planning import build_plan
 from tests.inference.catalogue import CASES, Case, case_id, model_of
 
 

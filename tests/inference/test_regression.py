@@ -16,7 +16,7 @@ from ember.inference.affine import AffineMap
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.coordinates import Coordinates
 from ember.inference.parameter_maps import probe_values
-from ember.inference.plan import build_plan
+from ember.inference.planning import build_plan
 
 N = 80
 Model = Callable[..., None]

@@ -19,7 +19,7 @@ from ember.inference import EM, SVI, Fit
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
 from ember.inference.elbo import PlanELBO
-from ember.inference.plan import build_plan
+from ember.inference.planning import build_plan
 from tests.inference.catalogue import CASES, Case, case_id, model_of
 
 each_case = pytest.mark.parametrize("case", CASES, ids=case_id)

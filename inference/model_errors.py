@@ -1,0 +1,43 @@
+"""Errors that a user's model raises, told in one sentence with a remedy."""
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["tidy_errors"]
+
+
+@contextlib.contextmanager
+def tidy_errors(model: Any, when: str) -> Iterator[None]:
+    """Reports whatever a user's model raises as one sentence."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        # Pyro appends the shapes of the trace; the sentence before them is the message.
+        message = " ".join(str(error).split("Trace Shapes:")[0].split())
+        line = _line_of(model, error)
+        if "Shape mismatch inside plate" in message:
+            message += "; reshape the data, use .to_event(...), or put the site in another plate."
+        elif line and ("satisfy the constraint" in message or "expected to be" in message):
+            message += (
+                f" (in the model's line `{line}`); a prior or argument lies outside its domain."
+            )
+        elif isinstance(error, TypeError) and not message.endswith("."):
+            message += "; the model raised this on its arguments: check their names and types."
+        raise type(error)(message) from error
+    except (RuntimeError, IndexError, ArithmeticError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        line = _line_of(model, error)
+        raise ValueError(
+            f"the model cannot be run on these arguments{when} ({type(error).__name__}: {reason}"
+            f"{f', in the line `{line}`' if line else ''}); check the shapes of the data and the "
+            "options passed to the model."
+        ) from error
+
+
+def _line_of(model: Any, error: BaseException) -> str:
+    """The line of the model's own source at which an error arose; it shows the site's name."""
+    file = getattr(getattr(model, "__code__", None), "co_filename", None)
+    lines = [f.line for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    return (lines[-1] or "") if lines else ""
