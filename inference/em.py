@@ -17,6 +17,7 @@ from ember.inference.convergence import Monitor, Movement, StopReason
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import Degenerate, emptied_states
 from ember.inference.explanation import Explanation, explain
+from ember.inference.factors import IMPOSSIBLE
 from ember.inference.fit import Fit
 from ember.inference.initialisation import KMEANS_TRIES, Init, check_params, starting_params
 from ember.inference.maximisation import maximise
@@ -25,7 +26,7 @@ from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
 from ember.inference.statistics import Statistics
 from ember.inference.structure import Model
-from ember.inference.validation import check_local_parameters, check_rows
+from ember.inference.validation import check_local_parameters, check_rows, check_settable
 
 __all__ = ["EM"]
 
@@ -101,7 +102,7 @@ class EM:
         seed: int | None = None,
         progress: bool = False,
     ) -> None:
-        check_options(model, objective, init, restarts, accelerate, tol, max_iter, seed)
+        check_options(model, objective, init, restarts, accelerate, tol, max_iter, seed, integrate)
         self.model, self.objective = model, objective
         self.integrate, self.init, self.restarts = dict(integrate or {}), init, restarts
         check_anneal(anneal)
@@ -145,6 +146,13 @@ class EM:
         """
         if not isinstance(stats, Statistics):
             raise TypeError(f"m_step takes what e_step returns, not {type(stats).__name__}.")
+        if any(abs(p.log_prior - stats.log_prior) > 1e-9 for p in stats.parts):
+            warnings.warn(
+                "the pieces of data come with different priors (a default prior is scaled by the "
+                "data); the first piece's is used: state the prior, or use objective='mle'.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         with sheltered(self.seed, stats.plan.structure.arguments):
             return maximise(stats.plan, stats)
 
@@ -194,6 +202,7 @@ class EM:
         arguments = prepare(args, kwargs)
         plan = build_plan(self.model, arguments, self.objective, self.integrate)
         check_local_parameters(plan, self.integrate)
+        check_settable(plan)
         # The arguments are kept alive with the plan, so that their ids stay theirs.
         self._latest = ((key, names), plan, (args, kwargs))
         return plan
@@ -225,7 +234,7 @@ class EM:
             if temper < 1.0:  # components that a high temperature has merged must part again
                 params = coordinates.jittered(params)
         current = em.e_step(params)
-        if not math.isfinite(current.objective):
+        if not math.isfinite(current.objective) or current.objective <= 0.1 * IMPOSSIBLE:
             raise ValueError(
                 "the data have no finite density at the starting parameters; start elsewhere with "
                 "init={...}, or check the model's supports."

@@ -136,9 +136,11 @@ class Fit:
     def sample(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
         """Draws ``n`` rows of all latent and observed sites from the fitted model.
 
+        Without a ``seed`` each call gives new draws, governed by torch's global random state.
+
         A model without a plate of rows, such as a single chain, gives ``n`` whole data sets.
         """
-        with sheltered(seed, self._data):
+        with sheltered(_fresh(seed), self._data):
             return prediction.sample(self.plan, self.params, n)
 
     def posterior_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
@@ -153,7 +155,7 @@ class Fit:
                 "fit SVI(model, guide='normal') to draw from one."
             )
         check_count("n", n)
-        with sheltered(seed, self._data):
+        with sheltered(_fresh(seed), self._data):
             draws: dict[str, Tensor] = self.guide.draw(n)
             return draws
 
@@ -166,7 +168,10 @@ class Fit:
         if not args and not kwargs:
             return self.plan
         model, old = self.plan.structure.model, self.plan.structure.arguments
-        kept = {**_without_data(model, old.kwargs), **kwargs} if args else {**old.kwargs, **kwargs}
+        names = _positional(model)[: len(args)]
+        rows = self.plan.sizes[self.plan.row] if self.plan.row else -1
+        others = {n: v for n, v in old.kwargs.items() if n not in names}
+        kept = {**(_without_rows(model, others, rows) if args else others), **kwargs}
         new = prepare((*args, *old.args[len(args) :]), kept)
         with validation_enabled(False):  # a single new row is enough where parameters are known
             return build_plan(model, new, "mle", start=self.params)
@@ -217,21 +222,37 @@ class Fit:
     __repr__ = __str__
 
 
-def _without_data(model: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments that can go with new data: row weights and the like belong to the old."""
+def _fresh(seed: int | None) -> int:
+    """The seed, or a new one at each call from torch's global random state."""
+    return int(torch.randint(2**31, ())) if seed is None else seed
+
+
+def _positional(model: Any) -> list[str]:
+    """Names of the model's arguments in their order, as far as they can be known."""
     try:
-        optional = {
-            name
-            for name, parameter in inspect.signature(model).parameters.items()
-            if parameter.default is not inspect.Parameter.empty
-        }
+        return list(inspect.signature(model).parameters)
+    except (TypeError, ValueError):
+        return []
+
+
+def _without_rows(model: Any, kwargs: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Keyword arguments that can go with new data: weights of the old rows cannot."""
+    try:
+        parameters = inspect.signature(model).parameters
     except (TypeError, ValueError):
         return dict(kwargs)
+    optional = {n for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
     return {
         name: value
         for name, value in kwargs.items()
-        if not (isinstance(value, Tensor) and value.dim() and name in optional)
+        if not (name in optional and _length(value) == rows)
     }
+
+
+def _length(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return len(value) if value.dim() else -1
+    return len(value) if isinstance(value, (list, tuple)) else -1
 
 
 def _show(value: Tensor) -> str:

@@ -179,6 +179,8 @@ def _features(plan: Plan) -> dict[str, Tensor]:
     columns: dict[str, list[Tensor]] = {}
     for factor in plan.factors:
         latents = [symbol for symbol in factor.dims if symbol in order]
+        if plan.sites[factor.name].value.numel() == 0:  # a pyro.factor statement
+            continue
         if factor.name not in plan.structure.observed or not latents:
             continue
         # A site below several latents (x_t below the states t-1 and t) is the last one's.

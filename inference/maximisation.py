@@ -128,12 +128,12 @@ def _choose(plan: Plan, parameter: Parameter) -> Update:
     if len({(usage.where, usage.prior) for usage in usages}) < len(usages):
         return Update(name, "numerical", "it feeds two arguments of one site")
     link = _link(first.link, first.exponent, on)
+    sites = plan.factor_and_prior_names()
+    fed = sorted({argument for site in sites for argument in _arguments(plan, site, name)})
     prior = plan.priors.get(name)
     if prior is not None and not _is_conjugate(plan, name, first.kind, link):
         family = type(prior.site.density.base).__name__ if prior.site.density else "its prior"
-        return Update(name, "numerical", f"{family} is not conjugate to its {first.kind}")
-    fed = sorted({argument for site in plan.factor_and_prior_names() for argument in
-                  _arguments(plan, site, name)})  # fmt: skip
+        return Update(name, "numerical", f"{family} prior is not conjugate to {', '.join(fed)}")
     reason = f"conjugate: {', '.join(fed)}" if prior else f"exponential family: {', '.join(fed)}"
     if prior is not None and prior.site.density is not None:
         reason += f" with {type(prior.site.density.base).__name__} prior"

@@ -23,6 +23,11 @@ def tidy_errors(model: Any, when: str) -> Iterator[None]:
             message += (
                 f" (in the model's line `{line}`); a prior or argument lies outside its domain."
             )
+        elif message.startswith("Expected scale > 0"):
+            message = (
+                "Pyro refuses poutine.scale weights that are not positive; leave out the rows of "
+                "weight zero, or give them a tiny weight."
+            )
         elif isinstance(error, TypeError) and not message.endswith("."):
             message += "; the model raised this on its arguments: check their names and types."
         raise type(error)(message) from error

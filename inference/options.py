@@ -30,6 +30,7 @@ def check_options(
     tol: Any,
     max_iter: Any,
     seed: Any,
+    integrate: Any,
 ) -> None:
     """Refuses options of ``EM`` that mean nothing."""
     if not callable(model):
@@ -44,6 +45,8 @@ def check_options(
     check_count("restarts", restarts)
     check_count("max_iter", max_iter)
     check_seed(seed)
+    if integrate is not None and not isinstance(integrate, Mapping):
+        raise TypeError(f"integrate={integrate!r} must be a dict: site name to method.")
     if not isinstance(tol, (int, float)) or not math.isfinite(tol) or tol <= 0:
         raise ValueError(f"tol={tol!r} must be a positive number, for example 1e-8.")
 

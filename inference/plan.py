@@ -131,7 +131,9 @@ class Plan:
         fixed = {name: value.detach() for name, value in params.items()}
         with torch.no_grad():
             log_prior = float(self.log_prior(fixed))
-        return Statistics(log_likelihood, log_prior, fixed, groups, (Part(self, posteriors),))
+        return Statistics(
+            log_likelihood, log_prior, fixed, groups, (Part(self, posteriors, log_prior),)
+        )
 
     def tensors(
         self, natural: Mapping[tuple[Any, ...], Tensor], other: Mapping[str, Tensor]

@@ -120,7 +120,10 @@ def _sizes(trace: Any, structure: Structure, latent_symbols: Mapping[str, str]) 
 
 def _row_plate(sites: Mapping[str, Site], structure: Structure) -> str | None:
     """The plate whose rows are the observations: the innermost one common to all data."""
-    observed = [sites[name] for name in structure.observed]
+    # A pyro.factor statement is no observation: it has no value.
+    observed = [sites[n] for n in structure.observed if sites[n].value.numel()]
+    if not observed:
+        observed = [sites[n] for n in structure.observed]
     common = frozenset.intersection(*(site.plates for site in observed))
     if structure.latent:
         # Rows must be independent: plates below a latent that spans them do not qualify.

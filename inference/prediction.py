@@ -85,8 +85,15 @@ def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor
     drawn: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for _ in range(rounds):
-            trace = plan.structure.simulate(params)
+            try:
+                trace = plan.structure.simulate(params)
+            except (AssertionError, NotImplementedError) as error:
+                raise ValueError(
+                    f"the model holds a distribution without a sampler ({error})."
+                ) from error
             for name in plan.structure.factor_names:
+                if not plan.sites[name].value.numel():  # a pyro.factor statement
+                    continue
                 drawn.setdefault(name, []).append(_by_row(trace.nodes[name], row))
     joined = {
         name: torch.stack(values) if row is None else torch.cat(values)[:n]
@@ -100,9 +107,14 @@ def _by_row(node: Any, row: tuple[str, int] | None) -> Tensor:
     value: Tensor = node["value"]
     if row is None:
         return value
-    dim = next(f.dim for f in node["cond_indep_stack"] if f.name == row[0])
     event = node["fn"].event_dim
-    batch = node["fn"].batch_shape
-    value = value.expand(torch.broadcast_shapes(batch, value.shape[: value.dim() - event]) +
-                         value.shape[value.dim() - event :])  # fmt: skip
-    return value.movedim(dim - event, 0)
+    batch = torch.broadcast_shapes(node["fn"].batch_shape, value.shape[: value.dim() - event])
+    value = value.expand(*batch, *value.shape[value.dim() - event :])
+    plates = {f.name: f.dim + len(batch) for f in node["cond_indep_stack"] if f.vectorized}
+    rest = [dim for dim in sorted(plates.values()) if dim != plates[row[0]]]
+    # Dims left of or between plates are of size 1: nothing is lost by leaving them out.
+    kept = value.permute(
+        plates[row[0]], *rest, *(d for d in range(len(batch)) if d not in plates.values()),
+        *range(len(batch), value.dim()),
+    )  # fmt: skip
+    return kept.reshape(row[1], *(batch[d] for d in rest), *value.shape[len(batch) :])

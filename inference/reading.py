@@ -67,7 +67,11 @@ def read_site(name: str, structure: Structure, probes: Probes, start: Any) -> Si
     fn, value = site["fn"], site["value"]
     value = value.double() if value.is_floating_point() else value
     unwrapped = unwrap(fn)
-    batch = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    batch = torch.broadcast_shapes(
+        fn.batch_shape,
+        value.shape[: value.dim() - fn.event_dim],
+        () if site["mask"] is None else torch.as_tensor(site["mask"]).shape,
+    )
     symbols = site["infer"].get("_dim_to_symbol", {})
     outer = tuple(symbols.get(i - len(batch), "") for i in range(len(batch)))
     plates = frozenset(symbols[f.dim] for f in site["cond_indep_stack"] if f.vectorized)

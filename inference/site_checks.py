@@ -101,8 +101,8 @@ def check_observed(name: str, site: Any) -> None:
             )
     try:
         valid = fn.support.check(value)
-    except (NotImplementedError, AttributeError):
-        return
+    except (NotImplementedError, AttributeError, RuntimeError):
+        return  # a support that cannot be checked; the density will tell
     if not bool((valid | ~mask).all()):
         raise ValueError(
             f"observed site '{name}' has values outside the support of its distribution "

@@ -79,6 +79,7 @@ class Part:
 
     plan: Plan
     posteriors: dict[str, Tensor]
+    log_prior: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,10 @@ class Statistics:
             groups,
             self.parts + other.parts,
         )
+
+    def __repr__(self) -> str:
+        pieces = f", {len(self.parts)} pieces of data" if len(self.parts) > 1 else ""
+        return f"Statistics(log_likelihood={self.log_likelihood:.6f}{pieces})"
 
     def __radd__(self, other: object) -> Statistics:
         return self if other == 0 else NotImplemented  # so that sum([...]) works

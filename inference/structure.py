@@ -47,6 +47,7 @@ class Parameter:
     plates: tuple[str, ...]
     has_prior: bool
     start: Tensor
+    is_module_parameter: bool = False
 
     def to_constrained(self, unconstrained: Tensor) -> Tensor:
         """Maps free reals to the parameter's support."""
@@ -99,8 +100,8 @@ class Structure:
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
         """Draws latent and observed sites from the model at ``params``."""
-        with _At(params), Promoted():
-            return poutine.trace(poutine.uncondition(self.model)).get_trace(
+        with _At(params, draw_data=True), Promoted():
+            return poutine.trace(self.model).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
             )
 
@@ -135,7 +136,7 @@ def read_structure(
     for name, site in _statements(plain):
         frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
         if site["type"] == "param":
-            parameters[name] = _param_parameter(name, site)
+            parameters[name] = _param_parameter(name, site, model)
             plates[name] = ()
             continue
         check_plates(site)
@@ -189,13 +190,17 @@ def _first_run(model: Model, arguments: Arguments, start: Mapping[str, Tensor]) 
 class _At(Messenger):
     """Fixes parameter sites at given values, others at their default start; never draws them."""
 
-    def __init__(self, params: Mapping[str, Tensor], fix_latents: bool = False) -> None:
+    def __init__(
+        self, params: Mapping[str, Tensor], fix_latents: bool = False, draw_data: bool = False
+    ) -> None:
         super().__init__()
-        self.params, self.fix_latents = params, fix_latents
+        self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
 
     def _pyro_sample(self, msg: Any) -> None:
-        drawn = msg["infer"].get("was_observed")  # data sites that `simulate` draws
-        if msg["is_observed"] or msg["done"] or drawn:
+        if self.draw_data and msg["is_observed"] and not _is_computed(msg):
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+            return
+        if msg["is_observed"] or msg["done"]:
             return
         if not _is_continuous(msg["fn"]):
             msg["infer"]["enumerate"] = "parallel"  # whatever the model asks for
@@ -214,6 +219,11 @@ class _At(Messenger):
         if msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]
             msg["done"] = True
+
+
+def _is_computed(site: Any) -> bool:
+    """Whether a site is a ``pyro.deterministic`` or ``pyro.factor`` statement: nothing to draw."""
+    return bool(site["infer"].get("_deterministic")) or type(site["fn"]).__name__ == "Unit"
 
 
 def default_value(fn: TorchDistributionMixin) -> Tensor:
@@ -282,12 +292,21 @@ def _role(name: str, site: Any, integrate: Mapping[str, Any]) -> str:
     return "latent"
 
 
-def _param_parameter(name: str, site: Any) -> Parameter:
+def _param_parameter(name: str, site: Any, model: Model) -> Parameter:
     # A PyroModule states its constraints to the parameter store, not at the site.
     given = site["kwargs"].get("constraint", constraints.real)
     support = pyro.get_param_store()._constraints.get(name, given)
+    if "$$$" in name:
+        module = name.split("$$$")[0]
+        raise ValueError(
+            f"the model registers the torch module '{module}' with pyro.module, whose weights "
+            "cannot be set from outside; make it a pyro.nn.PyroModule (for instance "
+            "PyroModule[torch.nn.Linear](...)), called inside the model."
+        )
     value = site["value"].detach().clone()
-    return Parameter(name, support, value.shape, (), has_prior=False, start=value)
+    # A PyroParam is registered as "..._unconstrained", an ordinary parameter by its own name.
+    own = isinstance(model, torch.nn.Module) and name in dict(model.named_parameters())
+    return Parameter(name, support, value.shape, (), False, value, is_module_parameter=own)
 
 
 def _sample_parameter(name: str, site: Any, plates: tuple[str, ...]) -> Parameter:

@@ -31,7 +31,7 @@ from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
 from ember.inference.step_sizes import ScaledAdam, curvatures, natural_lengths
 from ember.inference.structure import Model
-from ember.inference.validation import check_rows
+from ember.inference.validation import check_rows, check_settable
 
 __all__ = ["SVI"]
 
@@ -129,8 +129,12 @@ class SVI:
         """
         began = time.perf_counter()
         with sheltered(self.seed, (args, kwargs)):
-            plan = build_plan(self.model, prepare(args, kwargs), "map")
+            model = self.model
+            if isinstance(model, torch.nn.Module):
+                model = copy.deepcopy(model).double()  # training must not touch the user's own
+            plan = build_plan(model, prepare(args, kwargs), "map")
             check_rows(plan)
+            check_settable(plan)
             start = starting_params(plan, self.init)
             guide = make_guide(self.guide, plan, start)
             return self._run(plan, guide, start, began)

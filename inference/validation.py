@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ember.inference.maximisation import updates
 from ember.inference.plan import Plan
 
-__all__ = ["check_local_parameters", "check_rows"]
+__all__ = ["check_local_parameters", "check_rows", "check_settable"]
 
 
 def check_rows(plan: Plan) -> None:
@@ -18,7 +19,7 @@ def check_rows(plan: Plan) -> None:
     if plan.row is None:
         return
     rows = plan.sizes[plan.row]
-    if rows < 2:
+    if rows < 2 and not plan.structure.steps:  # one sequence has many steps
         raise ValueError(
             f"the data have {rows} row; estimating the parameters of a model needs at least 2: "
             "pass more rows."
@@ -26,7 +27,7 @@ def check_rows(plan: Plan) -> None:
     for name, symbol in plan.latent_symbols.items():
         states, plates = plan.sizes[symbol], plan.sites[name].plates
         places = math.prod(plan.sizes[plate] for plate in plates)
-        if plan.row in plates and states > places:
+        if plan.row in plates and states > places and name not in plan.structure.steps:
             raise ValueError(
                 f"latent site '{name}' has {states} states but occurs in only {places} rows; "
                 "use fewer components, or pass more rows."
@@ -63,3 +64,22 @@ def _is_latent(name: str, other: str) -> str:
         "so it is a latent variable, which this version cannot integrate; write the marginal "
         f"distribution instead, or pass integrate={{'{name}': None}} to estimate the joint mode."
     )
+
+
+def check_settable(plan: Plan) -> None:
+    """Refuses parameters of torch modules that the model reads past Pyro's back.
+
+    A ``PyroModule`` announces an ordinary ``torch.nn.Parameter`` to Pyro but goes on to use its
+    own value, so nobody can set it from outside.
+
+    Raises:
+        ValueError: Naming the parameter and the remedy.
+    """
+    for update in updates(plan):
+        parameter = plan.structure.parameters[update.name]
+        if update.how == "fixed" and parameter.is_module_parameter:
+            raise ValueError(
+                f"parameter '{update.name}' is an ordinary torch.nn.Parameter, which cannot be set "
+                "from outside; make it a pyro.nn.PyroParam, for instance "
+                "module.weight = PyroParam(module.weight.detach().clone())."
+            )
