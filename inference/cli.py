@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from ember.inference.command_line import help_text, parse
 from ember.inference.comparison import Comparison, Method, compare
@@ -183,7 +184,8 @@ def _arguments(
     if options.components is not None:
         # Chains call their number of components "states".
         count = "states" if "states" in names and "components" not in names else "components"
-        kwargs.setdefault(count, options.components)
+        if kwargs.setdefault(count, options.components) != options.components:
+            raise UsageError(f"--components and --option {count}=... disagree; give one of them.")
     for name in kwargs:
         if name not in names and not takes_any:
             raise UsageError(
@@ -200,7 +202,20 @@ def _arguments(
     columns = None
     if options.columns is not None:
         columns = [name.strip() for name in options.columns.split(",")]
-    return read_table(options.data, columns, _say), kwargs
+    if options.frequency is None:
+        return read_table(options.data, columns, _say), kwargs
+    if "frequency" not in names:
+        raise UsageError(f"model '{options.model}' takes no frequencies; leave out --frequency.")
+    if columns is not None and options.frequency not in columns:
+        columns.append(options.frequency)
+    table = read_table(options.data, columns, _say)
+    if options.frequency not in table.columns or table.shape[1] < 2:
+        raise UsageError(
+            f"--frequency names '{options.frequency}', which is no column of numbers beside the "
+            f"data; the columns are {', '.join(table.columns)}."
+        )
+    kwargs["frequency"] = torch.from_numpy(table.pop(options.frequency).to_numpy(copy=True))
+    return table, kwargs
 
 
 def _data(table: pd.DataFrame, model: str) -> tuple[Any, ...]:

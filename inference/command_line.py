@@ -87,6 +87,9 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--columns", metavar="A,B", help="columns to use; default: all numeric")
     command.add_argument(
+        "--frequency", metavar="COLUMN", help="column that says how often each row was seen"
+    )
+    command.add_argument(
         "--option",
         action="append",
         default=[],

@@ -182,3 +182,18 @@ def test_help_has_examples_and_the_version_is_told(capsys: Captured) -> None:
         assert expected in capsys.readouterr().out
     assert main([]) == 2
     assert "ember fit faithful.csv" in capsys.readouterr().err
+
+
+def test_a_column_of_frequencies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "notices.csv"
+    path.write_text("deaths,days\n0,162\n1,267\n2,271\n3,185\n4,111\n5,61\n6,27\n7,8\n8,3\n9,1\n")
+    command = ["fit", str(path), "--model", "poisson_mixture", "--components", "2"]
+    assert main([*command, "--objective", "mle", "--frequency", "days"]) == 0
+    assert "-1989.9458" in capsys.readouterr().out
+    assert main([*command, "--frequency", "weeks"]) == 2
+    assert "'weeks'" in capsys.readouterr().err
+    assert main([*command, "--option", "components=3"]) == 2
+    assert "disagree" in capsys.readouterr().err
+    chain = ["fit", str(path), "--model", "hidden_markov_poisson", "--components", "2"]
+    assert main([*chain, "--columns", "deaths", "--frequency", "days"]) == 2
+    assert "takes no frequencies" in capsys.readouterr().err
