@@ -88,7 +88,8 @@ def check_observed(name: str, site: Any) -> None:
     if not value.is_floating_point() and not fn.support.is_discrete:
         raise TypeError(
             f"observed site '{name}' has dtype {value.dtype} but its distribution "
-            f"({type(fn).__name__}) is continuous; convert the data with x.double()."
+            f"({type(fn).__name__}) is continuous; convert the data to floating "
+            "point with x.double() (a tensor) or x.astype(float) (an array or data frame)."
         )
     mask = _observed_mask(site)
     if value.is_floating_point():

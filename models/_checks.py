@@ -62,7 +62,7 @@ def check_floats(x: Tensor) -> None:
     if x.dtype not in FLOATS:
         raise TypeError(
             f"`x` must have a floating dtype, float32 or float64, not {x.dtype}: "
-            "convert it with x.double()."
+            "convert it with x.double() (a tensor) or x.astype(float) (an array or data frame)."
         )
     check_finite(x)
 
