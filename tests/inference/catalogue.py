@@ -6,9 +6,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import ember.models
+from ember.models import (
+    bernoulli_mixture,
+    categorical_mixture,
+    gaussian_mixture,
+    hidden_markov_categorical,
+    hidden_markov_gaussian,
+    hidden_markov_poisson,
+    poisson_mixture,
+)
 
 Case = tuple[str, Tensor, dict[str, Any]]
+
+MODELS: dict[str, Callable[..., Any]] = {
+    model.__name__: model
+    for model in (
+        bernoulli_mixture,
+        categorical_mixture,
+        gaussian_mixture,
+        hidden_markov_categorical,
+        hidden_markov_gaussian,
+        hidden_markov_poisson,
+        poisson_mixture,
+    )
+}
 
 
 def _points(seed: int, rows: int = 60) -> Tensor:
@@ -50,8 +71,7 @@ CASES: list[Case] = [
 
 def model_of(case: Case) -> Callable[..., Any]:
     """The model function of a case."""
-    model: Callable[..., Any] = getattr(ember.models, case[0])
-    return model
+    return MODELS[case[0]]
 
 
 def case_id(case: Case) -> str:

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from pyro import poutine
 from torch import Tensor
 
-import ember.models
 from ember.inference import EM, Fit
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.initialisation import starting_params
 from ember.inference.labels import align, canonical_order, component_axes, numberings, permute
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
+from ember.models import gaussian_mixture, poisson_mixture
 from tests.inference.catalogue import CASES, Case, case_id, model_of
 
 AXES = {
@@ -62,7 +62,7 @@ def test_renumbering_leaves_every_density_as_it_was(case: Case) -> None:
 def test_any_permutation_of_states_is_undone_by_aligning(order: list[int], seed: int) -> None:
     x = torch.randn(30, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     with sheltered(seed):
-        plan = build_plan(ember.models.gaussian_mixture, prepare((x,), {"components": 4}))
+        plan = build_plan(gaussian_mixture, prepare((x,), {"components": 4}))
         params = starting_params(plan, "random")
     moved = permute(plan, params, "assignment", order)
     with torch.no_grad():
@@ -91,8 +91,8 @@ def test_a_chain_is_renumbered_as_a_whole() -> None:
 
 def test_fits_of_different_data_are_matched_by_their_parameters() -> None:
     x = CASES[0][1]
-    one = EM(ember.models.gaussian_mixture, seed=0).fit(x[:40], components=2)
-    two = EM(ember.models.gaussian_mixture, seed=0).fit(x[10:], components=2)
+    one = EM(gaussian_mixture, seed=0).fit(x[:40], components=2)
+    two = EM(gaussian_mixture, seed=0).fit(x[10:], components=2)
     turned = as_fit(two.plan, permute(two.plan, two.params, "assignment", [1, 0]))
     for fit in (two, turned):
         near = (align(one, fit)["locs"] - one.params["locs"]).abs().max()
@@ -124,7 +124,7 @@ def test_states_that_the_model_tells_apart_keep_their_numbers() -> None:
 def test_a_prior_that_tells_states_apart_keeps_their_numbers() -> None:
     x = CASES[0][1]
     prior = {"concentration": torch.tensor([2.0, 9.0], dtype=torch.float64)}
-    fit = EM(ember.models.gaussian_mixture, seed=0).fit(x, components=2, prior=prior)
+    fit = EM(gaussian_mixture, seed=0).fit(x, components=2, prior=prior)
     turned = as_fit(fit.plan, permute(fit.plan, fit.params, "assignment", [1, 0]))
     assert torch.equal(align(fit, turned)["weights"], turned.params["weights"])
 
@@ -178,7 +178,7 @@ def test_what_is_no_latent_and_what_is_no_permutation_is_refused() -> None:
 def test_relabel_sorts_by_share_by_site_and_as_told() -> None:
     x = torch.cat([torch.full((30,), 9.0), torch.full((10,), 1.0), torch.full((20,), 4.0)])
     x = x + torch.arange(60) % 2
-    fit = EM(ember.models.poisson_mixture, seed=0).fit(x, components=3)
+    fit = EM(poisson_mixture, seed=0).fit(x, components=3)
     by_share = fit.relabel()
     assert bool((by_share.params["weights"].diff() <= 0).all())
     by_rate = fit.relabel("rates")
@@ -194,7 +194,7 @@ def test_relabel_sorts_by_share_by_site_and_as_told() -> None:
 
 def test_relabel_refuses_what_it_cannot_do() -> None:
     x = torch.arange(8.0)
-    fit = EM(ember.models.poisson_mixture, seed=0).fit(x, components=2)
+    fit = EM(poisson_mixture, seed=0).fit(x, components=2)
     with pytest.raises(ValueError, match="no permutation"):
         fit.relabel([0, 0])
     with pytest.raises(ValueError, match="'sizes' is not indexed"):
@@ -202,6 +202,6 @@ def test_relabel_refuses_what_it_cannot_do() -> None:
     with pytest.raises(ValueError, match="'who' is not a latent site"):
         fit.relabel(latent="who")
     asymmetric = {"shape": torch.tensor([2.0, 9.0])}
-    fit = EM(ember.models.poisson_mixture, seed=0).fit(x, components=2, prior=asymmetric)
+    fit = EM(poisson_mixture, seed=0).fit(x, components=2, prior=asymmetric)
     with pytest.raises(ValueError, match="tell them apart"):
         fit.relabel([1, 0])

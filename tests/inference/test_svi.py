@@ -14,12 +14,13 @@ from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoN
 from torch import Tensor
 from torch.distributions import constraints
 
-import ember.models
 from ember.inference import EM, SVI, Fit
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
 from ember.inference.elbo import PlanELBO
 from ember.inference.planning import build_plan
+from ember.models import __all__ as every_model
+from ember.models import gaussian_mixture
 from tests.inference.catalogue import CASES, Case, case_id, model_of
 
 each_case = pytest.mark.parametrize("case", CASES, ids=case_id)
@@ -49,7 +50,7 @@ X = torch.tensor([-2.1, -1.7, -2.6, -1.2, 1.4, 2.2, 2.9, 1.9, 2.4], dtype=torch.
 
 
 def test_no_model_is_forgotten() -> None:
-    assert {case[0] for case in CASES} == set(ember.models.__all__)
+    assert {case[0] for case in CASES} == set(every_model)
 
 
 @each_case
@@ -90,8 +91,8 @@ def test_svi_reaches_the_optimum_of_em(case: Case) -> None:
 @pytest.mark.parametrize("units", [1e-4, 1e5])
 def test_the_default_optimiser_does_not_care_for_units(units: float) -> None:
     x = CASES[0][1] * torch.tensor([units, 1.0 / units], dtype=torch.float64)
-    best = EM(ember.models.gaussian_mixture, seed=0).fit(x, components=2)
-    fit = SVI(ember.models.gaussian_mixture, steps=200, seed=0).fit(x, components=2)
+    best = EM(gaussian_mixture, seed=0).fit(x, components=2)
+    fit = SVI(gaussian_mixture, steps=200, seed=0).fit(x, components=2)
     assert fit.log_posterior == pytest.approx(best.log_posterior, abs=1e-5)
 
 
