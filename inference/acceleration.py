@@ -159,7 +159,7 @@ class _Squarem:
             return 1.0, None
         # Coordinates on the boundary cannot be extrapolated; they take the second EM step.
         x = torch.where(usable, x0 + 2.0 * length * r + length**2 * v, x2)
-        params = self._coordinates.unflatten(x, second)
+        params = self._coordinates.unflatten(x)
         return length, params if _is_finite(params) else None
 
 
@@ -204,7 +204,7 @@ class _Anderson:
         weights = torch.linalg.lstsq(differences, residuals[-1], driver="gelsd").solution
         images = torch.stack(self._images)
         mixed = flat - (images[1:] - images[:-1]).T @ weights
-        params = self._coordinates.unflatten(mixed, image)
+        params = self._coordinates.unflatten(mixed)
         return params if _is_finite(params) else None
 
 
@@ -264,7 +264,7 @@ class _Lbfgs:
             return None
         length = 1.0
         for _ in range(self.HALVINGS):
-            params = self._coordinates.unflatten(point + length * direction, current.params)
+            params = self._coordinates.unflatten(point + length * direction)
             if _is_finite(params):
                 after = self._em.e_step(params)
                 if after.objective >= current.objective + self.ARMIJO * length * slope:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.distributions import transform_to
 
 from ember.inference.statistics import Statistics
 from ember.inference.structure import Parameter
@@ -20,32 +21,33 @@ class Coordinates:
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self._parameters = list(parameters.values())
+        self._shapes = [
+            torch.Size(transform_to(p.support).inverse_shape(p.shape)) for p in self._parameters
+        ]
 
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """The unconstrained vector; infinite where a parameter lies on its boundary."""
         return torch.cat([p.to_unconstrained(params[p.name]).reshape(-1) for p in self._parameters])
 
-    def unflatten(self, vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Constrained parameters; ``like`` gives the shapes."""
-        params, start = {}, 0
-        for parameter in self._parameters:
-            shape = parameter.to_unconstrained(like[parameter.name]).shape
-            piece = vector[start : start + shape.numel()].reshape(shape)
-            params[parameter.name] = parameter.to_constrained(piece).expand(parameter.shape)
-            start += shape.numel()
-        return params
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Constrained parameters."""
+        pieces = vector.split([shape.numel() for shape in self._shapes])
+        return {
+            p.name: p.to_constrained(piece.reshape(shape)).expand(p.shape)
+            for p, piece, shape in zip(self._parameters, pieces, self._shapes, strict=True)
+        }
 
     def jittered(self, params: Mapping[str, Tensor], by: float = 0.01) -> dict[str, Tensor]:
         """Parameters with a little noise, relative to the size of each coordinate."""
         flat = self.flatten(params)
         noisy = flat + by * flat.abs().clamp_min(by) * torch.randn(flat.shape)
-        return self.unflatten(torch.where(torch.isfinite(flat), noisy, flat), params)
+        return self.unflatten(torch.where(torch.isfinite(flat), noisy, flat))
 
     def gradient(self, statistics: Statistics) -> Tensor:
         """The gradient of the objective at ``statistics.params``, by Fisher's identity."""
         with torch.enable_grad():
             free = self.flatten(statistics.params).requires_grad_()
-            params = self.unflatten(free, statistics.params)
+            params = self.unflatten(free)
             value = statistics.plan.expected_log_joint(statistics, params)
             (gradient,) = torch.autograd.grad(value, free)
         return gradient

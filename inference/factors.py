@@ -1,9 +1,9 @@
 """One site of the model as a function of the parameters: its log probability, dims named.
 
-Three kinds, fastest first. A ``FormFactor`` is an exponential family with known slots: its log
-probability is one matrix product of natural parameters and sufficient statistics. A
-``DensityFactor`` rebuilds the site's distribution from its arguments. A ``ModelFactor`` asks the
-model itself, by running it.
+Three ways, fastest first. A ``FormFactor`` is an exponential family with known slots: its log
+probability is one matrix product of natural parameters and sufficient statistics. A ``Density``
+rebuilds the site's distribution from its arguments. All other sites are asked of the model itself,
+by running it (``opaque.py``).
 """
 
 from collections.abc import Mapping

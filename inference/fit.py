@@ -168,7 +168,7 @@ class Fit:
         if not args and not kwargs:
             return self.plan
         model, old = self.plan.structure.model, self.plan.structure.arguments
-        names = _positional(model)[: len(args)]
+        names = list(_signature(model))[: len(args)]
         rows = self.plan.sizes[self.plan.row] if self.plan.row else -1
         others = {n: v for n, v in old.kwargs.items() if n not in names}
         kept = {**(_without_rows(model, others, rows) if args else others), **kwargs}
@@ -227,21 +227,18 @@ def _fresh(seed: int | None) -> int:
     return int(torch.randint(2**31, ())) if seed is None else seed
 
 
-def _positional(model: Any) -> list[str]:
-    """Names of the model's arguments in their order, as far as they can be known."""
+def _signature(model: Any) -> Mapping[str, inspect.Parameter]:
+    """The model's arguments in their order, as far as they can be known."""
     try:
-        return list(inspect.signature(model).parameters)
+        return inspect.signature(model).parameters
     except (TypeError, ValueError):
-        return []
+        return {}
 
 
 def _without_rows(model: Any, kwargs: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Keyword arguments that can go with new data: weights of the old rows cannot."""
-    try:
-        parameters = inspect.signature(model).parameters
-    except (TypeError, ValueError):
-        return dict(kwargs)
-    optional = {n for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    parameters = _signature(model).items()
+    optional = {name for name, p in parameters if p.default is not inspect.Parameter.empty}
     return {
         name: value
         for name, value in kwargs.items()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.conjugacy import pseudo_statistics
+from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import check_maximiser, check_scales
 from ember.inference.families import contribution_to_maximiser
 from ember.inference.least_squares import solve_coefficients
@@ -268,27 +269,17 @@ def _numerical(
     plan: Plan, names: list[str], statistics: Statistics, params: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """L-BFGS on the expected log joint over the named parameters, the others held fixed."""
-    parameters = [plan.structure.parameters[name] for name in names]
-    start = [p.to_unconstrained(params[p.name]).detach() for p in parameters]
-    shapes = [value.shape for value in start]
-    sizes = [value.numel() for value in start]
-
-    def unflatten(flat: Tensor) -> dict[str, Tensor]:
-        pieces = flat.split(sizes)
-        return {
-            p.name: p.to_constrained(piece.reshape(shape)).expand(p.shape)
-            for p, piece, shape in zip(parameters, pieces, shapes, strict=True)
-        }
+    coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
 
     def negative(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
         free = torch.from_numpy(flat.copy()).requires_grad_()
-        value = -plan.expected_log_joint(statistics, {**params, **unflatten(free)})
+        value = -plan.expected_log_joint(statistics, {**params, **coordinates.unflatten(free)})
         (gradient,) = torch.autograd.grad(value, free)
         if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
             return float("inf"), np.zeros_like(flat)
         return float(value.detach()), gradient.numpy()
 
-    flat = torch.cat([value.reshape(-1) for value in start]).nan_to_num(posinf=50.0, neginf=-50.0)
+    flat = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
     before, _ = negative(flat.numpy())
     found = scipy.optimize.minimize(
         negative, flat.numpy(), jac=True, method="L-BFGS-B",
@@ -297,5 +288,5 @@ def _numerical(
     if not found.fun < before:
         return params
     with torch.no_grad():
-        moved = unflatten(torch.from_numpy(np.asarray(found.x)))
+        moved = coordinates.unflatten(torch.from_numpy(np.asarray(found.x)))
     return {**params, **{name: value.detach().clone() for name, value in moved.items()}}

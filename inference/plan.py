@@ -67,7 +67,7 @@ class Plan:
         :math:`p(z, x \mid \theta)^\beta`; the log likelihood is then that of the tempered model.
         """
         with torch.no_grad():
-            natural = {key: group.natural_parameters(params) for key, group in self.groups.items()}
+            natural = self.natural_parameters(params)
             if self.kernel is not None and temper == 1.0:
                 total, gradient = self.kernel(natural)
                 sums = {key: (group, gradient[key]) for key, group in self.groups.items()}
@@ -109,7 +109,7 @@ class Plan:
             weights: For every factor, the posterior weight of each entry of its tensor.
         """
         with torch.no_grad():
-            natural = {key: group.natural_parameters(params) for key, group in self.groups.items()}
+            natural = self.natural_parameters(params)
             other = self.other_log_probs(params)
         leaves = [t.requires_grad_() for t in natural.values()]
         with torch.enable_grad():
@@ -134,6 +134,10 @@ class Plan:
         return Statistics(
             log_likelihood, log_prior, fixed, groups, (Part(self, posteriors, log_prior),)
         )
+
+    def natural_parameters(self, params: Params) -> dict[tuple[Any, ...], Tensor]:
+        """``eta`` of every group's cells."""
+        return {key: group.natural_parameters(params) for key, group in self.groups.items()}
 
     def tensors(
         self, natural: Mapping[tuple[Any, ...], Tensor], other: Mapping[str, Tensor]
@@ -174,7 +178,7 @@ class Plan:
         return rows.expand(self.sizes[self.row]) if self.row else rows
 
     def _all_tensors(self, params: Params) -> list[Tensor]:
-        natural = {key: group.natural_parameters(params) for key, group in self.groups.items()}
+        natural = self.natural_parameters(params)
         return self.tensors(natural, self.other_log_probs(params))
 
     def posterior(

@@ -77,9 +77,10 @@ def read_site(name: str, structure: Structure, probes: Probes, start: Any) -> Si
     plates = frozenset(symbols[f.dim] for f in site["cond_indep_stack"] if f.vectorized)
     inner = tuple(fn.event_shape[: unwrapped.reinterpreted]) if unwrapped.reinterpreted else ()
     mask = _full_mask(unwrapped.mask, site["mask"], len(inner))
-    form, density, reason = _family(name, structure, probes, inner, mask, _dummy(site, mask))
+    dummy = _dummy(site, mask)
+    form, density, reason = _family(name, structure, probes, inner, mask, dummy)
     return Site(
-        name, value, Layout(outer, len(inner)), plates, inner, mask, _dummy(site, mask),
+        name, value, Layout(outer, len(inner)), plates, inner, mask, dummy,
         fn.event_dim, form, density, reason,
     )  # fmt: skip
 

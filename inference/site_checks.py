@@ -14,30 +14,18 @@ __all__ = [
     "check_local",
     "check_observed",
     "check_plates",
-    "check_subsample",
 ]
 
 
 def check_plates(site: Any) -> None:
-    """Refuses a plate that was given some of its rows."""
+    """Refuses a plate that shows only some of its rows."""
     for frame in site["cond_indep_stack"]:
         full = frame.full_size
         if full is not None and frame.size < full:
-            raise ValueError(_subsamples(frame.name, frame.size, full))
-
-
-def _subsamples(name: str, shown: int, size: int) -> str:
-    return (
-        f"plate '{name}' subsamples {shown} of {size} rows; EM uses all of the data: "
-        "remove subsample_size (and subsample) from the plate."
-    )
-
-
-def check_subsample(name: str, site: Any) -> None:
-    """Refuses a plate that draws some of its rows."""
-    size, subsample = site["fn"].size, site["fn"].subsample_size
-    if subsample is not None and subsample < size:
-        raise ValueError(_subsamples(name, subsample, size))
+            raise ValueError(
+                f"plate '{frame.name}' subsamples {frame.size} of {full} rows; EM uses all of the "
+                "data: remove subsample_size (and subsample) from the plate."
+            )
 
 
 def check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:

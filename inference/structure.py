@@ -29,7 +29,6 @@ from ember.inference.site_checks import (
     check_local,
     check_observed,
     check_plates,
-    check_subsample,
 )
 
 __all__ = ["Parameter", "Structure", "default_value", "read_structure"]
@@ -247,9 +246,8 @@ def _statements(trace: Trace) -> Iterator[tuple[str, Any]]:
         if site["type"] == "param":
             yield name, site
         elif site["type"] == "sample":
-            if type(site["fn"]).__name__ == "_Subsample":
-                check_subsample(name, site)
-            elif not site["infer"].get("_deterministic"):
+            subsample = type(site["fn"]).__name__ == "_Subsample"
+            if not subsample and not site["infer"].get("_deterministic"):
                 yield name, site
 
 

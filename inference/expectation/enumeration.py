@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Contraction", "Factor", "Scale", "align"]
+__all__ = ["Contraction", "Factor", "Scale", "align", "same_scale"]
 
 
 View = tuple[tuple[int, ...], tuple[int, ...]]  # a permutation, and positions in it (-1: new dim)
@@ -187,7 +187,7 @@ class Contraction:
         return _Item(slot, frozenset(rest), items[0].plates, items[0].scale)
 
     def _rescale(self, item: _Item, scale: Scale | None) -> _Item:
-        if _same(item.scale, scale):
+        if same_scale(item.scale, scale):
             return item
         if scale is not None and item.scale is None:
             raise ValueError(
@@ -218,7 +218,7 @@ class Contraction:
         name, scale = self._latents[first]
         for symbol in others:
             other, its = self._latents[symbol]
-            if not _same(scale, its):
+            if not same_scale(scale, its):
                 raise ValueError(
                     f"latent sites '{name}' and '{other}' depend on each other but have different "
                     "poutine.scale weights; give them the same scale."
@@ -246,11 +246,7 @@ class Contraction:
 def _run(step: _Step, slots: list[Tensor], maximum: bool) -> Tensor:
     total: Tensor | None = None
     for slot, permutation, shape in step.inputs:
-        tensor = slots[slot]
-        if permutation:
-            tensor = tensor.permute(permutation).reshape(
-                [size if keep else 1 for keep, size in _sizes(shape, tensor, permutation)]
-            )
+        tensor = _seen(slots[slot], (permutation, shape))
         total = tensor if total is None else total + tensor
     assert total is not None
     if step.reduce == "latent":
@@ -263,20 +259,8 @@ def _run(step: _Step, slots: list[Tensor], maximum: bool) -> Tensor:
     return total
 
 
-def _sizes(
-    shape: tuple[int, ...], tensor: Tensor, permutation: tuple[int, ...]
-) -> list[tuple[bool, int]]:
-    """Sizes of a view: ``shape`` holds positions into the permutation, -1 for a new dim."""
-    return [
-        (position >= 0, tensor.size(permutation[position]) if position >= 0 else 1)
-        for position in shape
-    ]
-
-
-def _view(
-    layout: tuple[str, ...], union: tuple[str, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How to bring a tensor of ``layout`` to dims ``union``: permutation, then inserted dims."""
+def _view(layout: tuple[str, ...], union: tuple[str, ...]) -> View:
+    """How to bring a tensor of ``layout`` to dims ``union``; empty if nothing is to be done."""
     if layout == union:
         return (), ()
     kept = [symbol for symbol in union if symbol in layout]
@@ -285,16 +269,22 @@ def _view(
     return permutation, shape
 
 
+def _seen(tensor: Tensor, view: View) -> Tensor:
+    """A tensor through a view; a scalar broadcasts as it is."""
+    permutation, shape = view
+    if not permutation:
+        return tensor
+    moved = tensor.permute(permutation)
+    return moved.reshape([moved.size(place) if place >= 0 else 1 for place in shape])
+
+
 def align(tensor: Tensor, dims: tuple[str, ...], union: tuple[str, ...]) -> Tensor:
     """Brings a tensor of named dims to ``union``, with size 1 for the dims it lacks."""
-    permutation, shape = _view(dims, union)
-    if dims == union:
-        return tensor
-    sizes = [tensor.size(permutation[p]) if p >= 0 else 1 for p in shape]
-    return tensor.permute(permutation).reshape(sizes)
+    return _seen(tensor, _view(dims, union))
 
 
-def _same(left: Scale | None, right: Scale | None) -> bool:
+def same_scale(left: Scale | None, right: Scale | None) -> bool:
+    """Whether two weights are equal, entry by entry."""
     if left is None or right is None:
         return left is right
     return left.dims == right.dims and torch.equal(left.tensor, right.tensor)

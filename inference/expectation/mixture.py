@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember.inference.expectation.enumeration import Factor
+from ember.inference.expectation.enumeration import Factor, same_scale
 from ember.inference.factors import FormFactor
 
 __all__ = ["MixtureKernel", "mixture_kernel"]
@@ -98,12 +98,10 @@ def mixture_kernel(
     data: list[tuple[Any, FormFactor]] = []
     scale = factors[0].scale
     for factor in factors:
-        if factor.name not in forms or factor.plates != {row} or factor.scale is not scale:
-            if factor.name not in forms or factor.plates != {row}:
-                return None
-            other = factor.scale
-            if scale is None or other is None or not torch.equal(scale.tensor, other.tensor):
-                return None
+        if factor.name not in forms or factor.plates != {row}:
+            return None
+        if not same_scale(factor.scale, scale):
+            return None
         key, form = forms[factor.name]
         if not form.is_product:
             return None
