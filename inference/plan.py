@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import MixtureKernel
 from ember.inference.factors import FormFactor, Site, statistics_of
@@ -56,6 +57,7 @@ class Plan:
     sizes: dict[str, int]
     latent_symbols: dict[str, str] = field(default_factory=dict)
     scales: dict[str, Scale | None] = field(default_factory=dict)
+    chains: dict[str, Chain] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     # -- the E-step ---------------------------------------------------------------------------
@@ -191,13 +193,16 @@ class Plan:
         """
         probes = []
         for name in names:
-            dims = (self.latent_symbols[name], *self._plate_order(name))
+            dims = (self.latent_symbols[name], *self.places(name))
             shape = tuple(self.sizes[d] for d in dims)
             kept = tuple(d for d, size in zip(dims, shape, strict=True) if size > 1)
             factor = Factor(name, kept, self.sites[name].plates, self.scales[name])
             probes.append((factor, shape, torch.zeros([s for s in shape if s > 1])))
         contraction = Contraction(
-            (*self.factors, *(factor for factor, _, _ in probes)), self._latents(), self.sizes
+            (*self.factors, *(factor for factor, _, _ in probes)),
+            self._latents(),
+            self.sizes,
+            list(self.chains.values()),
         )
         with torch.no_grad():
             tensors = self._all_tensors(params)
@@ -210,15 +215,22 @@ class Plan:
         for name, (_, shape, zeros), g in zip(names, probes, gradients, strict=True):
             marginal = (torch.ones_like(zeros) if g is None else g).reshape(shape)
             marginal = marginal.movedim(0, -1)
-            out[name] = marginal / marginal.sum(-1, keepdim=True)
+            total = marginal.sum(-1, keepdim=True)
+            # Beyond the end of a chain nothing is known.
+            uniform = torch.full_like(marginal, 1.0 / marginal.shape[-1])
+            out[name] = torch.where(total > 0, marginal / total, uniform)
         return out
 
-    def _plate_order(self, name: str) -> tuple[str, ...]:
-        """Plates of a site from left to right as they stand in its tensors."""
-        return tuple(s for s in self.sites[name].layout.outer if s in self.sites[name].plates)
+    def places(self, name: str) -> tuple[str, ...]:
+        """The dims in which a latent has a value each: its plates, and the steps of a chain."""
+        site = self.sites[name]
+        time = {self.chains[name].time} if name in self.chains else set()
+        return tuple(s for s in site.layout.outer if s in site.plates | time)
 
     def _latents(self) -> dict[str, tuple[str, Scale | None]]:
-        return {s: (name, self.scales[name]) for name, s in self.latent_symbols.items()}
+        found = {s: (name, self.scales[name]) for name, s in self.latent_symbols.items()}
+        found.update({c.previous: found[c.state] for c in self.chains.values()})
+        return found
 
     # -- the objective and what the M-step maximises --------------------------------------------
 
