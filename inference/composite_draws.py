@@ -14,6 +14,8 @@ from ember.inference.composites import Composite
 __all__ = ["draw_composite", "hidden_draws"]
 
 _DRAWN = "_hidden_draws"
+DRAWS = 4_000_000  # numbers held at once
+FEW = 16
 
 
 def draw_composite(msg: Any, data: Tensor) -> None:
@@ -76,26 +78,44 @@ def _shape(frame: Any) -> tuple[int, ...]:
 
 
 def _path(fn: Any, batch: torch.Size, steps: int) -> Tensor:
-    """States of all steps, ``(*batch, T)``."""
-    first = fn.initial_logits.expand(*batch, -1)
-    state = dist.Categorical(logits=first).sample()
+    """States of all steps, ``(*batch, T)``.
+
+    Where each state would lead is drawn first, for all steps at once; the path then follows.
+    """
+    first = fn.initial_logits.expand((*batch, -1))
     states = first.shape[-1]
-    moves = fn.transition_logits.softmax(-1)
+    rows = batch.numel()
+    moves = fn.transition_logits
     times = moves.shape[-3] if moves.dim() > 2 else 1
-    moves = moves.expand(*batch, times, states, states)
+    moves = moves.expand((*batch, times, states, states)).reshape(rows, times, states, states)
+    moves = moves.transpose(0, 1).expand(steps, -1, -1, -1)
     at_once = bool(getattr(type(fn), "emits_at_once", False))
-    # One uniform number for each step, compared with the cumulated row of the present state.
-    ladder = moves.cumsum(-1)
-    ladder[..., -1] = torch.inf
-    uniform = torch.rand(*batch, steps, 1)
-    path = []
-    for t in range(steps):
-        if t or not at_once:
-            row = ladder[..., t if times > 1 else 0, :, :]
-            row = row.gather(-2, state[..., None, None].expand(*batch, 1, states)).squeeze(-2)
-            state = (uniform[..., t, :] >= row).sum(-1)
-        path.append(state)
-    return torch.stack(path, -1)
+    state = dist.Categorical(logits=first.reshape(rows, states)).sample()
+    path = torch.empty(steps, rows, dtype=torch.long)
+    width = max(1, DRAWS // (rows * states * states))
+    for start in range(0, steps, width):
+        leads = dist.Categorical(logits=moves[start : start + width]).sample()
+        if start == 0 and at_once:
+            leads[0] = state.unsqueeze(-1)  # the first state is where it begins
+        if rows <= FEW:
+            path[start : start + width] = _follow(leads, state)
+        else:
+            for t, lead in enumerate(leads, start):
+                state = path[t] = lead.gather(1, state.unsqueeze(1)).squeeze(1)
+        state = path[min(start + width, steps) - 1]
+    return path.T.reshape((*batch, steps))
+
+
+def _follow(leads: Tensor, state: Tensor) -> Tensor:
+    """The path of a few chains, in plain Python: a tensor operation for each step costs more."""
+    paths = []
+    for chain, begin in zip(leads.unbind(1), state.tolist(), strict=True):
+        now, path = begin, []
+        for row in chain.tolist():
+            now = row[now]
+            path.append(now)
+        paths.append(path)
+    return torch.tensor(paths).T
 
 
 def _chosen(fn: Any, choice: Tensor, hidden: list[Tensor]) -> Tensor:

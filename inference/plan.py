@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.expectation.chain import Potentials
 from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import MixtureKernel
@@ -171,15 +172,22 @@ class Plan:
 
     def log_evidence(self, params: Params) -> Tensor:
         """``log p(data | params)``, differentiable with respect to the parameters."""
-        return self.contraction.total(self.contraction(self._all_tensors(params)))
+        return self.contraction.total(self.contraction(self.all_tensors(params)))
 
     def row_log_prob(self, params: Params) -> Tensor:
         """``log p(row | params)`` for every row, unweighted; a scalar if there are no rows."""
-        parts = self.contraction(self._all_tensors(params))
+        parts = self.contraction(self.all_tensors(params))
         rows = self.contraction.by_row(parts, self.row)
         return rows.expand(self.sizes[self.row]) if self.row else rows
 
-    def _all_tensors(self, params: Params) -> list[Tensor]:
+    def chain_potentials(self, params: Params, name: str) -> tuple[Potentials, tuple[str, ...]]:
+        """The log potentials of the chain of a latent site, and the dims of its rows."""
+        with torch.no_grad():
+            tensors = self.all_tensors(params)
+            return self.contraction.potentials(tensors, self.latent_symbols[name])
+
+    def all_tensors(self, params: Params) -> list[Tensor]:
+        """The log probability of every factor at ``params``."""
         natural = self.natural_parameters(params)
         return self.tensors(natural, self.other_log_probs(params))
 
@@ -200,12 +208,12 @@ class Plan:
             probes.append((factor, shape, torch.zeros([s for s in shape if s > 1])))
         contraction = Contraction(
             (*self.factors, *(factor for factor, _, _ in probes)),
-            self._latents(),
+            self.latents(),
             self.sizes,
             list(self.chains.values()),
         )
         with torch.no_grad():
-            tensors = self._all_tensors(params)
+            tensors = self.all_tensors(params)
         with torch.enable_grad():
             leaves = [zeros.requires_grad_() for _, _, zeros in probes]
             parts = contraction([*tensors, *leaves], maximum)
@@ -227,7 +235,8 @@ class Plan:
         time = {self.chains[name].time} if name in self.chains else set()
         return tuple(s for s in site.layout.outer if s in site.plates | time)
 
-    def _latents(self) -> dict[str, tuple[str, Scale | None]]:
+    def latents(self) -> dict[str, tuple[str, Scale | None]]:
+        """The site and the scale of every dim that is summed over."""
         found = {s: (name, self.scales[name]) for name, s in self.latent_symbols.items()}
         found.update({c.previous: found[c.state] for c in self.chains.values()})
         return found

@@ -122,19 +122,12 @@ def predictions(chains: Potentials) -> Tensor:
 
     Past the end of a chain its state keeps moving unobserved.
     """
-    ends = chains.lengths
-    emission = chains.emission
-    if ends is not None:
-        beyond = torch.arange(len(emission)).unsqueeze(1) >= ends
+    emission, moves = chains.emission, chains.transition
+    if chains.lengths is not None:
+        beyond = torch.arange(len(emission)).unsqueeze(1) >= chains.lengths
         emission = emission.masked_fill(beyond.unsqueeze(-1), 0.0)
-    filtered, _ = _filtered(Potentials(chains.initial, chains.transition, emission))
-    last = len(chains.transition) - 1
-    moves = torch.cat([chains.transition, chains.transition[last:]]) if last else chains.transition
+    _, filtered, _ = log_forward_backward(Potentials(chains.initial, moves, emission))
+    if len(moves) > 1:  # the last one leads past the data
+        moves = torch.cat([moves, moves[-1:]])
     ahead = torch.logsumexp(filtered.unsqueeze(-1) + moves, -2)
-    first = chains.initial.unsqueeze(0)
-    return torch.cat([first, ahead]).softmax(-1)
-
-
-def _filtered(chains: Potentials) -> tuple[Tensor, Tensor]:
-    evidence, filtered, _ = log_forward_backward(chains)
-    return filtered, evidence
+    return torch.cat([chains.initial.unsqueeze(0), ahead]).softmax(-1)

@@ -18,7 +18,7 @@ from torch import Tensor
 __all__ = ["Blocks", "Potentials", "cut"]
 
 WHOLE_FROM = 48  # sequences in a batch from which on blocks cost more than they save
-MIN_STEPS = 64
+MIN_STEPS = 64  # in a chain from which on blocks save anything
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ class Blocks:
         return apart.transpose(0, 1).flatten(0, 1)[:steps]
 
 
-def cut(chains: Potentials) -> Blocks:
-    """Cuts chains into as many blocks as make the run short."""
+def cut(chains: Potentials, count: int | None = None) -> Blocks:
+    """Cuts chains into ``count`` blocks, or into as many as make the run short."""
     steps, rows, states = chains.emission.shape
-    count = 1
-    if rows < WHOLE_FROM and steps >= MIN_STEPS:
-        count = max(1, round(math.sqrt(steps / rows)))
+    if count is None:
+        short = rows >= WHOLE_FROM or steps < MIN_STEPS
+        count = 1 if short else max(1, round(math.sqrt(steps / rows)))
     length = -(-steps // count)
     count = -(-steps // length)
     time = torch.arange(count * length)

@@ -89,6 +89,13 @@ def _times(rows: Tensor, matrix: Tensor) -> Tensor:
     return (rows.unsqueeze(-2) @ matrix).squeeze(-2)
 
 
+def _all_rows(rows: Tensor, matrix: Tensor) -> Tensor:
+    """``(B, K, K)`` times one matrix, or one for each of the B."""
+    if matrix.dim() == 2:
+        return (rows.reshape(-1, rows.shape[-1]) @ matrix).reshape(rows.shape)
+    return rows @ matrix
+
+
 def _forward(blocks: Blocks, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``f_t``, its sums before it was normalised, and the smallest prediction seen."""
     emission = blocks.emission
@@ -104,9 +111,7 @@ def _forward(blocks: Blocks, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]
         if blocks.ragged[i]:
             now = torch.where(blocks.inside[i], now, own)
         predictions[i] = now
-    # Past its end a chain is carried along as it was filtered: nothing is predicted there.
-    smallest = torch.where(blocks.inside, predictions, torch.ones(())).amin()
-    return filtered, sums, smallest
+    return filtered, sums, _smallest(blocks, predictions)
 
 
 def _backward(blocks: Blocks, beyond: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,8 +129,16 @@ def _backward(blocks: Blocks, beyond: Tensor) -> tuple[Tensor, Tensor]:
         torch.mul(back, emission[i], out=own)
         own.div_(own.sum(-1, keepdim=True))
         now = own
-    relative = before / before.amax(-1, keepdim=True)
-    return future, torch.where(blocks.inside, relative, torch.ones(())).amin()
+    return future, _smallest(blocks, before.div_(before.amax(-1, keepdim=True)))
+
+
+def _smallest(blocks: Blocks, entries: Tensor) -> Tensor:
+    """The smallest entry within the chains: past their ends nothing is predicted."""
+    ragged = [i for i, at_end in enumerate(blocks.ragged) if at_end]
+    if ragged:
+        ended = entries[ragged].masked_fill(~blocks.inside[ragged], 1.0)
+        entries = entries.index_copy(0, torch.tensor(ragged), ended)
+    return entries.amin()
 
 
 def _link(blocks: Blocks, first: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -155,19 +168,22 @@ def _transfer(blocks: Blocks) -> tuple[Tensor | None, Tensor]:
     """Each block's product of ``diag(E_t) P``, rows scaled to sum one, and the log scales."""
     rows, states = blocks.emission.shape[1:]
     product = torch.eye(states, dtype=blocks.emission.dtype).expand(rows, -1, -1)
-    scale = blocks.emission.new_zeros(rows, states, 1)
-    smallest = scale.new_ones(())
+    totals = blocks.emission.new_empty(len(blocks.emission), rows, states, 1)
+    lowest = []
     for i in range(len(blocks.emission)):
         weighed = product * blocks.emission[i].unsqueeze(-2)
-        product = weighed @ blocks.matrix(i)
+        product = _all_rows(weighed, blocks.matrix(i))
         if blocks.ragged[i]:
             product = torch.where(blocks.inside[i].unsqueeze(-1), product, weighed)
         total = product.sum(-1, keepdim=True)
-        product = product.div_(total)
-        scale = scale + total.log()
-        seen = torch.where(blocks.inside[i].unsqueeze(-1), product, torch.ones(()))
-        smallest = torch.minimum(smallest, seen.amin())
-    return (product if bool(smallest > LOST) else None), scale.squeeze(-1)
+        product.div_(total)
+        totals[i] = total
+        seen = product
+        if blocks.ragged[i]:
+            seen = torch.where(blocks.inside[i].unsqueeze(-1), product, torch.ones(()))
+        lowest.append(seen.amin())
+    scale = totals.log().sum(0).squeeze(-1)
+    return (product if bool(torch.stack(lowest).amin() > LOST) else None), scale
 
 
 def _lost_factors(blocks: Blocks, filtered: Tensor, predicted: Tensor, rows: int) -> Tensor:

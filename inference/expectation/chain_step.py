@@ -56,6 +56,7 @@ class ChainStep:
     """
 
     chain: Chain
+    rest: tuple[str, ...]
     sizes: tuple[int, ...]
     states: int
     initial: tuple[int, View]
@@ -63,7 +64,7 @@ class ChainStep:
     emissions: tuple[tuple[int, View], ...]
     lengths: Tensor | None
 
-    def potentials(self, seen: Sequence[Tensor], dtype: torch.dtype) -> Potentials:
+    def potentials(self, seen: Sequence[Tensor]) -> Potentials:
         """The inputs, viewed, in the order of initial, move and emissions, as one batch."""
         chain, states = self.chain, self.states
         rows = torch.Size(self.sizes).numel()
@@ -71,7 +72,7 @@ class ChainStep:
         move = prepend_dims(seen[1], 3 + len(self.sizes))
         own = self.sizes if move[:1].numel() > states * states else (1,) * len(self.sizes)
         move = move.expand(-1, *own, states, states).reshape(len(move), -1, states, states)
-        emission = torch.zeros((), dtype=dtype)
+        emission = seen[0].new_zeros(())
         for tensor in seen[2:]:
             emission = emission + tensor
         emission = emission.expand(chain.steps, *self.sizes, states)
@@ -86,5 +87,5 @@ class ChainStep:
 
     def __call__(self, seen: Sequence[Tensor], maximum: bool) -> Tensor:
         """The log evidence of each chain, over ``rest``."""
-        chains = self.potentials(seen, seen[0].dtype)
+        chains = self.potentials(seen)
         return chain_log_evidence(chains, maximum).reshape(self.sizes)

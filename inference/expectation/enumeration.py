@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference.expectation.chain import Potentials
 from ember.inference.expectation.chain_step import Chain, ChainStep
 
 __all__ = ["Contraction", "Factor", "Scale", "align", "same_scale"]
@@ -97,6 +98,17 @@ class Contraction:
         for step in self._steps:
             slots.append(_run(step, slots, maximum))
         return [slots[item.slot] for item in self.results]
+
+    def potentials(
+        self, tensors: Sequence[Tensor], state: str
+    ) -> tuple[Potentials, tuple[str, ...]]:
+        """A chain's potentials, all other latents of its steps summed out; and dims of its rows."""
+        slots = list(tensors)
+        for step in self._steps:
+            if isinstance(step, _ChainRun) and step.step.chain.state == state:
+                return step.step.potentials(step.seen(slots)), step.step.rest
+            slots.append(_run(step, slots, False))
+        raise KeyError(state)
 
     def total(self, parts: Sequence[Tensor], weighted: bool = True) -> Tensor:
         """Sums parts over their plates, each row as often as its scale says."""
@@ -215,6 +227,7 @@ class Contraction:
             lengths = align(tensor, own, rest).expand(sizes).reshape(-1)
         step = ChainStep(
             chain,
+            rest,
             sizes,
             states,
             seen(first, (*rest, chain.state)),
