@@ -23,6 +23,7 @@ class SuperposedFactor:
     site: Site
     cells: Tensor
     counts: Tensor
+    base: Tensor
     rate: SuperposedRate
     sensitivity: Sensitivity
     dims: tuple[str, ...]
@@ -31,7 +32,7 @@ class SuperposedFactor:
         """The log probability with dims ``self.dims``."""
         site = self.site
         out = poisson_log_prob(eta[self.cells], self.counts, self.rate, self.sensitivity)
-        out = finish(out, site.mask, site.inner_shape, site.dummy)
+        out = finish(out + self.base, site.mask, site.inner_shape, site.dummy)
         return site.layout.pack(out)[0]
 
 
@@ -52,7 +53,7 @@ def compile_superposed(site: Site, cells: Tensor) -> SuperposedFactor:
     outer = shape[: len(shape) - len(site.inner_shape)]
     dims = site.layout.pack(torch.empty(()).expand(outer))[1]
     return SuperposedFactor(
-        site, cells.reshape(-1), counts, rate, Sensitivity(rate.operator), dims
+        site, cells.reshape(-1), counts, -torch.lgamma(counts + 1.0), rate, Sensitivity(rate.operator), dims
     )
 
 

@@ -125,7 +125,7 @@ class Sensitivity:
 def poisson_log_prob(
     eta: Tensor, counts: Tensor, rate: SuperposedRate, sensitivity: Sensitivity
 ) -> Tensor:
-    """Log probability of every count; its gradient in ``eta`` is the expected statistics.
+    """Log probability of every count, up to ``-log y!``; its gradient is the statistics.
 
     Args:
         eta: Natural parameters ``(log theta, -theta)`` of the entries, ``(P, 2)``.
@@ -170,7 +170,7 @@ class _LogProb(torch.autograd.Function):
         )
         ctx.save_for_backward(values, ratio)
         ctx.rate, ctx.sensitivity = rate, sensitivity
-        return torch.xlogy(counts, expected) - expected - torch.lgamma(counts + 1.0)
+        return torch.xlogy(counts, expected).sub_(expected)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

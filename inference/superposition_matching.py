@@ -77,6 +77,8 @@ def match_superposition(
         known = MatrixOperator(tuple(matrices), sizes, offset)
         if all(_agree(known.rate(x), r) for x, r in zip(points, rates, strict=True)):
             operator = known
+    if operator is traced and not _has_one_gradient(traced, offset, points, rates):
+        return None
     negative = (
         not all(matrix.is_non_negative for matrix in operator.matrices)
         if isinstance(operator, MatrixOperator)
@@ -114,13 +116,24 @@ def _recorded(
     with torch.enable_grad():
         params = {name: value.clone().requires_grad_() for name, value in at.items()}
         rate = rate_of(structure.trace(params), site)
-        if not rate.requires_grad:
-            return (), [], rate
-        found = torch.autograd.grad(
-            rate.sum(), list(params.values()), allow_unused=True, retain_graph=True
-        )
-    sources = tuple(n for n, g in zip(params, found, strict=True) if g is not None)
+    leaves = _leaves(rate)
+    sources = tuple(name for name, value in params.items() if id(value) in leaves)
     return sources, [params[name] for name in sources], rate
+
+
+def _leaves(output: Tensor) -> set[int]:
+    """The ids of the tensors that a graph starts from; a gradient would tell, but cost more."""
+    nodes, found = [output.grad_fn], set()
+    seen: set[Any] = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        nodes += [following for following, _ in node.next_functions]
+    return found
 
 
 def _is_half_line(support: Any) -> bool:
@@ -149,12 +162,18 @@ def _is_affine(
     linear = [rate - offset for rate in rates]
     if not _agree(traced.rate(points[1] + points[2]) - offset, linear[1] + linear[2]):
         return False
-    if not _agree(traced.rate(2.5 * points[3]) - offset, 2.5 * linear[3]):
-        return False
+    return _agree(traced.rate(2.5 * points[3]) - offset, 2.5 * linear[3])
+
+
+def _has_one_gradient(
+    traced: TracedOperator, offset: Tensor, points: Sequence[Tensor], rates: Sequence[Tensor]
+) -> bool:
+    """Whether the gradient at one point gives the rates at all points, as that of a line does."""
     weights = torch.rand(len(offset), generator=torch.Generator().manual_seed(0))
     back = traced.transpose(weights)
     return all(
-        _agree(back @ point, weights @ part) for point, part in zip(points, linear, strict=True)
+        _agree(back @ point, weights @ (rate - offset))
+        for point, rate in zip(points, rates, strict=True)
     )
 
 
