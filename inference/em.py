@@ -225,7 +225,7 @@ class EM:
 
     def _run(self, plan: Plan, params: dict[str, Tensor], began: float) -> Fit:
         em = EMMap(plan.e_step, lambda statistics: maximise(plan, statistics))
-        coordinates = Coordinates(plan.structure.parameters)
+        coordinates = Coordinates(plan.structure.parameters, plan.superposed_parameters())
         iterate = accelerated(self.accelerate, em, coordinates)
         monitor, reason, warning = Monitor(self.tol), StopReason.MAX_ITER, ""
         for temper in self.anneal:

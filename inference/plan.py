@@ -278,8 +278,13 @@ class Plan:
     @property
     def is_incomplete(self) -> bool:
         """Whether something is latent: a site, or counts of which only the sums are observed."""
-        superposed = any(isinstance(form, SuperposedFactor) for _, form in self.forms.values())
-        return bool(self.structure.latent) or superposed
+        return bool(self.structure.latent) or bool(self.superposed_parameters())
+
+    def superposed_parameters(self) -> frozenset[str]:
+        """Parameters that feed the rate of a superposition."""
+        forms = [form for _, form in self.forms.values()]
+        found = [form.rate.sources for form in forms if isinstance(form, SuperposedFactor)]
+        return frozenset(name for sources in found for name in sources)
 
     def opaque_sites(self) -> list[str]:
         """Sites without sufficient statistics: their parameters have no closed form."""
