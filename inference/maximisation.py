@@ -24,8 +24,8 @@ from ember.inference.families import contribution_to_maximiser
 from ember.inference.least_squares import solve_coefficients
 from ember.inference.plan import Plan
 from ember.inference.shapes import append_dims
-from ember.inference.statistics import Group, Statistics
 from ember.inference.slots import Slot
+from ember.inference.statistics import Group, Statistics
 from ember.inference.structure import Parameter
 from ember.inference.superposition import Superposed, SuperposedRate
 

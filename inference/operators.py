@@ -60,17 +60,18 @@ def as_matrix(tensor: Tensor) -> Matrix:
     long as the product; SciPy's compressed rows serve both directions as they are.
     """
     tensor = tensor.detach()
+    shape = (tensor.shape[0], tensor.shape[1])
     if tensor.layout is torch.strided:
         return Matrix(tensor)
     if tensor.layout is torch.sparse_csr:
         parts = (tensor.values(), tensor.col_indices(), tensor.crow_indices())
         data, columns, starts = (part.numpy() for part in parts)
-        return Matrix(scipy.sparse.csr_matrix((data, columns, starts), tuple(tensor.shape)))
+        return Matrix(scipy.sparse.csr_matrix((data, columns, starts), shape))
     coordinates = tensor if tensor.layout is torch.sparse_coo else tensor.to_sparse_coo()
     coordinates = coordinates.coalesce()
     rows, columns = coordinates.indices().numpy()
     data = coordinates.values().numpy()
-    return Matrix(scipy.sparse.csr_matrix((data, (rows, columns)), tuple(tensor.shape)))
+    return Matrix(scipy.sparse.csr_matrix((data, (rows, columns)), shape))
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,13 @@ class TracedOperator:
     The graph of one run is kept: the map being linear, it is the same wherever it was recorded.
     """
 
-    how = "products of the model's own rate"
-
     def __init__(self, structure: Structure, site: str, sources: Sequence[str], rate: Any) -> None:
         self._structure, self._site, self._sources = structure, site, tuple(sources)
         self._leaves, self._recorded = rate
+
+    @property
+    def how(self) -> str:
+        return "products of the model's own rate"
 
     def rate(self, values: Tensor) -> Tensor:
         params = self.params(values)

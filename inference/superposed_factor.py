@@ -53,7 +53,13 @@ def compile_superposed(site: Site, cells: Tensor) -> SuperposedFactor:
     outer = shape[: len(shape) - len(site.inner_shape)]
     dims = site.layout.pack(torch.empty(()).expand(outer))[1]
     return SuperposedFactor(
-        site, cells.reshape(-1), counts, -torch.lgamma(counts + 1.0), rate, Sensitivity(rate.operator), dims
+        site,
+        cells.reshape(-1),
+        counts,
+        -torch.lgamma(counts + 1.0),
+        rate,
+        Sensitivity(rate.operator),
+        dims,
     )
 
 

@@ -46,8 +46,10 @@ __all__ = [
 class Operator(Protocol):
     """An affine map with non-negative coefficients, which need not be stored anywhere."""
 
-    how: str
-    """In a few words where its products come from, for the plan's table."""
+    @property
+    def how(self) -> str:
+        """In a few words where its products come from, for the plan's table."""
+        ...
 
     def rate(self, values: Tensor) -> Tensor:
         """``A values + b``, shape ``(R,)``, of values ``(P,)``."""
