@@ -98,8 +98,11 @@ def _convert(value: Any, where: str) -> Any:
 
 
 def _sparse_tensor(matrix: Any) -> Tensor:
-    """A SciPy matrix of compressed rows as PyTorch's, without a copy of its numbers."""
+    """A SciPy matrix as PyTorch's of compressed rows, without a copy where it is that already."""
     rows = matrix.tocsr()
+    if not rows.has_canonical_format:
+        rows = rows.copy()
+        rows.sum_duplicates()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
         return torch.sparse_csr_tensor(
@@ -107,6 +110,7 @@ def _sparse_tensor(matrix: Any) -> Tensor:
             torch.from_numpy(rows.indices),
             torch.from_numpy(rows.data),
             rows.shape,
+            check_invariants=False,  # canonical rows fulfil them
         )
 
 

@@ -82,8 +82,7 @@ class SuperposedRate:
     def evaluate(self, params: Mapping[str, Tensor]) -> Tensor:
         """The rate at ``params``, differentiable."""
         values = joined(self.sources, params)
-        rate: Tensor = _Rate.apply(values, self.operator)  # type: ignore[no-untyped-call]
-        return rate.reshape(self.shape)
+        return _rate(values, self.operator).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -148,9 +147,32 @@ class _Rate(torch.autograd.Function):
         return operator.rate(values.detach())
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.operator.transpose(gradient.contiguous()), None
+        return _transpose(gradient, ctx.operator), None
+
+
+class _Transpose(torch.autograd.Function):
+    """``A' w``, whose gradient flows back through ``A``."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, operator: Operator) -> Tensor:
+        ctx.operator = operator
+        return operator.transpose(weights.detach().contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        offset = ctx.operator.rate(torch.zeros_like(gradient))
+        return _rate(gradient, ctx.operator) - offset, None
+
+
+def _rate(values: Tensor, operator: Operator) -> Tensor:
+    found: Tensor = _Rate.apply(values, operator)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _transpose(weights: Tensor, operator: Operator) -> Tensor:
+    found: Tensor = _Transpose.apply(weights, operator)  # type: ignore[no-untyped-call]
+    return found
 
 
 class _LogProb(torch.autograd.Function):
@@ -164,21 +186,24 @@ class _LogProb(torch.autograd.Function):
     def forward(
         ctx: Any, eta: Tensor, counts: Tensor, rate: SuperposedRate, sensitivity: Sensitivity
     ) -> Tensor:
-        values = -eta[:, 1]
-        expected = rate.operator.rate(values).reshape(rate.shape)
-        # No count where nothing is expected is certain; a count there is impossible.
-        ratio = torch.where(
-            counts > 0, counts / expected.clamp_min(torch.finfo(expected.dtype).tiny), 0.0
-        )
-        ctx.save_for_backward(values, ratio)
+        expected = rate.operator.rate(-eta[:, 1]).reshape(rate.shape)
+        ctx.save_for_backward(eta, counts, expected)
         ctx.rate, ctx.sensitivity = rate, sensitivity
         return torch.xlogy(counts, expected).sub_(expected)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        values, ratio = ctx.saved_tensors
-        shape = ctx.rate.shape
-        back = ctx.rate.operator.transpose((gradient * ratio).sum_to_size(shape).reshape(-1))
-        weights = ctx.sensitivity(gradient.sum_to_size(shape).reshape(-1))
-        return torch.stack([values * back, weights], -1), None, None, None
+        eta, counts, expected = ctx.saved_tensors
+        operator, shape = ctx.rate.operator, ctx.rate.shape
+        values = -eta[:, 1]
+        weights = gradient.sum_to_size(shape).reshape(-1)
+        if torch.is_grad_enabled():  # someone wants curvatures
+            expected = _rate(values, operator).reshape(shape)
+            sums = _transpose(weights, operator)
+        else:
+            sums = ctx.sensitivity(weights)
+        # No count where nothing is expected is certain; a count there is impossible.
+        tiny = torch.finfo(expected.dtype).tiny
+        ratio = torch.where(counts > 0, counts / expected.clamp_min(tiny), 0.0)
+        back = _transpose((gradient * ratio).sum_to_size(shape).reshape(-1), operator)
+        return torch.stack([values * back, sums], -1), None, None, None

@@ -78,6 +78,9 @@ CASES: list[Case] = [
     ("emission_tomography", _counts(9), {"system": _system(9, 60, 40).to_sparse()}),
 ]
 
+# Cases with latent sites, whose states have names that can be exchanged.
+WITH_STATES = [case for case in CASES if {"components", "states"} & case[2].keys()]
+
 
 def model_of(case: Case) -> Callable[..., Any]:
     """The model function of a case."""
