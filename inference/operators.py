@@ -29,13 +29,13 @@ class Matrix:
     @property
     def is_non_negative(self) -> bool:
         """Whether no coefficient is negative: an exact check."""
-        if isinstance(self.matrix, Tensor):
-            weights = self.matrix if self.scale is None else self.scale[:, None] * self.matrix
+        weights = self.matrix if isinstance(self.matrix, Tensor) else self.matrix.data
+        if self.scale is None or bool((self.scale >= 0).all()):
             return bool((weights >= 0).all())
-        data = self.matrix.data
-        if self.scale is not None:
-            data = data * np.repeat(self.scale.numpy(), np.diff(self.matrix.indptr))
-        return bool((data >= 0).all())
+        if self.is_sparse:
+            scale = np.repeat(self.scale.numpy(), np.diff(self.matrix.indptr))
+            return bool((scale * weights >= 0).all())
+        return bool((self.scale[:, None] * weights >= 0).all())
 
     def times(self, values: Tensor) -> Tensor:
         """The product with a vector of columns."""

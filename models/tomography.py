@@ -6,6 +6,7 @@ image (P)                  (plate "pixels")
 counts (R)                 (plate "rays")
 """
 
+from contextlib import nullcontext
 from typing import cast
 
 import pyro
@@ -103,7 +104,8 @@ def emission_tomography(
 
     with pyro.plate("pixels", *pixels):
         image = pyro.sample("image", dist.Gamma(shape, rate))
-    with pyro.plate("rays", len(counts)), poutine.mask(mask=cast(BoolTensor, seen)):
+    measured = nullcontext() if bool(seen.all()) else poutine.mask(mask=cast(BoolTensor, seen))
+    with pyro.plate("rays", len(counts)), measured:
         pyro.sample("counts", dist.Poisson(_project(system, image) + known), obs=counts)
 
 
