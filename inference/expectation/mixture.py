@@ -25,7 +25,7 @@ from ember.inference.factors import FormFactor
 
 __all__ = ["MixtureKernel", "mixture_kernel"]
 
-Forms = Mapping[str, tuple[tuple[Any, ...], FormFactor]]
+Forms = Mapping[str, tuple[tuple[Any, ...], Any]]  # a FormFactor, or another compiled form
 CHUNK_BYTES = 2_000_000  # of statistics; the chunk and its log joint then stay in the cache
 
 
@@ -103,7 +103,7 @@ def mixture_kernel(
         if not same_scale(factor.scale, scale):
             return None
         key, form = forms[factor.name]
-        if not form.is_product:
+        if not isinstance(form, FormFactor) or not form.is_product:
             return None
         if factor.dims == (latent,) and prior is None and form.base is None:
             prior = (key, form)
