@@ -44,7 +44,7 @@ def at(model: Model, params: Mapping[str, Any], *args: Any, **options: Any) -> F
     """A fit whose estimates are the given parameters: for posteriors, paths and row densities."""
     given = tensors(params)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*max_iter")
+        warnings.simplefilter("ignore", RuntimeWarning)  # the one step may not even succeed
         fit = EM(model, "mle", init=given, max_iter=1, accelerate=None).fit(*args, **options)
     value = EM(model, "mle").e_step(given, *args, **options).log_likelihood
     return dataclasses.replace(fit, params=given, log_likelihood=value, log_posterior=value)

@@ -59,7 +59,7 @@ def estimates(fitted: Any) -> dict[str, Any]:
 def eruptions(reference_data: Any) -> np.ndarray[Any, Any]:
     """60 eruptions of Old Faithful in their order: long and short ones take turns."""
     frame: pd.DataFrame = reference_data("faithful")
-    return frame.to_numpy(dtype=float)[:60] / np.array([1.0, 10.0])
+    return np.asarray(frame.to_numpy(dtype=float)[:60] / np.array([1.0, 10.0]))
 
 
 def gaussian(covariance: str) -> Any:
