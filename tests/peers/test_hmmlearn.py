@@ -184,10 +184,10 @@ def test_as_good_an_optimum_of_the_categorical_chain(reference_data: Any) -> Non
     """
     eruptions = reference_data("faithful").iloc[:100, 0].to_numpy()
     codes = (eruptions > 3.0).astype(int)
-    seeds = [{**TIGHT, "random_state": seed} for seed in range(2)]
+    seeds = [{**TIGHT, "random_state": seed} for seed in range(1)]
     fits = [hmm.CategoricalHMM(2, **options).fit(codes[:, None]) for options in seeds]
     best = max(fit.score(codes[:, None]) for fit in fits)
-    em = EM(hidden_markov_categorical, "mle", restarts=2, init="random", seed=0)
+    em = EM(hidden_markov_categorical, "mle", init="random", seed=0)
     assert em.fit(torch.from_numpy(codes), states=2).log_likelihood >= best - 1e-6
 
 
