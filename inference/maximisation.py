@@ -8,7 +8,7 @@ expected log joint, so the objective never falls.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -293,12 +293,17 @@ def _numerical(
     """L-BFGS on the expected log joint over the named parameters, the others held fixed."""
     coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
 
+    def objective(free: Tensor) -> Tensor:
+        return -plan.expected_log_joint(statistics, {**params, **coordinates.unflatten(free)})
+
     def negative(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
         free = torch.from_numpy(flat.copy()).requires_grad_()
-        value = -plan.expected_log_joint(statistics, {**params, **coordinates.unflatten(free)})
+        value = objective(free)
         (gradient,) = torch.autograd.grad(value, free)
-        if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
+        if not bool(torch.isfinite(value)):
             return float("inf"), np.zeros_like(flat)
+        if not bool(torch.isfinite(gradient).all()):
+            gradient = _differences(objective, free.detach())
         return float(value.detach()), gradient.numpy()
 
     flat = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
@@ -312,3 +317,18 @@ def _numerical(
     with torch.no_grad():
         moved = coordinates.unflatten(torch.from_numpy(np.asarray(found.x)))
     return {**params, **{name: value.detach().clone() for name, value in moved.items()}}
+
+
+def _differences(objective: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The gradient by central differences, for where automatic differentiation yields NaN.
+
+    A count in a state whose rate is 0 is such a place: the state is impossible, so its term weighs
+    nothing, but its derivative is infinity times 0.
+    """
+    gradient = torch.zeros_like(at)
+    with torch.no_grad():
+        for i in range(len(at)):
+            step = torch.zeros_like(at)
+            step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * (1.0 + at[i].abs())
+            gradient[i] = (objective(at + step) - objective(at - step)) / (2.0 * step[i])
+    return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
