@@ -113,8 +113,8 @@ def _bare(fn: Any) -> tuple[Any, Tensor | None]:
 def _chain(composite: Composite, node: Any) -> Mapping[str, Any]:
     fn, mask = _bare(node["fn"])
     symbols, values = _symbols(node), torch.arange(fn.initial_logits.shape[-1])
-    first = dist.Categorical(logits=fn.initial_logits)
-    move = dist.Categorical(logits=fn.transition_logits)
+    first = dist.Categorical(logits=fn.initial_logits, validate_args=False)
+    move = dist.Categorical(logits=fn.transition_logits, validate_args=False)
     emission = fn.observation_dist
     inner = {-1: composite.previous, -2: composite.time, **_moved(symbols, 2)}
     outer = {-1: composite.symbol, -2: composite.time, **_moved(symbols, 2)}
@@ -134,7 +134,7 @@ def _chain(composite: Composite, node: Any) -> Mapping[str, Any]:
 def _mixture(composite: Composite, node: Any) -> Mapping[str, Any]:
     fn, mask = _bare(node["fn"])
     symbols = _symbols(node)
-    weights = dist.Categorical(logits=fn.mixture_distribution.logits)
+    weights = dist.Categorical(logits=fn.mixture_distribution.logits, validate_args=False)
     values = torch.arange(weights.logits.shape[-1])
     choice = _latent(composite, node, weights, values, symbols, 0)
     choice["mask"] = _joined((node["mask"], mask), 0)

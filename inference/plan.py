@@ -159,17 +159,27 @@ class Plan:
     def other_log_probs(self, params: Params) -> dict[str, Tensor]:
         """Log probabilities of factors without sufficient statistics, dims of size 1 dropped."""
         names = [f.name for f in self.factors if f.name not in self.forms]
-        trace = None
+        asked = self.asked_log_probs(params, [n for n in names if self.sites[n].density is None])
         out: dict[str, Tensor] = {}
         for name in names:
             site = self.sites[name]
             if site.density is not None:
                 log_prob = site.density.log_prob(params, site.value)
             else:
-                trace = self.structure.trace(params) if trace is None else trace
-                log_prob = model_log_prob(site, trace)
+                log_prob = asked[name]
             out[name] = site.layout.pack(log_prob)[0]
         return out
+
+    def asked_log_probs(self, params: Params, names: Sequence[str]) -> dict[str, Tensor]:
+        """Log probabilities that only the model knows: from its tape, or from another run."""
+        if not names:
+            return {}
+        tape = self.notes.get("tape")
+        if tape is not None:
+            found: dict[str, Tensor] = tape(params)
+            return found
+        trace = self.structure.trace(params)
+        return {name: model_log_prob(self.site(name), trace) for name in names}
 
     def log_evidence(self, params: Params) -> Tensor:
         """``log p(data | params)``, differentiable with respect to the parameters."""
@@ -247,13 +257,14 @@ class Plan:
     def log_prior(self, params: Params) -> Tensor:
         """The log prior density of the parameter sites; zero for maximum likelihood."""
         total = torch.zeros((), dtype=torch.float64)
-        trace = None
+        asked = self.asked_log_probs(
+            params, [n for n, prior in self.priors.items() if prior.site.density is None]
+        )
         for name, prior in self.priors.items():
             if prior.site.density is not None:
                 log_prob = prior.site.density.log_prob(params, params[name])
             else:
-                trace = self.structure.trace(params) if trace is None else trace
-                log_prob = model_log_prob(prior.site, trace)
+                log_prob = asked[name]
             total = total + (log_prob * prior.scale).sum()
         return total
 

@@ -19,6 +19,7 @@ from ember.inference.shapes import prepend_dims
 from ember.inference.structure import Model, Structure, read_structure
 from ember.inference.superposed_factor import SuperposedFactor, compile_superposed
 from ember.inference.superposition import SuperposedForm
+from ember.inference.tape import record
 
 __all__ = ["build_plan"]
 
@@ -89,6 +90,11 @@ def build_plan(
     plan.notes["plate_names"] = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
     asked = {n: plan.site(n) for n in plan.opaque_sites() if plan.site(n).density is None}
     plan.notes["dependencies"] = model_dependencies(structure, asked)
+    if asked and probes.params:
+        first, *others = probes.params
+        plan.notes["tape"] = record(
+            lambda params: plan.asked_log_probs(params, list(asked)), first, others[-2:]
+        )
     return plan
 
 
