@@ -245,7 +245,7 @@ class EM:
                 if not plan.structure.parameters:
                     reason = StopReason.NO_PARAMETERS
                     break
-                if not plan.structure.latent:
+                if not plan.structure.latent and not plan.has_gaps:
                     current, reason = _maximise_fully(em, current), StopReason.NO_LATENTS
                     history.append(max(current.objective, history[-1]))
                     times.append(time.perf_counter() - began)

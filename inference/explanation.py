@@ -66,6 +66,9 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
         statistics, why = "numerical", site.reason
     else:
         statistics, why = "numerical", f"evaluated by the model: {site.reason}"
+    site_missing = plan.sites[name].missing
+    if site_missing is not None:
+        why += f"; {int(site_missing.sum())} of {site_missing.numel()} entries missing"
     return [name, "latent" if latent else "observed", plates, how, statistics, why]
 
 

@@ -20,6 +20,7 @@ from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import MixtureKernel
 from ember.inference.factors import FormFactor, Site, statistics_of
 from ember.inference.grouping import cells_of
+from ember.inference.missing import GapFactor
 from ember.inference.opaque import model_log_prob
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group, Part, Statistics
@@ -47,7 +48,7 @@ class Plan:
     objective: str
     sites: dict[str, Site]
     factors: tuple[Factor, ...]
-    forms: dict[str, tuple[tuple[Any, ...], FormFactor]]
+    forms: dict[str, tuple[tuple[Any, ...], FormFactor | GapFactor]]
     groups: dict[tuple[Any, ...], Group]
     priors: dict[str, PriorSite]
     contraction: Contraction
@@ -101,15 +102,21 @@ class Plan:
         posteriors = dict(zip(other, found[len(natural) :], strict=True))
         return self._statistics(params, float(total.detach()), groups, posteriors)
 
-    def completed(self, params: Params, weights: Mapping[str, Tensor]) -> Statistics:
+    def completed(
+        self, params: Params, weights: Mapping[str, Tensor], naive: bool = False
+    ) -> Statistics:
         """Statistics with the latents' posterior given instead of inferred: where a start begins.
 
         Args:
             params: Current parameters; closed forms that depend on others read them.
             weights: For every factor, the posterior weight of each entry of its tensor.
+            naive: Whether to complete rows with missing entries by columns, not at ``params``.
         """
         with torch.no_grad():
             natural = self.natural_parameters(params)
+            if naive:
+                for key, eta in self.notes["starting_eta"].items():
+                    natural[key] = eta.expand(natural[key].shape).clone()
             other = self.other_log_probs(params)
         leaves = [t.requires_grad_() for t in natural.values()]
         with torch.enable_grad():
@@ -259,6 +266,11 @@ class Plan:
         rows = statistics.expand(*shape, -1).reshape(-1, statistics.shape[-1])
         total = statistics.new_zeros((len(prior.group.cells), statistics.shape[-1]))
         return total.index_add_(0, cells.expand(shape).reshape(-1), rows)
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether rows of a multivariate normal are observed in part: a latent in all but name."""
+        return bool(self.notes["starting_eta"])
 
     def structure_row(self) -> tuple[str, int] | None:
         """Name and size of the plate of rows."""

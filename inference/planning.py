@@ -8,8 +8,9 @@ import torch
 from ember.inference.arguments import Arguments
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import mixture_kernel
-from ember.inference.factors import FormFactor, Site, compile_form
+from ember.inference.factors import FormFactor, Site
 from ember.inference.grouping import group_of, group_sites
+from ember.inference.missing import GapFactor, compile_site, starting_eta
 from ember.inference.opaque import factor_dims, model_dependencies
 from ember.inference.plan import Params, Plan, PriorSite
 from ember.inference.reading import Probes, probe, read_site
@@ -47,12 +48,12 @@ def build_plan(
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     groups, cells = group_sites(sites)
-    forms: dict[str, tuple[tuple[Any, ...], FormFactor]] = {}
+    forms: dict[str, tuple[tuple[Any, ...], FormFactor | GapFactor]] = {}
     factors = []
     for name, site in sites.items():
         if name in cells:
             key, index, reference = cells[name]
-            forms[name] = (key, compile_form(site, index, reference))
+            forms[name] = (key, compile_site(site, index, reference))
             dims = forms[name][1].dims
         else:
             dims = factor_dims(site, trace)
@@ -75,6 +76,8 @@ def build_plan(
         latent_symbols,
         scales,
     )
+    references = {name: reference for name, (_, _, reference) in cells.items()}
+    plan.notes["starting_eta"] = starting_eta(sites, forms, references)
     plan.notes["plate_names"] = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
     asked = {n: plan.site(n) for n in plan.opaque_sites() if plan.site(n).density is None}
     plan.notes["dependencies"] = model_dependencies(structure, asked)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ember.inference.affine import AffineMap
 from ember.inference.affine_matching import Moves, match_affine
-from ember.inference.factors import Density, Layout, Site
+from ember.inference.factors import Density, Layout, Site, fill_masked
 from ember.inference.parameter_maps import (
     PROBES,
     ArgumentMap,
@@ -18,7 +18,8 @@ from ember.inference.parameter_maps import (
     probe_values,
 )
 from ember.inference.recognition import arguments_of, recognise, unwrap
-from ember.inference.shapes import append_dims
+from ember.inference.observed_density import observed_log_prob
+from ember.inference.shapes import append_dims, compact
 from ember.inference.structure import Structure
 
 __all__ = ["Probes", "probe", "read_site"]
@@ -77,11 +78,19 @@ def read_site(name: str, structure: Structure, probes: Probes, start: Any) -> Si
     plates = frozenset(symbols[f.dim] for f in site["cond_indep_stack"] if f.vectorized)
     inner = tuple(fn.event_shape[: unwrapped.reinterpreted]) if unwrapped.reinterpreted else ()
     mask = _full_mask(unwrapped.mask, site["mask"], len(inner))
+    missing = None
+    if name in structure.observed:
+        event_dim = len(unwrapped.base.event_shape)
+        missing = _missing(value, unwrapped.mask, site["mask"], len(inner), event_dim)
+        if missing is not None:
+            gone = missing.flatten(missing.dim() - event_dim).all(-1) if event_dim else missing
+            mask = ~gone if mask is None else mask & ~gone
+        mask = None if mask is None else compact(mask)  # a row's mask is that of all its states
     dummy = _dummy(site, mask)
     form, density, reason = _family(name, structure, probes, inner, mask, dummy)
     return Site(
         name, value, Layout(outer, len(inner)), plates, inner, mask, dummy,
-        fn.event_dim, form, density, reason,
+        fn.event_dim, form, density, reason, missing,
     )  # fmt: skip
 
 
@@ -91,6 +100,28 @@ def _full_mask(inside: Tensor | None, outside: Any, inner: int) -> Tensor | None
         return inside
     full = append_dims(torch.as_tensor(outside), inner)
     return full if inside is None else full & inside
+
+
+def _missing(
+    value: Tensor, inside: Tensor | None, outside: Any, inner: int, event_dim: int
+) -> Tensor | None:
+    """Entries of data that are NaN or masked by the distribution, rows masked from outside aside.
+
+    ``poutine.mask`` says that a row is not there at all, such as a step past the end of a sequence.
+    """
+    missing = value.isnan() if value.is_floating_point() else torch.zeros_like(value).bool()
+    if inside is not None:
+        missing = missing | ~_at_value(append_dims(inside, event_dim), value)
+    if outside is not None and outside is not True:
+        there = append_dims(torch.as_tensor(outside), inner + event_dim)
+        missing = missing & _at_value(there, value)
+    missing = missing.expand(value.shape)
+    return missing if bool(missing.any()) else None
+
+
+def _at_value(mask: Tensor, value: Tensor) -> Tensor:
+    """A mask without the dims, of states of latents, in which it goes beyond the value."""
+    return mask.flatten(0, mask.dim() - value.dim()).any(0) if mask.dim() > value.dim() else mask
 
 
 def _dummy(site: Any, mask: Tensor | None) -> float:
@@ -139,7 +170,7 @@ def _family(
             return None, None, f"argument '{argument}' of {kind} is computed from parameters"
         maps[argument] = found
     rebuildable = bool(maps) or not base.arg_constraints
-    if not rebuildable or (not maps and not _is_fixed(unwrapped, sites)):
+    if not rebuildable or (not maps and not _is_fixed(unwrapped, sites, mask)):
         return None, None, f"{type(base).__name__} cannot be rebuilt from its arguments"
     density = Density(base, maps, inner, mask, dummy)
     form = recognise(base, maps)
@@ -183,14 +214,16 @@ def _same_value(left: Tensor, right: Tensor) -> bool:
 def _rebuilds(density: Density, params: Mapping[str, Tensor], site: Any, seen: Any) -> bool:
     """Whether the rebuilt distribution gives the site's value the density that the model gives."""
     try:
-        again = density.distribution(params).log_prob(site["value"])
+        value = fill_masked(site["value"], density.mask, len(seen.base.event_shape))
+        again = observed_log_prob(density.distribution(params), value)
     except (TypeError, ValueError, RuntimeError):
         return False
-    return bool(torch.isclose(again, seen.base.log_prob(site["value"]), equal_nan=True).all())
+    truth = observed_log_prob(seen.base, value)
+    return bool(torch.isclose(again, truth, equal_nan=True).all())
 
 
-def _is_fixed(unwrapped: Sequence[Any], sites: Sequence[Any]) -> bool:
+def _is_fixed(unwrapped: Sequence[Any], sites: Sequence[Any], mask: Tensor | None) -> bool:
     """Whether a distribution of unknown make gives one density to one value in all runs."""
-    value = sites[0]["value"]
-    densities = [u.base.log_prob(value) for u in unwrapped]
+    value = fill_masked(sites[0]["value"], mask, len(unwrapped[0].base.event_shape))
+    densities = [observed_log_prob(u.base, value) for u in unwrapped]
     return all(torch.equal(density, densities[0]) for density in densities[1:])

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from ember.inference.expectation.enumeration import Factor, same_scale
 from ember.inference.factors import FormFactor
+from ember.inference.missing import GapFactor
 
 __all__ = ["MixtureKernel", "mixture_kernel"]
 
-Forms = Mapping[str, tuple[tuple[Any, ...], FormFactor]]
+Forms = Mapping[str, tuple[tuple[Any, ...], FormFactor | GapFactor]]
 CHUNK_BYTES = 2_000_000  # of statistics; the chunk and its log joint then stay in the cache
 
 
@@ -103,8 +104,8 @@ def mixture_kernel(
         if not same_scale(factor.scale, scale):
             return None
         key, form = forms[factor.name]
-        if not form.is_product:
-            return None
+        if not isinstance(form, FormFactor) or not form.is_product:
+            return None  # rows with missing entries have natural parameters by pattern
         if factor.dims == (latent,) and prior is None and form.base is None:
             prior = (key, form)
         elif factor.dims == (latent, row) and form.cells.shape[0] == form.shape[0]:

@@ -1,0 +1,53 @@
+"""The density of the observed entries of rows, from a distribution object: the general way."""
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ember.inference.families import safe_log
+from ember.inference.shapes import prepend_dims
+
+__all__ = ["observed_log_prob"]
+
+
+def observed_log_prob(fn: Any, value: Tensor) -> Tensor:
+    """The log density of the observed entries of ``value``; NaN stands for a missing entry.
+
+    For distributions without natural parameters to work with: the covariance of the observed
+    entries is factorised for every row and pattern that differ.
+    """
+    if not isinstance(fn, dist.MultivariateNormal) or not bool(value.isnan().any()):
+        log_prob: Tensor = fn.log_prob(value)
+        return log_prob
+    return _by_covariance(fn.loc, fn.covariance_matrix, value)
+
+
+def _by_covariance(loc: Tensor, covariance: Tensor, value: Tensor) -> Tensor:
+    hidden = value.isnan()
+    dim, batch = value.shape[-1], value.shape[:-1]
+    patterns, index = torch.unique(hidden.reshape(-1, dim), dim=0, return_inverse=True)
+    lead = covariance.shape[:-2]
+    own = prepend_dims(covariance, max(len(lead), len(batch)) + 2)
+    if all(size == 1 for size in own.shape[own.dim() - 2 - len(batch) : -2]):
+        # One matrix for all rows of a cell: factorise by pattern, then spread over the rows.
+        kept = own.shape[: own.dim() - 2 - len(batch)]
+        factor = _padded_factor(own.reshape(*kept, 1, dim, dim), patterns)
+        factor = factor[..., index.reshape(batch), :, :]
+    else:
+        factor = _padded_factor(own, hidden)
+    residual = torch.where(hidden, 0.0, torch.where(hidden, 0.0, value) - loc)
+    white = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1), upper=False).squeeze(-1)
+    log_det = safe_log(factor.diagonal(dim1=-2, dim2=-1)).sum(-1)
+    count = (~hidden).sum(-1)
+    return -0.5 * white.square().sum(-1) - log_det - 0.5 * count * math.log(2.0 * math.pi)
+
+
+def _padded_factor(covariance: Tensor, hidden: Tensor) -> Tensor:
+    """The Cholesky factor of the observed block, the identity at hidden entries."""
+    shown = (~hidden).to(covariance.dtype)
+    both = shown.unsqueeze(-1) * shown.unsqueeze(-2)
+    factor: Tensor = torch.linalg.cholesky_ex(covariance * both + torch.diag_embed(1.0 - shown))[0]
+    return factor
