@@ -44,9 +44,7 @@ def _base(site: Site) -> Any:
     return None if site.density is None else site.density.base
 
 
-def compile_site(
-    site: Site, cells: Tensor, reference: Tensor | float
-) -> "FormFactor | GapFactor":
+def compile_site(site: Site, cells: Tensor, reference: Tensor | float) -> "FormFactor | GapFactor":
     """A site in exponential-family form, compiled with or without missing entries."""
     if not has_gaps(site):
         return compile_form(site, cells, reference)
@@ -71,7 +69,7 @@ class GapFactor:
 
     Attributes:
         cells: The cell of every row of ``eta`` that is made marginal, ``(R,)``.
-        hidden: The patterns ``(G, D)``; in the entrywise case one for each of ``cells``, ``(R, D)``.
+        hidden: The patterns ``(G, D)``; in the entrywise case that of each pair, ``(R, D)``.
         buckets: The data by pattern; empty in the entrywise case.
         statistics: The statistics of every entry in the entrywise case, ``(*batch, P)``.
         places: Where each row stands in the concatenated buckets; in the entrywise case, the pair

@@ -42,7 +42,8 @@ def _by_covariance(loc: Tensor, covariance: Tensor, value: Tensor) -> Tensor:
     white = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1), upper=False).squeeze(-1)
     log_det = safe_log(factor.diagonal(dim1=-2, dim2=-1)).sum(-1)
     count = (~hidden).sum(-1)
-    return -0.5 * white.square().sum(-1) - log_det - 0.5 * count * math.log(2.0 * math.pi)
+    constant = 0.5 * count * math.log(2.0 * math.pi)
+    return torch.as_tensor(-0.5 * white.square().sum(-1) - log_det - constant)
 
 
 def _padded_factor(covariance: Tensor, hidden: Tensor) -> Tensor:

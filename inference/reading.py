@@ -10,6 +10,7 @@ from torch import Tensor
 from ember.inference.affine import AffineMap
 from ember.inference.affine_matching import Moves, match_affine
 from ember.inference.factors import Density, Layout, Site, fill_masked
+from ember.inference.observed_density import observed_log_prob
 from ember.inference.parameter_maps import (
     PROBES,
     ArgumentMap,
@@ -18,7 +19,6 @@ from ember.inference.parameter_maps import (
     probe_values,
 )
 from ember.inference.recognition import arguments_of, recognise, unwrap
-from ember.inference.observed_density import observed_log_prob
 from ember.inference.shapes import append_dims, compact
 from ember.inference.structure import Structure
 
