@@ -28,21 +28,23 @@ def observed_log_prob(fn: Any, value: Tensor) -> Tensor:
 def _by_covariance(loc: Tensor, covariance: Tensor, value: Tensor) -> Tensor:
     hidden = value.isnan()
     dim, batch = value.shape[-1], value.shape[:-1]
-    patterns, index = torch.unique(hidden.reshape(-1, dim), dim=0, return_inverse=True)
-    lead = covariance.shape[:-2]
-    own = prepend_dims(covariance, max(len(lead), len(batch)) + 2)
-    if all(size == 1 for size in own.shape[own.dim() - 2 - len(batch) : -2]):
-        # One matrix for all rows of a cell: factorise by pattern, then spread over the rows.
-        kept = own.shape[: own.dim() - 2 - len(batch)]
-        factor = _padded_factor(own.reshape(*kept, 1, dim, dim), patterns)
-        factor = factor[..., index.reshape(batch), :, :]
-    else:
+    own = prepend_dims(covariance, max(covariance.dim(), len(batch) + 2))
+    rows = prepend_dims(hidden, own.dim() - 1).shape[:-1]
+    if any(a > 1 and b > 1 for a, b in zip(own.shape[:-2], rows, strict=True)):
         factor = _padded_factor(own, hidden)
+    else:
+        # Rows share their matrix: factorise by matrix and pattern, then spread over the rows.
+        patterns, index = torch.unique(hidden.reshape(-1, dim), dim=0, return_inverse=True)
+        cells = torch.arange(own.shape[:-2].numel()).reshape(own.shape[:-2])
+        factor = _padded_factor(own.reshape(-1, 1, dim, dim), patterns)
+        factor = factor[cells, index.reshape(batch)]
     residual = torch.where(hidden, 0.0, torch.where(hidden, 0.0, value) - loc)
-    white = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1), upper=False).squeeze(-1)
+    shape = torch.broadcast_shapes(factor.shape[:-1], residual.shape)
+    white = torch.linalg.solve_triangular(
+        factor, residual.expand(shape).unsqueeze(-1), upper=False
+    ).squeeze(-1)
     log_det = safe_log(factor.diagonal(dim1=-2, dim2=-1)).sum(-1)
-    count = (~hidden).sum(-1)
-    constant = 0.5 * count * math.log(2.0 * math.pi)
+    constant = 0.5 * (~hidden).sum(-1) * math.log(2.0 * math.pi)
     return torch.as_tensor(-0.5 * white.square().sum(-1) - log_det - constant)
 
 

@@ -220,6 +220,42 @@ class Plan:
             out[name] = marginal / marginal.sum(-1, keepdim=True)
         return out
 
+    def expectations(
+        self, params: Params, probes: Sequence[Factor], tensors: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Posterior probability of the latent values that extra factors depend on, by plates.
+
+        Args:
+            params: The parameters.
+            probes: Extra factors with dims ``(*latents, *plates)``, each plate of the factor named.
+            tensors: Their log probabilities; zeros unless given.
+
+        Returns:
+            A tensor of each probe's dims; over the latents' values it sums to one.
+        """
+        shapes = [[self.sizes[d] for d in probe.dims] for probe in probes]
+        kept = [
+            Factor(p.name, tuple(d for d in p.dims if self.sizes[d] > 1), p.plates, p.scale)
+            for p in probes
+        ]
+        given = [torch.zeros(s) for s in shapes] if tensors is None else tensors
+        contraction = Contraction((*self.factors, *kept), self._latents(), self.sizes)
+        with torch.no_grad():
+            own = self._all_tensors(params)
+        with torch.enable_grad():
+            leaves = [
+                t.reshape([n for n in shape if n > 1]).clone().requires_grad_()
+                for t, shape in zip(given, shapes, strict=True)
+            ]
+            total = contraction.total(contraction([*own, *leaves]), weighted=False)
+            found = torch.autograd.grad(total, leaves, allow_unused=True) if leaves else ()
+        out = []
+        for probe, shape, leaf, g in zip(probes, shapes, leaves, found, strict=True):
+            weights = (torch.ones_like(leaf) if g is None else g).reshape(shape)
+            over = [i for i, d in enumerate(probe.dims) if d in self.latent_symbols.values()]
+            out.append(weights / weights.sum(over, keepdim=True) if over else weights)
+        return out
+
     def _plate_order(self, name: str) -> tuple[str, ...]:
         """Plates of a site from left to right as they stand in its tensors."""
         return tuple(s for s in self.sites[name].layout.outer if s in self.sites[name].plates)

@@ -121,7 +121,8 @@ def _missing(
 
 def _at_value(mask: Tensor, value: Tensor) -> Tensor:
     """A mask without the dims, of states of latents, in which it goes beyond the value."""
-    return mask.flatten(0, mask.dim() - value.dim()).any(0) if mask.dim() > value.dim() else mask
+    beyond = mask.dim() - value.dim()
+    return mask.flatten(0, beyond - 1).any(0) if beyond > 0 else mask
 
 
 def _dummy(site: Any, mask: Tensor | None) -> float:

@@ -39,14 +39,20 @@ class GappyMultivariateNormal(dist.MultivariateNormal):
         scale = self._unbroadcasted_scale_tril
         covariance = scale @ scale.mT
         features, rows = hidden.shape[-1], hidden.shape[:-1]
-        lead = max(covariance.dim() - 2, len(rows))
-        covariance = covariance.reshape((*(1,) * (lead - covariance.dim() + 2), *covariance.shape))
-        outer = covariance.shape[: lead - len(rows)]
-        if covariance.shape[lead - len(rows) : lead].numel() > 1:
+        rank = max(covariance.dim() - 2, len(rows))
+        covariance = covariance.reshape(_padded(covariance.shape, rank + 2))
+        both = zip(covariance.shape, _padded(rows, rank), strict=False)
+        if any(matrices > 1 and values > 1 for matrices, values in both):
             return _padded_factor(covariance, hidden)
         patterns, index = torch.unique(hidden.reshape(-1, features), dim=0, return_inverse=True)
-        covariance = covariance.reshape(*outer, 1, features, features)
-        return _padded_factor(covariance, patterns)[..., index.reshape(rows), :, :]
+        matrix = torch.arange(covariance.shape[:rank].numel(), device=index.device)
+        factors = _padded_factor(covariance.reshape(-1, 1, features, features), patterns)
+        return factors[matrix.reshape(covariance.shape[:rank]), index.reshape(rows)]
+
+
+def _padded(shape: torch.Size, rank: int) -> tuple[int, ...]:
+    """A shape with ones on the left."""
+    return (1,) * (rank - len(shape)) + tuple(shape)
 
 
 def _padded_factor(covariance: Tensor, hidden: Tensor) -> Tensor:
