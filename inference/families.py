@@ -200,8 +200,9 @@ class MultivariateNormal(Family):
     def shift(self, statistics: Tensor, by: Tensor) -> Tensor:
         dim = by.shape[-1]
         n, s, q = self.moments(statistics, dim)
-        cross = s.unsqueeze(-1) * by
-        moved = q + cross + cross.mT + n[:, None, None] * by.unsqueeze(-1) * by
+        cross = s.unsqueeze(-1) * by.unsqueeze(-2)
+        squares = by.unsqueeze(-1) * by.unsqueeze(-2)
+        moved = q + cross + cross.mT + n[:, None, None] * squares
         rows, columns, _ = _vech_indices(dim)
         return torch.cat([n[:, None], s + n[:, None] * by, moved[:, rows, columns]], -1)
 

@@ -44,7 +44,7 @@ def _by_covariance(loc: Tensor, covariance: Tensor, value: Tensor) -> Tensor:
         factor, residual.expand(shape).unsqueeze(-1), upper=False
     ).squeeze(-1)
     log_det = safe_log(factor.diagonal(dim1=-2, dim2=-1)).sum(-1)
-    constant = 0.5 * (~hidden).sum(-1) * math.log(2.0 * math.pi)
+    constant = 0.5 * math.log(2.0 * math.pi) * (~hidden).sum(-1).to(white.dtype)
     return torch.as_tensor(-0.5 * white.square().sum(-1) - log_det - constant)
 
 

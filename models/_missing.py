@@ -27,7 +27,7 @@ class GappyMultivariateNormal(dist.MultivariateNormal):
             factor, residual.expand(shape).unsqueeze(-1), upper=False
         ).squeeze(-1)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = 0.5 * math.log(2 * math.pi) * (~hidden).sum(-1)
+        constant = 0.5 * math.log(2 * math.pi) * (~hidden).sum(-1).to(white.dtype)
         return torch.as_tensor(-0.5 * white.square().sum(-1) - log_det - constant)
 
     def _factor(self, hidden: Tensor) -> Tensor:
