@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.enumeration import Factor, align
-from ember.inference.factors import IMPOSSIBLE, Site
+from ember.inference.factors import Site
+from ember.inference.latent_draws import Latents, States
 from ember.inference.plan import Plan
 from ember.inference.recognition import unwrap
 from ember.inference.sequences import stack
@@ -60,12 +61,9 @@ def impute(plan: Plan, params: Mapping[str, Tensor], draws: int | None = None) -
                 for name, filling in fillings.items()
             }
         else:
-            latents = _Latents.of(plan, params)
-            drawn = [_draw(latents, fillings, gappy) for _ in range(draws)]
+            states = Latents.of(plan, params).draw(draws) if gappy else {}
             values = {
-                name: torch.stack([values[name] for values in drawn])
-                if name in gappy
-                else filling.complete().expand(draws, *filling.complete().shape).clone()
+                name: filling.draw(states, draws) if name in gappy else filling.repeated(draws)
                 for name, filling in fillings.items()
             }
     lead = 0 if draws is None else 1
@@ -120,10 +118,15 @@ class _Filling:
         """The data as they are, for a site without missing entries."""
         return self._shaped(self.value)
 
+    def repeated(self, draws: int) -> Tensor:
+        """As many copies of data without missing entries."""
+        value = self.complete()
+        return value.expand(draws, *value.shape).clone()
+
     def mean(self, weights: Tensor) -> Tensor:
         """Conditional means, given the latents' posterior ``(Z, R)``; of categories the mode."""
         if isinstance(self.fn, dist.MultivariateNormal):
-            return self._shaped(self._normal(lambda own, rows: own.mean(weights[:, rows])))
+            return self._shaped(self._normal(lambda own, rows: own.mean(weights[:, rows]))[0])
         if isinstance(self.fn, dist.Categorical):
             probs = self._by_state(self.fn.probs, 1)  # (Z, R or 1, J, L)
             best = (weights[:, :, None, None] * probs).sum(0).argmax(-1).unsqueeze(-1)
@@ -138,31 +141,39 @@ class _Filling:
             )
         return self._shaped(torch.where(self.missing, filled, self.value.to(filled.dtype)))
 
-    def draw(self, states: Tensor) -> Tensor:
-        """One draw of the missing entries, given the latents' joint state ``(R,)``."""
+    def draw(self, states: States, draws: int) -> Tensor:
+        """Draws of the missing entries, given draws of the latents."""
+        joint = torch.zeros((draws, *self.plate_sizes), dtype=torch.long)
+        for symbol, size in zip(self.latents, self.latent_sizes, strict=True):
+            dims, state = states[symbol]
+            joint = joint * size + align(state, ("draws", *dims), ("draws", *self.plates))
+        joint = joint.flatten(1) if self.plates else joint.unsqueeze(1)
         if isinstance(self.fn, dist.MultivariateNormal):
-            return self._shaped(self._normal(lambda own, rows: own.draw(states[rows])))
-        rank = len(self.site.layout.outer) + len(self.site.inner_shape)
-        batch = prepend_dims(torch.empty(self.fn.batch_shape), rank).shape
-        sizes = dict(zip((*self.latents, *self.plates), (*self.latent_sizes, *self.plate_sizes),
-                         strict=True))  # fmt: skip
-        wanted = [sizes.get(s, 1) for s in self.site.layout.outer] + list(self.site.inner_shape)
-        full = torch.broadcast_shapes(batch, wanted)
-        sample = self.fn.expand(full).sample()
-        event = len(self.fn.event_shape)
-        by_state = self._by_state(sample, event).reshape(-1, *self.value.shape)
+            return self._shaped(self._normal(lambda own, rows: own.draw(joint[:, rows]), draws))
+        return self._shaped(torch.stack([self._draw_entries(row) for row in joint]))
+
+    def _draw_entries(self, states: Tensor) -> Tensor:
+        """One draw of entries that are independent, or of whole events, given states ``(R,)``."""
+        outer = self.site.layout.outer
+        rank = len(outer) + len(self.site.inner_shape)
+        batch = (1,) * (rank - len(self.fn.batch_shape)) + tuple(self.fn.batch_shape)
+        sizes = dict(zip(self.latents, self.latent_sizes, strict=True))
+        sizes.update(zip(self.plates, self.plate_sizes, strict=True))
+        wanted = (*(sizes.get(s, 1) for s in outer), *self.site.inner_shape)
+        sample = self.fn.expand(torch.broadcast_shapes(batch, wanted)).sample()
+        by_state = self._by_state(sample, len(self.fn.event_shape)).reshape(-1, *self.value.shape)
         drawn = by_state[states, torch.arange(len(states))]
         kind = torch.promote_types(drawn.dtype, self.value.dtype)
         if isinstance(self.fn, dist.Categorical):
             kind = self.value.dtype
-        return self._shaped(torch.where(self.missing, drawn.to(kind), self.value.to(kind)))
+        return torch.where(self.missing, drawn.to(kind), self.value.to(kind))
 
-    def _normal(self, fill: "Callable[[_Conditional, Tensor], Tensor]") -> Tensor:
-        """The rows of a multivariate normal, pattern by pattern."""
+    def _normal(self, fill: "Callable[[_Conditional, Tensor], Tensor]", copies: int = 1) -> Tensor:
+        """Copies of the rows of a multivariate normal, filled pattern by pattern."""
         loc = self._by_state(self.fn.loc, 1)
         precision = self._by_state(self.fn.precision_matrix, 2)
         items = self.value.shape[1]
-        out = self.value.clone()
+        out = self.value.expand(copies, *self.value.shape).clone()
         for item in range(items):
             own = min(item, loc.shape[2] - 1), min(item, precision.shape[2] - 1)
             patterns, index = torch.unique(self.missing[:, item], dim=0, return_inverse=True)
@@ -177,7 +188,7 @@ class _Filling:
                     self.value[rows, item], hidden,
                 )  # fmt: skip
                 place = hidden.nonzero().reshape(-1)
-                out[rows[:, None], item, place] = fill(conditional, rows)
+                out[:, rows[:, None], item, place] = fill(conditional, rows)
         return out
 
     def _by_state(self, tensor: Tensor, event_dim: int) -> Tensor:
@@ -201,11 +212,11 @@ class _Filling:
         return moved.reshape(states, rows, -1, *event)
 
     def _shaped(self, value: Tensor) -> Tensor:
-        """Rows ``(R, J, E)`` as the data were given."""
-        shape = self.site.value.shape
+        """Rows ``(..., R, J, E)`` as the data were given."""
+        shape, lead = self.site.value.shape, value.shape[:-3]
         event = shape[len(shape) - self.site.event_dim :]
-        given = value.numel() == self.site.value.numel()
-        return value.reshape(shape if given else (*self.plate_sizes, *event))
+        given = self.value.numel() == self.site.value.numel()
+        return value.reshape(*lead, *(shape if given else (*self.plate_sizes, *event)))
 
 
 def _event_sizes(event: torch.Size, fn: Any) -> tuple[int, int]:
@@ -235,10 +246,12 @@ class _Conditional:
         return _Conditional(loc[..., hidden] - shift, factor)
 
     def mean(self, weights: Tensor) -> Tensor:
+        """The mean over the states, whose weights are ``(Z, N)``."""
         return (weights.unsqueeze(-1) * self.mu).sum(0)
 
     def draw(self, states: Tensor) -> Tensor:
-        rows = torch.arange(len(states))
+        """A draw for each of ``states``, of shape ``(draws, N)``."""
+        rows = torch.arange(states.shape[1])
         factor = self.factor[states, rows if self.factor.shape[1] > 1 else 0]
         noise = torch.randn((*factor.shape[:-1], 1), dtype=factor.dtype)
         spread = torch.linalg.solve_triangular(factor.mT, noise, upper=True).squeeze(-1)
@@ -258,53 +271,3 @@ def _weights(
         f.site.name: w.reshape(math.prod(f.latent_sizes), math.prod(f.plate_sizes))
         for f, w in zip(fillings, found, strict=True)
     }
-
-
-def _draw(
-    latents: "_Latents", fillings: Mapping[str, _Filling], gappy: list[str]
-) -> dict[str, Tensor]:
-    """One joint draw: the latents first, then every site's missing entries given them."""
-    states = latents.draw() if gappy else {}
-    drawn = {}
-    for name in gappy:
-        filling = fillings[name]
-        joint = torch.zeros(filling.plate_sizes, dtype=torch.long)
-        for symbol, size in zip(filling.latents, filling.latent_sizes, strict=True):
-            dims, state = states[symbol]
-            joint = joint * size + align(state, dims, filling.plates)
-        drawn[name] = filling.draw(joint.reshape(-1))
-    return drawn
-
-
-@dataclass(frozen=True)
-class _Latents:
-    """The latents of a plan at given parameters, to be drawn from their joint posterior."""
-
-    plan: Plan
-    params: Mapping[str, Tensor]
-    probes: list[Factor]
-    marginals: list[Tensor]
-
-    @staticmethod
-    def of(plan: Plan, params: Mapping[str, Tensor]) -> "_Latents":
-        probes = []
-        for name, symbol in plan.latent_symbols.items():
-            site = plan.sites[name]
-            plates = tuple(s for s in site.layout.outer if s in site.plates)
-            probes.append(Factor(name, (symbol, *plates), site.plates, plan.scales[name]))
-        return _Latents(plan, params, probes, plan.expectations(params, probes))
-
-    def draw(self) -> dict[str, tuple[tuple[str, ...], Tensor]]:
-        """The states of each latent symbol, with its plates: one after another, given the last."""
-        tensors = [torch.zeros([self.plan.sizes[s] for s in probe.dims]) for probe in self.probes]
-        states = {}
-        for i, probe in enumerate(self.probes):
-            posterior = self.marginals[0]
-            if i:
-                posterior = self.plan.expectations(self.params, self.probes, tensors)[i]
-            flat = posterior.reshape(len(posterior), -1).T
-            state = torch.multinomial(flat, 1).reshape(posterior.shape[1:])
-            states[probe.dims[0]] = (probe.dims[1:], state)
-            chosen = torch.nn.functional.one_hot(state, len(posterior)).movedim(-1, 0)
-            tensors[i] = torch.where(chosen == 1, 0.0, IMPOSSIBLE)
-        return states

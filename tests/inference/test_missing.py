@@ -40,7 +40,7 @@ def covariances_of(params: dict[str, Tensor], components: int, dim: int) -> Tens
         return torch.eye(dim) / precisions[:, None, None]
     if precisions.shape == (components, dim):
         return torch.diag_embed(1.0 / precisions)
-    return torch.linalg.inv(precisions).expand(components, dim, dim)
+    return torch.as_tensor(torch.linalg.inv(precisions)).expand(components, dim, dim)
 
 
 def as_numpy(params: dict[str, Tensor], dim: int) -> tuple[Any, Any, Any]:
@@ -67,7 +67,8 @@ def plain(argument: str) -> Callable[..., None]:
             matrix = matrices
             if argument == "scale_tril":
                 matrix = torch.linalg.cholesky(matrices)
-            fn = dist.MultivariateNormal(locs[z], **{argument: matrix[z]})
+            given: dict[str, Any] = {argument: matrix[z]}
+            fn = dist.MultivariateNormal(locs[z], **given)
             pyro.sample("x", fn, obs=x)
 
     return model
@@ -94,6 +95,7 @@ def test_statistics_are_conditional_moments_of_every_row(argument: str) -> None:
     groups = [g for g in stats.groups.values() if isinstance(g[0].family, MultivariateNormal)]
     ((group, sums),) = groups
     assert group.reference is not None
+    assert isinstance(group.family, MultivariateNormal)
     n, s, q = group.family.moments(group.family.shift(sums, group.reference), 3)
     for k in range(2):
         count, total, square = 0.0, np.zeros(3), np.zeros((3, 3))
@@ -261,9 +263,8 @@ def test_pyro_s_own_bound_has_the_same_value_gradient_and_optimum(name: str) -> 
             losses, gradients = [], []
             for elbo in (PlanELBO(plan), TraceEnum_ELBO(max_plate_nesting=1)):
                 losses.append(elbo.loss_and_grads(config_enumerate(model), guide, x, **options))
-                gradients.append([p.grad.clone() for p in guide.parameters()])
-                for parameter in guide.parameters():
-                    parameter.grad.zero_()
+                gradients.append([torch.as_tensor(p.grad).clone() for p in guide.parameters()])
+                guide.zero_grad()
             assert losses[0] == pytest.approx(losses[1], rel=1e-10)
             for left, right in zip(*gradients, strict=True):
                 torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-7)
@@ -425,7 +426,7 @@ def test_any_normal_site_may_have_gaps(name: str, probing: bool) -> None:
             for n, p in plan.structure.parameters.items()
         }
         found = plan.e_step(params)
-        trace = plan.structure.trace(params)
+        trace: Any = plan.structure.trace(params)
     site = trace.nodes["x"]
     fn = site["fn"].base_dist if name == "nested_event" else site["fn"]
     shape = site["value"].shape
