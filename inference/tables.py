@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["old_faithful", "read_table"]
+__all__ = ["air_quality", "old_faithful", "read_table"]
 
 
 def old_faithful() -> pd.DataFrame:
@@ -20,7 +20,27 @@ def old_faithful() -> pd.DataFrame:
         >>> old_faithful().shape
         (272, 2)
     """
-    source = resources.files("ember.inference") / "data" / "faithful.csv"
+    return _shipped("faithful.csv")
+
+
+def air_quality() -> pd.DataFrame:
+    """Air quality in New York on 153 days of May to September 1973, with gaps (NaN).
+
+    Ozone (parts per billion), solar radiation (langley), wind (miles per hour) and temperature
+    (degrees Fahrenheit).
+
+    Reference: Chambers, Cleveland, Kleiner & Tukey (1983), *Graphical methods for data analysis*,
+    Wadsworth.
+
+    Example:
+        >>> air_quality().isna().sum().to_dict()
+        {'Ozone': 37, 'Solar.R': 7, 'Wind': 0, 'Temp': 0}
+    """
+    return _shipped("airquality.csv")
+
+
+def _shipped(name: str) -> pd.DataFrame:
+    source = resources.files("ember.inference") / "data" / name
     with source.open(encoding="utf-8") as file:
         return pd.read_csv(file).astype("float64")
 
