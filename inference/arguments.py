@@ -74,7 +74,7 @@ def _listed(value: Any, position: int) -> Any:
 
 def _convert(value: Any, where: str) -> Any:
     if isinstance(value, (pd.DataFrame, pd.Series)):
-        value = value.to_numpy()
+        value = _table(value)
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf":
             raise TypeError(
@@ -91,6 +91,15 @@ def _convert(value: Any, where: str) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_convert(item, where) for item in value)
     return value
+
+
+def _table(value: Any) -> Any:
+    """The array of a data frame or series; pandas' own missing integers become NaN."""
+    array = value.to_numpy()
+    kinds = {t.kind for t in (value.dtypes if isinstance(value, pd.DataFrame) else [value.dtype])}
+    if array.dtype.kind == "O" and kinds <= set("biuf"):
+        array = value.to_numpy(dtype="float64", na_value=np.nan)
+    return array
 
 
 ONE_THREAD = 300_000  # numbers; with fewer, threads cost more than they bring

@@ -25,6 +25,7 @@ from torch import Tensor
 from ember.inference.expectation.enumeration import Factor, align
 from ember.inference.factors import Site
 from ember.inference.latent_draws import Latents, States
+from ember.inference.observed_density import row_patterns
 from ember.inference.plan import Plan
 from ember.inference.recognition import unwrap
 from ember.inference.sequences import stack
@@ -176,7 +177,7 @@ class _Filling:
         out = self.value.expand(copies, *self.value.shape).clone()
         for item in range(items):
             own = min(item, loc.shape[2] - 1), min(item, precision.shape[2] - 1)
-            patterns, index = torch.unique(self.missing[:, item], dim=0, return_inverse=True)
+            patterns, index = row_patterns(self.missing[:, item])
             for number, hidden in enumerate(patterns):
                 if not bool(hidden.any()):
                     continue

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ember.inference.factors import FormFactor, Site, compile_form, statistics_of
 from ember.inference.families import LOG_2PI, MultivariateNormal, safe_log
+from ember.inference.observed_density import row_patterns
 from ember.inference.shapes import prepend_dims
 
 __all__ = ["GapFactor", "compile_site", "has_gaps", "marginal", "starting_eta"]
@@ -147,7 +148,7 @@ def _compile(site: Site, cells: Tensor, reference: Tensor | float) -> GapFactor:
     # A row without any observed entry is masked: its statistics are 0 under every pattern.
     missing = missing & ~missing.all(-1, keepdim=True)
     dim = missing.shape[-1]
-    hidden, pattern = torch.unique(missing.reshape(-1, dim), dim=0, return_inverse=True)
+    hidden, pattern = row_patterns(missing.reshape(-1, dim))
     pattern = pattern.reshape(missing.shape[:-1])
     data = torch.broadcast_shapes(pattern.shape, statistics.shape[:-1])
     rows = [i for i in range(outer) if cells.size(i) > 1]

@@ -48,7 +48,7 @@ def _shipped(name: str) -> pd.DataFrame:
 def read_table(
     path: str | Path, columns: Sequence[str] | None = None, say: Callable[[str], Any] | None = None
 ) -> pd.DataFrame:
-    """The numeric columns of a file, as float64.
+    """The numeric columns of a file, as float64, missing values as NaN.
 
     Args:
         path: A file that ends in ``.csv`` (the first line holds the names of the columns) or
@@ -58,7 +58,7 @@ def read_table(
 
     Raises:
         ValueError: If the file cannot be read, a column is missing or holds no numbers, or values
-            are missing or infinite. The message is one sentence that names the file or columns.
+            are infinite. The message is one sentence that names the file or columns.
     """
     table = _read(Path(path))
     if columns is not None:
@@ -83,11 +83,11 @@ def read_table(
     table = pd.DataFrame(
         {str(name): table[name].to_numpy(dtype="float64", na_value=float("nan")) for name in table}
     )
-    infinite = table.columns[~table.map(abs).lt(float("inf")).all()]
+    infinite = table.columns[table.map(abs).eq(float("inf")).any()]
     if len(infinite):
         raise ValueError(
-            f"{path} has missing or infinite values in column {_list(infinite)}; remove those "
-            "rows, or choose other columns."
+            f"{path} has infinite values in column {_list(infinite)}; remove those rows, leave "
+            "them empty if the values are missing, or choose other columns."
         )
     return table
 

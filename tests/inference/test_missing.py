@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -19,6 +20,7 @@ from ember.inference import EM, SVI, select
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.elbo import PlanELBO
 from ember.inference.families import MultivariateNormal
+from ember.inference.observed_density import row_patterns
 from ember.inference.planning import build_plan
 from ember.models import (
     bernoulli_mixture,
@@ -445,6 +447,37 @@ def test_any_normal_site_may_have_gaps(name: str, probing: bool) -> None:
         fit = EM(model, seed=0).fit(x, group)
         assert fit.converged
         assert bool((fit.history.diff() >= -1e-9).all())
+
+
+def test_many_columns_and_as_many_patterns_as_rows() -> None:
+    x = with_gaps(clusters(30, features=40), 0.3)
+    plan_patterns, index = row_patterns(x.isnan())
+    assert len(plan_patterns) == 30
+    assert torch.equal(plan_patterns[index], x.isnan())
+    params = {
+        "locs": torch.zeros(2, 40, dtype=torch.float64),
+        "matrices": torch.eye(40, dtype=torch.float64).expand(2, 40, 40) + 0.3,
+        "weights": torch.tensor([0.5, 0.5], dtype=torch.float64),
+    }
+    stats = EM(plain("covariance_matrix"), "mle").e_step(params, x)
+    truth = [row_log_prob(row, np.zeros(40), params["matrices"][0].numpy()) for row in x.numpy()]
+    assert stats.log_likelihood == pytest.approx(sum(truth), rel=1e-11)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_entries_that_are_independent_keep_the_fast_kernel(name: str) -> None:
+    model, x, options = MODELS[name]
+    with sheltered():
+        plan = build_plan(model, prepare((x,), {"components": 2, **options}))
+    assert (plan.kernel is None) is plan.has_gaps is (name in ("full", "tied"))
+
+
+def test_missing_integers_of_a_data_frame() -> None:
+    frame = pd.DataFrame({"a": [0, 1, None, 1, 0, 1], "b": [1, 0, 1, 1, 0, None]}, dtype="Int64")
+    data = torch.tensor(frame.to_numpy(dtype="float64", na_value=np.nan))
+    left = EM(bernoulli_mixture, seed=0).fit(frame, components=2)
+    right = EM(bernoulli_mixture, seed=0).fit(data, components=2)
+    assert left.log_posterior == right.log_posterior
 
 
 def test_regression_with_missing_responses() -> None:
