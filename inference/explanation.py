@@ -7,7 +7,7 @@ import pandas as pd
 
 from ember.inference.maximisation import updates
 from ember.inference.plan import Plan
-from ember.inference.sequences import base_name
+from ember.inference.sequences import base_name, members
 
 __all__ = ["Explanation", "explain"]
 
@@ -66,10 +66,18 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
         statistics, why = "numerical", site.reason
     else:
         statistics, why = "numerical", f"evaluated by the model: {site.reason}"
-    site_missing = plan.sites[name].missing
-    if site_missing is not None:
-        why += f"; {int(site_missing.sum())} of {site_missing.numel()} entries missing"
+    why += _gaps(plan, name)
     return [name, "latent" if latent else "observed", plates, how, statistics, why]
+
+
+def _gaps(plan: Plan, name: str) -> str:
+    """How much of a site is missing; steps of a chain are counted together."""
+    base = base_name(name) if name in plan.structure.steps else None
+    steps = members(base, plan.structure.steps) if base else []
+    sites = [plan.sites[step] for step in (steps or [name])]
+    missing = sum(int(site.missing.sum()) for site in sites if site.missing is not None)
+    entries = sum(site.value.numel() for site in sites)
+    return f"; {missing} of {entries} entries missing" if missing else ""
 
 
 def _fold(rows: list[list[str]], steps: Container[str]) -> list[list[str]]:

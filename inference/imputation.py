@@ -217,7 +217,7 @@ class _Filling:
         shape, lead = self.site.value.shape, value.shape[:-3]
         event = shape[len(shape) - self.site.event_dim :]
         given = self.value.numel() == self.site.value.numel()
-        return value.reshape(*lead, *(shape if given else (*self.plate_sizes, *event)))
+        return value.reshape((*lead, *(shape if given else (*self.plate_sizes, *event))))
 
 
 def _event_sizes(event: torch.Size, fn: Any) -> tuple[int, int]:

@@ -87,7 +87,6 @@ class GapFactor:
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     inner: int = 0
-    is_product: bool = False
 
     def log_prob(self, eta: Tensor) -> Tensor:
         """The log probability of the observed entries, with dims ``self.dims``."""
@@ -157,15 +156,12 @@ def _compile(site: Site, cells: Tensor, reference: Tensor | float) -> GapFactor:
     symbol = site.layout.outer
     kept = None if not bool((base != 0).any()) else base
     if inner or set(rows) & set(columns):
-        pairs, place = torch.unique(
-            torch.stack(torch.broadcast_tensors(cells, pattern), -1).reshape(-1, 2),
-            dim=0, return_inverse=True,
-        )  # fmt: skip
-        place = place.reshape(torch.broadcast_shapes(cells.shape, pattern.shape))
+        pairs, place = torch.unique(cells * len(hidden) + pattern, return_inverse=True)
         full = torch.broadcast_shapes(sizes, (*(1,) * outer, *site.inner_shape))
         seen = [i for i in range(outer) if max(full[i], base.size(i)) > 1]
         return GapFactor(
-            pairs[:, 0], hidden[pairs[:, 1]], (), statistics, place.expand(full), kept,
+            pairs // len(hidden), hidden[pairs % len(hidden)], (), statistics, place.expand(full),
+            kept,
             tuple(symbol[i] for i in seen), tuple(max(full[i], base.size(i)) for i in seen), inner,
         )  # fmt: skip
     column_sizes = [max(data[i], base.size(i)) for i in columns]

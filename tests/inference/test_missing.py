@@ -522,6 +522,28 @@ def test_the_plan_says_how_much_is_missing() -> None:
     assert "missing" not in str(EM(gaussian_mixture).explain(clusters(50), components=2))
 
 
+def test_gaps_in_the_steps_of_a_chain_are_counted_together() -> None:
+    def chain(x: Tensor, skip: bool = False) -> None:
+        locs = pyro.sample("locs", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+        z = None
+        for t in pyro.markov(range(len(x))):
+            stay = torch.tensor(0.5) if z is None else 0.2 + 0.6 * z
+            z = pyro.sample(f"z_{t}", dist.Bernoulli(stay))
+            if not (skip and bool(x[t].isnan())):
+                pyro.sample(f"x_{t}", dist.Normal(locs[z.long()], 1.0), obs=x[t])
+
+    x = torch.tensor([0.3, torch.nan, 2.0, torch.nan, 1.0, -1.0], dtype=torch.float64)
+    table = EM(chain).explain(x)
+    assert "x_0 ... x_5" in table["site"].tolist()
+    assert "2 of 6 entries missing" in str(table)
+    fit = EM(chain, seed=0).fit(x)
+    truth = brute_force.enumerate_latents(chain, fit.params, x, True)
+    assert fit.log_likelihood == pytest.approx(float(truth.log_evidence), rel=1e-12)
+    filled, smoothed = fit.impute(), fit.posterior("z").probs
+    assert torch.equal(filled[~x.isnan()], x[~x.isnan()])
+    torch.testing.assert_close(filled[1], smoothed[1] @ fit.params["locs"], rtol=1e-10, atol=0.0)
+
+
 def test_a_sweep_over_models_takes_gaps() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
