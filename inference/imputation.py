@@ -213,11 +213,14 @@ class _Filling:
         return moved.reshape(states, rows, -1, *event)
 
     def _shaped(self, value: Tensor) -> Tensor:
-        """Rows ``(..., R, J, E)`` as the data were given."""
-        shape, lead = self.site.value.shape, value.shape[:-3]
-        event = shape[len(shape) - self.site.event_dim :]
-        given = self.value.numel() == self.site.value.numel()
-        return value.reshape((*lead, *(shape if given else (*self.plate_sizes, *event))))
+        """Rows ``(..., R, J, E)`` as the data were given, without dims for states."""
+        shape, lead, outer = self.site.value.shape, value.shape[:-3], self.site.layout.outer
+        rank = len(shape) - self.site.event_dim
+        batch, event = shape[:rank], shape[rank:]
+        given = [n for n, s in zip(batch, outer[len(outer) - rank :], strict=True)
+                 if s not in self.latents]  # fmt: skip
+        whole = self.value.numel() == self.site.value.numel()
+        return value.reshape((*lead, *(given if whole else self.plate_sizes), *event))
 
 
 def _event_sizes(event: torch.Size, fn: Any) -> tuple[int, int]:

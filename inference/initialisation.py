@@ -13,6 +13,7 @@ import scipy.cluster.vq
 import torch
 from torch import Tensor
 
+from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import align
 from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
@@ -130,9 +131,8 @@ def _apart(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _dims(plan: Plan, name: str) -> tuple[str, ...]:
-    """A latent's plates from left to right, then its own symbol."""
-    site = plan.sites[name]
-    return (*(s for s in site.layout.outer if s in site.plates), plan.latent_symbols[name])
+    """The dims in which a latent has a value each, from left to right, then its own symbol."""
+    return (*plan.places(name), plan.latent_symbols[name])
 
 
 def _random(plan: Plan, name: str) -> Tensor:
@@ -145,7 +145,11 @@ def _weights(plan: Plan, responsibilities: Mapping[str, Tensor]) -> dict[str, Te
     """The posterior weight of every factor's entries, latents taken as independent."""
     owner = {symbol: name for name, symbol in plan.latent_symbols.items()}
     weights = {}
+    for name, chain in plan.chains.items():
+        weights.update(_chain_weights(plan, name, chain, responsibilities[name]))
     for factor in plan.factors:
+        if factor.name in weights:
+            continue
         latents = [symbol for symbol in factor.dims if symbol in owner]
         plates = sorted(factor.plates)
         union = (*latents, *plates)
@@ -160,6 +164,42 @@ def _weights(plan: Plan, responsibilities: Mapping[str, Tensor]) -> dict[str, Te
         kept = tuple(symbol for symbol in union if symbol in factor.dims)
         weights[factor.name] = align(weight, kept, factor.dims)
     return weights
+
+
+def _chain_weights(
+    plan: Plan, name: str, chain: Chain, responsibilities: Tensor
+) -> dict[str, Tensor]:
+    """Of a chain's first state and of its moves, neighbouring steps taken as independent."""
+    *plates, time, state = dims = _dims(plan, name)
+    each = align(responsibilities, dims, (time, *plates, state))
+    if chain.lengths is not None:
+        own, lengths = chain.lengths
+        order = torch.arange(chain.steps).reshape(-1, *(1,) * len(plates))
+        each = each * (order < align(lengths, own, tuple(plates))).unsqueeze(-1)
+    scale = plan.scales[name]
+    weighed = each
+    if scale is not None:
+        weighed = each * align(scale.tensor, scale.dims, tuple(plates)).unsqueeze(-1)
+    start = each[:1] if not chain.at_once else each[:0]
+    before = torch.cat([start, each[:-1]])
+    after = weighed if not chain.at_once else weighed[1:]
+    pairs = before.unsqueeze(-1) * after.unsqueeze(-2)
+    if chain.at_once:  # no move leads to the first step
+        pairs = (
+            torch.cat([torch.zeros_like(pairs[:1]), pairs]) if len(pairs) else pairs.sum(0, True)
+        )
+    found = {}
+    moves = (time, *plates, chain.previous, state)
+    for place, tensor, union in (
+        (chain.initial, weighed[0], (*plates, state)),
+        (chain.move, pairs, moves),
+    ):
+        factor = plan.factors[place]
+        gone = [i for i, symbol in enumerate(union) if symbol not in factor.dims]
+        total = tensor.sum(gone) if gone else tensor
+        kept = tuple(symbol for symbol in union if symbol in factor.dims)
+        found[factor.name] = align(total, kept, factor.dims)
+    return found
 
 
 def _kmeans(plan: Plan, tries: int) -> dict[str, Tensor]:

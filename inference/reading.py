@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 
 from ember.inference.affine import AffineMap
@@ -81,7 +82,10 @@ def read_site(name: str, structure: Structure, probes: Probes, start: Any) -> Si
     missing = None
     if name in structure.observed:
         event_dim = len(unwrapped.base.event_shape)
-        missing = _missing(value, unwrapped.mask, site["mask"], len(inner), event_dim)
+        outside = site["mask"]
+        if any(c.site == name and c.steps is not None for c in structure.composites):
+            outside = _steps_there(fn, outside)
+        missing = _missing(value, unwrapped.mask, outside, len(inner), event_dim)
         if missing is not None:
             gone = missing.flatten(missing.dim() - event_dim).all(-1) if event_dim else missing
             mask = ~gone if mask is None else mask & ~gone
@@ -122,7 +126,21 @@ def _missing(
 def _at_value(mask: Tensor, value: Tensor) -> Tensor:
     """A mask without the dims, of states of latents, in which it goes beyond the value."""
     beyond = mask.dim() - value.dim()
-    return mask.flatten(0, beyond - 1).any(0) if beyond > 0 else mask
+    mask = mask.flatten(0, beyond - 1).any(0) if beyond > 0 else mask
+    for dim in range(-mask.dim(), 0):
+        if mask.size(dim) > value.size(dim):
+            mask = mask.any(dim, keepdim=True)
+    return mask
+
+
+def _steps_there(fn: Any, outside: Any) -> Any:
+    """The steps of a chain that are not masked as a whole: they are past the end of a sequence."""
+    while isinstance(fn, (MaskedDistribution, ExpandedDistribution)):
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            own = torch.as_tensor(fn._mask)
+            outside = own if outside is None or outside is True else outside & own
+        fn = fn.base_dist
+    return outside
 
 
 def _dummy(site: Any, mask: Tensor | None) -> float:

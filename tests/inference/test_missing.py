@@ -480,6 +480,23 @@ def test_missing_integers_of_a_data_frame() -> None:
     assert left.log_posterior == right.log_posterior
 
 
+def test_a_mixture_distribution_takes_gaps() -> None:
+    def model(x: Tensor) -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+        with pyro.plate("components", 2):
+            locs = pyro.sample("locs", dist.Normal(0.0, 9.0).expand([3]).to_event(1))
+            matrices = pyro.sample("matrices", dist.Wishart(torch.tensor(5.0), torch.eye(3)))
+        with pyro.plate("rows", len(x)):
+            parts = dist.MultivariateNormal(locs, precision_matrix=matrices)
+            fn = dist.MixtureSameFamily(dist.Categorical(weights), parts)
+            pyro.sample("x", fn, obs=x)
+
+    x = with_gaps(clusters(40))
+    left, right = EM(model, seed=0).fit(x), EM(plain("precision_matrix"), seed=0).fit(x)
+    assert left.log_posterior == pytest.approx(right.log_posterior, rel=1e-9)
+    torch.testing.assert_close(left.impute(), right.impute(), rtol=1e-4, atol=1e-4)
+
+
 def test_regression_with_missing_responses() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(60, 2, generator=generator, dtype=torch.float64)
