@@ -198,6 +198,16 @@ class Fit:
 
         Raises:
             ValueError: If ``draws`` is below 1, or a distribution has no mean to impute.
+
+        Example:
+            >>> from ember.inference import EM
+            >>> from ember.models import gaussian_mixture
+            >>> x = torch.tensor([[0.0, 1.0], [1.0, 3.0], [2.0, 5.5], [3.0, 7.0], [4.0, torch.nan]])
+            >>> fit = EM(gaussian_mixture, objective="mle").fit(x, components=1)
+            >>> [round(value, 3) for value in fit.impute()[4].tolist()]
+            [4.0, 9.25]
+            >>> fit.impute(draws=20, seed=0).shape
+            torch.Size([20, 5, 2])
         """
         if draws is not None:
             check_count("draws", draws)

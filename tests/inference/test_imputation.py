@@ -109,6 +109,15 @@ def test_counts_and_answers_get_conditional_means_and_whole_draws() -> None:
         assert bool((error <= 6.0 * deviation + 1e-9).all())
 
 
+def test_a_single_column_of_counts() -> None:
+    x = torch.tensor([0.0, 1.0, NAN, 9.0, 11.0, NAN, 0.0, 8.0], dtype=torch.float64)
+    fit = EM(poisson_mixture, seed=0).fit(x, components=2)
+    filled = fit.impute()
+    mean = float(fit.params["weights"] @ fit.params["rates"])
+    assert filled[x.isnan()].tolist() == pytest.approx([mean, mean], rel=1e-9)
+    assert torch.equal(filled[~x.isnan()], x[~x.isnan()])
+
+
 @pytest.mark.parametrize("same", [True, False], ids=["one table", "a site for each item"])
 def test_categories_get_the_most_probable_one(same: bool) -> None:
     levels = [3, 3, 3] if same else [3, 4, 2]
