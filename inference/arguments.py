@@ -1,12 +1,14 @@
 """What a user passes in, made ready for the model: float64 tensors, a sheltered global state."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyro
+import scipy.sparse
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -84,6 +86,8 @@ def _convert(value: Any, where: str) -> Any:
         value = np.ascontiguousarray(value)
         # Data frames hand out read-only views, of which torch makes no tensor without complaint.
         value = torch.from_numpy(value if value.flags.writeable else value.copy())
+    if scipy.sparse.issparse(value):
+        value = _sparse_tensor(value)
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if type(value) is dict:
@@ -100,6 +104,23 @@ def _table(value: Any) -> Any:
     if array.dtype.kind == "O" and kinds <= set("biuf"):
         array = value.to_numpy(dtype="float64", na_value=np.nan)
     return array
+
+
+def _sparse_tensor(matrix: Any) -> Tensor:
+    """A SciPy matrix as PyTorch's of compressed rows, without a copy where it is that already."""
+    rows = matrix.tocsr()
+    if not rows.has_canonical_format:
+        rows = rows.copy()
+        rows.sum_duplicates()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(rows.indptr),
+            torch.from_numpy(rows.indices),
+            torch.from_numpy(rows.data),
+            rows.shape,
+            check_invariants=False,  # canonical rows fulfil them
+        )
 
 
 ONE_THREAD = 300_000  # numbers; with fewer, threads cost more than they bring

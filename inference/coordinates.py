@@ -1,6 +1,6 @@
 """Parameters as one vector of free reals, in which a straight line stays inside every support."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
@@ -17,23 +17,40 @@ class Coordinates:
 
     Simplices pass through log-ratios, positive numbers through the logarithm, probabilities
     through the logit, positive-definite matrices through the log-Cholesky factor.
+
+    Args:
+        parameters: The parameters, in their order.
+        roots: Those non-negative parameters that pass through the square root instead. Where many
+            entries end at zero, as in an image, their logarithms would run away for ever; roots
+            come to rest.
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, Parameter], roots: Container[str] = ()) -> None:
         self._parameters = list(parameters.values())
+        self._roots = {name for name in parameters if name in roots}
         self._shapes = [
             torch.Size(transform_to(p.support).inverse_shape(p.shape)) for p in self._parameters
         ]
 
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """The unconstrained vector; infinite where a parameter lies on its boundary."""
-        return torch.cat([p.to_unconstrained(params[p.name]).reshape(-1) for p in self._parameters])
+        return torch.cat([self._free(p, params[p.name]).reshape(-1) for p in self._parameters])
+
+    def _free(self, parameter: Parameter, value: Tensor) -> Tensor:
+        if parameter.name in self._roots:
+            return value.sqrt()
+        return parameter.to_unconstrained(value)
+
+    def _constrained(self, parameter: Parameter, free: Tensor) -> Tensor:
+        if parameter.name in self._roots:
+            return free.square()
+        return parameter.to_constrained(free)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Constrained parameters."""
         pieces = vector.split([shape.numel() for shape in self._shapes])
         return {
-            p.name: p.to_constrained(piece.reshape(shape)).expand(p.shape)
+            p.name: self._constrained(p, piece.reshape(shape)).expand(p.shape)
             for p, piece, shape in zip(self._parameters, pieces, self._shapes, strict=True)
         }
 
@@ -50,7 +67,10 @@ class Coordinates:
             params = self.unflatten(free)
             value = statistics.plan.expected_log_joint(statistics, params)
             (gradient,) = torch.autograd.grad(value, free)
-        return gradient
+        if not self._roots:
+            return gradient
+        # A root of zero is where the square is flat, whatever the (infinite) slope of a logarithm.
+        return torch.where(gradient.isnan() & (free == 0.0), 0.0, gradient).detach()
 
     @staticmethod
     def distance(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:

@@ -9,8 +9,9 @@ from torch import Tensor
 from ember.inference.families import Categorical, MultivariateNormal, Normal, Regression
 from ember.inference.sequences import base_name
 from ember.inference.statistics import Group, Statistics
+from ember.inference.superposition import Superposed
 
-__all__ = ["Degenerate", "check_maximiser", "check_scales", "emptied_states"]
+__all__ = ["Degenerate", "check_maximiser", "check_scales", "emptied_states", "idle_entries"]
 
 EMPTIED = 1e-6  # expected observations of a state
 COLLAPSED = 1e-10  # variance of a component over the variance of all data, along any direction
@@ -62,7 +63,9 @@ def _judge(
             a, b = coefficients
             empty = (a.abs() <= tiny) & (b.abs() <= tiny)
             smallest = COLLAPSED * _smallest_variance(statistics)
-            return empty, (a < 0) | (b <= tiny) | (b <= smallest * a), _COLLAPSED
+            if bool((a < 0).any()):
+                return empty, a < 0, _UNBOUNDED
+            return empty, (b <= tiny) | (b <= smallest * a), _COLLAPSED
         case "location":
             _, precision = coefficients
             return precision <= tiny, ~torch.isfinite(precision), _COLLAPSED
@@ -165,5 +168,31 @@ def emptied_states(
                 f"component {int(empty[0])} of latent site '{label}' has emptied: no observation "
                 "belongs to it, so the data do not determine its parameters; use objective='map' "
                 "with a proper prior, fewer components, or another start."
+            )
+    return ""
+
+
+def idle_entries(statistics: Statistics, priors: Container[str]) -> str:
+    """A sentence about the first parameter entry that feeds no count of a superposition, or none.
+
+    Args:
+        statistics: Expected statistics at the end of a fit.
+        priors: Parameters that a prior determines where the data do not.
+    """
+    for group, sums in statistics.groups.values():
+        if not isinstance(group.family, Superposed):
+            continue
+        idle = torch.zeros(int(group.cells.max()) + 1, dtype=torch.bool)
+        idle[group.cells[:, 0]] = (sums == 0.0).all(-1)
+        sizes = [statistics.params[name].numel() for name in group.slots[0].sources]
+        for name, entries in zip(group.slots[0].sources, idle.split(sizes), strict=True):
+            places = entries.nonzero().reshape(-1)
+            if not len(places) or name in priors:
+                continue
+            others = f" (and of {len(places) - 1} others)" if len(places) > 1 else ""
+            return (
+                f"no observation depends on entry {int(places[0])}{others} of site '{name}', "
+                "which keeps the value that it started with; give the site a prior "
+                "(objective='map'), or leave such entries out."
             )
     return ""

@@ -15,7 +15,7 @@ from ember.inference.acceleration import EMMap, accelerated
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import Monitor, Movement, StopReason
 from ember.inference.coordinates import Coordinates
-from ember.inference.degeneracy import Degenerate, emptied_states
+from ember.inference.degeneracy import Degenerate, emptied_states, idle_entries
 from ember.inference.explanation import Explanation, explain
 from ember.inference.factors import IMPOSSIBLE
 from ember.inference.fit import Fit
@@ -228,7 +228,7 @@ class EM:
 
     def _run(self, plan: Plan, params: dict[str, Tensor], began: float) -> Fit:
         em = EMMap(plan.e_step, lambda statistics: maximise(plan, statistics))
-        coordinates = Coordinates(plan.structure.parameters)
+        coordinates = Coordinates(plan.structure.parameters, plan.superposed_parameters())
         iterate = accelerated(self.accelerate, em, coordinates)
         monitor, reason, warning = Monitor(self.tol), StopReason.MAX_ITER, ""
         for temper in self.anneal:
@@ -248,7 +248,7 @@ class EM:
                 if not plan.structure.parameters:
                     reason = StopReason.NO_PARAMETERS
                     break
-                if not plan.structure.latent and not plan.has_gaps:
+                if not plan.is_incomplete:
                     current, reason = _maximise_fully(em, current), StopReason.NO_LATENTS
                     history.append(max(current.objective, history[-1]))
                     times.append(time.perf_counter() - began)
@@ -281,6 +281,7 @@ class EM:
         if not warning and self.objective == "mle":  # a prior determines what data leave open
             keys = {n: plan.forms[n][0] for n in plan.structure.latent if n in plan.forms}
             warning = emptied_states(current, keys, plan.structure.steps)
+        warning = warning or idle_entries(current, plan.priors)
         if reason is StopReason.MAX_ITER:
             warning = f"{self.name}: {reason.value}"
         return Fit(

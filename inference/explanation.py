@@ -8,6 +8,7 @@ import pandas as pd
 from ember.inference.maximisation import updates
 from ember.inference.plan import Plan
 from ember.inference.sequences import base_name, members
+from ember.inference.superposition import SuperposedForm
 
 __all__ = ["Explanation", "explain"]
 
@@ -61,7 +62,12 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
     if latent:
         way = "forward-backward" if name in plan.chains else "summed"
         how = f"{way} over {plan.sizes.get(plan.latent_symbols[name], 1)} states"
-    if name in plan.forms and site.form is not None and site.density is not None:
+    if isinstance(site.form, SuperposedForm) and name in plan.forms:
+        rate = site.form.map
+        how = f"counts split among {rate.entries} entries"
+        statistics = "closed form"
+        why = f"superposition: a Poisson rate that is a weighted sum ({rate.operator.how})"
+    elif name in plan.forms and site.form is not None and site.density is not None:
         why = f"sufficient statistics of {type(site.density.base).__name__}"
         statistics = "closed form" if any(s.table for s in site.form.slots) else "-"
     elif site.density is not None:

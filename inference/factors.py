@@ -18,6 +18,7 @@ from ember.inference.observed_density import observed_log_prob
 from ember.inference.parameter_maps import ArgumentMap
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.slots import Form
+from ember.inference.superposition import SuperposedRate
 
 __all__ = [
     "Density",
@@ -53,7 +54,7 @@ class Density:
     """A distribution rebuilt from its argument maps, wrappers included."""
 
     base: Any
-    maps: Mapping[str, tuple[str, ArgumentMap | AffineMap]]
+    maps: Mapping[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate]]
     inner_shape: tuple[int, ...]
     mask: Tensor | None
     dummy: float

@@ -201,8 +201,8 @@ class MultivariateNormal(Family):
         dim = by.shape[-1]
         n, s, q = self.moments(statistics, dim)
         cross = s.unsqueeze(-1) * by.unsqueeze(-2)
-        squares = by.unsqueeze(-1) * by.unsqueeze(-2)
-        moved = q + cross + cross.mT + n[:, None, None] * squares
+        square = by.unsqueeze(-1) * by.unsqueeze(-2)
+        moved = q + cross + cross.mT + n[:, None, None] * square
         rows, columns, _ = _vech_indices(dim)
         return torch.cat([n[:, None], s + n[:, None] * by, moved[:, rows, columns]], -1)
 

@@ -251,9 +251,11 @@ class Fit:
         model, old = self.plan.structure.model, self.plan.structure.arguments
         names = list(_signature(model))[: len(args)]
         rows = self.plan.sizes[self.plan.row] if self.plan.row else -1
+        stay = old.args[len(args) :]
         others = {n: v for n, v in old.kwargs.items() if n not in names}
-        kept = {**(_without_rows(model, others, rows) if args else others), **kwargs}
-        new = prepare((*args, *old.args[len(args) :]), kept)
+        if args and all(_length(value) != rows for value in stay):
+            others = _without_rows(model, others, rows)
+        new = prepare((*args, *stay), {**others, **kwargs})
         with validation_enabled(False):  # a single new row is enough where parameters are known
             return build_plan(model, new, "mle", start=self.params)
 
@@ -317,9 +319,14 @@ def _signature(model: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def _without_rows(model: Any, kwargs: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Keyword arguments that can go with new data: weights of the old rows cannot."""
+    """Keyword arguments that can go with new data: weights of the old rows cannot.
+
+    Unless something that the model requires stays too and has these rows, as a design does.
+    """
     parameters = _signature(model).items()
     optional = {name for name, p in parameters if p.default is not inspect.Parameter.empty}
+    if any(_length(value) == rows for name, value in kwargs.items() if name not in optional):
+        return dict(kwargs)
     return {
         name: value
         for name, value in kwargs.items()

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.cluster.vq
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import align
@@ -74,13 +75,22 @@ def check_params(plan: Plan, params: Mapping[str, Any], partial: bool = False) -
                 f"parameter '{name}' has shape {tuple(value.shape)} but the model declares "
                 f"{tuple(parameter.shape)}; pass a tensor of that shape."
             )
-        if not bool(torch.as_tensor(parameter.support.check(value)).all()):
+        if not _within(parameter.support, value):
             raise ValueError(
                 f"parameter '{name}' lies outside its support ({parameter.support}); pass values "
                 "in the constrained space in which the model declares the site."
             )
         checked[name] = value
     return checked
+
+
+def _within(support: Any, value: Tensor) -> bool:
+    """Whether a value lies in a support or at its lower bound, which an M-step may reach."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if isinstance(support, constraints.greater_than):
+        return bool((value >= support.lower_bound).all())
+    return bool(torch.as_tensor(support.check(value)).all())
 
 
 def _tensor(name: str, value: Any) -> Tensor:

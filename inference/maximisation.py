@@ -8,7 +8,7 @@ expected log joint, so the objective never falls.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,10 @@ from ember.inference.families import contribution_to_maximiser
 from ember.inference.least_squares import solve_coefficients
 from ember.inference.plan import Plan
 from ember.inference.shapes import append_dims
+from ember.inference.slots import Slot
 from ember.inference.statistics import Group, Statistics
 from ember.inference.structure import Parameter
+from ember.inference.superposition import Superposed, SuperposedRate
 
 __all__ = ["Update", "maximise", "updates"]
 
@@ -124,11 +126,11 @@ def _choose(plan: Plan, parameter: Parameter) -> Update:
     slots = [_group(plan, usage).slots[usage.slot] for usage in usages]
     first = slots[0]
     on = first.table.on if first.table else ""
-    if any((s.kind, s.link, s.exponent) != (first.kind, first.link, first.exponent) for s in slots):
+    if any(_way(slot) != _way(first) for slot in slots):
         return Update(name, "numerical", "it enters two sites in ways that do not combine")
     if len({(usage.where, usage.prior) for usage in usages}) < len(usages):
         return Update(name, "numerical", "it feeds two arguments of one site")
-    link = _link(first.link, first.exponent, on)
+    link = _link(first.kind, first.link, first.exponent, on)
     sites = plan.factor_and_prior_names()
     fed = sorted({argument for site in sites for argument in _arguments(plan, site, name)})
     prior = plan.priors.get(name)
@@ -147,7 +149,11 @@ def _arguments(plan: Plan, site: str, name: str) -> list[str]:
     if density is None:
         return []
     family = type(density.base).__name__
-    return [f"{family}.{arg}" for arg, found in density.maps.values() if name in found.sources]
+    return [
+        f"{family}.{arg}{' (superposition)' if isinstance(found, SuperposedRate) else ''}"
+        for arg, found in density.maps.values()
+        if name in found.sources
+    ]
 
 
 def _usages(plan: Plan, name: str) -> list[Usage]:
@@ -178,7 +184,16 @@ def _group(plan: Plan, usage: Usage) -> Group:
     return group
 
 
-def _link(link: str, exponent: float, on: str) -> str:
+def _way(slot: Slot) -> tuple[str, str, float]:
+    """What slots have in common whose coefficients add up."""
+    is_itself = slot.link == "exp" and slot.table is not None and slot.table.on == "log"
+    link = "identity" if is_itself and slot.exponent == 1.0 else slot.link
+    return slot.kind, link, slot.exponent
+
+
+def _link(kind: str, link: str, exponent: float, on: str) -> str:
+    if kind == "rate" and link == "identity":
+        return "power 1"
     if link == "exp":
         return f"power {exponent:g}" if on == "log" else "exp"
     return "softmax" if on == "softmax" else link
@@ -213,6 +228,11 @@ def _closed_form(
     for i, pseudo in enumerate(_pseudo(plan, update, params)):
         spread = pseudo.expand(rows_shape + total[i].shape[1:])
         total[i] = total[i] + spread.reshape(total[i].shape)
+    idle = torch.zeros(())
+    if all(isinstance(_group(plan, usage).family, Superposed) for usage in update.usages):
+        # An entry that feeds no observation: every value is a maximiser, the present one too.
+        idle = (total[0] == 0.0) & (total[1] == 0.0)
+        total = [torch.where(idle, 1.0, coefficient) for coefficient in total]
     check_maximiser(update.name, update.kind, total, rows_shape, statistics)
     best = contribution_to_maximiser(update.kind, total)
     slot = _group(plan, update.usages[0]).slots[update.usages[0].slot]
@@ -220,6 +240,8 @@ def _closed_form(
     if update.kind in ("probability", "simplex") and bool(torch.isnan(value).any()):
         # No observation: every value is a maximiser, the present one too.
         value = torch.where(torch.isnan(value), params[update.name], value)
+    if bool(idle.any()):
+        value = torch.where(idle.reshape(shape), params[update.name], value)
     return value
 
 
@@ -271,12 +293,17 @@ def _numerical(
     """L-BFGS on the expected log joint over the named parameters, the others held fixed."""
     coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
 
+    def objective(free: Tensor) -> Tensor:
+        return -plan.expected_log_joint(statistics, {**params, **coordinates.unflatten(free)})
+
     def negative(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
         free = torch.from_numpy(flat.copy()).requires_grad_()
-        value = -plan.expected_log_joint(statistics, {**params, **coordinates.unflatten(free)})
+        value = objective(free)
         (gradient,) = torch.autograd.grad(value, free)
-        if not bool(torch.isfinite(value)) or not bool(torch.isfinite(gradient).all()):
+        if not bool(torch.isfinite(value)):
             return float("inf"), np.zeros_like(flat)
+        if not bool(torch.isfinite(gradient).all()):
+            gradient = _differences(objective, free.detach())
         return float(value.detach()), gradient.numpy()
 
     flat = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
@@ -290,3 +317,18 @@ def _numerical(
     with torch.no_grad():
         moved = coordinates.unflatten(torch.from_numpy(np.asarray(found.x)))
     return {**params, **{name: value.detach().clone() for name, value in moved.items()}}
+
+
+def _differences(objective: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The gradient by central differences, for where automatic differentiation yields NaN.
+
+    A count in a state whose rate is 0 is such a place: the state is impossible, so its term weighs
+    nothing, but its derivative is infinity times 0.
+    """
+    gradient = torch.zeros_like(at)
+    with torch.no_grad():
+        for i in range(len(at)):
+            step = torch.zeros_like(at)
+            step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * (1.0 + at[i].abs())
+            gradient[i] = (objective(at + step) - objective(at - step)) / (2.0 * step[i])
+    return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -27,6 +27,7 @@ from ember.inference.opaque import model_log_prob
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group, Part, Statistics
 from ember.inference.structure import Structure
+from ember.inference.superposed_factor import SuperposedFactor
 
 __all__ = ["Params", "Plan", "PriorSite"]
 
@@ -50,7 +51,7 @@ class Plan:
     objective: str
     sites: dict[str, Site]
     factors: tuple[Factor, ...]
-    forms: dict[str, tuple[tuple[Any, ...], FormFactor | GapFactor]]
+    forms: dict[str, tuple[tuple[Any, ...], FormFactor | GapFactor | SuperposedFactor]]
     groups: dict[tuple[Any, ...], Group]
     priors: dict[str, PriorSite]
     contraction: Contraction
@@ -346,6 +347,17 @@ class Plan:
     def factor_and_prior_names(self) -> list[str]:
         """All sites that have a density in the objective."""
         return [*self.sites, *self.priors]
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether something is latent: sites, parts of rows, or counts seen only in sums."""
+        return bool(self.structure.latent) or self.has_gaps or bool(self.superposed_parameters())
+
+    def superposed_parameters(self) -> frozenset[str]:
+        """Parameters that feed the rate of a superposition."""
+        forms = [form for _, form in self.forms.values()]
+        found = [form.rate.sources for form in forms if isinstance(form, SuperposedFactor)]
+        return frozenset(name for sources in found for name in sources)
 
     def opaque_sites(self) -> list[str]:
         """Sites without sufficient statistics: their parameters have no closed form."""

@@ -18,6 +18,8 @@ from ember.inference.plan import Params, Plan, PriorSite
 from ember.inference.reading import Probes, probe, read_site
 from ember.inference.shapes import prepend_dims
 from ember.inference.structure import Model, Structure, read_structure
+from ember.inference.superposed_factor import SuperposedFactor, compile_superposed
+from ember.inference.superposition import SuperposedForm
 
 __all__ = ["build_plan"]
 
@@ -51,12 +53,15 @@ def build_plan(
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     groups, cells = group_sites(sites)
-    forms: dict[str, tuple[tuple[Any, ...], FormFactor | GapFactor]] = {}
+    forms: dict[str, tuple[tuple[Any, ...], FormFactor | GapFactor | SuperposedFactor]] = {}
     factors = []
     for name, site in sites.items():
         if name in cells:
             key, index, reference = cells[name]
-            forms[name] = (key, compile_site(site, index, reference))
+            if isinstance(site.form, SuperposedForm):
+                forms[name] = (key, compile_superposed(site, index))
+            else:
+                forms[name] = (key, compile_site(site, index, reference))
             dims = forms[name][1].dims
         else:
             dims = factor_dims(site, trace)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
@@ -22,6 +23,8 @@ from ember.inference.parameter_maps import (
 from ember.inference.recognition import arguments_of, recognise, unwrap
 from ember.inference.shapes import append_dims, compact
 from ember.inference.structure import Structure
+from ember.inference.superposition import SuperposedRate
+from ember.inference.superposition_matching import match_superposition
 
 __all__ = ["Probes", "probe", "read_site"]
 
@@ -173,10 +176,17 @@ def _family(
     ):
         return None, None, "its value depends on parameters"
     arguments = [arguments_of(u.base) for u in unwrapped]
-    maps: dict[str, tuple[str, ArgumentMap | AffineMap]] = {}
+    maps: dict[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate]] = {}
     for argument in arguments[0]:
         found = _match(argument, arguments, structure, probes.params)
         domain, event_dim, _ = arguments[0][argument][0]
+        if found is None and type(base) is dist.Poisson:
+            superposed = match_superposition(name, structure, probes.params, probes.traces)
+            if isinstance(superposed, str):
+                return None, None, superposed
+            if superposed is not None:
+                maps[argument] = (argument, superposed)
+                continue
         if found is None and event_dim == 0 and probes.moves is not None:
             affine = match_affine(
                 name, argument, domain, probes.moves, probes.params, probes.traces

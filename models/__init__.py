@@ -2,7 +2,8 @@
 
 They run unchanged under every inference of Pyro and of Ember. Sites that hold parameters are
 `weights`, `locs`, `precisions`, `rates`, `probs`, `initial` and `transition`; latent ones are
-`assignment` and, summed out inside the chains, `state`; the data are `x`.
+`assignment` and, summed out inside the chains, `state`; the data are `x`. In tomography the
+parameter is the `image` and the data are `counts`.
 """
 
 from ember.models.hidden_markov import (
@@ -13,10 +14,12 @@ from ember.models.hidden_markov import (
 )
 from ember.models.latent_class import bernoulli_mixture, categorical_mixture
 from ember.models.mixtures import gaussian_mixture, poisson_mixture
+from ember.models.tomography import emission_tomography
 
 __all__ = [
     "bernoulli_mixture",
     "categorical_mixture",
+    "emission_tomography",
     "gaussian_mixture",
     "hidden_markov_bernoulli",
     "hidden_markov_categorical",

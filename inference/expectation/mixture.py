@@ -22,11 +22,10 @@ from torch import Tensor
 
 from ember.inference.expectation.enumeration import Factor, same_scale
 from ember.inference.factors import FormFactor
-from ember.inference.missing import GapFactor
 
 __all__ = ["MixtureKernel", "mixture_kernel"]
 
-Forms = Mapping[str, tuple[tuple[Any, ...], FormFactor | GapFactor]]
+Forms = Mapping[str, tuple[tuple[Any, ...], Any]]  # a FormFactor, or another compiled form
 CHUNK_BYTES = 2_000_000  # of statistics; the chunk and its log joint then stay in the cache
 
 

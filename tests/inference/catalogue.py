@@ -9,6 +9,7 @@ from torch import Tensor
 from ember.models import (
     bernoulli_mixture,
     categorical_mixture,
+    emission_tomography,
     gaussian_mixture,
     hidden_markov_bernoulli,
     hidden_markov_categorical,
@@ -24,6 +25,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     for model in (
         bernoulli_mixture,
         categorical_mixture,
+        emission_tomography,
         gaussian_mixture,
         hidden_markov_bernoulli,
         hidden_markov_categorical,
@@ -56,6 +58,12 @@ def _sequences() -> Tensor:
     return _points(3, 24).reshape(2, 12, 2)
 
 
+def _system(seed: int, rays: int, pixels: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(rays, pixels, generator=generator, dtype=torch.float64)
+    return torch.where(weights < 0.4, weights, 0.0)
+
+
 CASES: list[Case] = [
     ("gaussian_mixture", _points(0), {"components": 2, "covariance": "full"}),
     ("gaussian_mixture", _points(0), {"components": 2, "covariance": "tied"}),
@@ -70,7 +78,12 @@ CASES: list[Case] = [
     ("hidden_markov_poisson", _counts(6, 12), {"states": 2, "stationary": True}),
     ("hidden_markov_categorical", _codes(7, (12,), 3), {"states": 2, "levels": 3}),
     ("hidden_markov_bernoulli", _codes(8, (14, 3), 2), {"states": 2}),
+    ("emission_tomography", _counts(8), {"system": _system(8, 60, 8), "background": 0.5}),
+    ("emission_tomography", _counts(9), {"system": _system(9, 60, 40).to_sparse()}),
 ]
+
+# Cases with latent sites, whose states have names that can be exchanged.
+WITH_STATES = [case for case in CASES if {"components", "states"} & case[2].keys()]
 
 
 def model_of(case: Case) -> Callable[..., Any]:

@@ -99,7 +99,8 @@ def mixture(x: Tensor) -> None:
     with pyro.plate("rows", len(x)):
         parts = dist.Normal(locs, precisions.rsqrt())
         both = dist.MixtureSameFamily(dist.Categorical(weights), parts)
-        pyro.sample("x", both, obs=x, infer={"component": "kind"})
+        names: Any = {"component": "kind"}
+        pyro.sample("x", both, obs=x, infer=names)
 
 
 class Case(NamedTuple):
@@ -256,7 +257,8 @@ def test_name_of_the_hidden_latent_must_be_free() -> None:
         locs = state_locs()
         both = dist.MixtureSameFamily(dist.Categorical(torch.ones(K)), dist.Normal(locs, 1.0))
         with pyro.plate("rows", len(x)):
-            pyro.sample("x", both, obs=x, infer={"component": "locs"})
+            names: Any = {"component": "locs"}
+            pyro.sample("x", both, obs=x, infer=names)
 
     with pytest.raises(ValueError, match=r"names its latent by infer=.*no other site"):
         EM(model).fit(X)

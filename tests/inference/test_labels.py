@@ -16,14 +16,14 @@ from ember.inference.labels import align, canonical_order, component_axes, numbe
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
 from ember.models import gaussian_mixture, poisson_mixture
-from tests.inference.catalogue import CASES, Case, case_id, model_of
+from tests.inference.catalogue import CASES, WITH_STATES, Case, case_id, model_of
 
 AXES = {
     "weights": (0,), "locs": (0,), "precisions": (0,), "rates": (0,), "probs": (0,),
     "initial": (0,), "transition": (0, 1),
 }  # fmt: skip
 
-each_case = pytest.mark.parametrize("case", CASES, ids=case_id)
+each_case = pytest.mark.parametrize("case", WITH_STATES, ids=case_id)
 
 
 def started(case: Case) -> tuple[Plan, dict[str, Tensor]]:
