@@ -76,7 +76,7 @@ def _listed(value: Any, position: int) -> Any:
 
 def _convert(value: Any, where: str) -> Any:
     if isinstance(value, (pd.DataFrame, pd.Series)):
-        value = value.to_numpy()
+        value = _table(value)
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf":
             raise TypeError(
@@ -95,6 +95,15 @@ def _convert(value: Any, where: str) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_convert(item, where) for item in value)
     return value
+
+
+def _table(value: Any) -> Any:
+    """The array of a data frame or series; pandas' own missing integers become NaN."""
+    array = value.to_numpy()
+    kinds = {t.kind for t in (value.dtypes if isinstance(value, pd.DataFrame) else [value.dtype])}
+    if array.dtype.kind == "O" and kinds <= set("biuf"):
+        array = value.to_numpy(dtype="float64", na_value=np.nan)
+    return array
 
 
 def _sparse_tensor(matrix: Any) -> Tensor:

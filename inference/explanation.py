@@ -7,7 +7,7 @@ import pandas as pd
 
 from ember.inference.maximisation import updates
 from ember.inference.plan import Plan
-from ember.inference.sequences import base_name
+from ember.inference.sequences import base_name, members
 from ember.inference.superposition import SuperposedForm
 
 __all__ = ["Explanation", "explain"]
@@ -74,7 +74,18 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
         statistics, why = "numerical", site.reason
     else:
         statistics, why = "numerical", f"evaluated by the model: {site.reason}"
+    why += _gaps(plan, name)
     return [name, "latent" if latent else "observed", plates, how, statistics, why]
+
+
+def _gaps(plan: Plan, name: str) -> str:
+    """How much of a site is missing; steps of a chain are counted together."""
+    base = base_name(name) if name in plan.structure.steps else None
+    steps = members(base, plan.structure.steps) if base else []
+    sites = [plan.sites[step] for step in (steps or [name])]
+    missing = sum(int(site.missing.sum()) for site in sites if site.missing is not None)
+    entries = sum(site.value.numel() for site in sites)
+    return f"; {missing} of {entries} entries missing" if missing else ""
 
 
 def _fold(rows: list[list[str]], steps: Container[str]) -> list[list[str]]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.affine import AffineMap
+from ember.inference.observed_density import observed_log_prob
 from ember.inference.parameter_maps import ArgumentMap
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.slots import Form
@@ -73,7 +74,7 @@ class Density:
         """Log probability over the outer batch dims."""
         fn = self.distribution(params)
         value = fill_masked(value, self.mask, len(fn.event_shape))
-        return finish(fn.log_prob(value), self.mask, self.inner_shape, self.dummy)
+        return finish(observed_log_prob(fn, value), self.mask, self.inner_shape, self.dummy)
 
 
 def finish(log_prob: Tensor, mask: Tensor | None, inner: tuple[int, ...], dummy: float) -> Tensor:
@@ -97,7 +98,11 @@ def fill_masked(value: Tensor, mask: Tensor | None, event_dims: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Site:
-    """What a factor needs to know of its site, read off the trace once."""
+    """What a factor needs to know of its site, read off the trace once.
+
+    ``missing`` marks the entries of an observed value that are to be integrated out, shaped like
+    the value; single entries and whole rows among them are masked as well.
+    """
 
     name: str
     value: Tensor
@@ -110,6 +115,7 @@ class Site:
     form: Form | None
     density: Density | None
     reason: str
+    missing: Tensor | None = None
 
 
 @dataclass(frozen=True)

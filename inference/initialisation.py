@@ -25,6 +25,7 @@ Init = str | Mapping[str, Tensor] | Callable[..., Mapping[str, Tensor]]
 BLEND = 0.05  # share of the uniform in a k-means start: a probability of exactly 0 would stay 0
 KMEANS_ROWS = 20_000
 KMEANS_TRIES = 5
+COMPLETIONS = 3  # of rows with missing entries, the responsibilities being as they are
 
 
 def starting_params(plan: Plan, init: Init, tries: int = KMEANS_TRIES) -> dict[str, Tensor]:
@@ -105,13 +106,24 @@ def _from_responsibilities(
     plan: Plan, params: dict[str, Tensor], how: str, tries: int
 ) -> dict[str, Tensor]:
     if not plan.structure.latent:
-        return _apart(plan, params)
+        params = _apart(plan, params)
+        return _completed(plan, params, _weights(plan, {})) if plan.has_gaps else params
     clusters = _kmeans(plan, tries) if how == "kmeans" else {}
     responsibilities = {
         name: clusters[name] if name in clusters else _random(plan, name)
         for name in plan.structure.latent
     }
-    return maximise(plan, plan.completed(params, _weights(plan, responsibilities)))
+    return _completed(plan, params, _weights(plan, responsibilities))
+
+
+def _completed(
+    plan: Plan, params: dict[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """One M-step; where rows have gaps, a few more, each completing them given the last."""
+    params = maximise(plan, plan.completed(params, weights, naive=True))
+    for _ in range(COMPLETIONS if plan.has_gaps else 0):
+        params = maximise(plan, plan.completed(params, weights))
+    return params
 
 
 def _apart(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -245,10 +257,17 @@ def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:
     site = plan.sites[name]
     value, outer = site.value, site.layout.outer
     event = value.shape[value.dim() - site.event_dim :]
+    if site.missing is not None:
+        value = value.masked_fill(site.missing, 0)
     value = value.expand([plan.sizes[s] if s in site.plates else 1 for s in outer] + list(event))
+    shape = value.shape
     if site.density is not None and type(site.density.base).__name__ == "Categorical":
         value = torch.nn.functional.one_hot(value.long().clamp_min(0))
     value = value.to(torch.float64)
+    if site.missing is not None:
+        missing = site.missing.expand(shape)
+        missing = missing.unsqueeze(-1) if value.dim() > len(shape) else missing
+        value = value.masked_fill(missing, torch.nan)
     first = [outer.index(symbol) for symbol in plates]
     rest = [i for i in range(value.dim()) if i not in first]
     rows = torch.Size([plan.sizes[s] for s in plates]).numel()

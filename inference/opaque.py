@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors import Site, fill_masked, finish
+from ember.inference.observed_density import observed_log_prob
 from ember.inference.recognition import unwrap
 from ember.inference.structure import Structure
 
@@ -56,4 +57,5 @@ def model_log_prob(site: Site, trace: Any) -> Tensor:
     node = trace.nodes[site.name]
     unwrapped = unwrap(node["fn"])
     value = fill_masked(node["value"], site.mask, len(unwrapped.base.event_shape))
-    return finish(unwrapped.base.log_prob(value), site.mask, site.inner_shape, site.dummy)
+    log_prob = observed_log_prob(unwrapped.base, value)
+    return finish(log_prob, site.mask, site.inner_shape, site.dummy)

@@ -22,6 +22,7 @@ from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import MixtureKernel
 from ember.inference.factors import FormFactor, Site, statistics_of
 from ember.inference.grouping import cells_of
+from ember.inference.missing import GapFactor
 from ember.inference.opaque import model_log_prob
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group, Part, Statistics
@@ -50,7 +51,7 @@ class Plan:
     objective: str
     sites: dict[str, Site]
     factors: tuple[Factor, ...]
-    forms: dict[str, tuple[tuple[Any, ...], FormFactor | SuperposedFactor]]
+    forms: dict[str, tuple[tuple[Any, ...], FormFactor | GapFactor | SuperposedFactor]]
     groups: dict[tuple[Any, ...], Group]
     priors: dict[str, PriorSite]
     contraction: Contraction
@@ -105,15 +106,21 @@ class Plan:
         posteriors = dict(zip(other, found[len(natural) :], strict=True))
         return self._statistics(params, float(total.detach()), groups, posteriors)
 
-    def completed(self, params: Params, weights: Mapping[str, Tensor]) -> Statistics:
+    def completed(
+        self, params: Params, weights: Mapping[str, Tensor], naive: bool = False
+    ) -> Statistics:
         """Statistics with the latents' posterior given instead of inferred: where a start begins.
 
         Args:
             params: Current parameters; closed forms that depend on others read them.
             weights: For every factor, the posterior weight of each entry of its tensor.
+            naive: Whether to complete rows with missing entries by columns, not at ``params``.
         """
         with torch.no_grad():
             natural = self.natural_parameters(params)
+            if naive:
+                for key, eta in self.notes["starting_eta"].items():
+                    natural[key] = eta.expand(natural[key].shape).clone()
             other = self.other_log_probs(params)
         leaves = [t.requires_grad_() for t in natural.values()]
         with torch.enable_grad():
@@ -240,6 +247,46 @@ class Plan:
             out[name] = torch.where(total > 0, marginal / total, uniform)
         return out
 
+    def expectations(
+        self, params: Params, probes: Sequence[Factor], tensors: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Posterior probability of the latent values that extra factors depend on, by plates.
+
+        Args:
+            params: The parameters.
+            probes: Extra factors with dims ``(*latents, *plates)``, each plate of the factor named.
+            tensors: Their log probabilities; zeros unless given.
+
+        Returns:
+            A tensor of each probe's dims; over the latents' values it sums to one.
+        """
+        shapes = [[self.sizes[d] for d in probe.dims] for probe in probes]
+        kept = [
+            Factor(p.name, tuple(d for d in p.dims if self.sizes[d] > 1), p.plates, p.scale)
+            for p in probes
+        ]
+        given = [torch.zeros(s) for s in shapes] if tensors is None else tensors
+        contraction = Contraction(
+            (*self.factors, *kept), self.latents(), self.sizes, list(self.chains.values())
+        )
+        with torch.no_grad():
+            own = self.all_tensors(params)
+        with torch.enable_grad():
+            leaves = [
+                t.reshape([n for n in shape if n > 1]).clone().requires_grad_()
+                for t, shape in zip(given, shapes, strict=True)
+            ]
+            total = contraction.total(contraction([*own, *leaves]), weighted=False)
+            found = torch.autograd.grad(total, leaves, allow_unused=True) if leaves else ()
+        out = []
+        for probe, shape, leaf, g in zip(probes, shapes, leaves, found, strict=True):
+            weights = (torch.ones_like(leaf) if g is None else g).reshape(shape)
+            over = [i for i, d in enumerate(probe.dims) if d in self.latent_symbols.values()]
+            total = weights.sum(over, keepdim=True) if over else torch.ones(())
+            # Beyond the end of a chain nothing is known.
+            out.append(torch.where(total > 0, weights / total, torch.ones(())))
+        return out
+
     def places(self, name: str) -> tuple[str, ...]:
         """The dims in which a latent has a value each: its plates, and the steps of a chain."""
         site = self.sites[name]
@@ -293,6 +340,11 @@ class Plan:
         total = statistics.new_zeros((len(prior.group.cells), statistics.shape[-1]))
         return total.index_add_(0, cells.expand(shape).reshape(-1), rows)
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether rows of a multivariate normal are observed in part: a latent in all but name."""
+        return bool(self.notes["starting_eta"])
+
     def structure_row(self) -> tuple[str, int] | None:
         """Name and size of the plate of rows."""
         if self.row is None:
@@ -309,8 +361,8 @@ class Plan:
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether something is latent: a site, or counts of which only the sums are observed."""
-        return bool(self.structure.latent) or bool(self.superposed_parameters())
+        """Whether something is latent: sites, parts of rows, or counts seen only in sums."""
+        return bool(self.structure.latent) or self.has_gaps or bool(self.superposed_parameters())
 
     def superposed_parameters(self) -> frozenset[str]:
         """Parameters that feed the rate of a superposition."""

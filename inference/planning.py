@@ -10,8 +10,9 @@ from ember.inference.arguments import Arguments
 from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import mixture_kernel
-from ember.inference.factors import FormFactor, Site, compile_form
+from ember.inference.factors import FormFactor, Site
 from ember.inference.grouping import group_of, group_sites
+from ember.inference.missing import GapFactor, compile_site, starting_eta
 from ember.inference.opaque import factor_dims, model_dependencies
 from ember.inference.plan import Params, Plan, PriorSite
 from ember.inference.reading import Probes, probe, read_site
@@ -53,7 +54,7 @@ def build_plan(
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     groups, cells = group_sites(sites)
-    forms: dict[str, tuple[tuple[Any, ...], FormFactor | SuperposedFactor]] = {}
+    forms: dict[str, tuple[tuple[Any, ...], FormFactor | GapFactor | SuperposedFactor]] = {}
     factors = []
     for name, site in sites.items():
         if name in cells:
@@ -61,7 +62,7 @@ def build_plan(
             if isinstance(site.form, SuperposedForm):
                 forms[name] = (key, compile_superposed(site, index))
             else:
-                forms[name] = (key, compile_form(site, index, reference))
+                forms[name] = (key, compile_site(site, index, reference))
             dims = forms[name][1].dims
         else:
             dims = factor_dims(site, trace)
@@ -87,6 +88,8 @@ def build_plan(
         scales,
         chains,
     )
+    references = {name: reference for name, (_, _, reference) in cells.items()}
+    plan.notes["starting_eta"] = starting_eta(sites, forms, references)
     plan.notes["plate_names"] = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
     asked = {n: plan.site(n) for n in plan.opaque_sites() if plan.site(n).density is None}
     plan.notes["dependencies"] = model_dependencies(structure, asked)
@@ -156,7 +159,7 @@ def _lengths(site: Site, steps: int, time: str) -> tuple[tuple[str, ...], Tensor
     if site.mask is None:
         return None
     rank = len(site.layout.outer) + len(site.inner_shape)
-    mask = prepend_dims(site.mask, rank)
+    mask = prepend_dims(site.mask if site.missing is None else site.mask | _gone(site), rank)
     own = [i for i, symbol in enumerate(site.layout.outer) if symbol in site.plates]
     place = site.layout.outer.index(time)
     gone = [i for i in range(rank) if i not in own]
@@ -165,6 +168,13 @@ def _lengths(site: Site, steps: int, time: str) -> tuple[tuple[str, ...], Tensor
     kept = [i for i in own if i != place and seen.size(i) > 1]
     dims = tuple(site.layout.outer[i] for i in kept)
     return dims, last.reshape([seen.size(i) for i in kept])
+
+
+def _gone(site: Site) -> Tensor:
+    """Events of which every entry is missing: a step of a chain, though nothing was seen there."""
+    assert site.missing is not None
+    event = site.event_dim - len(site.inner_shape)
+    return site.missing.flatten(site.missing.dim() - event).all(-1) if event else site.missing
 
 
 def _row_plate(sites: Mapping[str, Site], structure: Structure) -> str | None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 
 from ember.inference.affine import AffineMap
 from ember.inference.affine_matching import Moves, match_affine
-from ember.inference.factors import Density, Layout, Site
+from ember.inference.factors import Density, Layout, Site, fill_masked
+from ember.inference.observed_density import observed_log_prob
 from ember.inference.parameter_maps import (
     PROBES,
     ArgumentMap,
@@ -19,7 +21,7 @@ from ember.inference.parameter_maps import (
     probe_values,
 )
 from ember.inference.recognition import arguments_of, recognise, unwrap
-from ember.inference.shapes import append_dims
+from ember.inference.shapes import append_dims, compact
 from ember.inference.structure import Structure
 from ember.inference.superposition import SuperposedRate
 from ember.inference.superposition_matching import match_superposition
@@ -80,11 +82,22 @@ def read_site(name: str, structure: Structure, probes: Probes, start: Any) -> Si
     plates = frozenset(symbols[f.dim] for f in site["cond_indep_stack"] if f.vectorized)
     inner = tuple(fn.event_shape[: unwrapped.reinterpreted]) if unwrapped.reinterpreted else ()
     mask = _full_mask(unwrapped.mask, site["mask"], len(inner))
+    missing = None
+    if name in structure.observed:
+        event_dim = len(unwrapped.base.event_shape)
+        outside = site["mask"]
+        if any(c.site == name and c.steps is not None for c in structure.composites):
+            outside = _steps_there(fn, outside)
+        missing = _missing(value, unwrapped.mask, outside, len(inner), event_dim)
+        if missing is not None:
+            gone = missing.flatten(missing.dim() - event_dim).all(-1) if event_dim else missing
+            mask = ~gone if mask is None else mask & ~gone
+        mask = None if mask is None else compact(mask)  # a row's mask is that of all its states
     dummy = _dummy(site, mask)
     form, density, reason = _family(name, structure, probes, inner, mask, dummy)
     return Site(
         name, value, Layout(outer, len(inner)), plates, inner, mask, dummy,
-        fn.event_dim, form, density, reason,
+        fn.event_dim, form, density, reason, missing,
     )  # fmt: skip
 
 
@@ -94,6 +107,43 @@ def _full_mask(inside: Tensor | None, outside: Any, inner: int) -> Tensor | None
         return inside
     full = append_dims(torch.as_tensor(outside), inner)
     return full if inside is None else full & inside
+
+
+def _missing(
+    value: Tensor, inside: Tensor | None, outside: Any, inner: int, event_dim: int
+) -> Tensor | None:
+    """Entries of data that are NaN or masked by the distribution, rows masked from outside aside.
+
+    ``poutine.mask`` says that a row is not there at all, such as a step past the end of a sequence.
+    """
+    missing = value.isnan() if value.is_floating_point() else torch.zeros_like(value).bool()
+    if inside is not None:
+        missing = missing | ~_at_value(append_dims(inside, event_dim), value)
+    if outside is not None and outside is not True:
+        there = append_dims(torch.as_tensor(outside), inner + event_dim)
+        missing = missing & _at_value(there, value)
+    missing = missing.expand(value.shape)
+    return missing if bool(missing.any()) else None
+
+
+def _at_value(mask: Tensor, value: Tensor) -> Tensor:
+    """A mask without the dims, of states of latents, in which it goes beyond the value."""
+    beyond = mask.dim() - value.dim()
+    mask = mask.flatten(0, beyond - 1).any(0) if beyond > 0 else mask
+    for dim in range(-mask.dim(), 0):
+        if mask.size(dim) > value.size(dim):
+            mask = mask.any(dim, keepdim=True)
+    return mask
+
+
+def _steps_there(fn: Any, outside: Any) -> Any:
+    """The steps of a chain that are not masked as a whole: they are past the end of a sequence."""
+    while isinstance(fn, (MaskedDistribution, ExpandedDistribution)):
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            own = torch.as_tensor(fn._mask)
+            outside = own if outside is None or outside is True else outside & own
+        fn = fn.base_dist
+    return outside
 
 
 def _dummy(site: Any, mask: Tensor | None) -> float:
@@ -149,7 +199,7 @@ def _family(
             return None, None, f"argument '{argument}' of {kind} is computed from parameters"
         maps[argument] = found
     rebuildable = bool(maps) or not base.arg_constraints
-    if not rebuildable or (not maps and not _is_fixed(unwrapped, sites)):
+    if not rebuildable or (not maps and not _is_fixed(unwrapped, sites, mask)):
         return None, None, f"{type(base).__name__} cannot be rebuilt from its arguments"
     density = Density(base, maps, inner, mask, dummy)
     form = recognise(base, maps)
@@ -193,14 +243,16 @@ def _same_value(left: Tensor, right: Tensor) -> bool:
 def _rebuilds(density: Density, params: Mapping[str, Tensor], site: Any, seen: Any) -> bool:
     """Whether the rebuilt distribution gives the site's value the density that the model gives."""
     try:
-        again = density.distribution(params).log_prob(site["value"])
+        value = fill_masked(site["value"], density.mask, len(seen.base.event_shape))
+        again = observed_log_prob(density.distribution(params), value)
     except (TypeError, ValueError, RuntimeError):
         return False
-    return bool(torch.isclose(again, seen.base.log_prob(site["value"]), equal_nan=True).all())
+    truth = observed_log_prob(seen.base, value)
+    return bool(torch.isclose(again, truth, equal_nan=True).all())
 
 
-def _is_fixed(unwrapped: Sequence[Any], sites: Sequence[Any]) -> bool:
+def _is_fixed(unwrapped: Sequence[Any], sites: Sequence[Any], mask: Tensor | None) -> bool:
     """Whether a distribution of unknown make gives one density to one value in all runs."""
-    value = sites[0]["value"]
-    densities = [u.base.log_prob(value) for u in unwrapped]
+    value = fill_masked(sites[0]["value"], mask, len(unwrapped[0].base.event_shape))
+    densities = [observed_log_prob(u.base, value) for u in unwrapped]
     return all(torch.equal(density, densities[0]) for density in densities[1:])

@@ -4,7 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from pyro.distributions import (
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    MultivariateNormal,
+)
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -71,7 +76,10 @@ def batch_shape(name: str, site: Any) -> torch.Size:
 
 
 def check_observed(name: str, site: Any) -> None:
-    """Refuses data outside the support of their distribution, rows that are masked excepted."""
+    """Refuses data outside the support of their distribution, rows that are masked excepted.
+
+    NaN stands for a missing entry, wherever what is left of its event has a density of its own.
+    """
     fn, value = site["fn"], site["value"]
     if not value.is_floating_point() and not fn.support.is_discrete:
         raise TypeError(
@@ -82,14 +90,20 @@ def check_observed(name: str, site: Any) -> None:
     mask = _observed_mask(site)
     if value.is_floating_point():
         batch = value.shape[: value.dim() - fn.event_dim]
-        finite = torch.isfinite(value).reshape((*batch, -1)).all(-1)
-        if not bool((finite | ~mask).all()):
+        rows = value.reshape((*batch, -1))
+        if not bool((~rows.isinf().any(-1) | ~mask).all()):
             raise ValueError(
-                f"observed site '{name}' has missing (NaN) or infinite values; remove those rows, "
-                "or mask them with poutine.mask."
+                f"observed site '{name}' has infinite values; remove those rows, or mask them with "
+                "poutine.mask (NaN stands for a missing value)."
+            )
+        if not bool((~_partly_missing(fn, value) | ~mask).all()):
+            raise ValueError(
+                f"observed site '{name}' has missing (NaN) values in part of an event, which "
+                f"{type(_base(fn)).__name__} cannot integrate out; remove those rows, or mask them "
+                "with poutine.mask."
             )
     try:
-        valid = fn.support.check(value)
+        valid = _is_valid(fn, value)
     except (NotImplementedError, AttributeError, RuntimeError):
         return  # a support that cannot be checked; the density will tell
     if not bool((valid | ~mask).all()):
@@ -97,6 +111,39 @@ def check_observed(name: str, site: Any) -> None:
             f"observed site '{name}' has values outside the support of its distribution "
             f"({type(fn).__name__}: {fn.support}); correct the data or choose another family."
         )
+
+
+def _base(fn: Any) -> Any:
+    """A distribution without its wrappers."""
+    while isinstance(fn, (MaskedDistribution, ExpandedDistribution, Independent)):
+        fn = fn.base_dist
+    return fn
+
+
+def _partly_missing(fn: Any, value: Tensor) -> Tensor:
+    """Rows with an event of which some entries are NaN, others not, and that has no marginal."""
+    base = _base(fn)
+    batch = value.shape[: value.dim() - fn.event_dim]
+    missing = value.isnan()
+    if not base.event_dim or isinstance(base, MultivariateNormal):
+        return torch.zeros(batch, dtype=torch.bool)
+    events = missing.flatten(missing.dim() - base.event_dim)
+    return (events.any(-1) & ~events.all(-1)).reshape((*batch, -1)).any(-1)
+
+
+def _is_valid(fn: Any, value: Tensor) -> Tensor:
+    """Whether each row lies in its support, as far as it is observed."""
+    base = _base(fn)
+    if not value.is_floating_point():
+        return torch.as_tensor(fn.support.check(value))
+    missing = value.isnan()
+    if base.event_dim:
+        missing = missing.flatten(missing.dim() - base.event_dim).all(-1)
+    if isinstance(base, MultivariateNormal):
+        value = value.nan_to_num(nan=0.0)
+    valid = torch.as_tensor(base.support.check(value)) | missing
+    inner = fn.event_dim - base.event_dim
+    return valid.flatten(valid.dim() - inner).all(-1) if inner else valid
 
 
 def _observed_mask(site: Any) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["old_faithful", "read_table"]
+__all__ = ["air_quality", "old_faithful", "read_table"]
 
 
 def old_faithful() -> pd.DataFrame:
@@ -20,7 +20,27 @@ def old_faithful() -> pd.DataFrame:
         >>> old_faithful().shape
         (272, 2)
     """
-    source = resources.files("ember.inference") / "data" / "faithful.csv"
+    return _shipped("faithful.csv")
+
+
+def air_quality() -> pd.DataFrame:
+    """Air quality in New York on 153 days of May to September 1973, with gaps (NaN).
+
+    Ozone (parts per billion), solar radiation (langley), wind (miles per hour) and temperature
+    (degrees Fahrenheit).
+
+    Reference: Chambers, Cleveland, Kleiner & Tukey (1983), *Graphical methods for data analysis*,
+    Wadsworth.
+
+    Example:
+        >>> air_quality().isna().sum().to_dict()
+        {'Ozone': 37, 'Solar.R': 7, 'Wind': 0, 'Temp': 0}
+    """
+    return _shipped("airquality.csv")
+
+
+def _shipped(name: str) -> pd.DataFrame:
+    source = resources.files("ember.inference") / "data" / name
     with source.open(encoding="utf-8") as file:
         return pd.read_csv(file).astype("float64")
 
@@ -28,7 +48,7 @@ def old_faithful() -> pd.DataFrame:
 def read_table(
     path: str | Path, columns: Sequence[str] | None = None, say: Callable[[str], Any] | None = None
 ) -> pd.DataFrame:
-    """The numeric columns of a file, as float64.
+    """The numeric columns of a file, as float64, missing values as NaN.
 
     Args:
         path: A file that ends in ``.csv`` (the first line holds the names of the columns) or
@@ -38,7 +58,7 @@ def read_table(
 
     Raises:
         ValueError: If the file cannot be read, a column is missing or holds no numbers, or values
-            are missing or infinite. The message is one sentence that names the file or columns.
+            are infinite. The message is one sentence that names the file or columns.
     """
     table = _read(Path(path))
     if columns is not None:
@@ -63,11 +83,11 @@ def read_table(
     table = pd.DataFrame(
         {str(name): table[name].to_numpy(dtype="float64", na_value=float("nan")) for name in table}
     )
-    infinite = table.columns[~table.map(abs).lt(float("inf")).all()]
+    infinite = table.columns[table.map(abs).eq(float("inf")).any()]
     if len(infinite):
         raise ValueError(
-            f"{path} has missing or infinite values in column {_list(infinite)}; remove those "
-            "rows, or choose other columns."
+            f"{path} has infinite values in column {_list(infinite)}; remove those rows, leave "
+            "them empty if the values are missing, or choose other columns."
         )
     return table
 

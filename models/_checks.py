@@ -48,8 +48,14 @@ def check_tensor(x: object, shapes: dict[int, str], remedy: str = "") -> Tensor:
     return x
 
 
-def check_finite(x: Tensor) -> None:
-    """Refuse NaN and infinite values."""
+def check_finite(x: Tensor, gaps: bool = False) -> None:
+    """Refuse NaN and infinite values; with `gaps`, NaN only where a whole column has nothing else.
+
+    A column without any value tells nothing, which matters where parameters are estimated only.
+    """
+    if gaps:
+        _check_gaps(x)
+        return
     if x.is_floating_point() and not bool(x.isfinite().all()):
         bad = int((~x.isfinite()).sum())
         raise ValueError(
@@ -57,19 +63,33 @@ def check_finite(x: Tensor) -> None:
         )
 
 
-def check_floats(x: Tensor) -> None:
+def _check_gaps(x: Tensor) -> None:
+    if not x.is_floating_point():
+        return
+    if bool(x.isinf().any()):
+        raise ValueError(
+            f"`x` has {int(x.isinf().sum())} infinite value(s): drop them before fitting, or put "
+            "NaN in their place if they are missing at random."
+        )
+    empty = x.isnan().all(0)
+    if bool(empty.any()) and dist.is_validation_enabled():
+        columns = ", ".join(str(int(column)) for column in empty.reshape(-1).nonzero())
+        raise ValueError(f"`x` has nothing but NaN in column(s) {columns}: drop them.")
+
+
+def check_floats(x: Tensor, gaps: bool = False) -> None:
     """Refuse data that are not of single or double precision, or not finite."""
     if x.dtype not in FLOATS:
         raise TypeError(
             f"`x` must have a floating dtype, float32 or float64, not {x.dtype}: "
             "convert it with x.double() (a tensor) or x.astype(float) (an array or data frame)."
         )
-    check_finite(x)
+    check_finite(x, gaps)
 
 
-def check_counts(x: Tensor) -> None:
+def check_counts(x: Tensor, gaps: bool = False) -> None:
     """Refuse anything but 0, 1, 2, ..."""
-    check_finite(x)
+    check_finite(x, gaps)
     if not _whole(x):
         raise ValueError(
             "`x` must hold counts 0, 1, 2, ..., but has negative or fractional values: "
@@ -77,18 +97,18 @@ def check_counts(x: Tensor) -> None:
         )
 
 
-def check_zeros_and_ones(x: Tensor) -> None:
+def check_zeros_and_ones(x: Tensor, gaps: bool = False) -> None:
     """Refuse anything but 0 and 1."""
-    check_finite(x)
-    if not bool(((x == 0) | (x == 1)).all()):
+    check_finite(x, gaps)
+    if not bool(((x == 0) | (x == 1) | x.isnan()).all()):
         raise ValueError(
             "`x` must hold only 0 and 1: recode it, or use `categorical_mixture` for more levels."
         )
 
 
-def check_codes(x: Tensor) -> None:
+def check_codes(x: Tensor, gaps: bool = False) -> None:
     """Refuse anything but level codes 0, 1, 2, ..."""
-    check_finite(x)
+    check_finite(x, gaps)
     if not _whole(x):
         raise ValueError(
             "`x` must hold level codes 0, 1, ..., L - 1, but has negative or fractional values: "
@@ -207,10 +227,10 @@ def item_levels(levels: int | Sequence[int] | None, codes: Tensor) -> list[int]:
 
 
 def _whole(x: Tensor) -> bool:
-    """Whether all values are 0, 1, 2, ..."""
+    """Whether all values that are not missing are 0, 1, 2, ..."""
     if bool((x < 0).any()):
         return False
-    return not x.is_floating_point() or bool((x == x.floor()).all())
+    return not x.is_floating_point() or bool(((x == x.floor()) | x.isnan()).all())
 
 
 def _numbers(values: object, name: str) -> Tensor:

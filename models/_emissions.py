@@ -15,6 +15,7 @@ from pyro.distributions import TorchDistribution
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
+from ember.models._missing import normal_rows
 from ember.models._priors import (
     HALF_COUNT,
     Hyperparameters,
@@ -104,9 +105,8 @@ def _full(
             "locs",
             dist.MultivariateNormal(mean, precision_matrix=kappa[:, None, None] * precisions),
         )
-    return lambda z: dist.MultivariateNormal(
-        select(locs, z, 1), precision_matrix=select(precisions, z, 2)
-    )
+    normal = normal_rows(rows)
+    return lambda z: normal(select(locs, z, 1), precision_matrix=select(precisions, z, 2))
 
 
 def _tied(
@@ -124,7 +124,8 @@ def _tied(
             "locs",
             dist.MultivariateNormal(mean, precision_matrix=kappa[:, None, None] * precisions),
         )
-    return lambda z: dist.MultivariateNormal(
+    normal = normal_rows(rows)
+    return lambda z: normal(
         select(locs, z, 1), precision_matrix=beside(precisions, 2) if z is None else precisions
     )
 

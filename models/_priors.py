@@ -12,6 +12,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ember.models._missing import shown_entries
+
 __all__ = [
     "HALF_COUNT",
     "Hyperparameters",
@@ -98,13 +100,27 @@ class Hyperparameters:
 
 
 def weighted_mean(rows: Tensor, frequency: Tensor) -> Tensor:
-    """The column means (D,) of the rows (N, D), row n counted frequency[n] times."""
-    return frequency @ rows / frequency.sum()
+    """The column means (D,) of the rows (N, D), row n counted frequency[n] times, NaN left out."""
+    shown = shown_entries(rows)
+    if shown is None:
+        return frequency @ rows / frequency.sum()
+    totals = _totals(rows, frequency)
+    # A column without values has no mean: 0 stands in where parameters are known anyway.
+    return (
+        frequency @ torch.where(shown, rows, 0.0) / totals.clamp_min(torch.finfo(rows.dtype).tiny)
+    )
+
+
+def _totals(rows: Tensor, frequency: Tensor) -> Tensor:
+    """How many values each column has, frequencies counted."""
+    shown = shown_entries(rows)
+    return frequency.sum() if shown is None else frequency @ shown.to(frequency.dtype)
 
 
 def count_mean(rows: Tensor, frequency: Tensor) -> Tensor:
     """Column means of counts, kept off zero: a column of zeros counts as half an event in all."""
-    return weighted_mean(rows, frequency).clamp_min(0.5 / float(frequency.sum()))
+    least = 0.5 / _totals(rows, frequency).clamp_min(0.5)
+    return torch.maximum(weighted_mean(rows, frequency), least)
 
 
 def default_variance(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
@@ -118,13 +134,15 @@ def default_scale(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
     """The covariance (D, D) of the rows, shared out among the components.
 
     Where columns are linearly dependent, or more than the rows, the correlation matrix is drawn to
-    the identity by the square root of the rounding error, so that the prior stays proper.
+    the identity by the square root of the rounding error, so that the prior stays proper. Missing
+    entries count as their column's mean in the correlations, which keeps these a proper matrix.
     """
     centred, divisor = _centred(rows, frequency)
-    covariance = torch.einsum("n,ni,nj->ij", frequency, centred, centred) / divisor
-    variance = _varying(covariance.diagonal(), rows, frequency)
+    products = torch.einsum("n,ni,nj->ij", frequency, centred, centred)
+    variance = _varying(products.diagonal() / divisor, rows, frequency)
     deviation = variance.sqrt()
-    correlation = covariance / torch.outer(deviation, deviation)
+    norms = torch.as_tensor(divisor).sqrt() * deviation
+    correlation = products / torch.outer(norms, norms)
     correlation = (correlation + correlation.mT) / 2
     correlation.diagonal().fill_(1.0)
     least = math.sqrt(torch.finfo(rows.dtype).eps)
@@ -135,9 +153,14 @@ def default_scale(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
     return scale / _shrinkage(rows, components)
 
 
-def _centred(rows: Tensor, frequency: Tensor) -> tuple[Tensor, float]:
-    total = float(frequency.sum())
-    return rows - weighted_mean(rows, frequency), total - 1 if total > 1 else 1.0
+def _centred(rows: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviations from the column means, 0 where missing, and what their squares are divided by."""
+    totals = _totals(rows, frequency)
+    centred = rows - weighted_mean(rows, frequency)
+    shown = shown_entries(rows)
+    if shown is not None:
+        centred = torch.where(shown, centred, 0.0)
+    return centred, torch.where(totals > 1, totals - 1, 1.0)
 
 
 def _shrinkage(rows: Tensor, components: int) -> float:

@@ -22,6 +22,7 @@ from ember.models._checks import (
     row_frequency,
 )
 from ember.models._emissions import bernoulli_emission, categorical_emission
+from ember.models._missing import observe, shown_entries
 from ember.models._plates import data_plate, mixture_weights
 from ember.models._priors import Hyperparameters, Prior
 
@@ -57,7 +58,7 @@ def bernoulli_mixture(
 
     Args:
         x: answers (N, J), 0 or 1, of any real dtype; parameters have torch's default dtype where it
-            is integer or boolean.
+            is integer or boolean. NaN stands for an answer that is missing at random.
         components: the number K of classes.
         prior: hyperparameters that replace the defaults, by the keys above.
         frequency: how many times each row counts (N,), non-negative; once unless given. A table of
@@ -65,9 +66,9 @@ def bernoulli_mixture(
 
     Raises:
         TypeError: if `x` is not a tensor, `components` no integer or `prior` no mapping.
-        ValueError: if `x` is not (N, J), is empty, holds anything but 0 and 1, has fewer than two
-            rows or fewer than `components`; if a key of `prior` is unknown, or a hyperparameter
-            or frequency outside its domain.
+        ValueError: if `x` is not (N, J), is empty, holds anything but 0, 1 and NaN, has fewer than
+            two rows or fewer than `components`, or an item without an answer; if a key of `prior`
+            is unknown, or a hyperparameter or frequency outside its domain.
 
     References:
         P. F. Lazarsfeld and N. W. Henry (1968). Latent Structure Analysis. Houghton Mifflin.
@@ -85,7 +86,7 @@ def bernoulli_mixture(
         x (4, 3)
     """
     x = check_tensor(x, {2: "(N, J)"}, "a single item is x.unsqueeze(-1)")
-    check_zeros_and_ones(x)
+    check_zeros_and_ones(x, gaps=True)
     check_size(components, "components")
     counts = row_frequency(frequency, x)
     x = x.to(counts.dtype)
@@ -95,9 +96,10 @@ def bernoulli_mixture(
     weights = mixture_weights(components, hyper)
     plate = pyro.plate("components", components)
     emission = bernoulli_emission(x.shape[1], components, hyper, plate)
+    shown = shown_entries(x)
     with data_plate(len(x), None if frequency is None else counts):
         assignment = pyro.sample("assignment", dist.Categorical(weights))
-        pyro.sample("x", emission(assignment), obs=x)
+        observe("x", emission(assignment), x, shown)
 
 
 def categorical_mixture(
@@ -131,7 +133,8 @@ def categorical_mixture(
 
     Args:
         x: level codes 0, ..., L_j - 1 (N, J), of an integer or floating dtype; parameters have
-            torch's default dtype where it is integer.
+            torch's default dtype where it is integer. NaN stands for an answer that is missing at
+            random.
         components: the number K of classes.
         levels: the number of levels, of all items or of each; read from `x` unless given (one more
             than the highest code, at least 2). Give it where a level may have no answer in `x`,
@@ -142,9 +145,9 @@ def categorical_mixture(
     Raises:
         TypeError: if `x` is not a tensor, `components` no integer or `prior` no mapping.
         ValueError: if `x` is not (N, J), is empty, holds negative, fractional or too high codes,
-            has fewer than two rows or fewer than `components`; if `levels` has another length
-            than the items or is below 2, a key of `prior` is unknown, or a hyperparameter or
-            frequency outside its domain.
+            has fewer than two rows or fewer than `components`, or an item without an answer; if
+            `levels` has another length than the items or is below 2, a key of `prior` is unknown,
+            or a hyperparameter or frequency outside its domain.
 
     References:
         L. A. Goodman (1974). Exploratory latent structure analysis using both identifiable and
@@ -166,10 +169,11 @@ def categorical_mixture(
         ['probs_0', 'probs_1', 'x_0', 'x_1']
     """
     x = check_tensor(x, {2: "(N, J)"}, "a single item is x.unsqueeze(-1)")
-    check_codes(x)
+    check_codes(x, gaps=True)
     check_size(components, "components")
     counts = row_frequency(frequency, x)
-    x = x.long()
+    shown = shown_entries(x)
+    x = (x if shown is None else x.nan_to_num(nan=0.0)).long()
     sizes = item_levels(levels, x)
     hyper = Hyperparameters(prior, ("concentration", "probs"), counts)
     check_enough(float(counts.sum()), components, "components")
@@ -178,16 +182,17 @@ def categorical_mixture(
     plate = pyro.plate("components", components)
     if len(set(sizes)) == 1:
         shape = (components, len(sizes), sizes[0])
-        observed = {"x": (x, categorical_emission("probs", shape, hyper, plate))}
+        observed = {"x": (x, shown, categorical_emission("probs", shape, hyper, plate))}
     else:
         observed = {
             f"x_{j}": (
                 x[:, j],
+                None if shown is None else shown[:, j],
                 categorical_emission(f"probs_{j}", (components, size), hyper, plate),
             )
             for j, size in enumerate(sizes)
         }
     with data_plate(len(x), None if frequency is None else counts):
         assignment = pyro.sample("assignment", dist.Categorical(weights))
-        for name, (codes, emission) in observed.items():
-            pyro.sample(name, emission(assignment), obs=codes)
+        for name, (codes, given, emission) in observed.items():
+            observe(name, emission(assignment), codes, given)

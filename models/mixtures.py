@@ -28,6 +28,7 @@ from ember.models._emissions import (
     gaussian_emission,
     poisson_emission,
 )
+from ember.models._missing import observe, shown_entries
 from ember.models._plates import data_plate, mixture_weights
 from ember.models._priors import Hyperparameters, Prior
 
@@ -78,8 +79,11 @@ def gaussian_mixture(
     Where the columns of `x` are linearly dependent (or more than the rows), the correlations in the
     default `scale` are shrunk by the square root of the rounding error, which keeps it proper.
 
+    NaN stands for an entry that is missing at random. It drops out: the likelihood of a row is that
+    of its observed entries, whatever their pattern, and so are the defaults of the prior.
+
     Args:
-        x: the data (N, D), floating; its dtype is that of all parameters.
+        x: the data (N, D), floating, NaN where missing; its dtype is that of all parameters.
         components: the number K of components.
         covariance: `"full"`, `"diag"`, `"spherical"` or `"tied"`.
         prior: hyperparameters that replace the defaults, by the keys above.
@@ -88,9 +92,10 @@ def gaussian_mixture(
 
     Raises:
         TypeError: if `x` is not a floating tensor, `components` no integer, `prior` no mapping.
-        ValueError: if `x` is not (N, D), is empty or not finite, has fewer than two rows, fewer
-            than `components`, or (without a given scale) a constant column; if an option or a key
-            of `prior` is unknown, or a hyperparameter or frequency outside its domain.
+        ValueError: if `x` is not (N, D), is empty or infinite, has fewer than two rows, fewer than
+            `components`, a column of NaN only, or (without a given scale) a constant column; if an
+            option or a key of `prior` is unknown, or a hyperparameter or frequency outside its
+            domain.
 
     References:
         C. Fraley and A. E. Raftery (2007). Bayesian regularization for normal mixture estimation
@@ -110,7 +115,7 @@ def gaussian_mixture(
         x (5, 2)
     """
     x = check_tensor(x, {2: "(N, D)"}, "a single column is x.unsqueeze(-1)")
-    check_floats(x)
+    check_floats(x, gaps=True)
     check_size(components, "components")
     check_option(covariance, "covariance", tuple(COVARIANCES))
     hyper = Hyperparameters(prior, ("concentration", *GAUSSIAN_KEYS), x)
@@ -120,9 +125,10 @@ def gaussian_mixture(
     weights = mixture_weights(components, hyper)
     plate = pyro.plate("components", components)
     emission = gaussian_emission(x, counts, components, covariance, hyper, plate)
+    shown = shown_entries(x)
     with data_plate(len(x), None if frequency is None else counts):
         assignment = pyro.sample("assignment", dist.Categorical(weights))
-        pyro.sample("x", emission(assignment), obs=x)
+        observe("x", emission(assignment), x, shown)
 
 
 def poisson_mixture(
@@ -153,16 +159,16 @@ def poisson_mixture(
 
     Args:
         x: counts (N,) or (N, D), of an integer or floating dtype; parameters have torch's default
-            dtype where it is integer.
+            dtype where it is integer. NaN stands for a count that is missing at random.
         components: the number K of components.
         prior: hyperparameters that replace the defaults, by the keys above.
         frequency: how many times each row counts (N,), non-negative; once unless given.
 
     Raises:
         TypeError: if `x` is not a tensor, `components` no integer or `prior` no mapping.
-        ValueError: if `x` has another shape, is empty, not finite, negative or fractional, has
-            fewer than two rows or fewer than `components`; if a key of `prior` is unknown, or a
-            hyperparameter or frequency outside its domain.
+        ValueError: if `x` has another shape, is empty, infinite, negative or fractional, has fewer
+            than two rows or fewer than `components`, or a column of NaN only; if a key of `prior`
+            is unknown, or a hyperparameter or frequency outside its domain.
 
     References:
         G. McLachlan and D. Peel (2000). Finite Mixture Models. Wiley, section 5.
@@ -179,7 +185,7 @@ def poisson_mixture(
         x (5,)
     """
     x = check_tensor(x, {1: "(N,)", 2: "(N, D)"})
-    check_counts(x)
+    check_counts(x, gaps=True)
     check_size(components, "components")
     counts = row_frequency(frequency, x)
     x = x.to(counts.dtype)
@@ -189,6 +195,7 @@ def poisson_mixture(
     weights = mixture_weights(components, hyper)
     plate = pyro.plate("components", components)
     emission = poisson_emission(x, counts, components, hyper, plate)
+    shown = shown_entries(x)
     with data_plate(len(x), None if frequency is None else counts):
         assignment = pyro.sample("assignment", dist.Categorical(weights))
-        pyro.sample("x", emission(assignment), obs=x)
+        observe("x", emission(assignment), x, shown)

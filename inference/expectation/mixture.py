@@ -104,7 +104,7 @@ def mixture_kernel(
             return None
         key, form = forms[factor.name]
         if not isinstance(form, FormFactor) or not form.is_product:
-            return None
+            return None  # rows with missing entries have natural parameters by pattern
         if factor.dims == (latent,) and prior is None and form.base is None:
             prior = (key, form)
         elif factor.dims == (latent, row) and form.cells.shape[0] == form.shape[0]:

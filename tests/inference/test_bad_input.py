@@ -15,6 +15,7 @@ from ember.inference import EM
 
 X = torch.linspace(-2.0, 3.0, 12, dtype=torch.float64).cos() * 2.0
 COUNTS = torch.tensor([0.0, 1.0, 3.0, 2.0, 7.0, 4.0])
+GAPPY_SHARES = torch.tensor([[0.2, 0.3, 0.5], [0.1, torch.nan, torch.nan], [0.3, 0.3, 0.4]])
 
 
 def gaussians(x: Tensor, components: int = 2) -> None:
@@ -35,6 +36,12 @@ def poissons(x: Tensor) -> None:
         pyro.sample("x", dist.Poisson(rates[z]), obs=x)
 
 
+def dirichlets(x: Tensor) -> None:
+    concentration = pyro.sample("concentration", dist.Gamma(2.0, 1.0).expand([3]).to_event(1))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Dirichlet(concentration), obs=x)
+
+
 def one_sentence(error: Any) -> None:
     """Short enough to read, and ending as a sentence does."""
     text = str(error.value)
@@ -49,7 +56,7 @@ DATA: dict[str, tuple[Callable[..., None], Any, str]] = {
     "matrix for a vector": (gaussians, torch.zeros(12, 2), "'x'.*shape"),
     "empty": (gaussians, X[:0], "empty"),
     "one row": (gaussians, X[:1], "at least (2|two)"),
-    "NaN": (gaussians, torch.where(X > 1.0, torch.nan, X), "'x'.*NaN"),
+    "NaN in an event without a marginal": (dirichlets, GAPPY_SHARES, "'x'.*NaN"),
     "infinite": (gaussians, torch.where(X > 1.0, torch.inf, X), "'x'.*infinite"),
     "negative counts": (poissons, COUNTS - 1.0, "'x'.*support"),
     "fractional counts": (poissons, COUNTS + 0.5, "'x'.*support"),

@@ -9,7 +9,7 @@ import torch
 
 from ember.inference import EM
 from ember.inference.cli import main
-from ember.inference.tables import old_faithful, read_table
+from ember.inference.tables import air_quality, old_faithful, read_table
 from ember.models import gaussian_mixture
 
 FAITHFUL = str(Path(__file__).parents[1] / "reference" / "data" / "faithful.csv")
@@ -38,6 +38,9 @@ def table(tmp_path: Path) -> Path:
     frame.assign(gap=[1.0, float("nan"), 2.0, 3.0, 4.0, 5.0]).to_csv(
         tmp_path / "gap.csv", index=False
     )
+    frame.assign(far=[1.0, float("inf"), 2.0, 3.0, 4.0, 5.0]).to_csv(
+        tmp_path / "far.csv", index=False
+    )
     frame.to_csv(tmp_path / "t.csv", index=False)
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "bad.py").write_text("this is no python")
@@ -49,6 +52,8 @@ def table(tmp_path: Path) -> Path:
 
 def test_the_data_that_ship_are_the_reference_data() -> None:
     pd.testing.assert_frame_equal(old_faithful(), pd.read_csv(FAITHFUL).astype("float64"))
+    air = pd.read_csv(FAITHFUL.replace("faithful", "airquality4")).astype("float64")
+    pd.testing.assert_frame_equal(air_quality(), air)
 
 
 def test_fit_prints_the_report_and_writes_what_the_library_finds(
@@ -114,6 +119,17 @@ def test_compare_prints_all_methods_and_draws_them(table: Path, capsys: Captured
     assert next(table.parent.glob("compared.*")).read_bytes().startswith(b"\x89PNG")
 
 
+def test_gaps_in_a_table_are_missing_entries(table: Path, capsys: Captured) -> None:
+    gappy = str(table.parent / "gap.csv")
+    out = table.parent / "gap.png"
+    assert main(["fit", gappy, "--components", "1", "--output", str(out)]) == 0
+    truth = EM(gaussian_mixture).fit(read_table(gappy), components=1).log_likelihood
+    assert f"{truth:.6f}" in capsys.readouterr().out
+    assert out.read_bytes().startswith(b"\x89PNG")
+    two = ["compare", gappy, "--components", "1", "--columns", "a,gap", "--steps", "10"]
+    assert main([*two, "--output", str(out)]) == 0
+
+
 def test_the_demonstration_says_what_it_does(tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "demo.png"
     assert main(["demo", "--steps", "20", "--output", str(out)]) == 0
@@ -131,7 +147,7 @@ def test_the_demonstration_says_what_it_does(tmp_path: Path, capsys: Captured) -
         (["fit", "{}/empty.csv", "--components", "2"], "empty.csv is empty"),
         (["fit", "{}/words.csv", "--components", "2"], "holds no rows of numbers"),
         (["fit", "{}/not.parquet", "--components", "2"], "not.parquet cannot be read"),
-        (["fit", "{}/gap.csv", "--components", "2"], "missing or infinite values in column 'gap'"),
+        (["fit", "{}/far.csv", "--components", "2"], "infinite values in column 'far'"),
         (["fit", "{}/t.csv"], "needs 'components'; give it with --components N"),
         (
             ["fit", "{}/t.csv", "--components", "2", "--columns", "a,z"],
