@@ -5,6 +5,7 @@ They run unchanged under every inference of Pyro and of Ember. Sites that hold p
 `assignment` and `state_0`, `state_1`, ...; the data are `x`, or `x_0`, `x_1`, ...
 """
 
+from ember.models.experts import mixture_of_experts
 from ember.models.hidden_markov import (
     hidden_markov_categorical,
     hidden_markov_gaussian,
@@ -12,6 +13,7 @@ from ember.models.hidden_markov import (
 )
 from ember.models.latent_class import bernoulli_mixture, categorical_mixture
 from ember.models.mixtures import gaussian_mixture, poisson_mixture
+from ember.models.regressions import regression_mixture
 
 __all__ = [
     "bernoulli_mixture",
@@ -20,5 +22,7 @@ __all__ = [
     "hidden_markov_categorical",
     "hidden_markov_gaussian",
     "hidden_markov_poisson",
+    "mixture_of_experts",
     "poisson_mixture",
+    "regression_mixture",
 ]

@@ -13,10 +13,12 @@ from ember.models import (
     hidden_markov_categorical,
     hidden_markov_gaussian,
     hidden_markov_poisson,
+    mixture_of_experts,
     poisson_mixture,
+    regression_mixture,
 )
 
-Case = tuple[str, Tensor, dict[str, Any]]
+Case = tuple[str, Any, dict[str, Any]]
 
 MODELS: dict[str, Callable[..., Any]] = {
     model.__name__: model
@@ -27,7 +29,9 @@ MODELS: dict[str, Callable[..., Any]] = {
         hidden_markov_categorical,
         hidden_markov_gaussian,
         hidden_markov_poisson,
+        mixture_of_experts,
         poisson_mixture,
+        regression_mixture,
     )
 }
 
@@ -54,6 +58,23 @@ def _sequences() -> Tensor:
     return _points(3, 24).reshape(2, 12, 2)
 
 
+def _covariates(rows: int = 60) -> Tensor:
+    generator = torch.Generator().manual_seed(8)
+    scale = torch.tensor([1.0, 5.0], dtype=torch.float64)
+    return 1.0 + scale * torch.randn(rows, 2, generator=generator, dtype=torch.float64)
+
+
+def _response(family: str) -> Tensor:
+    generator = torch.Generator().manual_seed(9)
+    x = _covariates()
+    lines = torch.stack([1.0 + 0.8 * x[:, 0], -1.0 - 0.1 * x[:, 1]])
+    line = lines[torch.arange(len(x)) % 2, torch.arange(len(x))]
+    if family == "poisson":
+        return torch.poisson(line.clamp_max(3.0).exp(), generator=generator)
+    noise = torch.randn(len(x), generator=generator, dtype=torch.float64)
+    return line + 0.4 * noise if family == "gaussian" else (line + noise > 0).double()
+
+
 CASES: list[Case] = [
     ("gaussian_mixture", _points(0), {"components": 2, "covariance": "full"}),
     ("gaussian_mixture", _points(0), {"components": 2, "covariance": "tied"}),
@@ -66,6 +87,20 @@ CASES: list[Case] = [
     ("hidden_markov_gaussian", _sequences(), {"states": 2, "lengths": torch.tensor([12, 7])}),
     ("hidden_markov_poisson", _counts(6, 12), {"states": 2}),
     ("hidden_markov_categorical", _codes(7, (12,), 3), {"states": 2, "levels": 3}),
+]
+
+X = {"X": _covariates(), "components": 2}
+CASES += [
+    ("regression_mixture", _response("gaussian"), X),
+    ("regression_mixture", _response("gaussian"), {**X, "scale": "tied", "intercept": False}),
+]
+
+# Models with an update that has no closed form.
+NUMERICAL: list[Case] = [
+    ("regression_mixture", _response("poisson"), {**X, "family": "poisson"}),
+    ("regression_mixture", _response("logistic"), {**X, "family": "logistic"}),
+    ("mixture_of_experts", _response("gaussian"), X),
+    ("mixture_of_experts", _response("gaussian"), {**X, "components": 3, "scale": "tied"}),
 ]
 
 

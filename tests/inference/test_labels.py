@@ -16,14 +16,15 @@ from ember.inference.labels import align, canonical_order, component_axes, numbe
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
 from ember.models import gaussian_mixture, poisson_mixture
-from tests.inference.catalogue import CASES, Case, case_id, model_of
+from tests.inference.catalogue import CASES, NUMERICAL, Case, case_id, model_of
 
 AXES = {
     "weights": (0,), "locs": (0,), "precisions": (0,), "rates": (0,), "probs": (0,),
-    "initial": (0,), "transition": (0, 1),
+    "initial": (0,), "transition": (0, 1), "coefficients": (0,), "gating": (0,),
 }  # fmt: skip
 
-each_case = pytest.mark.parametrize("case", CASES, ids=case_id)
+NUMBERED = CASES + [case for case in NUMERICAL if case[2]["components"] == 2]
+each_case = pytest.mark.parametrize("case", NUMBERED, ids=case_id)
 
 
 def started(case: Case) -> tuple[Plan, dict[str, Tensor]]:
@@ -36,7 +37,7 @@ def started(case: Case) -> tuple[Plan, dict[str, Tensor]]:
 def test_the_axes_are_those_that_the_models_document(case: Case) -> None:
     plan, params = started(case)
     expected = {name: AXES[name] for name in params}
-    if case[2].get("covariance") == "tied":
+    if "tied" in (case[2].get("covariance"), case[2].get("scale")):
         del expected["precisions"]
     (latent,) = numberings(plan)
     assert latent == ("assignment" if "assignment" in plan.structure.latent else "state")
