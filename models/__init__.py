@@ -5,6 +5,7 @@ They run unchanged under every inference of Pyro and of Ember. Sites that hold p
 `assignment` and `state_0`, `state_1`, ...; the data are `x`, or `x_0`, `x_1`, ...
 """
 
+from ember.models.counts import count_mixture
 from ember.models.experts import mixture_of_experts
 from ember.models.hidden_markov import (
     hidden_markov_categorical,
@@ -18,6 +19,7 @@ from ember.models.regressions import regression_mixture
 __all__ = [
     "bernoulli_mixture",
     "categorical_mixture",
+    "count_mixture",
     "gaussian_mixture",
     "hidden_markov_categorical",
     "hidden_markov_gaussian",

@@ -9,6 +9,7 @@ from torch import Tensor
 from ember.models import (
     bernoulli_mixture,
     categorical_mixture,
+    count_mixture,
     gaussian_mixture,
     hidden_markov_categorical,
     hidden_markov_gaussian,
@@ -25,6 +26,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     for model in (
         bernoulli_mixture,
         categorical_mixture,
+        count_mixture,
         gaussian_mixture,
         hidden_markov_categorical,
         hidden_markov_gaussian,
@@ -95,8 +97,14 @@ CASES += [
     ("regression_mixture", _response("gaussian"), {**X, "scale": "tied", "intercept": False}),
 ]
 
-# Models with an update that has no closed form.
+# Models with an update that has no closed form, or with two latents.
 NUMERICAL: list[Case] = [
+    ("count_mixture", _counts(1), {"components": 2, "zeros": "inflated"}),
+    ("count_mixture", _counts(1), {"components": 2, "zeros": "hurdle"}),
+    *(
+        ("count_mixture", _counts(1), {"components": 2, "family": "negative_binomial", "zeros": z})
+        for z in (None, "inflated", "hurdle")
+    ),
     ("regression_mixture", _response("poisson"), {**X, "family": "poisson"}),
     ("regression_mixture", _response("logistic"), {**X, "family": "logistic"}),
     ("mixture_of_experts", _response("gaussian"), X),
