@@ -14,6 +14,7 @@ from ember.models.hidden_markov import (
 )
 from ember.models.latent_class import bernoulli_mixture, categorical_mixture
 from ember.models.mixtures import gaussian_mixture, poisson_mixture
+from ember.models.profiles import latent_profile
 from ember.models.regressions import regression_mixture
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "hidden_markov_categorical",
     "hidden_markov_gaussian",
     "hidden_markov_poisson",
+    "latent_profile",
     "mixture_of_experts",
     "poisson_mixture",
     "regression_mixture",

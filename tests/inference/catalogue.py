@@ -14,6 +14,7 @@ from ember.models import (
     hidden_markov_categorical,
     hidden_markov_gaussian,
     hidden_markov_poisson,
+    latent_profile,
     mixture_of_experts,
     poisson_mixture,
     regression_mixture,
@@ -31,6 +32,7 @@ MODELS: dict[str, Callable[..., Any]] = {
         hidden_markov_categorical,
         hidden_markov_gaussian,
         hidden_markov_poisson,
+        latent_profile,
         mixture_of_experts,
         poisson_mixture,
         regression_mixture,
@@ -91,8 +93,22 @@ CASES: list[Case] = [
     ("hidden_markov_categorical", _codes(7, (12,), 3), {"states": 2, "levels": 3}),
 ]
 
+
+def _mixed() -> dict[str, Tensor]:
+    data = {
+        "continuous": _points(0),
+        "counts": _counts(1).unsqueeze(-1),
+        "binary": _codes(2, (60, 2), 2).double(),
+        "nominal": _codes(4, (60, 1), 3).double(),
+    }
+    for i, values in enumerate(data.values()):
+        values[7 * i : 7 * i + 5, -1] = torch.nan
+    return data
+
+
 X = {"X": _covariates(), "components": 2}
 CASES += [
+    ("latent_profile", _mixed(), {"components": 2}),
     ("regression_mixture", _response("gaussian"), X),
     ("regression_mixture", _response("gaussian"), {**X, "scale": "tied", "intercept": False}),
 ]
@@ -119,5 +135,6 @@ def model_of(case: Case) -> Callable[..., Any]:
 
 def case_id(case: Case) -> str:
     """A readable name for pytest."""
+    data = case[1] if isinstance(case[1], Tensor) else next(iter(case[1].values()))
     options = "-".join(str(v) for v in case[2].values() if isinstance(v, str))
-    return "-".join(filter(None, [case[0], options, "x".join(map(str, case[1].shape))]))
+    return "-".join(filter(None, [case[0], options, "x".join(map(str, data.shape))]))
