@@ -10,6 +10,7 @@ from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import mixture_kernel
 from ember.inference.factors import FormFactor, Site, compile_form
 from ember.inference.grouping import group_of, group_sites
+from ember.inference.lookup import compile_lookup
 from ember.inference.opaque import factor_dims, model_dependencies
 from ember.inference.plan import Params, Plan, PriorSite
 from ember.inference.reading import Probes, probe, read_site
@@ -52,7 +53,8 @@ def build_plan(
     for name, site in sites.items():
         if name in cells:
             key, index, reference = cells[name]
-            forms[name] = (key, compile_form(site, index, reference))
+            lookup = compile_lookup(site, index)
+            forms[name] = (key, lookup or compile_form(site, index, reference))
             dims = forms[name][1].dims
         else:
             dims = factor_dims(site, trace)

@@ -6,6 +6,7 @@ They run unchanged under every inference of Pyro and of Ember. Sites that hold p
 """
 
 from ember.models.counts import count_mixture
+from ember.models.documents import multinomial_mixture, naive_bayes
 from ember.models.experts import mixture_of_experts
 from ember.models.hidden_markov import (
     hidden_markov_categorical,
@@ -16,6 +17,7 @@ from ember.models.latent_class import bernoulli_mixture, categorical_mixture
 from ember.models.mixtures import gaussian_mixture, poisson_mixture
 from ember.models.profiles import latent_profile
 from ember.models.regressions import regression_mixture
+from ember.models.topics import topic_model
 
 __all__ = [
     "bernoulli_mixture",
@@ -27,6 +29,9 @@ __all__ = [
     "hidden_markov_poisson",
     "latent_profile",
     "mixture_of_experts",
+    "multinomial_mixture",
+    "naive_bayes",
     "poisson_mixture",
     "regression_mixture",
+    "topic_model",
 ]

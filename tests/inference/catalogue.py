@@ -16,8 +16,11 @@ from ember.models import (
     hidden_markov_poisson,
     latent_profile,
     mixture_of_experts,
+    multinomial_mixture,
+    naive_bayes,
     poisson_mixture,
     regression_mixture,
+    topic_model,
 )
 
 Case = tuple[str, Any, dict[str, Any]]
@@ -34,8 +37,11 @@ MODELS: dict[str, Callable[..., Any]] = {
         hidden_markov_poisson,
         latent_profile,
         mixture_of_experts,
+        multinomial_mixture,
+        naive_bayes,
         poisson_mixture,
         regression_mixture,
+        topic_model,
     )
 }
 
@@ -106,15 +112,23 @@ def _mixed() -> dict[str, Tensor]:
     return data
 
 
+def _words() -> Tensor:
+    return _counts(1, 60).reshape(10, 6)
+
+
+LABELS = torch.tensor([0, 1] + 8 * [-1])
 X = {"X": _covariates(), "components": 2}
 CASES += [
+    ("multinomial_mixture", _words(), {"components": 2}),
+    ("naive_bayes", _words(), {"classes": 2}),
     ("latent_profile", _mixed(), {"components": 2}),
     ("regression_mixture", _response("gaussian"), X),
     ("regression_mixture", _response("gaussian"), {**X, "scale": "tied", "intercept": False}),
 ]
 
-# Models with an update that has no closed form, or with two latents.
+# Models with an update that has no closed form, with two latents, or known labels.
 NUMERICAL: list[Case] = [
+    ("naive_bayes", _words(), {"classes": 2, "labels": LABELS}),
     ("count_mixture", _counts(1), {"components": 2, "zeros": "inflated"}),
     ("count_mixture", _counts(1), {"components": 2, "zeros": "hurdle"}),
     *(
