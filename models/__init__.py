@@ -1,8 +1,10 @@
 """Declarative models written in Pyro: data first, then keyword options, nothing about inference.
 
 They run unchanged under every inference of Pyro and of Ember. Sites that hold parameters are
-`weights`, `locs`, `precisions`, `rates`, `probs`, `initial` and `transition`; latent ones are
-`assignment` and `state_0`, `state_1`, ...; the data are `x`, or `x_0`, `x_1`, ...
+`weights`, `locs`, `precisions`, `rates`, `probs`, `initial` and `transition`, in regressions also
+`coefficients` and `gating`, in counts `concentrations`, `inflation` and `occurrence`; latent ones
+are `assignment`, `structural` and `state_0`, `state_1`, ...; the data are `x`, or `x_0`, `x_1`,
+..., the response `y` of a regression, or the columns of a profile by their kind.
 """
 
 from ember.models.counts import count_mixture

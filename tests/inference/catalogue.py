@@ -128,6 +128,7 @@ CASES += [
 
 # Models with an update that has no closed form, with two latents, or known labels.
 NUMERICAL: list[Case] = [
+    ("topic_model", _words(), {"topics": 2}),
     ("naive_bayes", _words(), {"classes": 2, "labels": LABELS}),
     ("count_mixture", _counts(1), {"components": 2, "zeros": "inflated"}),
     ("count_mixture", _counts(1), {"components": 2, "zeros": "hurdle"}),

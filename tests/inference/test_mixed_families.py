@@ -35,7 +35,7 @@ def by_masks(x: Tensor) -> None:
     """Two statements about the same data, each where its component holds: all in closed form."""
     share, centre, precision = parameters()
     with pyro.plate("rows", len(x)):
-        is_peak = pyro.sample("is_peak", dist.Bernoulli(share)).bool()
+        is_peak: Any = pyro.sample("is_peak", dist.Bernoulli(share)).bool()
         with poutine.mask(mask=is_peak):
             pyro.sample("peak", dist.Normal(centre, precision.rsqrt()), obs=x)
         with poutine.mask(mask=~is_peak):
@@ -79,9 +79,11 @@ def test_every_way_to_write_it_reaches_the_optimum_that_scipy_finds(
     params = fit.params
     flat = np.array([float(params["share"].logit()), params["centre"], params["precision"].log()])
     assert fit.log_posterior == pytest.approx(log_posterior(flat, x.numpy()), rel=1e-10)
-    found = scipy.optimize.minimize(
-        lambda at: -log_posterior(at, x.numpy()), flat, method="BFGS", options={"gtol": 1e-7}
-    )
+
+    def negative(at: np.ndarray) -> float:
+        return -log_posterior(at, x.numpy())
+
+    found = scipy.optimize.minimize(negative, flat, method="BFGS", options={"gtol": 1e-7})
     assert fit.log_posterior >= -found.fun - 1e-8
     np.testing.assert_allclose(found.x, flat, atol=1e-4)
     peak = stats.norm(params["centre"], params["precision"] ** -0.5).pdf(x.numpy())
