@@ -12,6 +12,7 @@ from ember.models._checks import (
     check_counts,
     check_finite,
     check_floats,
+    check_option,
     check_tensor,
     check_zeros_and_ones,
     parameter_dtype,
@@ -20,8 +21,8 @@ from ember.models._emissions import Emission, select
 from ember.models._priors import Hyperparameters, default_variance, weighted_mean
 
 __all__ = [
-    "FAMILIES",
     "called",
+    "check_family",
     "check_response",
     "coefficients_site",
     "design_matrix",
@@ -48,6 +49,17 @@ def called(name: str) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         message = str(error).replace("`x`", f"`{name}`").replace(" x.", f" {name}.")
         raise type(error)(message) from None
+
+
+def check_family(family: str, scale: str) -> None:
+    """Refuse unknown families, and an option of the noise where there is none."""
+    check_option(family, "family", FAMILIES)
+    check_option(scale, "scale", ("free", "tied"))
+    if family != "gaussian" and scale != "free":
+        raise ValueError(
+            f"`scale='{scale}'` is about Gaussian noise, which family='{family}' does not have: "
+            "leave it out."
+        )
 
 
 def check_response(y: object, family: str) -> Tensor:

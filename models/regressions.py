@@ -12,10 +12,10 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ember.models._checks import check_enough, check_option, check_size, row_frequency
+from ember.models._checks import check_enough, check_size, row_frequency
 from ember.models._linear import (
-    FAMILIES,
     called,
+    check_family,
     check_response,
     design_matrix,
     regression_emission,
@@ -106,8 +106,7 @@ def regression_mixture(
         assignment (5,)
         y (5,)
     """
-    check_option(family, "family", FAMILIES)
-    check_option(scale, "scale", ("free", "tied"))
+    check_family(family, scale)
     y = check_response(y, family)
     check_size(components, "components")
     design = design_matrix(X, y, intercept)

@@ -214,6 +214,7 @@ ERRORS: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
     (Y, X2, {"family": "logistic"}, ValueError, "`y` must hold only 0 and 1"),
     (Y, X2, {"family": "probit"}, ValueError, "`family` must be one of 'gaussian', 'poisson'"),
     (Y, X2, {"scale": "full"}, ValueError, "`scale` must be one of 'free', 'tied'"),
+    (Y, X2, {"family": "poisson", "scale": "tied"}, ValueError, "is about Gaussian noise"),
     (Y, X2[:3], {}, ValueError, "`X` has 3 row(s) but `y` has 4"),
     (Y, X2.tolist(), {}, TypeError, "`X` must be a torch.Tensor, not list"),
     (Y, X2 / 0, {}, ValueError, "`X` has 8 NaN or infinite value(s)"),
