@@ -150,7 +150,7 @@ _ = fig.legend(handles, captions, loc="outside lower center", ncols=2, frameon=F
 # %%
 by_package = torch.stack([weights[package == k].mean(0) for k in range(5)])
 fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
-picture = ax.imshow(by_package, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+picture = ax.imshow(by_package.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
 for k in range(5):
     for topic in range(TOPICS):
         value = float(by_package[k, topic])
