@@ -21,10 +21,11 @@ class CoefficientTable:
     entries: tuple[tuple[int, ...], ...]
     on: str = "raw"
     event_dim: int = 1
+    logs: tuple[str, ...] = ()
 
     def rows(self, params: Mapping[str, Tensor]) -> Tensor:
         """The coefficients of every row, shape ``(R, F)``."""
-        return joined(self.sources, params)[torch.tensor(self.entries)]
+        return joined(self.sources, params, self.logs)[torch.tensor(self.entries)]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class AffineMap:
     """An argument as ``inverse(sum_f features_f * theta[row, f] + offset)``.
 
     ``features`` has the argument's batch shape and a last dim of size ``F``; ``index`` names the
-    row of coefficients of every entry.
+    row of coefficients of every entry. With ``event_dim`` 1 the argument is a vector of logits,
+    and its dim is the last of the batch's.
     """
 
     domain: str
@@ -41,6 +43,7 @@ class AffineMap:
     index: Tensor
     features: Tensor
     offset: Tensor
+    event_dim: int = 0
 
     @property
     def is_constant(self) -> bool:
@@ -57,6 +60,9 @@ class AffineMap:
         return value
 
 
-def joined(sources: tuple[str, ...], params: Mapping[str, Tensor]) -> Tensor:
-    """The entries of several parameters laid end to end."""
-    return torch.cat([params[name].reshape(-1) for name in sources])
+def joined(
+    sources: tuple[str, ...], params: Mapping[str, Tensor], logs: tuple[str, ...] = ()
+) -> Tensor:
+    """The entries of several parameters laid end to end, those of ``logs`` as logarithms."""
+    values = [params[n].log() if n in logs else params[n] for n in sources]
+    return torch.cat([value.reshape(-1) for value in values])

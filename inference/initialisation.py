@@ -16,6 +16,7 @@ from torch.distributions import constraints
 
 from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import align
+from ember.inference.lookup import MANY_LEVELS, levels_of
 from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
 
@@ -244,6 +245,8 @@ def _features(plan: Plan) -> dict[str, Tensor]:
         if plan.sites[factor.name].value.numel() == 0:  # a pyro.factor statement
             continue
         if factor.name not in plan.structure.observed or not latents:
+            continue
+        if levels_of(plan.sites[factor.name]) > MANY_LEVELS:  # words are all equally far apart
             continue
         # A site below several latents (x_t below the states t-1 and t) is the last one's.
         name = names[max(order[symbol] for symbol in latents)]

@@ -15,6 +15,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
+from ember.inference.affine import AffineMap
 from ember.inference.factors import Site
 from ember.inference.plan import Plan
 from ember.inference.sequences import base_name, members
@@ -204,6 +205,11 @@ def _own_axes(axes: Axes, site: Site, shapes: Mapping[str, torch.Size]) -> None:
             continue
         if argument.domain != "simplex":
             continue
+        if isinstance(argument, AffineMap):
+            rows = argument.index.movedim(-1, 0).reshape(argument.index.shape[-1], -1)
+            for source, places, lead in _places(argument.table, rows, shapes):
+                axes.setdefault(source, set()).update(_following(places, lead))
+            continue
         for source in argument.sources:
             axes.setdefault(source, set()).add(len(shapes[source]) - 1)
 
@@ -215,7 +221,7 @@ def _indexed_axes(axes: Axes, site: Site, dim: int, shapes: Mapping[str, torch.S
     for argument in _maps(site):
         if argument.table is None:
             continue
-        index = prepend_dims(argument.index, rank)
+        index = prepend_dims(argument.index, rank + getattr(argument, "event_dim", 0))
         if index.size(dim) == 1:
             continue
         rows = index.movedim(dim, 0).reshape(index.size(dim), -1)

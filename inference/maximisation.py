@@ -3,7 +3,7 @@
 Closed forms are taken one parameter at a time, locations first, each given the newest values of
 the others (ECM; Meng & Rubin 1993, Biometrika 80, 267-278). For conjugate pairs such as
 Normal-Wishart this order makes the joint mode exact. All remaining parameters are then moved
-together by L-BFGS on the expected log joint, in unconstrained space. No step lowers that
+together by Newton or L-BFGS on the expected log joint, in unconstrained space. No step lowers that
 expected log joint, so the objective never falls.
 """
 
@@ -17,6 +17,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
+from ember.inference import newton
 from ember.inference.conjugacy import pseudo_statistics
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import check_maximiser, check_scales
@@ -290,7 +291,7 @@ def _pseudo(plan: Plan, update: Update, params: Mapping[str, Tensor]) -> list[Te
 def _numerical(
     plan: Plan, names: list[str], statistics: Statistics, params: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """L-BFGS on the expected log joint over the named parameters, the others held fixed."""
+    """Newton or L-BFGS on the expected log joint over the named parameters, the others fixed."""
     coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
 
     def objective(free: Tensor) -> Tensor:
@@ -308,6 +309,14 @@ def _numerical(
 
     flat = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
     before, _ = negative(flat.numpy())
+    if len(flat) <= newton.MOST_PARAMETERS and not _asks_the_model(plan, statistics):
+        best = newton.minimise(objective, flat)
+        if best is not None:
+            if not float(objective(best).detach()) < before:
+                return params
+            with torch.no_grad():
+                moved = coordinates.unflatten(best)
+            return {**params, **{name: value.detach().clone() for name, value in moved.items()}}
     found = scipy.optimize.minimize(
         negative, flat.numpy(), jac=True, method="L-BFGS-B",
         options={"maxiter": 100, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
@@ -332,3 +341,9 @@ def _differences(objective: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
             step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * (1.0 + at[i].abs())
             gradient[i] = (objective(at + step) - objective(at - step)) / (2.0 * step[i])
     return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _asks_the_model(plan: Plan, statistics: Statistics) -> bool:
+    """Whether an evaluation of the expected log joint runs the model, which is slow."""
+    pieces = [part.plan.sites[n] for part in statistics.parts for n in part.posteriors]
+    return any(s.density is None for s in (*pieces, *(p.site for p in plan.priors.values())))

@@ -160,6 +160,14 @@ def _match(
     table = Table(names, on, event_dim)
     rows = torch.stack([table.rows(p).reshape(-1, event_shape.numel()) for p in probes])
     index = _nearest(_quotient(seen[..., 0]), _quotient(rows[..., 0]))
+    if event_dim and all(
+        float(r[index].sub_(s).abs_().max()) <= 1e-12 for s, r in zip(seen, rows, strict=True)
+    ):
+        # Whole rows as they are, the common case: no need to look for numbers that move them.
+        table, index = _prune(table, index, torch.unique(index), parameters)
+        one, nothing = torch.ones(batch_shape), torch.zeros((1,) * values[0].dim())
+        index = index.reshape(batch_shape)
+        return ArgumentMap(argument.domain, space, table, index, one, nothing)
     partner = rows[:, index]
     coefficient = (seen[0, :, 0] - seen[1, :, 0]) / (partner[0, :, 0] - partner[1, :, 0])
     constant = (seen == seen[0]).all(0).all(-1)

@@ -12,6 +12,7 @@ from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import mixture_kernel
 from ember.inference.factors import FormFactor, Site
 from ember.inference.grouping import group_of, group_sites
+from ember.inference.lookup import compile_lookup
 from ember.inference.missing import GapFactor, compile_site, starting_eta
 from ember.inference.opaque import factor_dims, model_dependencies
 from ember.inference.plan import Params, Plan, PriorSite
@@ -61,6 +62,8 @@ def build_plan(
             key, index, reference = cells[name]
             if isinstance(site.form, SuperposedForm):
                 forms[name] = (key, compile_superposed(site, index))
+            elif (lookup := compile_lookup(site, index)) is not None:
+                forms[name] = (key, lookup)
             else:
                 forms[name] = (key, compile_site(site, index, reference))
             dims = forms[name][1].dims

@@ -20,6 +20,7 @@ from ember.inference.parameter_maps import (
     match_argument,
     probe_values,
 )
+from ember.inference.predictors import predictors_of
 from ember.inference.recognition import arguments_of, recognise, unwrap
 from ember.inference.shapes import append_dims, compact
 from ember.inference.structure import Structure
@@ -56,7 +57,7 @@ def probe(structure: Structure) -> Probes:
             return Probes([], [], f"the model fails at random parameters ({error})")
         except (RuntimeError, ArithmeticError, IndexError) as error:
             return Probes([], [], f"the model fails at random parameters ({error})")
-    return Probes(params, traces, moves=Moves(structure, params[0]))
+    return Probes(params, traces, moves=Moves(structure, params, traces))
 
 
 def read_site(name: str, structure: Structure, probes: Probes, start: Any) -> Site:
@@ -179,7 +180,6 @@ def _family(
     maps: dict[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate]] = {}
     for argument in arguments[0]:
         found = _match(argument, arguments, structure, probes.params)
-        domain, event_dim, _ = arguments[0][argument][0]
         if found is None and type(base) is dist.Poisson:
             superposed = match_superposition(name, structure, probes.params, probes.traces)
             if isinstance(superposed, str):
@@ -187,12 +187,11 @@ def _family(
             if superposed is not None:
                 maps[argument] = (argument, superposed)
                 continue
-        if found is None and event_dim == 0 and probes.moves is not None:
-            affine = match_affine(
-                name, argument, domain, probes.moves, probes.params, probes.traces
-            )
+        if found is None and probes.moves is not None:
+            domain = arguments[0][argument][0][0]
+            affine = match_affine(name, predictors_of(base, argument, domain), probes.moves)
             if affine is not None:
-                maps[argument] = (argument, affine)
+                maps[argument] = affine
                 continue
         if found is None:
             kind = type(base).__name__

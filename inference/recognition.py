@@ -103,7 +103,9 @@ def recognise(
         scale = found.get("scale")
         if type(base) is dist.Normal and list(affine) == ["loc"] and isinstance(scale, ArgumentMap):
             return regression(affine["loc"], scale)
-        return f"argument '{next(iter(affine))}' is a weighted sum of parameters"
+        first, how = next(iter(affine.items()))
+        what = "a product of powers" if how.table.logs else "a weighted sum"
+        return f"argument '{first}' is {what} of parameters"
     plain = {name: each for name, each in found.items() if isinstance(each, ArgumentMap)}
     for kind, rule in RULES:
         if isinstance(base, kind):

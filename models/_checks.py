@@ -127,7 +127,7 @@ def check_size(size: object, name: str) -> int:
     return size
 
 
-def check_option(value: object, name: str, options: Sequence[str]) -> None:
+def check_option(value: object, name: str, options: Sequence[object]) -> None:
     """Refuse a value that is not one of the named options."""
     if value not in options:
         listed = ", ".join(repr(option) for option in options)

@@ -30,6 +30,7 @@ __all__ = [
     "GAUSSIAN_KEYS",
     "POISSON_KEYS",
     "Emission",
+    "TableEmission",
     "bernoulli_emission",
     "categorical_emission",
     "gaussian_emission",
@@ -37,7 +38,8 @@ __all__ = [
     "select",
 ]
 
-Emission = Callable[[Tensor | None], TorchDistribution]
+Emission = Callable[[Tensor], TorchDistribution]
+TableEmission = Callable[[Tensor | None], TorchDistribution]
 
 GAUSSIAN_KEYS = ("kappa", "mean", "df", "scale")
 POISSON_KEYS = ("shape", "rate")
@@ -83,14 +85,14 @@ def gaussian_emission(
     covariance: str,
     prior: Hyperparameters,
     plate: pyro.plate,
-) -> Emission:
+) -> TableEmission:
     """Declare `precisions` and then `locs` (K, D) given them, for rows (N, D)."""
     return COVARIANCES[covariance](rows, frequency, components, prior, plate)
 
 
 def _full(
     rows: Tensor, frequency: Tensor, components: int, prior: Hyperparameters, plate: pyro.plate
-) -> Emission:
+) -> TableEmission:
     features = rows.shape[-1]
     df = prior.above("df", (components,), features + 2.0, bound=features - 1)
     scale = prior.positive_definite(
@@ -111,7 +113,7 @@ def _full(
 
 def _tied(
     rows: Tensor, frequency: Tensor, components: int, prior: Hyperparameters, plate: pyro.plate
-) -> Emission:
+) -> TableEmission:
     features = rows.shape[-1]
     df = prior.above("df", (), features + 2.0, bound=features - 1)
     scale = prior.positive_definite(
@@ -132,7 +134,7 @@ def _tied(
 
 def _diag(
     rows: Tensor, frequency: Tensor, components: int, prior: Hyperparameters, plate: pyro.plate
-) -> Emission:
+) -> TableEmission:
     shape = (components, rows.shape[-1])
     df = prior.above("df", shape, 3.0)
     scale = prior.above("scale", shape, lambda: default_variance(rows, frequency, components))
@@ -146,7 +148,7 @@ def _diag(
 
 def _spherical(
     rows: Tensor, frequency: Tensor, components: int, prior: Hyperparameters, plate: pyro.plate
-) -> Emission:
+) -> TableEmission:
     df = prior.above("df", (components,), rows.shape[-1] + 2.0)
     scale = prior.above(
         "scale", (components,), lambda: default_variance(rows, frequency, components).mean()
@@ -175,7 +177,7 @@ COVARIANCES = {"full": _full, "diag": _diag, "spherical": _spherical, "tied": _t
 
 def poisson_emission(
     rows: Tensor, frequency: Tensor, components: int, prior: Hyperparameters, plate: pyro.plate
-) -> Emission:
+) -> TableEmission:
     """Declare `rates` (K,) for counts (N,), or (K, D) for counts (N, D)."""
     batch = (components, *rows.shape[1:])
     event_dim = rows.dim() - 1
@@ -188,7 +190,7 @@ def poisson_emission(
 
 def bernoulli_emission(
     items: int, components: int, prior: Hyperparameters, plate: pyro.plate
-) -> Emission:
+) -> TableEmission:
     """Declare `probs` (K, J) for J yes-or-no items."""
     shape = (components, items)
     ones = prior.above("concentration1", shape, HALF_COUNT)
@@ -200,7 +202,7 @@ def bernoulli_emission(
 
 def categorical_emission(
     name: str, shape: tuple[int, ...], prior: Hyperparameters, plate: pyro.plate
-) -> Emission:
+) -> TableEmission:
     """Declare the site `name` of level probabilities, of shape (K, L) or (K, J, L)."""
     concentration = prior.above("probs", shape, HALF_COUNT)
     event_dim = len(shape) - 2

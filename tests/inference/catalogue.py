@@ -9,16 +9,23 @@ from torch import Tensor
 from ember.models import (
     bernoulli_mixture,
     categorical_mixture,
+    count_mixture,
     emission_tomography,
     gaussian_mixture,
     hidden_markov_bernoulli,
     hidden_markov_categorical,
     hidden_markov_gaussian,
     hidden_markov_poisson,
+    latent_profile,
+    mixture_of_experts,
+    multinomial_mixture,
+    naive_bayes,
     poisson_mixture,
+    regression_mixture,
+    topic_model,
 )
 
-Case = tuple[str, Tensor, dict[str, Any]]
+Case = tuple[str, Any, dict[str, Any]]
 
 MODELS: dict[str, Callable[..., Any]] = {
     model.__name__: model
@@ -26,12 +33,19 @@ MODELS: dict[str, Callable[..., Any]] = {
         bernoulli_mixture,
         categorical_mixture,
         emission_tomography,
+        count_mixture,
         gaussian_mixture,
         hidden_markov_bernoulli,
         hidden_markov_categorical,
         hidden_markov_gaussian,
         hidden_markov_poisson,
+        latent_profile,
+        mixture_of_experts,
+        multinomial_mixture,
+        naive_bayes,
         poisson_mixture,
+        regression_mixture,
+        topic_model,
     )
 }
 
@@ -64,6 +78,23 @@ def _system(seed: int, rays: int, pixels: int) -> Tensor:
     return torch.where(weights < 0.4, weights, 0.0)
 
 
+def _covariates(rows: int = 60) -> Tensor:
+    generator = torch.Generator().manual_seed(8)
+    scale = torch.tensor([1.0, 5.0], dtype=torch.float64)
+    return 1.0 + scale * torch.randn(rows, 2, generator=generator, dtype=torch.float64)
+
+
+def _response(family: str) -> Tensor:
+    generator = torch.Generator().manual_seed(9)
+    x = _covariates()
+    lines = torch.stack([1.0 + 0.8 * x[:, 0], -1.0 - 0.1 * x[:, 1]])
+    line = lines[torch.arange(len(x)) % 2, torch.arange(len(x))]
+    if family == "poisson":
+        return torch.poisson(line.clamp_max(3.0).exp(), generator=generator)
+    noise = torch.randn(len(x), generator=generator, dtype=torch.float64)
+    return line + 0.4 * noise if family == "gaussian" else (line + noise > 0).double()
+
+
 CASES: list[Case] = [
     ("gaussian_mixture", _points(0), {"components": 2, "covariance": "full"}),
     ("gaussian_mixture", _points(0), {"components": 2, "covariance": "tied"}),
@@ -82,8 +113,51 @@ CASES: list[Case] = [
     ("emission_tomography", _counts(9), {"system": _system(9, 60, 40).to_sparse()}),
 ]
 
+
+def _mixed() -> dict[str, Tensor]:
+    data = {
+        "continuous": _points(0),
+        "counts": _counts(1).unsqueeze(-1),
+        "binary": _codes(2, (60, 2), 2).double(),
+        "nominal": _codes(4, (60, 1), 3).double(),
+    }
+    for i, values in enumerate(data.values()):
+        values[7 * i : 7 * i + 5, -1] = torch.nan
+    return data
+
+
+def _words() -> Tensor:
+    return _counts(1, 60).reshape(10, 6)
+
+
+LABELS = torch.tensor([0, 1] + 8 * [-1])
+X = {"X": _covariates(), "components": 2}
+CASES += [
+    ("multinomial_mixture", _words(), {"components": 2}),
+    ("naive_bayes", _words(), {"classes": 2}),
+    ("latent_profile", _mixed(), {"components": 2}),
+    ("regression_mixture", _response("gaussian"), X),
+    ("regression_mixture", _response("gaussian"), {**X, "scale": "tied", "intercept": False}),
+]
+
 # Cases with latent sites, whose states have names that can be exchanged.
-WITH_STATES = [case for case in CASES if {"components", "states"} & case[2].keys()]
+WITH_STATES = [case for case in CASES if {"components", "states", "classes"} & case[2].keys()]
+
+# Models with an update that has no closed form, with two latents, or known labels.
+NUMERICAL: list[Case] = [
+    ("topic_model", _words(), {"topics": 2}),
+    ("naive_bayes", _words(), {"classes": 2, "labels": LABELS}),
+    ("count_mixture", _counts(1), {"components": 2, "zeros": "inflated"}),
+    ("count_mixture", _counts(1), {"components": 2, "zeros": "hurdle"}),
+    *(
+        ("count_mixture", _counts(1), {"components": 2, "family": "negative_binomial", "zeros": z})
+        for z in (None, "inflated", "hurdle")
+    ),
+    ("regression_mixture", _response("poisson"), {**X, "family": "poisson"}),
+    ("regression_mixture", _response("logistic"), {**X, "family": "logistic"}),
+    ("mixture_of_experts", _response("gaussian"), X),
+    ("mixture_of_experts", _response("gaussian"), {**X, "components": 3, "scale": "tied"}),
+]
 
 
 def model_of(case: Case) -> Callable[..., Any]:
@@ -93,5 +167,6 @@ def model_of(case: Case) -> Callable[..., Any]:
 
 def case_id(case: Case) -> str:
     """A readable name for pytest."""
+    data = case[1] if isinstance(case[1], Tensor) else next(iter(case[1].values()))
     options = "-".join(str(v) for v in case[2].values() if isinstance(v, str))
-    return "-".join(filter(None, [case[0], options, "x".join(map(str, case[1].shape))]))
+    return "-".join(filter(None, [case[0], options, "x".join(map(str, data.shape))]))

@@ -16,14 +16,20 @@ from ember.inference.labels import align, canonical_order, component_axes, numbe
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
 from ember.models import gaussian_mixture, poisson_mixture
-from tests.inference.catalogue import CASES, WITH_STATES, Case, case_id, model_of
+from tests.inference.catalogue import CASES, NUMERICAL, WITH_STATES, Case, case_id, model_of
 
 AXES = {
     "weights": (0,), "locs": (0,), "precisions": (0,), "rates": (0,), "probs": (0,),
-    "initial": (0,), "transition": (0, 1),
+    "initial": (0,), "transition": (0, 1), "coefficients": (0,), "gating": (0,),
+    "concentrations": (0,), "probs_0": (0,),
 }  # fmt: skip
 
-each_case = pytest.mark.parametrize("case", WITH_STATES, ids=case_id)
+NUMBERED = WITH_STATES + [
+    case
+    for case in NUMERICAL
+    if case[2].get("components") == 2 and case[2].get("zeros") != "inflated"
+]
+each_case = pytest.mark.parametrize("case", NUMBERED, ids=case_id)
 
 
 def started(case: Case) -> tuple[Plan, dict[str, Tensor]]:
@@ -35,8 +41,8 @@ def started(case: Case) -> tuple[Plan, dict[str, Tensor]]:
 @each_case
 def test_the_axes_are_those_that_the_models_document(case: Case) -> None:
     plan, params = started(case)
-    expected = {name: AXES[name] for name in params}
-    if case[2].get("covariance") == "tied":
+    expected = {name: AXES[name] for name in params if name != "occurrence"}
+    if "tied" in (case[2].get("covariance"), case[2].get("scale")):
         del expected["precisions"]
     (latent,) = numberings(plan)
     assert latent == ("assignment" if "assignment" in plan.structure.latent else "state")

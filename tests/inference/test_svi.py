@@ -21,7 +21,7 @@ from ember.inference.elbo import PlanELBO
 from ember.inference.planning import build_plan
 from ember.models import __all__ as every_model
 from ember.models import gaussian_mixture
-from tests.inference.catalogue import CASES, Case, case_id, model_of
+from tests.inference.catalogue import CASES, NUMERICAL, Case, case_id, model_of
 
 each_case = pytest.mark.parametrize("case", CASES, ids=case_id)
 
@@ -50,7 +50,7 @@ X = torch.tensor([-2.1, -1.7, -2.6, -1.2, 1.4, 2.2, 2.9, 1.9, 2.4], dtype=torch.
 
 
 def test_no_model_is_forgotten() -> None:
-    assert {case[0] for case in CASES} == set(every_model)
+    assert {case[0] for case in CASES + NUMERICAL} == set(every_model)
 
 
 @each_case
@@ -82,7 +82,8 @@ def test_svi_reaches_the_optimum_of_em(case: Case) -> None:
         free = parameter.to_unconstrained(best.params[name])
         noise = torch.randn(free.shape, generator=generator, dtype=torch.float64)
         away[name] = parameter.to_constrained(free + 0.1 * noise)
-    fit = SVI(model_of(case), steps=150, init=away, seed=0).fit(x, **options)
+    steps = 500 if "X" in options else 150  # columns of unequal size: a narrow valley
+    fit = SVI(model_of(case), steps=steps, init=away, seed=0).fit(x, **options)
     start = float(fit.history[0])
     assert start < best.log_posterior - 1e-3
     assert fit.log_posterior <= best.log_posterior + 1e-6

@@ -11,11 +11,14 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor
 
-PARAMETERS = ("weights", "precisions", "locs", "rates", "probs", "initial", "transition")
+PARAMETERS = (
+    "weights", "precisions", "locs", "rates", "probs", "initial", "transition",
+    "coefficients", "gating", "concentrations", "inflation", "occurrence",
+)  # fmt: skip
 
 
 def is_latent(name: str) -> bool:
-    return name.startswith(("assignment", "state_"))
+    return name.startswith(("assignment", "state_", "structural"))
 
 
 class Joint(Protocol):

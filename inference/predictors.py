@@ -1,0 +1,55 @@
+"""How an argument of a distribution may show a linear predictor: by which name, in which space.
+
+A rate may be the exponential of one, a probability its logistic function, the probabilities of a
+Categorical its softmax. Where a distribution keeps logits these are read, and passed on, as they
+are: a probability near one has lost the digits that tell how near.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ember.inference.rules import COUNTED
+
+__all__ = ["Predictor", "predictors_of"]
+
+BINARY = (dist.Bernoulli, dist.Binomial, dist.Geometric)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """One way to see an argument as linear in the parameters.
+
+    Attributes:
+        by: The name by which the distribution takes it.
+        domain: Where its values lie: "real", "positive", "unit" or "simplex".
+        space: The map from the predictor to it: "raw", "log" or "logit".
+        read: Its value, from a distribution.
+        event_dim: 1 for logits that only matter up to a common shift.
+    """
+
+    by: str
+    domain: str
+    space: str
+    read: Callable[[Any], Tensor]
+    event_dim: int = 0
+
+
+def predictors_of(base: Any, argument: str, domain: str) -> list[Predictor]:
+    """The ways in which an argument may show a linear predictor, best first."""
+    if isinstance(base, COUNTED):
+        return [Predictor("logits", "simplex", "raw", _centred_logits, 1)]
+    if isinstance(base, BINARY) and argument == "probs" and "logits" in base.__dict__:
+        return [Predictor("logits", "unit", "raw", lambda fn: fn.logits)]
+    spaces = {"real": ("raw",), "positive": ("raw", "log"), "unit": ("logit",)}.get(domain, ())
+    return [Predictor(argument, domain, s, lambda fn: getattr(fn, argument)) for s in spaces]
+
+
+def _centred_logits(fn: Any) -> Tensor:
+    """Logits less their mean: what is left of a linear predictor by the normalisation, linear."""
+    logits: Tensor = fn.logits
+    return torch.as_tensor(logits - logits.mean(-1, keepdim=True))

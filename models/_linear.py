@@ -1,0 +1,202 @@
+"""What regressions share: the covariates as a design matrix, and weak priors of coefficients."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ember.models._checks import (
+    check_counts,
+    check_finite,
+    check_floats,
+    check_option,
+    check_tensor,
+    check_zeros_and_ones,
+    parameter_dtype,
+)
+from ember.models._emissions import Emission, select
+from ember.models._priors import Hyperparameters, default_variance, weighted_mean
+
+__all__ = [
+    "called",
+    "check_family",
+    "check_response",
+    "coefficients_site",
+    "design_matrix",
+    "regression_emission",
+    "regression_keys",
+    "row_offset",
+]
+
+COEFFICIENT_KEYS = ("mean", "deviation")
+FAMILIES = ("gaussian", "poisson", "logistic")
+WEAK = 10.0  # standard deviations of the response for one standard deviation of a covariate
+
+
+def regression_keys(family: str) -> tuple[str, ...]:
+    """The hyperparameters that a family of regressions has."""
+    return (*COEFFICIENT_KEYS, "df", "scale") if family == "gaussian" else COEFFICIENT_KEYS
+
+
+@contextmanager
+def called(name: str) -> Iterator[None]:
+    """Let the checks, which speak of `x`, speak of an argument by its own name."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        message = str(error).replace("`x`", f"`{name}`").replace(" x.", f" {name}.")
+        raise type(error)(message) from None
+
+
+def check_family(family: str, scale: str) -> None:
+    """Refuse unknown families, and an option of the noise where there is none."""
+    check_option(family, "family", FAMILIES)
+    check_option(scale, "scale", ("free", "tied"))
+    if family != "gaussian" and scale != "free":
+        raise ValueError(
+            f"`scale='{scale}'` is about Gaussian noise, which family='{family}' does not have: "
+            "leave it out."
+        )
+
+
+def check_response(y: object, family: str) -> Tensor:
+    """Return the response (N,) if its values suit the family."""
+    with called("y"):
+        y = check_tensor(y, {1: "(N,)"}, "one response for each row: y.squeeze(-1) drops a dim")
+        if family == "gaussian":
+            check_floats(y)
+        elif family == "poisson":
+            check_counts(y)
+        else:
+            check_zeros_and_ones(y)
+    return y.to(parameter_dtype(y))
+
+
+def design_matrix(X: object, y: Tensor, intercept: bool, name: str = "X") -> Tensor:
+    """The covariates (N, F) in the response's dtype, a column of ones before them if asked for."""
+    with called(name):
+        if X is None and intercept:
+            return torch.ones_like(y).unsqueeze(-1)
+        X = check_tensor(X, {1: "(N,)", 2: "(N, F)"})
+        check_finite(X)
+    if len(X) != len(y):
+        raise ValueError(
+            f"`{name}` has {len(X)} row(s) but `y` has {len(y)}: pass one row of covariates for "
+            "each response."
+        )
+    columns = X.reshape(len(X), -1).to(y)
+    return torch.cat([torch.ones_like(columns[:, :1]), columns], 1) if intercept else columns
+
+
+def row_offset(offset: Tensor | Sequence[float] | None, y: Tensor) -> Tensor:
+    """A known term of each row's linear predictor (N,), zeros unless given."""
+    if offset is None:
+        return torch.zeros_like(y)
+    with called("offset"):
+        given = check_tensor(torch.as_tensor(offset), {1: "(N,)"})
+        check_finite(given)
+    if given.shape != y.shape:
+        raise ValueError(
+            f"`offset` must have shape ({len(y)},), one number for each row of `y`, "
+            f"not {tuple(given.shape)}."
+        )
+    return given.to(y)
+
+
+def coefficients_site(
+    name: str,
+    design: Tensor,
+    frequency: Tensor,
+    unit: Tensor | float,
+    components: int,
+    prior: Hyperparameters,
+    plate: pyro.plate,
+    keys: tuple[str, str] = COEFFICIENT_KEYS,
+) -> Tensor:
+    """Declare the coefficients (K, F) of each component.
+
+    Args:
+        name: the site.
+        design: the covariates (N, F).
+        frequency: the weight of each row.
+        unit: what counts as a large change of the linear predictor.
+        components: K.
+        prior: hyperparameters, of which `keys` are the mean and the standard deviation.
+        plate: the plate of the components.
+        keys: the names of the two hyperparameters.
+    """
+    shape = (components, design.shape[1])
+    mean = prior.real(keys[0], shape, 0.0)
+    deviation = prior.above(keys[1], shape, lambda: WEAK * unit * _reach(design, frequency))
+    with plate:
+        coefficients: Tensor = pyro.sample(name, dist.Normal(mean, deviation).to_event(1))
+    return coefficients
+
+
+def _reach(design: Tensor, frequency: Tensor) -> Tensor:
+    """The size of each coefficient (F,) that moves the linear predictor by about one.
+
+    One over a column's standard deviation. A constant column, the intercept, must also reach back
+    from the columns' means to the origin.
+    """
+    mean = weighted_mean(design, frequency)
+    variance = weighted_mean((design - mean).square(), frequency)
+    varies = variance > (8 * torch.finfo(design.dtype).eps * mean).square()
+    spread = torch.where(varies, variance, 1.0).sqrt()
+    far = torch.where(varies, (mean / spread).square(), 0.0).sum()
+    height = torch.where(mean == 0, 1.0, mean.abs())
+    return torch.where(varies, 1.0 / spread, (1.0 + far).sqrt() / height)
+
+
+def regression_emission(
+    y: Tensor,
+    design: Tensor,
+    offset: Tensor,
+    frequency: Tensor,
+    components: int,
+    family: str,
+    scale: str,
+    prior: Hyperparameters,
+    plate: pyro.plate,
+) -> Emission:
+    """Declare `coefficients` (K, F), and `precisions` of Gaussian noise; a response given `z`."""
+    unit = _deviation(y, frequency) if family == "gaussian" else 1.0
+    coefficients = coefficients_site(
+        "coefficients", design, frequency, unit, components, prior, plate
+    )
+
+    def line(z: Tensor) -> Tensor:
+        return (design * select(coefficients, z, 1)).sum(-1) + offset
+
+    if family == "poisson":
+        return lambda z: dist.Poisson(line(z).exp())
+    if family == "logistic":
+        return lambda z: dist.Bernoulli(logits=line(z))
+    tied = scale == "tied"
+    df = prior.above("df", () if tied else (components,), 3.0)
+    rate = prior.above("scale", df.shape, lambda: _noise(y - offset, design, frequency, components))
+    with nullcontext() if tied else plate:
+        precisions = pyro.sample("precisions", dist.Gamma(df / 2, rate / 2))
+    return lambda z: dist.Normal(
+        line(z), (precisions if tied else select(precisions, z, 0)).rsqrt()
+    )
+
+
+def _deviation(y: Tensor, frequency: Tensor) -> Tensor:
+    """The standard deviation of the response, a constant one being refused."""
+    with called("y"):
+        return default_variance(y.unsqueeze(-1), frequency, 1)[0].sqrt()
+
+
+def _noise(y: Tensor, design: Tensor, frequency: Tensor, components: int) -> Tensor:
+    """The variance that one regression leaves, shared out among the components."""
+    overall = weighted_mean((y - weighted_mean(y, frequency)).square(), frequency)
+    root = frequency.sqrt().unsqueeze(-1)
+    # By the singular values: columns may be collinear.
+    line = torch.linalg.pinv(root * design) @ (root.squeeze(-1) * y)
+    left = (frequency * (y - design @ line).square()).sum() / frequency.sum()
+    least = torch.where(overall > 0, 1e-4 * overall, 1.0)
+    return torch.maximum(left, least) / components**2
