@@ -4,6 +4,7 @@ A start that degenerates on the way keeps its last good parameters and leaves th
 go on as if it had never been there.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -26,15 +27,18 @@ Params = dict[str, Tensor]
 
 @dataclass
 class Track:
-    """The way of one start: its latest good parameters and the objective at every step."""
+    """The way of one start: its latest good parameters, the objective and time of each step."""
 
     params: Params
     history: list[float] = field(default_factory=list)
+    moments: list[float] = field(default_factory=list)
     degenerate: bool = False
 
 
-def run_together(plan: Plan, starts: Sequence[Params], steps: int, settled: float) -> list[Track]:
-    """Runs ``steps`` plain EM steps from every start, as one batch.
+def run_together(
+    plan: Plan, starts: Sequence[Params], steps: int, settled: float
+) -> tuple[list[Track], bool]:
+    """Runs plain EM steps from every start, as one batch.
 
     Args:
         plan: A plan that ``can_replicate``.
@@ -43,21 +47,24 @@ def run_together(plan: Plan, starts: Sequence[Params], steps: int, settled: floa
         settled: The batch stops when no start gains more than this share of what it has gained.
 
     Returns:
-        A track for each start. One without finite density at its start has an empty history.
+        A track for each start, and whether the run was interrupted. A start at which the data
+        have no finite density has an empty history.
     """
     tracks = [Track(start) for start in starts]
     batch = _Batch(plan, tracks)
-    for step in range(steps + 1):
-        objectives = batch.e_step()
-        batch.drop([i for i, each in enumerate(objectives) if _is_wrong(batch.live[i], each)])
-        for track, value in zip(batch.live, batch.objectives, strict=True):
-            track.history.append(max([value, *track.history[-1:]]))
-        batch.store()
-        if step == steps or not batch.live or all(_rests(t, settled) for t in batch.live):
-            break
-        if not batch.m_step():
-            break
-    return tracks
+    try:
+        for step in range(steps + 1):
+            batch.e_step()
+            batch.record()
+            if step == steps or all(_rests(track, settled) for track in batch.live):
+                break
+            if not batch.m_step():
+                break
+    except KeyboardInterrupt:
+        return tracks, True
+    except (RuntimeError, ValueError):
+        pass  # the tracks hold what was reached; the loop for one start will name the trouble
+    return tracks, False
 
 
 def _is_wrong(track: Track, objective: float) -> bool:
@@ -79,13 +86,13 @@ class _Batch:
     def __init__(self, plan: Plan, tracks: Sequence[Track]) -> None:
         self._plan = plan
         self.live = list(tracks)
-        self.objectives: list[float] = []
+        self._objectives: list[float] = []
         self._many = replicated(plan, len(self.live))
         self._params = _stacked([track.params for track in tracks])
         self._sums: dict[object, Tensor] = {}
 
-    def e_step(self) -> list[float]:
-        """The objective of every live start; keeps the statistics."""
+    def e_step(self) -> None:
+        """The objective and the statistics of every live start."""
         assert self._plan.kernel is not None
         count = len(self.live)
         with torch.no_grad():
@@ -95,21 +102,28 @@ class _Batch:
             }
             evidence, self._sums = batched_expectations(self._plan.kernel, natural)
             log_prior = log_priors(self._many, self._params, count)
-        self.objectives = (evidence + log_prior).tolist()
-        return self.objectives
+        self._objectives = (evidence + log_prior).tolist()
+
+    def record(self) -> None:
+        """Hands every live start what it has reached; those that went wrong leave."""
+        pairs = zip(self.live, self._objectives, strict=True)
+        self.drop([i for i, (track, value) in enumerate(pairs) if _is_wrong(track, value)])
+        for i, (track, value) in enumerate(zip(self.live, self._objectives, strict=True)):
+            # A fall within rounding is no fall; the record keeps the best value seen.
+            track.history.append(max([value, *track.history[-1:]]))
+            track.moments.append(time.perf_counter())
+            track.params = {name: each[i] for name, each in self._params.items()}
 
     def m_step(self) -> bool:
-        """Moves all live starts; those without a finite maximiser leave. False if none is left."""
+        """Moves all live starts; those without a finite maximiser leave. False if all have."""
         while self.live:
             groups = {
                 key: (group, self._sums[key].flatten(0, 1))
                 for key, group in self._many.groups.items()
             }
-            parts = (Part(self._many, {}),)
+            statistics = Statistics(0.0, 0.0, self._params, groups, (Part(self._many, {}),))
             try:
-                self._params = maximise(
-                    self._many, Statistics(0.0, 0.0, self._params, groups, parts)
-                )
+                self._params = maximise(self._many, statistics)
                 return True
             except Degenerate as error:
                 self.drop([error.index[0]])
@@ -123,16 +137,11 @@ class _Batch:
             self.live[place].degenerate = True
         kept = [i for i in range(len(self.live)) if i not in places]
         self.live = [self.live[i] for i in kept]
-        self.objectives = [self.objectives[i] for i in kept]
+        self._objectives = [self._objectives[i] for i in kept]
         self._params = {name: value[kept] for name, value in self._params.items()}
         self._sums = {key: sums[kept] for key, sums in self._sums.items()}
         if kept:
             self._many = replicated(self._plan, len(kept))
-
-    def store(self) -> None:
-        """Hands every live start its parameters."""
-        for i, track in enumerate(self.live):
-            track.params = {name: value[i] for name, value in self._params.items()}
 
 
 def _stacked(params: Sequence[Mapping[str, Tensor]]) -> Params:

@@ -19,9 +19,7 @@ COLLAPSED = 1e-10  # variance of a component over the variance of all data, alon
 class Degenerate(ArithmeticError):
     """A component of a parameter site has no finite maximiser; the message names both."""
 
-    def __init__(
-        self, site: str, component: str, what: str, index: tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, site: str, component: str, what: str, index: tuple[int, ...] = ()) -> None:
         self.site, self.component, self.index = site, component, index
         where = f"component {component} of site '{site}'" if component else f"site '{site}'"
         super().__init__(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors import Site
+from ember.inference.parameter_maps import probe_values
 from ember.inference.plan import Plan
 from ember.inference.sequences import base_name, members
 from ember.inference.shapes import prepend_dims
@@ -23,7 +24,15 @@ from ember.inference.shapes import prepend_dims
 if TYPE_CHECKING:
     from ember.inference.fit import Fit
 
-__all__ = ["align", "canonical_order", "component_axes", "numberings", "permute", "renumbered"]
+__all__ = [
+    "align",
+    "canonical_order",
+    "component_axes",
+    "in_canonical_order",
+    "numberings",
+    "permute",
+    "renumbered",
+]
 
 Params = Mapping[str, Tensor]
 Axes = dict[str, set[int]]
@@ -118,6 +127,27 @@ def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
     """States by decreasing share of the data that they explain."""
     weight = _posterior(plan, params, _members(plan, latent)).sum(0)
     return [int(i) for i in torch.argsort(weight, descending=True, stable=True)]
+
+
+def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
+    """Parameters with the states of every latent in canonical order, where they are exchangeable.
+
+    States are exchangeable if renumbering them leaves the density as it is, at these parameters
+    and at random ones, and every parameter inside its support.
+    """
+    found = dict(params)
+    for latent in numberings(plan):
+        with torch.no_grad():
+            order = canonical_order(plan, found, latent)
+            if order == list(range(len(order))):
+                continue
+            moved = permute(plan, found, latent, order)
+            probe = probe_values(plan.structure, 0)
+            if _same_density(plan, found, moved) and _same_density(
+                plan, probe, permute(plan, probe, latent, order)
+            ):
+                found = moved
+    return found
 
 
 def renumbered(
@@ -309,7 +339,13 @@ def _same_data(one: Plan, two: Plan) -> bool:
 
 
 def _same_density(plan: Plan, before: Params, after: Params) -> bool:
-    """Whether renumbering left the log joint as it was, as it must for exchangeable states."""
+    """Whether renumbering left the log joint as it was, as it must for exchangeable states.
+
+    A density may go on outside the support (that of ordered locations does), where no fit may end.
+    """
+    supports = {name: p.support for name, p in plan.structure.parameters.items()}
+    if not all(bool(torch.as_tensor(s.check(after[n])).all()) for n, s in supports.items()):
+        return False
     with torch.no_grad():
         old, new = (float(plan.log_evidence(p) + plan.log_prior(p)) for p in (before, after))
     return abs(new - old) <= 1e-9 * (1.0 + abs(old)) or (old == new)
