@@ -218,8 +218,9 @@ class EM:
             together = self.assignment == "soft"
             close = REACHED * self.tol
             best = best_of(
-                plan, self._starts(plan), run, self.max_iter, close, began, together=together
-            )
+                plan, self._starts(plan), run, self.max_iter, close, began,
+                together=together, jumps=self.accelerate is not None,
+            )  # fmt: skip
             if self.escape and best.converged:
                 best = split_and_merge(plan, best, run, close)
             best.evaluations += len(self.anneal)

@@ -28,8 +28,9 @@ from ember.inference.starts import Starts
 
 __all__ = ["ImpossibleStart", "Start", "best_of"]
 
-SHORT = 30  # EM steps of the short run at most
-SETTLED = 1e-3  # the short run is over when every start gains less than this share of its gain
+SHORT = 100  # iterations of the short run together at most
+IN_TURN = 30  # iterations of the short runs one after another at most
+SETTLED = 1e-7  # relative gain below which a start has settled
 SHARE, FEWEST = 3, 3  # one start in so many is carried on, and at least so many
 
 GIVEN = "given"  # a start of the user's own is always carried on
@@ -57,6 +58,7 @@ class _Runner:
     params: dict[str, Tensor]
     history: list[float]
     times: list[float]
+    passes: int = 0
     degenerate: bool = False
     fit: Fit | None = None
     carried: bool = False
@@ -74,13 +76,12 @@ class _Runner:
         short = len(self.history) - 1
         fit = run(self.params, max(limit - short, 0))
         # The first E-step of the long run repeats the last one of the short run.
-        before = 0 if self.fit is None else self.fit.evaluations
         history = torch.tensor([*self.history[:-1], *fit.history.tolist()], dtype=torch.float64)
         self.fit = dataclasses.replace(
             fit,
             history=history.cummax(0).values,
             times=torch.tensor([*self.times[:-1], *fit.times.tolist()], dtype=torch.float64),
-            evaluations=fit.evaluations + (before or short + 1),
+            evaluations=self.passes + fit.evaluations,
         )
         self.params, self.history = self.fit.params, self.fit.history.tolist()
         self.degenerate = self.fit.is_degenerate
@@ -94,6 +95,7 @@ def best_of(
     tolerance: float,
     began: float = 0.0,
     together: bool = True,
+    jumps: bool = True,
 ) -> Fit:
     """The best fit over all starts, with the record of what became of each.
 
@@ -104,20 +106,19 @@ def best_of(
         limit: The largest number of iterations for each start.
         tolerance: Share of the objective by which a start may miss the best and have reached it.
         began: When the fit began, by ``time.perf_counter``.
-        together: Whether the short run may be a batch of plain EM steps.
+        together: Whether the short run may be a batch of (accelerated) EM steps.
+        jumps: Whether to accelerate them.
 
     Raises:
         ImpossibleStart: If the data have a finite density at no start.
     """
     if len(starts) == 1:
-        steps = limit
         runners, interrupted = _in_turn(starts, run, limit)
     else:
-        steps = min(SHORT, limit)
         if together and can_replicate(plan, len(starts)):
-            runners, interrupted = _together(plan, starts, steps, began)
+            runners, interrupted = _together(plan, starts, min(SHORT, limit), began, jumps)
         else:
-            runners, interrupted = _in_turn(starts, run, steps)
+            runners, interrupted = _in_turn(starts, run, min(IN_TURN, limit))
     possible = sorted((r for r in runners if r.history), key=lambda r: r.rank, reverse=True)
     if not possible:
         run(starts[0].params, 0)  # says why there is no density
@@ -132,16 +133,17 @@ def best_of(
 
 
 def _together(
-    plan: Plan, starts: Sequence[Start], steps: int, began: float
+    plan: Plan, starts: Sequence[Start], steps: int, began: float, jumps: bool
 ) -> tuple[list[_Runner], bool]:
     """A short run of all starts as one batch; whether it was interrupted."""
-    tracks, interrupted = run_together(plan, [s.params for s in starts], steps, SETTLED)
+    tracks, interrupted = run_together(plan, [s.params for s in starts], steps, SETTLED, jumps)
     runners = [
         _Runner(
             start.kind,
             track.params,
             track.history,
             [moment - began for moment in track.moments],
+            track.passes,
             track.degenerate,
         )
         for start, track in zip(starts, tracks, strict=True)
@@ -161,6 +163,7 @@ def _in_turn(starts: Sequence[Start], run: Run, steps: int) -> tuple[list[_Runne
             continue
         runner.params, runner.fit, runner.degenerate = fit.params, fit, fit.is_degenerate
         runner.history, runner.times = fit.history.tolist(), fit.times.tolist()
+        runner.passes = fit.evaluations
         if fit.stop is StopReason.INTERRUPTED:
             return runners, True
     return runners, False
