@@ -163,7 +163,7 @@ class _Batch:
         goal = second
         if bool(far.any()):
             jumped = self._unflatten(torch.where(far.unsqueeze(1), target, 0.0))
-            finite = [each.isfinite().flatten(1).all(1) for each in jumped.values()]
+            finite = [each.isfinite().reshape(len(far), -1).all(1) for each in jumped.values()]
             far = far & torch.stack(finite).all(0)
             goal = _where(far, jumped, second)
         try:

@@ -122,7 +122,7 @@ def best_of(
     possible = sorted((r for r in runners if r.history), key=lambda r: r.rank, reverse=True)
     if not possible:
         run(starts[0].params, 0)  # says why there is no density
-    count = max(FEWEST, math.ceil(len(starts) / SHARE))
+    count = max(FEWEST, len(starts) // SHARE)
     for place, runner in enumerate(possible):
         sound = any(other.carried and not other.degenerate for other in possible)
         if place < count or not sound or runner.kind == GIVEN:

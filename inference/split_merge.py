@@ -29,6 +29,7 @@ from ember.inference.degeneracy import Degenerate
 from ember.inference.expectation.enumeration import align
 from ember.inference.fit import Fit
 from ember.inference.initialisation import BLEND, features, params_from
+from ember.inference.labels import numberings
 from ember.inference.plan import Plan
 
 __all__ = ["check_mixture", "split_and_merge"]
@@ -52,7 +53,7 @@ def check_mixture(plan: Plan) -> None:
     if not plain or plan.sites[latent[0]].plates != {plan.row}:
         raise ValueError(
             "escape='split-merge' needs a plain mixture, with one latent site that has one value "
-            f"for each row, but the model's latent sites are {list(latent)}; leave escape out and "
+            f"for each row, but the model's latent sites are {list(numberings(plan))}; leave escape out and "
             "use restarts=... or anneal=... instead."
         )
 
