@@ -224,7 +224,9 @@ class EM:
             if self.escape and best.converged:
                 best = split_and_merge(plan, best, run, close)
             best.evaluations += len(self.anneal)
-            if isinstance(self.init, str) and not best.is_degenerate:
+            # A warning may name a component by its number, which must then stay.
+            named = best.warning and best.stop is not StopReason.MAX_ITER
+            if isinstance(self.init, str) and not named:
                 best.params = in_canonical_order(plan, best.params)
         if best.warning:
             warnings.warn(best.warning, RuntimeWarning, stacklevel=2)

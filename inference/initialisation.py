@@ -9,9 +9,10 @@ its own starting values, by the same M-step that the loop uses. The kinds of sta
 "hierarchical"  Ward's agglomeration, of a random subset where rows are many, every row to the
                 nearest centroid; the same each time as long as all rows are agglomerated
 "random"        random responsibilities, row by row. Every component then starts near the whole
-                data, close to the saddle at which all are alike: right for latent classes, poor
-                for Gaussian mixtures, whose means and covariances start nearly equal. There
-                "points" is the random start to take.
+                data, close to the saddle at which all are alike. That suits latent classes. A
+                single start of a Gaussian mixture is slow and chancy so, and no way of drawing
+                responsibilities row by row mends it ("points" is the remedy); yet among several
+                starts it now and then finds the optimum that clusters do not lead to.
 "prior"         parameters drawn from the model's own priors, without responsibilities
 ==============  ==================================================================================
 

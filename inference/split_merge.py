@@ -53,8 +53,8 @@ def check_mixture(plan: Plan) -> None:
     if not plain or plan.sites[latent[0]].plates != {plan.row}:
         raise ValueError(
             "escape='split-merge' needs a plain mixture, with one latent site that has one value "
-            f"for each row, but the model's latent sites are {list(numberings(plan))}; leave escape out and "
-            "use restarts=... or anneal=... instead."
+            f"for each row, but the model's latent sites are {list(numberings(plan))}; leave "
+            "escape out and use restarts=... or anneal=... instead."
         )
 
 
