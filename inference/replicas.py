@@ -19,28 +19,25 @@ from ember.inference.maximisation import Update, updates
 from ember.inference.parameter_maps import ArgumentMap, Table
 from ember.inference.plan import Plan, PriorSite
 from ember.inference.shapes import prepend_dims
-from ember.inference.slots import Form, Slot
+from ember.inference.slots import Form
 from ember.inference.statistics import Group
 from ember.inference.structure import Structure
 
 __all__ = ["can_replicate", "log_priors", "replicated"]
 
-SYSTEM = 1500  # coefficients in one joint system: a block for each value, solved as a whole
 
+def can_replicate(plan: Plan) -> bool:
+    """Whether several parameter values can go through the steps of a plan together.
 
-def can_replicate(plan: Plan, count: int) -> bool:
-    """Whether ``count`` parameter values can go through the steps of a plan together.
-
-    The model must be a plain mixture and every update closed form.
+    The model must be a plain mixture and every update closed form, row by row: coefficients of a
+    regression solve one joint system and are left out.
     """
     todo = updates(plan)
-    coefficients = [u.name for u in todo if u.kind == "coefficients"]
-    size = sum(plan.structure.parameters[name].shape.numel() for name in coefficients)
     return (
         plan.kernel is not None
         and all(update.how in ("closed form", "fixed") for update in todo)
+        and not any(update.kind == "coefficients" for update in todo)
         and all(_is_plain(prior.site) for prior in plan.priors.values())
-        and size * count <= SYSTEM
     )
 
 
@@ -100,18 +97,7 @@ def _group(group: Group, shapes: Mapping[str, torch.Size], count: int) -> Group:
     reference = group.reference
     if reference is not None:
         reference = reference.repeat(count, *(1,) * (reference.dim() - 1))
-    slots = tuple(_slot(slot, shapes, count) for slot in group.slots)
-    return Group(group.key, group.family, slots, torch.stack(columns, 1), reference)
-
-
-def _slot(slot: Slot, shapes: Mapping[str, torch.Size], count: int) -> Slot:
-    """A table of coefficients names single entries of its sources, which move; others do not."""
-    table = slot.table
-    if not isinstance(table, CoefficientTable):
-        return slot
-    entries = _moved(torch.tensor(table.entries), [shapes[s].numel() for s in table.sources], count)
-    rows = tuple(tuple(row) for row in entries.flatten(0, 1).tolist())
-    return dataclasses.replace(slot, table=dataclasses.replace(table, entries=rows))
+    return Group(group.key, group.family, group.slots, torch.stack(columns, 1), reference)
 
 
 def _sizes(
@@ -120,8 +106,7 @@ def _sizes(
     """How many rows each source of a table has."""
     if table is None:
         return ()
-    if isinstance(table, CoefficientTable):
-        return (len(table.entries),)
+    assert isinstance(table, Table)
     return [shapes[s][: len(shapes[s]) - table.event_dim].numel() for s in table.sources]
 
 

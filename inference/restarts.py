@@ -115,7 +115,7 @@ def best_of(
     if len(starts) == 1:
         runners, interrupted = _in_turn(starts, run, limit)
     else:
-        if together and can_replicate(plan, len(starts)):
+        if together and can_replicate(plan):
             runners, interrupted = _together(plan, starts, min(SHORT, limit), began, jumps)
         else:
             runners, interrupted = _in_turn(starts, run, min(IN_TURN, limit))
