@@ -163,7 +163,7 @@ def _in_turn(starts: Sequence[Start], run: Run, steps: int) -> tuple[list[_Runne
             continue
         runner.params, runner.fit, runner.degenerate = fit.params, fit, fit.is_degenerate
         runner.history, runner.times = fit.history.tolist(), fit.times.tolist()
-        runner.passes = fit.evaluations
+        runner.passes, runner.carried = fit.evaluations, fit.converged
         if fit.stop is StopReason.INTERRUPTED:
             return runners, True
     return runners, False

@@ -69,8 +69,10 @@ TRAPS: dict[str, tuple[Any, Tensor, dict[str, Any], dict[str, Tensor], dict[str,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("objective", ["map", "mle"])
-@pytest.mark.parametrize("name", TRAPS)
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [("gaussian", "map"), ("gaussian", "mle"), ("poisson", "map"), ("student", "mle")],
+)
 def test_it_leaves_the_trap(name: str, objective: str) -> None:
     model, x, options, bad, good = TRAPS[name]
     stuck = EM(model, objective, init=bad).fit(x, **options)
