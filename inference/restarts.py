@@ -1,10 +1,10 @@
 """Several starts: a short run of all of them, the best carried on to their end.
 
-Most starts show within a few EM steps what they will come to, and plain steps on a stack of
-parameters cost little more than on one. So all starts take a short run, together where the model
-is a plain mixture, one after another where it is not; the best third, and no fewer than three, are
-then run to the end by the accelerated loop. A start that degenerates in its short run is set
-aside; should all those carried on degenerate, the next best take their place.
+Most starts show early what they will come to, and EM steps on a stack of parameters cost little
+more than on one. So all starts take a short run, together where the model is a plain mixture
+(until they have all but settled), one after another where it is not; the best third, and no fewer
+than three, are then run to the end by the accelerated loop. A start that degenerates in its short
+run is set aside; should all those carried on degenerate, the next best take their place.
 
 Reference: Biernacki, Celeux & Govaert (2003), *Choosing starting values for the EM algorithm for
 getting the highest likelihood in multivariate Gaussian mixture models*, Computational Statistics &
@@ -71,9 +71,10 @@ class _Runner:
     def carry_on(self, run: Run, limit: int) -> None:
         """Runs the start to its end, unless its short run was the end."""
         self.carried = True
-        if self.fit is not None and self.fit.stop is not StopReason.MAX_ITER:
-            return
         short = len(self.history) - 1
+        ended = self.fit is not None and self.fit.stop is not StopReason.MAX_ITER
+        if ended or (self.fit is not None and short >= limit):
+            return
         fit = run(self.params, max(limit - short, 0))
         # The first E-step of the long run repeats the last one of the short run.
         history = torch.tensor([*self.history[:-1], *fit.history.tolist()], dtype=torch.float64)
@@ -114,11 +115,10 @@ def best_of(
     """
     if len(starts) == 1:
         runners, interrupted = _in_turn(starts, run, limit)
+    elif together and can_replicate(plan):
+        runners, interrupted = _together(plan, starts, min(SHORT, limit), began, jumps)
     else:
-        if together and can_replicate(plan):
-            runners, interrupted = _together(plan, starts, min(SHORT, limit), began, jumps)
-        else:
-            runners, interrupted = _in_turn(starts, run, min(IN_TURN, limit))
+        runners, interrupted = _in_turn(starts, run, min(IN_TURN, limit))
     possible = sorted((r for r in runners if r.history), key=lambda r: r.rank, reverse=True)
     if not possible:
         run(starts[0].params, 0)  # says why there is no density
@@ -127,6 +127,8 @@ def best_of(
         sound = any(other.carried and not other.degenerate for other in possible)
         if place < count or not sound or runner.kind == GIVEN:
             runner.carry_on(run, 0 if interrupted else limit)
+            assert runner.fit is not None
+            interrupted = interrupted or runner.fit.stop is StopReason.INTERRUPTED
             if interrupted:
                 break
     return _recorded(runners, tolerance, interrupted)

@@ -272,6 +272,19 @@ def test_an_interrupt_keeps_what_was_reached(model: str, monkeypatch: pytest.Mon
     assert sum(fit.starts.carried) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*max_iter:RuntimeWarning")
+@pytest.mark.parametrize("model", ["mixture", "chain"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_max_iter_bounds_each_start(model: str, count: int) -> None:
+    example = EXAMPLES[model]
+    em = EM(example.model, init="random", seed=0, restarts=count, max_iter=2, tol=1e-12)
+    fit = em.fit(*example.args, **example.kwargs)
+    assert "max_iter" in fit.stop_reason
+    assert fit.iterations == 2
+    again = em.e_step(fit.params, *example.args, **example.kwargs)
+    assert again.objective == pytest.approx(fit.log_posterior, rel=1e-10)
+
+
 @pytest.mark.parametrize("init", ["kmeans", "points", "random", "hierarchical", "prior"])
 def test_the_wish_comes_first_and_the_others_vary(init: str) -> None:
     kinds = start_kinds(init, 9)
