@@ -21,7 +21,7 @@ from ember.inference.degeneracy import Degenerate, emptied_states
 from ember.inference.explanation import Explanation, explain
 from ember.inference.factors import IMPOSSIBLE
 from ember.inference.fit import Fit
-from ember.inference.hard import HardEStep
+from ember.inference.hard import hard_e_step
 from ember.inference.initialisation import Init, check_params, start_kinds, starting_params
 from ember.inference.labels import in_canonical_order
 from ember.inference.maximisation import maximise
@@ -252,7 +252,7 @@ class EM:
         return plan
 
     def _expectation(self, plan: Plan) -> Callable[[Mapping[str, Tensor]], Statistics]:
-        return plan.e_step if self.assignment == "soft" else HardEStep(plan)
+        return plan.e_step if self.assignment == "soft" else functools.partial(hard_e_step, plan)
 
     def _starts(self, plan: Plan) -> list[Start]:
         """The chosen start, then others; those from which a component degenerates at once drop."""

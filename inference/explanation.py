@@ -36,7 +36,8 @@ class Explanation(pd.DataFrame):
 def explain(plan: Plan) -> Explanation:
     """Lists every site: its role and plates, how it is integrated or updated, and why."""
     rows = [_parameter_row(plan, update) for update in updates(plan)]
-    rows += [_factor_row(plan, name) for name in plan.sites]
+    starts = {c.initial for c in plan.structure.composites}
+    rows += [_factor_row(plan, name) for name in plan.sites if name not in starts]
     return Explanation(_fold(rows, plan.structure.steps), columns=list(COLUMNS))
 
 
@@ -58,7 +59,8 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
     plates = ", ".join(plan.structure.plates[name]) or "-"
     how = "-"
     if latent:
-        how = f"summed over {plan.sizes.get(plan.latent_symbols[name], 1)} states"
+        way = "forward-backward" if name in plan.chains else "summed"
+        how = f"{way} over {plan.sizes.get(plan.latent_symbols[name], 1)} states"
     if name in plan.forms and site.form is not None and site.density is not None:
         why = f"sufficient statistics of {type(site.density.base).__name__}"
         statistics = "closed form" if any(s.table for s in site.form.slots) else "-"

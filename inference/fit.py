@@ -15,7 +15,7 @@ import torch
 from pyro import validation_enabled
 from torch import Tensor
 
-from ember.inference import labels, prediction
+from ember.inference import forecasting, labels, prediction
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
 from ember.inference.options import check_count
@@ -114,6 +114,49 @@ class Fit:
         with sheltered(data=(self._data, args)):
             plan = self.plan_for(args, kwargs)
             return dist.Categorical(probs=prediction.posterior(plan, self.params, name))
+
+    def posterior_pairs(self, name: str, *args: Any, **kwargs: Any) -> Tensor:
+        """Posterior of each two neighbouring states of a chain given the data and the estimates.
+
+        Args:
+            name: The latent site.
+            *args: New data, as the model takes it; none for the data of the fit.
+            **kwargs: Keyword arguments of the model to change.
+
+        Returns:
+            ``p(z_t = i, z_(t+1) = j | data)``, shape ``(*plates, T - 1, K, K)``.
+
+        Raises:
+            ValueError: If the site is not the state of a chain.
+        """
+        with sheltered(data=(self._data, args)):
+            return forecasting.posterior_pairs(self.plan_for(args, kwargs), self.params, name)
+
+    def forecast(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        r"""One-step-ahead distributions of a chain: of its state, or of its data.
+
+        Entry ``t`` is the distribution of step ``t`` given all data before it; the last entry is
+        that of the step after the data:
+
+        .. math:: p(z_t \mid x_{1:t-1}), \quad
+                  p(x_t \mid x_{1:t-1}) = \sum_k p(z_t = k \mid x_{1:t-1}) \, p(x_t \mid z_t = k).
+
+        The log densities of the data under it add up to the log likelihood of a sequence.
+
+        Args:
+            name: The latent site (for its states) or the observed one (for its data).
+            *args: New data, as the model takes it; none for the data of the fit.
+            **kwargs: Keyword arguments of the model to change.
+
+        Returns:
+            A ``Categorical`` over the states, or a ``MixtureSameFamily`` of the emissions; batch
+            shape ``(*plates, T + 1)``.
+
+        Raises:
+            ValueError: If the site belongs to no chain, or its emissions vary in time.
+        """
+        with sheltered(data=(self._data, args)):
+            return forecasting.forecast(self.plan_for(args, kwargs), self.params, name)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """The most probable joint value of the latent sites (for a chain: the Viterbi path).

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.clustering import KMEANS_TRIES, cluster, standardise
+from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import align
 from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
@@ -39,9 +40,7 @@ from ember.inference.prior_draws import draw_from_priors
 
 __all__ = [
     "check_params",
-    "factor_weights",
     "features",
-    "latent_dims",
     "params_from",
     "start_kinds",
     "starting_params",
@@ -148,7 +147,7 @@ def params_from(
     plan: Plan, params: Mapping[str, Tensor], responsibilities: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The M-step for given responsibilities ``(*plates, K)`` of every latent."""
-    return maximise(plan, plan.completed(params, factor_weights(plan, responsibilities)))
+    return maximise(plan, plan.completed(params, _weights(plan, responsibilities)))
 
 
 def _apart(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -165,30 +164,33 @@ def _apart(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
     return params
 
 
-def latent_dims(plan: Plan, name: str) -> tuple[str, ...]:
-    """A latent's plates from left to right, then its own symbol."""
-    site = plan.sites[name]
-    return (*(s for s in site.layout.outer if s in site.plates), plan.latent_symbols[name])
+def _dims(plan: Plan, name: str) -> tuple[str, ...]:
+    """The dims in which a latent has a value each, from left to right, then its own symbol."""
+    return (*plan.places(name), plan.latent_symbols[name])
 
 
 def _random(plan: Plan, name: str) -> Tensor:
-    *plates, own = (plan.sizes[symbol] for symbol in latent_dims(plan, name))
+    *plates, own = (plan.sizes[symbol] for symbol in _dims(plan, name))
     concentration = torch.full((*plates, own), 0.5)
     return torch.distributions.Dirichlet(concentration, validate_args=False).sample()
 
 
-def factor_weights(plan: Plan, responsibilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _weights(plan: Plan, responsibilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The posterior weight of every factor's entries, latents taken as independent."""
     owner = {symbol: name for name, symbol in plan.latent_symbols.items()}
     weights = {}
+    for name, chain in plan.chains.items():
+        weights.update(_chain_weights(plan, name, chain, responsibilities[name]))
     for factor in plan.factors:
+        if factor.name in weights:
+            continue
         latents = [symbol for symbol in factor.dims if symbol in owner]
         plates = sorted(factor.plates)
         union = (*latents, *plates)
         weight = torch.ones([plan.sizes[s] if s in plates else 1 for s in union])
         for symbol in latents:
             own = responsibilities[owner[symbol]]
-            weight = weight * align(own, latent_dims(plan, owner[symbol]), union)
+            weight = weight * align(own, _dims(plan, owner[symbol]), union)
         if factor.scale is not None:
             weight = weight * align(factor.scale.tensor, factor.scale.dims, union)
         gone = [i for i, symbol in enumerate(union) if symbol not in factor.dims]
@@ -196,6 +198,42 @@ def factor_weights(plan: Plan, responsibilities: Mapping[str, Tensor]) -> dict[s
         kept = tuple(symbol for symbol in union if symbol in factor.dims)
         weights[factor.name] = align(weight, kept, factor.dims)
     return weights
+
+
+def _chain_weights(
+    plan: Plan, name: str, chain: Chain, responsibilities: Tensor
+) -> dict[str, Tensor]:
+    """Of a chain's first state and of its moves, neighbouring steps taken as independent."""
+    *plates, time, state = dims = _dims(plan, name)
+    each = align(responsibilities, dims, (time, *plates, state))
+    if chain.lengths is not None:
+        own, lengths = chain.lengths
+        order = torch.arange(chain.steps).reshape(-1, *(1,) * len(plates))
+        each = each * (order < align(lengths, own, tuple(plates))).unsqueeze(-1)
+    scale = plan.scales[name]
+    weighed = each
+    if scale is not None:
+        weighed = each * align(scale.tensor, scale.dims, tuple(plates)).unsqueeze(-1)
+    start = each[:1] if not chain.at_once else each[:0]
+    before = torch.cat([start, each[:-1]])
+    after = weighed if not chain.at_once else weighed[1:]
+    pairs = before.unsqueeze(-1) * after.unsqueeze(-2)
+    if chain.at_once:  # no move leads to the first step
+        pairs = (
+            torch.cat([torch.zeros_like(pairs[:1]), pairs]) if len(pairs) else pairs.sum(0, True)
+        )
+    found = {}
+    moves = (time, *plates, chain.previous, state)
+    for place, tensor, union in (
+        (chain.initial, weighed[0], (*plates, state)),
+        (chain.move, pairs, moves),
+    ):
+        factor = plan.factors[place]
+        gone = [i for i, symbol in enumerate(union) if symbol not in factor.dims]
+        total = tensor.sum(gone) if gone else tensor
+        kept = tuple(symbol for symbol in union if symbol in factor.dims)
+        found[factor.name] = align(total, kept, factor.dims)
+    return found
 
 
 def _clusters(plan: Plan, how: str, tries: int) -> dict[str, Tensor]:
@@ -215,7 +253,7 @@ def _clusters(plan: Plan, how: str, tries: int) -> dict[str, Tensor]:
         soft = (1.0 - BLEND) * one_hot + BLEND / states
         pieces = soft.split([len(rows) for _, rows in members])
         for (name, _), piece in zip(members, pieces, strict=True):
-            found[name] = piece.reshape([plan.sizes[s] for s in latent_dims(plan, name)])
+            found[name] = piece.reshape([plan.sizes[s] for s in _dims(plan, name)])
     return found
 
 
@@ -232,7 +270,7 @@ def features(plan: Plan) -> dict[str, Tensor]:
             continue
         # A site below several latents (x_t below the states t-1 and t) is the last one's.
         name = names[max(order[symbol] for symbol in latents)]
-        plates = latent_dims(plan, name)[:-1]
+        plates = _dims(plan, name)[:-1]
         if plan.sites[name].plates <= factor.plates:
             columns.setdefault(name, []).append(_rows(plan, factor.name, plates))
     return {name: torch.cat(parts, 1) for name, parts in columns.items()}

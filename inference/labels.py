@@ -88,10 +88,12 @@ def component_axes(plan: Plan, latent: str) -> dict[str, tuple[int, ...]]:
     names = _members(plan, latent)
     shapes = {name: p.shape for name, p in plan.structure.parameters.items()}
     axes: Axes = {}
+    starts = {c.initial for c in plan.structure.composites if c.latent in names}
+    before = {plan.chains[n].previous for n in names if n in plan.chains}
     for name, site in plan.sites.items():
-        if name in names:
+        if name in names or name in starts:
             _own_axes(axes, site, shapes)
-        for symbol in {plan.latent_symbols[n] for n in names} & set(site.layout.outer):
+        for symbol in ({plan.latent_symbols[n] for n in names} | before) & set(site.layout.outer):
             _indexed_axes(axes, site, site.layout.outer.index(symbol), shapes)
     while _through_priors(axes, plan, shapes):
         pass

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.expectation.chain import Potentials
+from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import MixtureKernel
 from ember.inference.factors import FormFactor, Site, statistics_of
@@ -56,6 +58,7 @@ class Plan:
     sizes: dict[str, int]
     latent_symbols: dict[str, str] = field(default_factory=dict)
     scales: dict[str, Scale | None] = field(default_factory=dict)
+    chains: dict[str, Chain] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     # -- the E-step ---------------------------------------------------------------------------
@@ -81,14 +84,18 @@ class Plan:
         natural: dict[tuple[Any, ...], Tensor],
         other: dict[str, Tensor],
         temper: float = 1.0,
+        maximum: bool = False,
     ) -> Statistics:
-        """The E-step for any model: contract, and take the gradient."""
+        """The E-step for any model: contract, and take the gradient.
+
+        With ``maximum`` the sum over latents becomes a maximum; see ``hard.py``.
+        """
         leaves = [t.requires_grad_() for t in (*natural.values(), *other.values())]
         with torch.enable_grad():
             tensors = self.tensors(natural, other)
             if temper != 1.0:
                 tensors = [temper * tensor for tensor in tensors]
-            total = self.contraction.total(self.contraction(tensors)) / temper
+            total = self.contraction.total(self.contraction(tensors, maximum)) / temper
             gradients = torch.autograd.grad(total, leaves, allow_unused=True)
         found = [
             torch.zeros_like(leaf) if g is None else g
@@ -169,15 +176,22 @@ class Plan:
 
     def log_evidence(self, params: Params) -> Tensor:
         """``log p(data | params)``, differentiable with respect to the parameters."""
-        return self.contraction.total(self.contraction(self._all_tensors(params)))
+        return self.contraction.total(self.contraction(self.all_tensors(params)))
 
     def row_log_prob(self, params: Params) -> Tensor:
         """``log p(row | params)`` for every row, unweighted; a scalar if there are no rows."""
-        parts = self.contraction(self._all_tensors(params))
+        parts = self.contraction(self.all_tensors(params))
         rows = self.contraction.by_row(parts, self.row)
         return rows.expand(self.sizes[self.row]) if self.row else rows
 
-    def _all_tensors(self, params: Params) -> list[Tensor]:
+    def chain_potentials(self, params: Params, name: str) -> tuple[Potentials, tuple[str, ...]]:
+        """The log potentials of the chain of a latent site, and the dims of its rows."""
+        with torch.no_grad():
+            tensors = self.all_tensors(params)
+            return self.contraction.potentials(tensors, self.latent_symbols[name])
+
+    def all_tensors(self, params: Params) -> list[Tensor]:
+        """The log probability of every factor at ``params``."""
         natural = self.natural_parameters(params)
         return self.tensors(natural, self.other_log_probs(params))
 
@@ -191,16 +205,19 @@ class Plan:
         """
         probes = []
         for name in names:
-            dims = (self.latent_symbols[name], *self._plate_order(name))
+            dims = (self.latent_symbols[name], *self.places(name))
             shape = tuple(self.sizes[d] for d in dims)
             kept = tuple(d for d, size in zip(dims, shape, strict=True) if size > 1)
             factor = Factor(name, kept, self.sites[name].plates, self.scales[name])
             probes.append((factor, shape, torch.zeros([s for s in shape if s > 1])))
         contraction = Contraction(
-            (*self.factors, *(factor for factor, _, _ in probes)), self._latents(), self.sizes
+            (*self.factors, *(factor for factor, _, _ in probes)),
+            self.latents(),
+            self.sizes,
+            list(self.chains.values()),
         )
         with torch.no_grad():
-            tensors = self._all_tensors(params)
+            tensors = self.all_tensors(params)
         with torch.enable_grad():
             leaves = [zeros.requires_grad_() for _, _, zeros in probes]
             parts = contraction([*tensors, *leaves], maximum)
@@ -210,15 +227,23 @@ class Plan:
         for name, (_, shape, zeros), g in zip(names, probes, gradients, strict=True):
             marginal = (torch.ones_like(zeros) if g is None else g).reshape(shape)
             marginal = marginal.movedim(0, -1)
-            out[name] = marginal / marginal.sum(-1, keepdim=True)
+            total = marginal.sum(-1, keepdim=True)
+            # Beyond the end of a chain nothing is known.
+            uniform = torch.full_like(marginal, 1.0 / marginal.shape[-1])
+            out[name] = torch.where(total > 0, marginal / total, uniform)
         return out
 
-    def _plate_order(self, name: str) -> tuple[str, ...]:
-        """Plates of a site from left to right as they stand in its tensors."""
-        return tuple(s for s in self.sites[name].layout.outer if s in self.sites[name].plates)
+    def places(self, name: str) -> tuple[str, ...]:
+        """The dims in which a latent has a value each: its plates, and the steps of a chain."""
+        site = self.sites[name]
+        time = {self.chains[name].time} if name in self.chains else set()
+        return tuple(s for s in site.layout.outer if s in site.plates | time)
 
-    def _latents(self) -> dict[str, tuple[str, Scale | None]]:
-        return {s: (name, self.scales[name]) for name, s in self.latent_symbols.items()}
+    def latents(self) -> dict[str, tuple[str, Scale | None]]:
+        """The site and the scale of every dim that is summed over."""
+        found = {s: (name, self.scales[name]) for name, s in self.latent_symbols.items()}
+        found.update({c.previous: found[c.state] for c in self.chains.values()})
+        return found
 
     # -- the objective and what the M-step maximises --------------------------------------------
 

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ember.inference.arguments import Arguments
+from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import mixture_kernel
 from ember.inference.factors import FormFactor, Site, compile_form
@@ -13,6 +15,7 @@ from ember.inference.grouping import group_of, group_sites
 from ember.inference.opaque import factor_dims, model_dependencies
 from ember.inference.plan import Params, Plan, PriorSite
 from ember.inference.reading import Probes, probe, read_site
+from ember.inference.shapes import prepend_dims
 from ember.inference.structure import Model, Structure, read_structure
 
 __all__ = ["build_plan"]
@@ -58,7 +61,9 @@ def build_plan(
             dims = factor_dims(site, trace)
         factors.append(Factor(name, dims, site.plates, scales[name]))
     sizes = _sizes(trace, structure, latent_symbols)
+    chains = _chains(structure, sites, factors)
     latents = {s: (n, scales[n]) for n, s in latent_symbols.items()}
+    latents.update({c.previous: latents[c.state] for c in chains.values()})
     row = _row_plate(sites, structure)
     plan = Plan(
         structure,
@@ -68,12 +73,13 @@ def build_plan(
         forms,
         groups,
         _priors(structure, probes, trace) if objective == "map" else {},
-        Contraction(factors, latents, sizes),
+        Contraction(factors, latents, sizes, list(chains.values())),
         mixture_kernel(factors, forms, list(latents), row),
         row,
         sizes,
         latent_symbols,
         scales,
+        chains,
     )
     plan.notes["plate_names"] = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
     asked = {n: plan.site(n) for n in plan.opaque_sites() if plan.site(n).density is None}
@@ -116,6 +122,38 @@ def _sizes(trace: Any, structure: Structure, latent_symbols: Mapping[str, str]) 
             dim = node["infer"]["_enumerate_dim"]
             sizes[latent_symbols[name]] = node["value"].size(dim - node["fn"].event_dim)
     return sizes
+
+
+def _chains(
+    structure: Structure, sites: Mapping[str, Site], factors: list[Factor]
+) -> dict[str, Chain]:
+    """The hidden Markov chains by their latent site."""
+    places = {factor.name: i for i, factor in enumerate(factors)}
+    chains = {}
+    for c in structure.composites:
+        if c.steps is not None:
+            lengths = _lengths(sites[c.site], c.steps, c.time)
+            chains[c.latent] = Chain(
+                c.symbol, c.previous, c.time, places[c.initial], places[c.latent], c.steps,
+                c.at_once, lengths,
+            )  # fmt: skip
+    return chains
+
+
+def _lengths(site: Site, steps: int, time: str) -> tuple[tuple[str, ...], Tensor] | None:
+    """How many steps each chain has: what follows its last observation is not part of it."""
+    if site.mask is None:
+        return None
+    rank = len(site.layout.outer) + len(site.inner_shape)
+    mask = prepend_dims(site.mask, rank)
+    own = [i for i, symbol in enumerate(site.layout.outer) if symbol in site.plates]
+    place = site.layout.outer.index(time)
+    gone = [i for i in range(rank) if i not in own]
+    seen = mask.amax(gone, keepdim=True) if gone else mask
+    last = (seen * torch.arange(1, steps + 1).reshape(-1, *(1,) * (rank - 1 - place))).amax(place)
+    kept = [i for i in own if i != place and seen.size(i) > 1]
+    dims = tuple(site.layout.outer[i] for i in kept)
+    return dims, last.reshape([seen.size(i) for i in kept])
 
 
 def _row_plate(sites: Mapping[str, Site], structure: Structure) -> str | None:

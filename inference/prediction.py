@@ -91,7 +91,7 @@ def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor
                 raise ValueError(
                     f"the model holds a distribution without a sampler ({error})."
                 ) from error
-            for name in plan.structure.factor_names:
+            for name in (*plan.structure.latent, *plan.structure.observed):
                 if not plan.sites[name].value.numel():  # a pyro.factor statement
                     continue
                 drawn.setdefault(name, []).append(_by_row(trace.nodes[name], row))

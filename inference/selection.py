@@ -206,6 +206,10 @@ def _rows(plan: Plan) -> float:
     name = plan.structure.observed[0]
     chain = [n for n in plan.structure.observed if n in plan.structure.steps]
     for site in chain or [name]:
+        mask = plan.sites[site].mask
+        if plan.structure.composites and mask is not None and plan.scales[site] is None:
+            total += float(_seen(plan, site, mask))
+            continue
         places = float(math.prod(plan.sizes[s] for s in plan.sites[site].plates))
         scale = plan.scales[site]
         if scale is not None:
@@ -213,6 +217,14 @@ def _rows(plan: Plan) -> float:
             places = float(scale.tensor.sum()) * missing
         total += places
     return total
+
+
+def _seen(plan: Plan, name: str, mask: Tensor) -> Tensor:
+    """How many places of a composite site's plates hold data."""
+    site = plan.sites[name]
+    outer = [plan.sizes[s] if s in site.plates else 1 for s in site.layout.outer]
+    shown = mask.expand(*outer, *site.inner_shape) if mask.dim() else mask.expand(outer)
+    return shown.reshape(*outer, -1).any(-1).sum()
 
 
 def _entropy(fit: Fit) -> float:

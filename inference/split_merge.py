@@ -49,7 +49,8 @@ def check_mixture(plan: Plan) -> None:
         ValueError: Naming the latent sites.
     """
     latent = plan.structure.latent
-    plain = len(latent) == 1 and plan.row is not None and latent[0] not in plan.structure.steps
+    chain = bool(plan.structure.steps or plan.chains)
+    plain = len(latent) == 1 and plan.row is not None and not chain
     if not plain or plan.sites[latent[0]].plates != {plan.row}:
         raise ValueError(
             "escape='split-merge' needs a plain mixture, with one latent site that has one value "

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ember.inference.arguments import Arguments, Promoted
+from ember.inference.composite_draws import draw_composite, hidden_draws
+from ember.inference.composites import Composite, find_composites, open_composites
 from ember.inference.model_errors import tidy_errors
 from ember.inference.site_checks import (
     batch_shape,
@@ -71,12 +73,14 @@ class Structure:
     nesting: int
     plates: dict[str, tuple[str, ...]]
     steps: frozenset[str] = frozenset()
+    composites: tuple[Composite, ...] = ()
     signature: tuple[Any, ...] = field(repr=False, default=())
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the latent and observed sites, in the model's order."""
-        wanted = {*self.latent, *self.observed}
+        chains = (c.initial for c in self.composites if c.steps is not None)
+        wanted = {*self.latent, *self.observed, *chains}
         return tuple(name for name in self.plates if name in wanted)
 
     def trace(self, params: Mapping[str, Tensor]) -> Trace:
@@ -93,6 +97,7 @@ class Structure:
             )
         trace = prune_subsample_sites(trace)
         trace.symbolize_dims()
+        open_composites(trace, list(self.composites))
         if self.signature and _signature(trace) != self.signature:
             raise ValueError(_structure_changed(self.signature, _signature(trace)))
         return trace
@@ -100,9 +105,12 @@ class Structure:
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
         """Draws latent and observed sites from the model at ``params``."""
         with _At(params, draw_data=True), Promoted():
-            return poutine.trace(self.model).get_trace(
+            trace = poutine.trace(self.model).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
             )
+        for name, latents in hidden_draws(trace, self.composites).items():
+            trace.nodes[name] = latents
+        return trace
 
 
 def read_structure(
@@ -131,6 +139,7 @@ def read_structure(
     latent: list[str] = []
     observed: list[str] = []
     plates: dict[str, tuple[str, ...]] = {}
+    composites: list[Composite] = []
     nesting = 0
     for name, site in _statements(plain):
         frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
@@ -152,19 +161,33 @@ def read_structure(
         else:
             (latent if role == "latent" else observed).append(name)
             check_declared(name, site)
+        if role == "observed":
+            own = plates.pop(name)
+            for part in find_composites(name, site, {*plain.nodes, *latent}):
+                composites.append(part)
+                latent.append(part.latent)
+                if part.steps is not None:
+                    plates[part.initial] = own
+                plates[part.latent] = own
+                own = (*own, part.time) if part.time else own
+            plates[name] = own
     if not observed:
         raise ValueError(
             "the model observes nothing: give at least one pyro.sample site its data with obs=..."
         )
     steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
     structure = Structure(
-        model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps
-    )
+        model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps,
+        tuple(composites),
+    )  # fmt: skip
     when = " once its latent sites take all their values in a dim on the left"
     with tidy_errors(model, when):
         trace = structure.trace({name: p.start for name, p in parameters.items()})
     check_local(plain, trace, parameters)
+    parts = {name for c in composites for name in (c.site, c.latent, c.initial)}
     for name in structure.factor_names:
+        if name in parts:
+            continue
         site = trace.nodes[name]
         # Pyro's own shape rules; they look at the shape of the log probability only.
         shape = batch_shape(name, site)
@@ -197,7 +220,9 @@ class _At(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if self.draw_data and msg["is_observed"] and not _is_computed(msg):
-            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+            data, msg["value"] = msg["value"], None
+            msg["is_observed"], msg["done"] = False, False
+            draw_composite(msg, data)
             return
         if msg["is_observed"] or msg["done"]:
             return

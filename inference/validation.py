@@ -19,7 +19,8 @@ def check_rows(plan: Plan) -> None:
     if plan.row is None:
         return
     rows = plan.sizes[plan.row]
-    if rows < 2 and not plan.structure.steps:  # one sequence has many steps
+    sequential = plan.structure.steps or plan.chains
+    if rows < 2 and not sequential:  # one sequence has many steps
         raise ValueError(
             f"the data have {rows} row; estimating the parameters of a model needs at least 2: "
             "pass more rows."
@@ -27,7 +28,8 @@ def check_rows(plan: Plan) -> None:
     for name, symbol in plan.latent_symbols.items():
         states, plates = plan.sizes[symbol], plan.sites[name].plates
         places = math.prod(plan.sizes[plate] for plate in plates)
-        if plan.row in plates and states > places and name not in plan.structure.steps:
+        stepwise = name in plan.structure.steps or name in plan.chains
+        if plan.row in plates and states > places and not stepwise:
             raise ValueError(
                 f"latent site '{name}' has {states} states but occurs in only {places} rows; "
                 "use fewer components, or pass more rows."

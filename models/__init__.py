@@ -2,10 +2,11 @@
 
 They run unchanged under every inference of Pyro and of Ember. Sites that hold parameters are
 `weights`, `locs`, `precisions`, `rates`, `probs`, `initial` and `transition`; latent ones are
-`assignment` and `state_0`, `state_1`, ...; the data are `x`, or `x_0`, `x_1`, ...
+`assignment` and, summed out inside the chains, `state`; the data are `x`.
 """
 
 from ember.models.hidden_markov import (
+    hidden_markov_bernoulli,
     hidden_markov_categorical,
     hidden_markov_gaussian,
     hidden_markov_poisson,
@@ -17,6 +18,7 @@ __all__ = [
     "bernoulli_mixture",
     "categorical_mixture",
     "gaussian_mixture",
+    "hidden_markov_bernoulli",
     "hidden_markov_categorical",
     "hidden_markov_gaussian",
     "hidden_markov_poisson",

@@ -1,7 +1,8 @@
 """What a component emits: its parameter sites, and the distribution of a row given its component.
 
 Mixtures and hidden Markov chains share these. Each function declares the sites of one family in a
-plate over the components and returns the map from a component index `z` to a distribution.
+plate over the components and returns the map from a component index `z` to a distribution; without
+an index all components stand side by side in the last batch dimension, as chains want them.
 """
 
 import warnings
@@ -35,7 +36,7 @@ __all__ = [
     "select",
 ]
 
-Emission = Callable[[Tensor], TorchDistribution]
+Emission = Callable[[Tensor | None], TorchDistribution]
 
 GAUSSIAN_KEYS = ("kappa", "mean", "df", "scale")
 POISSON_KEYS = ("shape", "rate")
@@ -54,13 +55,24 @@ class Wishart(dist.Wishart):  # type: ignore[misc]
         return draws
 
 
-def select(table: Tensor, index: Tensor, event_dim: int) -> Tensor:
-    """The entries `table[index]` of a table (K, *event); both may have outer plates to the left."""
+def select(table: Tensor, index: Tensor | None, event_dim: int) -> Tensor:
+    """The entries `table[index]` of a table (K, *event); both may have outer plates to the left.
+
+    Without an index it is the whole table, with dims for sequences and steps after outer plates.
+    """
+    if index is None:
+        return beside(table, 1 + event_dim)
     if table.dim() == 1 + event_dim:
         return table[index]
     events = (slice(None),) * event_dim
     entries: Tensor = Vindex(table.unsqueeze(-2 - event_dim))[(..., index, *events)]
     return entries
+
+
+def beside(table: Tensor, rank: int) -> Tensor:
+    """A table of `rank` dims, two dims of size 1 added between it and outer plates."""
+    lead = table.dim() - rank
+    return table.reshape(*table.shape[:lead], 1, 1, *table.shape[lead:]) if lead else table
 
 
 def gaussian_emission(
@@ -112,7 +124,9 @@ def _tied(
             "locs",
             dist.MultivariateNormal(mean, precision_matrix=kappa[:, None, None] * precisions),
         )
-    return lambda z: dist.MultivariateNormal(select(locs, z, 1), precision_matrix=precisions)
+    return lambda z: dist.MultivariateNormal(
+        select(locs, z, 1), precision_matrix=beside(precisions, 2) if z is None else precisions
+    )
 
 
 def _diag(

@@ -1,11 +1,12 @@
-"""Hidden Markov chains with Gaussian, Poisson and categorical emissions.
+"""Hidden Markov chains with Gaussian, Poisson, categorical and yes-or-no emissions.
 
     initial (K)   transition (K, K)   precisions, locs | rates | probs   (plate "states")
         |               |                        |
         v               v                        v
     state_0 -> state_1 -> ... -> state_t -----> x_t                      (plate "sequences")
 
-The chain is unrolled: the sites of step t are `state_t` and `x_t`.
+All steps of a sequence are one site, `x`: Pyro's `DiscreteHMM` sums over the states. Ember gives
+them the name `state`.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ember.models._chains import chain
 from ember.models._checks import (
     check_codes,
     check_counts,
@@ -22,6 +24,7 @@ from ember.models._checks import (
     check_option,
     check_size,
     check_tensor,
+    check_zeros_and_ones,
     item_levels,
     parameter_dtype,
     step_mask,
@@ -30,16 +33,22 @@ from ember.models._emissions import (
     COVARIANCES,
     GAUSSIAN_KEYS,
     POISSON_KEYS,
+    bernoulli_emission,
     categorical_emission,
     gaussian_emission,
     poisson_emission,
 )
-from ember.models._plates import chain
 from ember.models._priors import Hyperparameters, Prior
 
-__all__ = ["hidden_markov_categorical", "hidden_markov_gaussian", "hidden_markov_poisson"]
+__all__ = [
+    "hidden_markov_bernoulli",
+    "hidden_markov_categorical",
+    "hidden_markov_gaussian",
+    "hidden_markov_poisson",
+]
 
 CHAIN_KEYS = ("initial", "transition")
+BERNOULLI_KEYS = ("concentration1", "concentration0")
 
 
 def hidden_markov_gaussian(
@@ -48,6 +57,7 @@ def hidden_markov_gaussian(
     *,
     lengths: Tensor | Sequence[int] | None = None,
     covariance: str = "full",
+    stationary: bool = False,
     prior: Prior | None = None,
 ) -> None:
     """A hidden Markov chain whose K states emit Gaussian rows.
@@ -77,6 +87,8 @@ def hidden_markov_gaussian(
         lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
             `x` holds beyond them is never looked at and may be NaN.
         covariance: `"full"`, `"diag"`, `"spherical"` or `"tied"`, as in `gaussian_mixture`.
+        stationary: whether the first state has the distribution that the transitions leave as it
+            is, instead of one of its own; then `initial` is no parameter, and takes no prior.
         prior: hyperparameters that replace the defaults, by the keys above.
 
     Raises:
@@ -96,14 +108,13 @@ def hidden_markov_gaussian(
         >>> from pyro import poutine
         >>> x = torch.tensor([[0.1, 0.2], [0.2, 0.1], [3.0, 3.3], [3.2, 2.9]])
         >>> trace = poutine.trace(hidden_markov_gaussian).get_trace(x, 2, covariance="diag")
-        >>> for name in ("initial", "transition", "precisions", "locs", "state_3", "x_3"):
+        >>> for name in ("initial", "transition", "precisions", "locs", "x"):
         ...     print(name, tuple(trace.nodes[name]["value"].shape))
         initial (2,)
         transition (2, 2)
         precisions (2, 2)
         locs (2, 2)
-        state_3 ()
-        x_3 (2,)
+        x (4, 2)
     """
     x = check_tensor(x, {2: "(T, D)", 3: "(S, T, D)"}, "a single column is x.unsqueeze(-1)")
     batched = x.dim() == 3
@@ -117,7 +128,10 @@ def hidden_markov_gaussian(
     plate = pyro.plate("states", states)
     once = torch.ones_like(rows[:, 0])
     emission = gaussian_emission(rows, once, states, covariance, hyper, plate)
-    chain(x, states, emission, hyper, plate, batched=batched, mask=mask)
+    chain(
+        x, states, emission(None), hyper, plate,
+        batched=batched, mask=mask, stationary_start=stationary,
+    )  # fmt: skip
 
 
 def hidden_markov_poisson(
@@ -125,6 +139,7 @@ def hidden_markov_poisson(
     states: int,
     *,
     lengths: Tensor | Sequence[int] | None = None,
+    stationary: bool = False,
     prior: Prior | None = None,
 ) -> None:
     """A hidden Markov chain whose K states emit counts.
@@ -148,6 +163,8 @@ def hidden_markov_poisson(
         states: the number K of states.
         lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
             `x` holds beyond them is never looked at.
+        stationary: whether the first state has the distribution that the transitions leave as it
+            is, instead of one of its own; then `initial` is no parameter, and takes no prior.
         prior: hyperparameters that replace the defaults, by the keys above.
 
     Raises:
@@ -166,13 +183,12 @@ def hidden_markov_poisson(
         >>> x = torch.tensor([[0, 1, 7], [9, 8, -1]])
         >>> model = poutine.trace(hidden_markov_poisson)
         >>> trace = model.get_trace(x, 2, lengths=torch.tensor([3, 2]))
-        >>> for name in ("initial", "transition", "rates", "state_2", "x_2"):
+        >>> for name in ("initial", "transition", "rates", "x"):
         ...     print(name, tuple(trace.nodes[name]["value"].shape))
         initial (2,)
         transition (2, 2)
         rates (2,)
-        state_2 (2,)
-        x_2 (2,)
+        x (2, 3)
     """
     x = check_tensor(x, {1: "(T,)", 2: "(S, T)"})
     batched = x.dim() == 2
@@ -185,7 +201,10 @@ def hidden_markov_poisson(
 
     plate = pyro.plate("states", states)
     emission = poisson_emission(rows, torch.ones_like(rows), states, hyper, plate)
-    chain(x, states, emission, hyper, plate, batched=batched, mask=mask)
+    chain(
+        x, states, emission(None), hyper, plate,
+        batched=batched, mask=mask, stationary_start=stationary,
+    )  # fmt: skip
 
 
 def hidden_markov_categorical(
@@ -194,6 +213,7 @@ def hidden_markov_categorical(
     *,
     lengths: Tensor | Sequence[int] | None = None,
     levels: int | None = None,
+    stationary: bool = False,
     prior: Prior | None = None,
 ) -> None:
     """A hidden Markov chain whose K states emit one of L levels.
@@ -218,6 +238,8 @@ def hidden_markov_categorical(
             `x` holds beyond them is never looked at.
         levels: the number L of levels; one more than the highest code, at least 2, unless given.
             Give it where a level may be absent from `x`, and where a fitted model meets new data.
+        stationary: whether the first state has the distribution that the transitions leave as it
+            is, instead of one of its own; then `initial` is no parameter, and takes no prior.
         prior: hyperparameters that replace the defaults, by the keys above.
 
     Raises:
@@ -237,13 +259,12 @@ def hidden_markov_categorical(
         >>> from pyro import poutine
         >>> x = torch.tensor([0, 2, 1, 1, 2, 0])
         >>> trace = poutine.trace(hidden_markov_categorical).get_trace(x, 2)
-        >>> for name in ("initial", "transition", "probs", "state_5", "x_5"):
+        >>> for name in ("initial", "transition", "probs", "x"):
         ...     print(name, tuple(trace.nodes[name]["value"].shape))
         initial (2,)
         transition (2, 2)
         probs (2, 3)
-        state_5 ()
-        x_5 ()
+        x (6,)
     """
     x = check_tensor(x, {1: "(T,)", 2: "(S, T)"})
     batched = x.dim() == 2
@@ -257,7 +278,81 @@ def hidden_markov_categorical(
 
     plate = pyro.plate("states", states)
     emission = categorical_emission("probs", (states, size), hyper, plate)
-    chain(x.long(), states, emission, hyper, plate, batched=batched, mask=mask)
+    chain(
+        x.long(), states, emission(None), hyper, plate,
+        batched=batched, mask=mask, stationary_start=stationary,
+    )  # fmt: skip
+
+
+def hidden_markov_bernoulli(
+    x: Tensor,
+    states: int,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    stationary: bool = False,
+    prior: Prior | None = None,
+) -> None:
+    """A hidden Markov chain whose K states emit J yes-or-no items.
+
+    Equations, `initial`, `transition` and `state_t` being as in `hidden_markov_gaussian`::
+
+        probs_kj ~ Beta(concentration1, concentration0)
+        x_tj     ~ Bernoulli(probs_zj)            z = state_t
+
+    ======================================= ============ =========================================
+    key of `prior`                          shape        default
+    ======================================= ============ =========================================
+    `"initial"`, `"transition"`             (K,), (K, K) 1.5, as in `hidden_markov_gaussian`
+    `"concentration1"`, `"concentration0"`  (K, J)       1.5: half a yes and half a no
+    ======================================= ============ =========================================
+
+    Args:
+        x: 0 and 1 for one sequence (T, J) or for several (S, T, J), of an integer or floating
+            dtype; parameters have torch's default dtype where it is integer.
+        states: the number K of states.
+        lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
+            `x` holds beyond them is never looked at.
+        stationary: whether the first state has the distribution that the transitions leave as it
+            is, instead of one of its own; then `initial` is no parameter, and takes no prior.
+        prior: hyperparameters that replace the defaults, by the keys above.
+
+    Raises:
+        TypeError: if `x` is not a tensor, `states` or `lengths` no integers, `prior` no mapping.
+        ValueError: if `x` has another shape, is empty or holds anything but 0 and 1, has fewer
+            than two steps in all or fewer than `states`; if `lengths` does not fit it; if a key
+            of `prior` is unknown, or a hyperparameter outside its domain.
+
+    References:
+        W. Zucchini, I. L. MacDonald and R. Langrock (2016). Hidden Markov Models for Time Series.
+        2nd edition, CRC Press, section 9.4.
+
+    Example:
+        >>> import torch
+        >>> from pyro import poutine
+        >>> x = torch.tensor([[0, 1, 1], [0, 0, 1], [1, 1, 0]])
+        >>> trace = poutine.trace(hidden_markov_bernoulli).get_trace(x, 2)
+        >>> for name in ("initial", "transition", "probs", "x"):
+        ...     print(name, tuple(trace.nodes[name]["value"].shape))
+        initial (2,)
+        transition (2, 2)
+        probs (2, 3)
+        x (3, 3)
+    """
+    x = check_tensor(x, {2: "(T, J)", 3: "(S, T, J)"}, "a single item is x.unsqueeze(-1)")
+    batched = x.dim() == 3
+    x, rows, mask = _steps(x, lengths, batched)
+    check_zeros_and_ones(rows)
+    check_size(states, "states")
+    x = x.to(parameter_dtype(x))
+    hyper = Hyperparameters(prior, (*CHAIN_KEYS, *BERNOULLI_KEYS), x)
+    check_enough(len(rows), states, "states")
+
+    plate = pyro.plate("states", states)
+    emission = bernoulli_emission(rows.shape[-1], states, hyper, plate)
+    chain(
+        x, states, emission(None), hyper, plate,
+        batched=batched, mask=mask, stationary_start=stationary,
+    )  # fmt: skip
 
 
 def _steps(

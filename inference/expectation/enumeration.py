@@ -17,6 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference.expectation.chain import Potentials
+from ember.inference.expectation.chain_step import Chain, ChainStep
+
 __all__ = ["Contraction", "Factor", "Scale", "align", "same_scale"]
 
 
@@ -67,6 +70,7 @@ class Contraction:
         factors: The factors, in the order in which their tensors will be given.
         latents: For each latent symbol, the name of its site (for messages) and its scale.
         sizes: The size of every symbol.
+        chains: Hidden Markov chains among the latents, whose steps lie along one dim.
 
     Raises:
         ValueError: If latents that share a factor lie in plates that are not nested, or have
@@ -78,10 +82,12 @@ class Contraction:
         factors: Sequence[Factor],
         latents: dict[str, tuple[str, Scale | None]],
         sizes: dict[str, int],
+        chains: Sequence[Chain] = (),
     ) -> None:
         self._latents = latents
         self._sizes = sizes
-        self._steps: list[_Step] = []
+        self._chains = tuple(chains)
+        self._steps: list[_Step | _ChainRun] = []
         self._layouts: list[tuple[str, ...]] = [factor.dims for factor in factors]
         live = [_Item(i, frozenset(f.dims), f.plates, f.scale) for i, f in enumerate(factors)]
         self.results: list[_Item] = self._compile(live)
@@ -92,6 +98,17 @@ class Contraction:
         for step in self._steps:
             slots.append(_run(step, slots, maximum))
         return [slots[item.slot] for item in self.results]
+
+    def potentials(
+        self, tensors: Sequence[Tensor], state: str
+    ) -> tuple[Potentials, tuple[str, ...]]:
+        """A chain's potentials, all other latents of its steps summed out; and dims of its rows."""
+        slots = list(tensors)
+        for step in self._steps:
+            if isinstance(step, _ChainRun) and step.step.chain.state == state:
+                return step.step.potentials(step.seen(slots)), step.step.rest
+            slots.append(_run(step, slots, False))
+        raise KeyError(state)
 
     def total(self, parts: Sequence[Tensor], weighted: bool = True) -> Tensor:
         """Sums parts over their plates, each row as often as its scale says."""
@@ -163,6 +180,12 @@ class Contraction:
         scale = self._common_scale(symbols)
         items = [self._rescale(item, scale) for item in group]
         pending = set(symbols)
+        for chain in self._chains:
+            if pending & chain.symbols:
+                pending -= chain.symbols
+                members = [item for item in items if item.dims & chain.symbols]
+                items = [item for item in items if not item.dims & chain.symbols]
+                items.append(self._sum_chain(chain, members))
         while pending:
             symbol = min(sorted(pending), key=lambda s: self._cost(s, items))
             pending.remove(symbol)
@@ -186,6 +209,36 @@ class Contraction:
         slot = self._push(inputs, "sum" if symbol is None else "latent", (0,), rest)
         return _Item(slot, frozenset(rest), items[0].plates, items[0].scale)
 
+    def _sum_chain(self, chain: Chain, items: list[_Item]) -> _Item:
+        dims = frozenset[str]().union(*(item.dims for item in items))
+        rest = self._order(dims - chain.symbols - {chain.time})
+        first = next(item for item in items if item.slot == chain.initial)
+        move = next(item for item in items if item.slot == chain.move)
+        emissions = [item for item in items if item is not first and item is not move]
+
+        def seen(item: _Item, union: tuple[str, ...]) -> tuple[int, View]:
+            return item.slot, _view(self._layouts[item.slot], union)
+
+        states = self._sizes[chain.state]
+        sizes = tuple(self._sizes[symbol] for symbol in rest)
+        lengths = None
+        if chain.lengths is not None:
+            own, tensor = chain.lengths
+            lengths = align(tensor, own, rest).expand(sizes).reshape(-1)
+        step = ChainStep(
+            chain,
+            rest,
+            sizes,
+            states,
+            seen(first, (*rest, chain.state)),
+            seen(move, (chain.time, *rest, chain.previous, chain.state)),
+            tuple(seen(i, (chain.time, *rest, chain.state)) for i in emissions),
+            lengths,
+        )
+        self._steps.append(_ChainRun(step))
+        self._layouts.append(rest)
+        return _Item(len(self._layouts) - 1, frozenset(rest), first.plates, first.scale)
+
     def _rescale(self, item: _Item, scale: Scale | None) -> _Item:
         if same_scale(item.scale, scale):
             return item
@@ -206,7 +259,9 @@ class Contraction:
     def _reduce_plates(self, item: _Item, parent: frozenset[str], symbols: frozenset[str]) -> _Item:
         item = self._rescale(item, self._common_scale(symbols))
         layout = self._layouts[item.slot]
-        gone = item.plates - parent
+        # The steps of a chain are not independent: they wait for the chain to be summed.
+        waiting = {c.time for c in self._chains if symbols & c.symbols}
+        gone = item.plates - parent - waiting
         over = tuple(i for i, symbol in enumerate(layout) if symbol in gone)
         rest = tuple(symbol for symbol in layout if symbol not in gone)
         inputs = ((item.slot, *_view(layout, layout)),)
@@ -243,7 +298,19 @@ class Contraction:
         return tuple(sorted(dims, key=lambda symbol: (symbol not in self._latents, symbol)))
 
 
-def _run(step: _Step, slots: list[Tensor], maximum: bool) -> Tensor:
+@dataclass(frozen=True)
+class _ChainRun:
+    step: ChainStep
+
+    def seen(self, slots: Sequence[Tensor]) -> list[Tensor]:
+        step = self.step
+        inputs = (step.initial, step.move, *step.emissions)
+        return [_seen(slots[slot], view) for slot, view in inputs]
+
+
+def _run(step: _Step | _ChainRun, slots: list[Tensor], maximum: bool) -> Tensor:
+    if isinstance(step, _ChainRun):
+        return step.step(step.seen(slots), maximum)
     total: Tensor | None = None
     for slot, permutation, shape in step.inputs:
         tensor = _seen(slots[slot], (permutation, shape))

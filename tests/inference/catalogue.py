@@ -10,6 +10,7 @@ from ember.models import (
     bernoulli_mixture,
     categorical_mixture,
     gaussian_mixture,
+    hidden_markov_bernoulli,
     hidden_markov_categorical,
     hidden_markov_gaussian,
     hidden_markov_poisson,
@@ -24,6 +25,7 @@ MODELS: dict[str, Callable[..., Any]] = {
         bernoulli_mixture,
         categorical_mixture,
         gaussian_mixture,
+        hidden_markov_bernoulli,
         hidden_markov_categorical,
         hidden_markov_gaussian,
         hidden_markov_poisson,
@@ -65,7 +67,9 @@ CASES: list[Case] = [
     ("hidden_markov_gaussian", _points(5, 10), {"states": 2}),
     ("hidden_markov_gaussian", _sequences(), {"states": 2, "lengths": torch.tensor([12, 7])}),
     ("hidden_markov_poisson", _counts(6, 12), {"states": 2}),
+    ("hidden_markov_poisson", _counts(6, 12), {"states": 2, "stationary": True}),
     ("hidden_markov_categorical", _codes(7, (12,), 3), {"states": 2, "levels": 3}),
+    ("hidden_markov_bernoulli", _codes(8, (14, 3), 2), {"states": 2}),
 ]
 
 

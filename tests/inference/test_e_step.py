@@ -138,7 +138,7 @@ WITHOUT_MASKS = [n for n in EXAMPLES if n not in ("chains", "labelled")]
 def test_against_compute_marginals(name: str) -> None:
     example = EXAMPLES[name]
     params = example.params(4)
-    elbo = TraceEnum_ELBO(max_plate_nesting=2)
+    elbo = TraceEnum_ELBO(strict_enumeration_warning=False, max_plate_nesting=2)
     fixed = poutine.condition(brute_force.Fixed(params)(example.model), data=params)
     with brute_force.float64():
         marginals = elbo.compute_marginals(

@@ -1,5 +1,6 @@
 """Classification EM: k-means as its special case, its objective by brute force."""
 
+import itertools
 import math
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.hard import HardEStep
+from ember.inference.arguments import sheltered
+from ember.inference.hard import hard_e_step
 from ember.models import gaussian_mixture, hidden_markov_poisson
 from tests.inference.brute_force import enumerate_latents, float64, log_prior
 from tests.inference.examples import EXAMPLES
@@ -108,8 +110,8 @@ def test_the_classification_objective_never_falls(name: str) -> None:
     fit = em.fit(*example.args, **example.kwargs)
     assert "fell" not in fit.stop_reason
     assert bool((fit.history.diff() >= 0).all())
-    e_step = HardEStep(fit.plan)
-    again = e_step(fit.params)
+    with sheltered():
+        again = hard_e_step(fit.plan, fit.params)
     assert again.objective == pytest.approx(float(fit.history[-1]), rel=1e-9)
     soft = EM(example.model).e_step(fit.params, *example.args, **example.kwargs)
     assert fit.log_likelihood == pytest.approx(soft.log_likelihood, rel=1e-10)
@@ -137,17 +139,46 @@ def test_the_best_start_is_best_by_the_classification_objective() -> None:
     assert float(fit.history[-1]) == float(fit.starts.objectives[carried].max())
 
 
-def test_a_chain_ends_at_the_counts_of_its_best_path() -> None:
-    x = torch.tensor([1.0, 0, 2, 9, 8, 10, 1, 0, 2, 11], dtype=torch.float64)
-    fit = EM(hidden_markov_poisson, "mle", assignment="hard", seed=0).fit(x, states=2)
-    path = fit.predict()
-    assert path.unique().numel() == 2
-    for state in range(2):
-        here = path == state
-        after = path[1:][here[:-1]]
-        expected = torch.stack([(after == other).double().mean() for other in range(2)])
-        torch.testing.assert_close(fit.params["transition"][state], expected)
-        assert float(fit.params["rates"].reshape(-1)[state]) == pytest.approx(float(x[here].mean()))
+def best_path(x: list[float], params: dict[str, Tensor]) -> tuple[float, tuple[int, ...]]:
+    """The most probable path of one sequence, among all of them."""
+    initial, transition = params["initial"].log(), params["transition"].log()
+    density = dist.Poisson(params["rates"].reshape(-1)).log_prob(
+        torch.tensor(x).double().unsqueeze(-1)
+    )
+    best: tuple[float, tuple[int, ...]] = (-math.inf, ())
+    for path in itertools.product(range(2), repeat=len(x)):
+        moves = sum(float(transition[i, j]) for i, j in itertools.pairwise(path))
+        seen = sum(float(density[t, k]) for t, k in enumerate(path))
+        best = max(best, (float(initial[path[0]]) + moves + seen, path))
+    return best
+
+
+@pytest.mark.parametrize("lengths", [None, [8, 5, 1]], ids=["whole", "ragged"])
+def test_a_chain_ends_at_the_counts_of_its_best_paths(lengths: list[int] | None) -> None:
+    x = torch.tensor(
+        [[1.0, 0, 2, 9, 8, 10, 1, 0], [8, 0, 2, 9, 1, 3, 3, 3], [2, 5, 5, 5, 7, 1, 1, 4]]
+    )
+    options: dict[str, Any] = {"states": 2}
+    if lengths is not None:
+        options["lengths"] = torch.tensor(lengths)
+    fit = EM(hidden_markov_poisson, "mle", assignment="hard", seed=0).fit(x, **options)
+    assert fit.converged
+    found = [best_path(x[i, :n].tolist(), fit.params) for i, n in enumerate(lengths or [8] * 3)]
+    assert float(fit.history[-1]) == pytest.approx(sum(value for value, _ in found), rel=1e-10)
+    moves, starts, sums = torch.zeros(2, 2), torch.zeros(2), torch.zeros(2, 2)
+    for i, (_, path) in enumerate(found):
+        starts[path[0]] += 1.0
+        for before, after in itertools.pairwise(path):
+            moves[before, after] += 1.0
+        for t, state in enumerate(path):
+            sums[state] += torch.tensor([float(x[i, t]), 1.0])
+    expected = {
+        "initial": starts / starts.sum(),
+        "transition": moves / moves.sum(1, keepdim=True),
+        "rates": (sums[:, 0] / sums[:, 1]).reshape(fit.params["rates"].shape),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(fit.params[name], value.double(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ def test_pyros_own_loss_is_stationary_at_the_optimum_of_em(case: Case) -> None:
     with sheltered(0):
         exposed = poutine.block(model_of(case), expose=list(fit.params))
         guide = AutoDelta(exposed, init_loc_fn=init_to_value(values=fit.params))
-        elbo = TraceEnum_ELBO(max_plate_nesting=fit.plan.structure.nesting)
+        elbo = TraceEnum_ELBO(
+            strict_enumeration_warning=False, max_plate_nesting=fit.plan.structure.nesting
+        )
         model = config_enumerate(model_of(case))
         loss = elbo.differentiable_loss(model, guide, *arguments.args, **arguments.kwargs)
         assert -float(loss.detach()) == pytest.approx(fit.log_posterior, rel=1e-12, abs=1e-8)
@@ -113,7 +115,7 @@ def test_the_loss_is_that_of_trace_enum_elbo(kind: Any) -> None:
         guide = kind(poutine.block(mixture, hide=["z"]))
         guide(X)
         losses, gradients = [], []
-        theirs = TraceEnum_ELBO(max_plate_nesting=1)
+        theirs = TraceEnum_ELBO(strict_enumeration_warning=False, max_plate_nesting=1)
         for elbo in (PlanELBO(plan), theirs):
             torch.manual_seed(1)
             guide.zero_grad()

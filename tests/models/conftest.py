@@ -68,7 +68,7 @@ def log_likelihood() -> Joint:
             model, {name: value.clone().requires_grad_() for name, value in values.items()}
         )
         hidden = poutine.block(given, hide=list(values))
-        elbo = TraceEnum_ELBO(max_plate_nesting=1)
+        elbo = TraceEnum_ELBO(strict_enumeration_warning=False, max_plate_nesting=1)
         loss = elbo.differentiable_loss(
             config_enumerate(hidden), lambda *args, **kwargs: None, *args, **kwargs
         )
@@ -87,14 +87,21 @@ def check_guides() -> Callable[..., None]:
         losses = []
         guide = AutoDelta(exposed)
         for particles in ({}, {"num_particles": 3, "vectorize_particles": True}):
-            elbo = TraceEnum_ELBO(max_plate_nesting=1, **particles)
+            elbo = TraceEnum_ELBO(
+                strict_enumeration_warning=False, max_plate_nesting=1, **particles
+            )
             losses.append(float(elbo.loss(config_enumerate(model), guide, *args, **kwargs)))
         assert torch.isfinite(torch.tensor(losses)).all()
         assert losses[1] == pytest.approx(losses[0], rel=1e-6)  # a delta's particles are all alike
         if kwargs.get("covariance", "") in ("full", "tied"):
             return  # torch has no bijection onto positive-definite matrices: Ember registers one
         normal = AutoNormal(exposed, init_scale=0.01)
-        elbo = TraceEnum_ELBO(max_plate_nesting=1, num_particles=3, vectorize_particles=True)
+        elbo = TraceEnum_ELBO(
+            strict_enumeration_warning=False,
+            max_plate_nesting=1,
+            num_particles=3,
+            vectorize_particles=True,
+        )
         assert abs(elbo.loss(config_enumerate(model), normal, *args, **kwargs)) < float("inf")
 
     return check

@@ -15,10 +15,12 @@ from scipy import stats
 from torch import Tensor
 
 from ember.models import (
+    hidden_markov_bernoulli,
     hidden_markov_categorical,
     hidden_markov_gaussian,
     hidden_markov_poisson,
 )
+from ember.models._chains import HiddenMarkov
 
 S, T, D, K, L = 3, 4, 2, 2, 3
 
@@ -30,6 +32,7 @@ CASES: dict[str, tuple[Model, dict[str, Any]]] = {
     },
     "poisson": (hidden_markov_poisson, {}),
     "categorical": (hidden_markov_categorical, {"levels": L}),
+    "bernoulli": (hidden_markov_bernoulli, {}),
 }
 EMISSIONS: dict[str, dict[str, tuple[int, ...]]] = {
     "full": {"precisions": (K, D, D), "locs": (K, D)},
@@ -38,6 +41,7 @@ EMISSIONS: dict[str, dict[str, tuple[int, ...]]] = {
     "spherical": {"precisions": (K,), "locs": (K, D)},
     "poisson": {"rates": (K,)},
     "categorical": {"probs": (K, L)},
+    "bernoulli": {"probs": (K, D)},
 }
 
 
@@ -46,6 +50,8 @@ def make_data(case: str, *batch: int, dtype: torch.dtype = torch.float64) -> Ten
         return torch.poisson(torch.full(batch, 4.0, dtype=dtype))
     if case == "categorical":
         return torch.randint(0, L, batch).to(dtype)
+    if case == "bernoulli":
+        return torch.randint(0, 2, (*batch, D)).to(dtype)
     return torch.randn(*batch, D, dtype=dtype) + 3
 
 
@@ -57,12 +63,11 @@ def test_sites(case: str, batch: tuple[int, ...], dtype: torch.dtype, check_site
     x = make_data(case, *batch, dtype=dtype)
     shapes: dict[str, tuple[int, ...]] = {"initial": (K,), "transition": (K, K)}
     shapes |= EMISSIONS[case]
-    for t in range(T):
-        shapes |= {f"state_{t}": batch[:-1], f"x_{t}": (*batch[:-1], *x.shape[len(batch) :])}
+    shapes["x"] = tuple(x.shape)
     check_sites(shapes, dtype, model, x, K, **options)
     torch.set_default_dtype(torch.float64)
     check_sites(shapes, dtype, model, x, K, **options)
-    if case in ("poisson", "categorical"):
+    if case in ("poisson", "categorical", "bernoulli"):
         check_sites(shapes, torch.float64, model, x.long(), K, **options)
 
 
@@ -76,52 +81,61 @@ def test_runs_under_guides(case: str, batch: tuple[int, ...], check_guides: Any)
         check_guides(model, x, K, lengths=torch.tensor([2, 4, 1]), **options)
 
 
+def emission_log_prob(case: str, params: dict[str, Tensor], x: Tensor) -> Any:
+    """Log density of each step in each state (T, K), by scipy."""
+    values = {name: value.numpy() for name, value in params.items()}
+    rows = x.numpy()
+    columns = []
+    for k in range(K):
+        if case == "poisson":
+            columns.append(stats.poisson(values["rates"][k]).logpmf(rows))
+        elif case == "categorical":
+            columns.append(np.log(values["probs"][k])[rows.astype(int)])
+        elif case == "bernoulli":
+            columns.append(stats.bernoulli(values["probs"][k]).logpmf(rows).sum(-1))
+        else:
+            precision = values["precisions"] if case == "tied" else values["precisions"][k]
+            if case in ("diag", "spherical"):
+                precision = np.eye(D) * precision
+            normal = stats.multivariate_normal(values["locs"][k], np.linalg.inv(precision))
+            columns.append(normal.logpdf(rows))
+    return np.stack(columns, -1)
+
+
+@pytest.mark.parametrize("stationary", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_log_evidence_equals_brute_force(
-    case: str, prior_draw: Any, log_joint: Any, log_likelihood: Any
+    case: str, stationary: bool, prior_draw: Any, log_likelihood: Any
 ) -> None:
     model, options = CASES[case]
+    options = {**options, "stationary": stationary}
     x = make_data(case, T)
     params = prior_draw(model, x, K, **options)
-    joints, priors = [], []
+    steps, moves = emission_log_prob(case, params, x), params["transition"].numpy()
+    if stationary:
+        initial = np.linalg.matrix_power(moves, 10_000)[0]
+        params.pop("initial", None)
+    else:
+        initial = params["initial"].numpy()
+    total = 0.0
     for path in itertools.product(range(K), repeat=T):
-        states = {f"state_{t}": torch.tensor(state) for t, state in enumerate(path)}
-        joints.append(log_joint(model, {**params, **states}, x, K, **options))
-    given = poutine.trace(poutine.condition(model, params)).get_trace(x, K, **options)
-    given.compute_log_prob()
-    priors = [given.nodes[name]["log_prob"].sum() for name in params]
-    brute = torch.stack(joints).logsumexp(0) - torch.stack(priors).sum()
+        chain = initial[path[0]] * np.prod([moves[i, j] for i, j in itertools.pairwise(path)])
+        total += chain * np.exp(sum(steps[t, z] for t, z in enumerate(path)))
     ours = log_likelihood(model, params, x, K, **options)
-    assert ours.item() == pytest.approx(brute.item(), rel=1e-10)
+    assert ours.item() == pytest.approx(np.log(total), rel=1e-9)
 
 
-def test_log_joint_equals_scipy(prior_draw: Any, log_joint: Any) -> None:
-    x = make_data("full", S, T)
-    z = torch.randint(0, K, (S, T))
-    params = prior_draw(hidden_markov_gaussian, x, K)
-    states = {f"state_{t}": z[:, t] for t in range(T)}
-    ours = log_joint(hidden_markov_gaussian, {**params, **states}, x, K)
-
-    values = {name: value.numpy() for name, value in params.items()}
-    rows, codes = x.reshape(-1, D).numpy(), z.numpy()
-    wishart = stats.wishart(D + 2, np.linalg.inv(np.cov(rows.T) / K ** (2 / D)))
-    theirs = stats.dirichlet.logpdf(values["initial"], np.full(K, 1.5))
-    for k in range(K):
-        precision = values["precisions"][k]
-        covariance = np.linalg.inv(precision)
-        theirs += stats.dirichlet.logpdf(values["transition"][k], np.full(K, 1.5))
-        theirs += wishart.logpdf(precision)
-        theirs += stats.multivariate_normal(rows.mean(0), covariance * 100).logpdf(
-            values["locs"][k]
-        )
-        theirs += (
-            stats.multivariate_normal(values["locs"][k], covariance)
-            .logpdf(rows[codes.ravel() == k])
-            .sum()
-        )
-    theirs += np.log(values["initial"])[codes[:, 0]].sum()
-    theirs += np.log(values["transition"])[codes[:, :-1], codes[:, 1:]].sum()
-    assert float(ours) == pytest.approx(theirs, rel=1e-10)
+def test_sampled_sequences_follow_the_chain() -> None:
+    chain = HiddenMarkov(  # type: ignore[no-untyped-call]
+        torch.tensor([0.7, 0.3]).log(),
+        torch.tensor([[0.9, 0.1], [0.4, 0.6]]).log(),
+        pyro.distributions.Normal(torch.tensor([0.0, 5.0]), 0.01),
+        duration=3,
+    )
+    states = (chain.sample((20_000,)) > 2.5).double()
+    assert float(states[:, 0].mean()) == pytest.approx(0.3, abs=0.015)
+    assert float(states[:, 1].mean()) == pytest.approx(0.25, abs=0.015)
+    assert float((states[:, 1] * states[:, 2]).mean()) == pytest.approx(0.15, abs=0.015)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -152,7 +166,9 @@ def test_prior_and_gradient_ignore_the_padding(case: str, prior_draw: Any) -> No
     for padding in (1.0, torch.nan, -7.0):
         x[~inside] = padding
         leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
-        loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
+        loss = TraceEnum_ELBO(
+            strict_enumeration_warning=False, max_plate_nesting=1
+        ).differentiable_loss(
             config_enumerate(poutine.condition(model, leaves)),
             lambda *args, **kwargs: None,
             x,

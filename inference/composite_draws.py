@@ -1,0 +1,143 @@
+"""Draws from distributions that hide a latent, the latent's own draws kept."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import MaskedDistribution
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+
+from ember.inference.composites import Composite
+
+__all__ = ["draw_composite", "hidden_draws"]
+
+_DRAWN = "_hidden_draws"
+DRAWS = 4_000_000  # numbers held at once
+FEW = 16
+
+
+def draw_composite(msg: Any, data: Tensor) -> None:
+    """Draws the value of a site whose distribution hides a latent; leaves other sites alone.
+
+    Args:
+        msg: Pyro's message of the site.
+        data: What was observed there; it says how many steps a chain has.
+    """
+    fn = _bare(msg["fn"])
+    if not isinstance(fn, (dist.DiscreteHMM, dist.MixtureSameFamily)):
+        return
+    batch = torch.broadcast_shapes(
+        fn.batch_shape, *(_shape(f) for f in msg["cond_indep_stack"] if f.vectorized)
+    )
+    hidden: list[Tensor] = []
+    if isinstance(fn, dist.DiscreteHMM):
+        state = _path(fn, batch, data.shape[data.dim() - fn.event_dim])
+        hidden.append(state)
+        value = _chosen(fn.observation_dist, state, hidden)
+    else:
+        component = fn.mixture_distribution.expand(batch).sample()
+        hidden.append(component)
+        value = _chosen(fn.component_distribution, component, hidden)
+    msg["value"], msg["done"] = value, True
+    msg["infer"][_DRAWN] = hidden
+
+
+def hidden_draws(trace: Any, composites: Sequence[Composite]) -> Mapping[str, Any]:
+    """The hidden latents of a trace as sites of their own."""
+    found = {}
+    waiting = {name: list(node["infer"].get(_DRAWN, ())) for name, node in _samples(trace)}
+    for composite in composites:
+        node = trace.nodes[composite.site]
+        frames = [f for f in node["cond_indep_stack"] if f.vectorized]
+        value = waiting[composite.site].pop(0)
+        times = [c for c in composites if c.site == composite.site and c.steps is not None]
+        if times:
+            frames = [f._replace(dim=f.dim - 1) for f in frames]
+            frames.append(CondIndepStackFrame(times[0].time, -1, value.shape[-1], 0))
+        found[composite.latent] = {
+            **node, "fn": dist.Categorical(torch.ones(2)), "value": value,
+            "cond_indep_stack": tuple(frames),
+        }  # fmt: skip
+    return found
+
+
+def _samples(trace: Any) -> list[tuple[str, Any]]:
+    return [(name, node) for name, node in trace.nodes.items() if node["type"] == "sample"]
+
+
+def _bare(fn: Any) -> Any:
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _shape(frame: Any) -> tuple[int, ...]:
+    return (frame.size, *(1,) * (-frame.dim - 1))
+
+
+def _path(fn: Any, batch: torch.Size, steps: int) -> Tensor:
+    """States of all steps, ``(*batch, T)``.
+
+    Where each state would lead is drawn first, for all steps at once; the path then follows.
+    """
+    first = fn.initial_logits.expand((*batch, -1))
+    states = first.shape[-1]
+    rows = batch.numel()
+    moves = fn.transition_logits
+    times = moves.shape[-3] if moves.dim() > 2 else 1
+    moves = moves.expand((*batch, times, states, states)).reshape(rows, times, states, states)
+    moves = moves.transpose(0, 1).expand(steps, -1, -1, -1)
+    at_once = bool(getattr(type(fn), "emits_at_once", False))
+    state = dist.Categorical(logits=first.reshape(rows, states)).sample()
+    path = torch.empty(steps, rows, dtype=torch.long)
+    width = max(1, DRAWS // (rows * states * states))
+    for start in range(0, steps, width):
+        leads = dist.Categorical(logits=moves[start : start + width]).sample()
+        if start == 0 and at_once:
+            leads[0] = state.unsqueeze(-1)  # the first state is where it begins
+        if rows <= FEW:
+            path[start : start + width] = _follow(leads, state)
+        else:
+            for t, lead in enumerate(leads, start):
+                state = path[t] = lead.gather(1, state.unsqueeze(1)).squeeze(1)
+        state = path[min(start + width, steps) - 1]
+    return path.T.reshape((*batch, steps))
+
+
+def _follow(leads: Tensor, state: Tensor) -> Tensor:
+    """The path of a few chains, in plain Python: a tensor operation for each step costs more."""
+    paths = []
+    for chain, begin in zip(leads.unbind(1), state.tolist(), strict=True):
+        now, path = begin, []
+        for row in chain.tolist():
+            now = row[now]
+            path.append(now)
+        paths.append(path)
+    return torch.tensor(paths).T
+
+
+def _chosen(fn: Any, choice: Tensor, hidden: list[Tensor]) -> Tensor:
+    """A draw of the distribution's last batch dim at ``choice``; mixtures are opened further."""
+    fn = _bare(fn)
+    states = fn.batch_shape[-1]
+    each = fn.expand((*choice.shape, states))
+    event = len(fn.event_shape)
+    if isinstance(fn, dist.MixtureSameFamily):
+        mixture = each.mixture_distribution.sample()
+        component = mixture.gather(-1, choice.unsqueeze(-1))
+        hidden.append(component.squeeze(-1))
+        parts = each.component_distribution.sample()
+        picked = _pick(parts, choice, event, further=1)
+        return _pick(picked, component.squeeze(-1), event)
+    return _pick(each.sample(), choice, event)
+
+
+def _pick(values: Tensor, choice: Tensor, event: int, further: int = 0) -> Tensor:
+    """``values (*shape, K, *rest)`` at ``choice (*shape)``."""
+    rest = values.dim() - choice.dim() - 1
+    assert rest == event + further
+    index = choice.reshape(*choice.shape, *(1,) * (rest + 1))
+    index = index.expand(*choice.shape, 1, *values.shape[choice.dim() + 1 :])
+    return values.gather(choice.dim(), index).squeeze(choice.dim())

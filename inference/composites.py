@@ -1,0 +1,194 @@
+"""Distributions that hide a latent site, opened into the sites that they stand for.
+
+``DiscreteHMM`` sums over the states of a chain, ``MixtureSameFamily`` over the components of a
+mixture. Opened, their latents are integrated like any other, and the parameters inside them get
+the closed-form updates of their families:
+
+    x ~ DiscreteHMM(initial, transition, emission)   becomes   state[0], state, x | state
+    x ~ MixtureSameFamily(weights, components)       becomes   component, x | component
+
+A site names its latent by ``infer={"state": "regime"}`` or ``infer={"component": "kind"}``, which
+Pyro ignores; otherwise it is called ``state`` (``component``), after the site where that is taken.
+"""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import MaskedDistribution
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor
+
+from ember.inference.shapes import append_dims
+
+__all__ = ["Composite", "find_composites", "open_composites"]
+
+
+@dataclass(frozen=True)
+class Composite:
+    """An observed site that hides a latent, and what its parts are called.
+
+    Attributes:
+        site: The observed site.
+        latent: The latent site it hides.
+        steps: The number of time steps of a chain; None for a mixture.
+        time: The name of the plate of time steps.
+        at_once: Whether a chain's initial distribution is that of its first emitting step.
+            Pyro's ``DiscreteHMM`` moves once before it emits; a subclass that does not says so
+            by a class attribute ``emits_at_once = True``.
+    """
+
+    site: str
+    latent: str
+    steps: int | None = None
+    time: str = ""
+    at_once: bool = False
+
+    @property
+    def initial(self) -> str:
+        """The factor of a chain's first state."""
+        return f"{self.latent}[0]"
+
+    @property
+    def symbol(self) -> str:
+        """The dim of the latent's values."""
+        return self.latent
+
+    @property
+    def previous(self) -> str:
+        """The dim of a chain's state one step before."""
+        return f"{self.latent}, one step before"
+
+
+def find_composites(name: str, site: Any, taken: Container[str]) -> list[Composite]:
+    """The latents that an observed site hides, outermost first; none for an ordinary site."""
+    found: list[Composite] = []
+    fn = _bare(site["fn"])[0]
+    if isinstance(fn, dist.DiscreteHMM):
+        latent = _name(site, name, "state", taken)
+        time = "time" if "time" not in taken else f"{name}_time"
+        steps = site["value"].shape[site["value"].dim() - fn.event_dim]
+        at_once = bool(getattr(type(fn), "emits_at_once", False))
+        found.append(Composite(name, latent, steps, time, at_once))
+        fn = _bare(fn.observation_dist)[0]
+    if isinstance(fn, dist.MixtureSameFamily):
+        found.append(Composite(name, _name(site, name, "component", taken)))
+    return found
+
+
+def _name(site: Any, name: str, kind: str, taken: Container[str]) -> str:
+    wished = site["infer"].get(kind)
+    if wished is not None:
+        if not isinstance(wished, str) or wished in taken:
+            raise ValueError(
+                f"site '{name}' names its latent by infer={{'{kind}': {wished!r}}}; use a string "
+                "that no other site of the model is called."
+            )
+        return wished
+    return kind if kind not in taken else f"{name}_{kind}"
+
+
+def open_composites(trace: Any, composites: list[Composite]) -> None:
+    """Replaces every composite site of a symbolised trace by its parts."""
+    for composite in composites:
+        node = trace.nodes[composite.site]
+        parts = _chain if composite.steps is not None else _mixture
+        trace.nodes.update(parts(composite, node))
+        if composite.time:
+            trace.plate_to_symbol[composite.time] = composite.time
+
+
+def _bare(fn: Any) -> tuple[Any, Tensor | None]:
+    """A distribution without masks around it, and their product."""
+    mask = None
+    while isinstance(fn, MaskedDistribution):
+        own = torch.as_tensor(fn._mask)
+        mask = own if mask is None else mask & own
+        fn = fn.base_dist
+    return fn, mask
+
+
+def _chain(composite: Composite, node: Any) -> Mapping[str, Any]:
+    fn, mask = _bare(node["fn"])
+    symbols, values = _symbols(node), torch.arange(fn.initial_logits.shape[-1])
+    first = dist.Categorical(logits=fn.initial_logits)
+    move = dist.Categorical(logits=fn.transition_logits)
+    emission = fn.observation_dist
+    inner = {-1: composite.previous, -2: composite.time, **_moved(symbols, 2)}
+    outer = {-1: composite.symbol, -2: composite.time, **_moved(symbols, 2)}
+    data = _part(node, emission, node["value"].unsqueeze(-1 - emission.event_dim), outer, 2)
+    data["mask"] = _joined((node["mask"], mask), 2)
+    assert composite.steps is not None
+    time = CondIndepStackFrame(composite.time, -2, composite.steps, 0)
+    data["cond_indep_stack"] = (*data["cond_indep_stack"], time)
+    # A chain without data has no steps: its states need no mask.
+    return {
+        composite.initial: _latent(composite, node, first, values, symbols, 0),
+        composite.latent: _latent(composite, node, move, values, inner, 2),
+        composite.site: data,
+    }
+
+
+def _mixture(composite: Composite, node: Any) -> Mapping[str, Any]:
+    fn, mask = _bare(node["fn"])
+    symbols = _symbols(node)
+    weights = dist.Categorical(logits=fn.mixture_distribution.logits)
+    values = torch.arange(weights.logits.shape[-1])
+    choice = _latent(composite, node, weights, values, symbols, 0)
+    choice["mask"] = _joined((node["mask"], mask), 0)
+    parts = fn.component_distribution
+    inner = {-1: composite.symbol, **_moved(symbols, 1)}
+    data = _part(node, parts, node["value"].unsqueeze(-1 - parts.event_dim), inner, 1)
+    data["mask"] = _joined((node["mask"], mask), 1)
+    return {composite.latent: choice, composite.site: data}
+
+
+def _latent(
+    composite: Composite, node: Any, fn: Any, values: Tensor, symbols: Mapping[int, str], shift: int
+) -> dict[str, Any]:
+    """A latent part, its values in a dim left of all others."""
+    left = 1 + max(len(fn.batch_shape), *(-dim for dim in symbols), 0)
+    named = {**symbols, -left: composite.symbol}
+    part = _part(node, fn, values.reshape(-1, *(1,) * (left - 1)), named, shift)
+    part["infer"].update(_enumerate_symbol=composite.symbol, _enumerate_dim=-left)
+    part["is_observed"] = False
+    return part
+
+
+def _part(
+    node: Any, fn: Any, value: Tensor, symbols: Mapping[int, str], shift: int
+) -> dict[str, Any]:
+    """A part of a site, its plates ``shift`` dims further left."""
+    frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+    scale = torch.as_tensor(node["scale"])
+    return {
+        "type": "sample",
+        "fn": fn,
+        "value": value,
+        "infer": {"_dim_to_symbol": dict(symbols)},
+        "mask": None,
+        "scale": append_dims(scale, shift) if scale.dim() else scale,
+        "is_observed": True,
+        "cond_indep_stack": tuple(frame._replace(dim=frame.dim - shift) for frame in frames),
+    }
+
+
+def _joined(masks: tuple[Any, ...], shift: int) -> Tensor | None:
+    """The product of masks, with ``shift`` new dims on the right."""
+    joint = None
+    for own in masks:
+        if own is not None and own is not True:
+            seen = torch.as_tensor(own)
+            joint = seen if joint is None else joint & seen
+    return None if joint is None else append_dims(joint, shift)
+
+
+def _symbols(node: Any) -> dict[int, str]:
+    found: dict[int, str] = node["infer"].get("_dim_to_symbol", {})
+    return found
+
+
+def _moved(symbols: Mapping[int, str], by: int) -> dict[int, str]:
+    return {dim - by: symbol for dim, symbol in symbols.items()}

@@ -1,0 +1,147 @@
+r"""The E-step of hidden Markov chains, in time and memory linear in their length.
+
+The log evidence of a chain and its gradient, which are the posterior marginals of states and of
+pairs of neighbouring states (Baum et al. 1970, Ann. Math. Statist. 41, 164-171), come from one
+forward and one backward recursion. ``chain_log_evidence`` makes them one node of torch's graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ember.inference.expectation.chain_blocks import Potentials
+from ember.inference.expectation.chain_log import log_forward_backward, log_pairs, viterbi
+from ember.inference.expectation.chain_scaled import Smoothed, scaled_forward_backward
+
+__all__ = ["Potentials", "chain_log_evidence", "pair_marginals", "predictions"]
+
+
+def chain_log_evidence(chains: Potentials, maximum: bool = False) -> Tensor:
+    """Log evidence of each chain ``(R,)``; of its most probable path alone with ``maximum``.
+
+    The gradient with respect to the potentials is the posterior expectation: marginals for
+    ``emission``, expected transitions for ``transition``; one-hot along the path for ``maximum``.
+    """
+    node = _Path if maximum else _Evidence
+    inputs = (chains.initial, chains.transition, chains.emission, chains.lengths)
+    result: Tensor = node.apply(*inputs)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Evidence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None
+    ) -> Tensor:
+        chains = Potentials(initial, transition, emission, lengths)
+        smoothed = scaled_forward_backward(chains)
+        if smoothed is not None:
+            evidence = smoothed.log_evidence
+        else:
+            evidence, filtered, future = log_forward_backward(chains)
+            smoothed = Smoothed(evidence, filtered, future, torch.empty(0), torch.empty(0))
+        ctx.chains, ctx.smoothed = chains, smoothed
+        return evidence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        chains, smoothed = ctx.chains, ctx.smoothed
+        if smoothed.agreement.numel():
+            marginals = smoothed.marginals
+            pairs = _scaled_pairs(chains, smoothed, weights)
+        else:
+            joint = smoothed.filtered + smoothed.future
+            marginals = joint.softmax(-1)
+            pairs = log_pairs(chains, smoothed.filtered, smoothed.future, weights)
+        marginals = marginals * weights.unsqueeze(-1)
+        if chains.lengths is not None:
+            time = torch.arange(len(marginals)).unsqueeze(1)
+            marginals = marginals.masked_fill((time >= chains.lengths).unsqueeze(-1), 0.0)
+        return marginals[0], pairs, marginals, None
+
+
+def _scaled_pairs(chains: Potentials, smoothed: Smoothed, weights: Tensor) -> Tensor:
+    """Expected transitions, summed as the transition matrix broadcasts."""
+    earlier = smoothed.filtered[:-1] * (weights.unsqueeze(-1) / smoothed.agreement[:-1])
+    if chains.lengths is not None:
+        time = torch.arange(1, len(smoothed.filtered)).unsqueeze(1)
+        earlier = earlier.masked_fill((time >= chains.lengths).unsqueeze(-1), 0.0)
+    later = smoothed.future[1:]
+    times, own = chains.transition.shape[:2]
+    states = later.shape[-1]
+    if times == 1 and own == 1:
+        counts = earlier.reshape(-1, states).T @ later.reshape(-1, states)
+        counts = counts.reshape(1, 1, states, states)
+    elif times == 1:
+        counts = torch.einsum("tri,trj->rij", earlier, later).unsqueeze(0)
+    else:
+        counts = earlier.unsqueeze(-1) * later.unsqueeze(-2)
+        counts = counts.sum(1, keepdim=True) if own == 1 else counts
+    return counts * chains.transition.exp()
+
+
+class _Path(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None
+    ) -> Tensor:
+        path, best = viterbi(Potentials(initial, transition, emission, lengths))
+        ctx.path, ctx.lengths = path, lengths
+        ctx.shapes = (transition.shape, emission.shape)
+        return best
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
+        """The path as one-hot marginals, and its moves as one-hot pairs within each length."""
+        shape, (steps, _, states) = ctx.shapes
+        one_hot = torch.nn.functional.one_hot(ctx.path, states).to(weights.dtype)
+        marginals = one_hot * weights.unsqueeze(-1)
+        inside = marginals
+        if ctx.lengths is not None:
+            beyond = torch.arange(steps).unsqueeze(1) >= ctx.lengths
+            inside = marginals.masked_fill(beyond.unsqueeze(-1), 0.0)
+        if not ctx.needs_input_grad[1] or steps < 2:
+            moves = None
+        elif shape[:2].numel() == 1:
+            moves = (one_hot[:-1].flatten(0, 1).T @ inside[1:].flatten(0, 1)).reshape(shape)
+        else:
+            moves = one_hot[:-1].unsqueeze(-1) * inside[1:].unsqueeze(-2)
+            moves = moves.sum_to_size(shape)
+        return inside[0], moves, marginals, None
+
+
+def pair_marginals(chains: Potentials) -> Tensor:
+    """Posterior of each two neighbouring states, ``(T - 1, R, K, K)``; zero past a chain's end."""
+    steps, rows, states = chains.emission.shape
+    full = chains.transition.expand(max(steps - 1, 1), rows, states, states)
+    each = Potentials(chains.initial, full, chains.emission, chains.lengths)
+    with torch.enable_grad():
+        transition = full.clone().requires_grad_()
+        total = chain_log_evidence(
+            Potentials(each.initial, transition, each.emission, each.lengths)
+        ).sum()
+        (pairs,) = torch.autograd.grad(total, transition)
+    found: Tensor = pairs[: steps - 1]
+    return found
+
+
+def predictions(chains: Potentials) -> Tensor:
+    """Each step's state given all earlier data, one step beyond the last: ``(T + 1, R, K)``.
+
+    Past the end of a chain its state keeps moving unobserved.
+    """
+    emission, moves = chains.emission, chains.transition
+    if chains.lengths is not None:
+        beyond = torch.arange(len(emission)).unsqueeze(1) >= chains.lengths
+        emission = emission.masked_fill(beyond.unsqueeze(-1), 0.0)
+    _, filtered, _ = log_forward_backward(Potentials(chains.initial, moves, emission))
+    if len(moves) > 1:  # the last one leads past the data
+        moves = torch.cat([moves, moves[-1:]])
+    ahead = torch.logsumexp(filtered.unsqueeze(-1) + moves, -2)
+    return torch.cat([chains.initial.unsqueeze(0), ahead]).softmax(-1)

@@ -1,0 +1,91 @@
+"""A chain inside a contraction: factors with named dims in, the log evidence of each chain out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ember.inference.expectation.chain import Potentials, chain_log_evidence
+from ember.inference.shapes import prepend_dims
+
+__all__ = ["Chain", "ChainStep"]
+
+View = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Which dims and factors make a hidden Markov chain.
+
+    Attributes:
+        state: The dim of a step's state.
+        previous: The dim of the state one step before.
+        time: The dim of steps.
+        initial: The index of the factor of the first state.
+        move: The index of the factor of a state given the one before.
+        steps: The number ``T`` of emitting steps.
+        at_once: Whether the first state emits; otherwise a transition leads to the first that
+            does.
+        lengths: How many steps each chain has, and the dims of that tensor; None if all have ``T``.
+    """
+
+    state: str
+    previous: str
+    time: str
+    initial: int
+    move: int
+    steps: int
+    at_once: bool
+    lengths: tuple[tuple[str, ...], Tensor] | None = None
+
+    @property
+    def symbols(self) -> frozenset[str]:
+        """The dims that summing over the chain removes, time aside."""
+        return frozenset({self.state, self.previous})
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """Sums a chain out; ``rest`` are the dims that remain, of the given sizes.
+
+    Each input is a slot and how to see it: the first state over ``(*rest, K)``, the move over
+    ``(time, *rest, K, K)`` and emissions over ``(time, *rest, K)``.
+    """
+
+    chain: Chain
+    rest: tuple[str, ...]
+    sizes: tuple[int, ...]
+    states: int
+    initial: tuple[int, View]
+    move: tuple[int, View]
+    emissions: tuple[tuple[int, View], ...]
+    lengths: Tensor | None
+
+    def potentials(self, seen: Sequence[Tensor]) -> Potentials:
+        """The inputs, viewed, in the order of initial, move and emissions, as one batch."""
+        chain, states = self.chain, self.states
+        rows = torch.Size(self.sizes).numel()
+        initial = seen[0].expand(*self.sizes, states).reshape(rows, states)
+        move = prepend_dims(seen[1], 3 + len(self.sizes))
+        own = self.sizes if move[:1].numel() > states * states else (1,) * len(self.sizes)
+        move = move.expand(-1, *own, states, states).reshape(len(move), -1, states, states)
+        emission = seen[0].new_zeros(())
+        for tensor in seen[2:]:
+            emission = emission + tensor
+        emission = emission.expand(chain.steps, *self.sizes, states)
+        emission = emission.reshape(chain.steps, rows, states)
+        lengths = self.lengths
+        if chain.at_once:
+            move = move[1:] if len(move) > 1 else move
+        else:
+            emission = torch.cat([emission.new_zeros(1, rows, states), emission])
+            lengths = None if lengths is None else torch.where(lengths > 0, lengths + 1, lengths)
+        return Potentials(initial, move, emission.contiguous(), lengths)
+
+    def __call__(self, seen: Sequence[Tensor], maximum: bool) -> Tensor:
+        """The log evidence of each chain, over ``rest``."""
+        chains = self.potentials(seen)
+        return chain_log_evidence(chains, maximum).reshape(self.sizes)

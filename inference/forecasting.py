@@ -1,0 +1,117 @@
+"""What a chain says about neighbouring steps, and about the next one."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ember.inference.expectation.chain import pair_marginals, predictions
+from ember.inference.expectation.enumeration import Contraction, Factor
+from ember.inference.plan import Plan
+from ember.inference.sequences import members
+
+__all__ = ["forecast", "posterior_pairs"]
+
+Params = Mapping[str, Tensor]
+
+
+def posterior_pairs(plan: Plan, params: Params, name: str) -> Tensor:
+    """Posterior of each two neighbouring steps of a chain, ``(*plates, T - 1, K, K)``.
+
+    Raises:
+        ValueError: If ``name`` is no chain.
+    """
+    if name in plan.chains:
+        chains, rest = plan.chain_potentials(params, name)
+        pairs = pair_marginals(chains)
+        if not plan.chains[name].at_once:
+            pairs = pairs[1:]  # the first state emits nothing and is no step
+        return _rows_first(plan, name, rest, pairs, 2)
+    steps = members(name, plan.structure.latent)
+    if len(steps) < 2 or any(step not in plan.structure.steps for step in steps):
+        raise ValueError(_no_chain(plan, name))
+    return _unrolled_pairs(plan, params, steps)
+
+
+def forecast(plan: Plan, params: Params, name: str) -> Any:
+    """The distribution of a chain's state, or of its data, one step ahead.
+
+    Raises:
+        ValueError: If ``name`` is neither the latent nor the data of a chain, or the data of the
+            next step cannot be told because emissions vary in time.
+    """
+    found = [c for c in plan.structure.composites if name in (c.latent, c.site) and c.time]
+    if not found:
+        raise ValueError(_no_chain(plan, name))
+    chain = found[0]
+    chains, rest = plan.chain_potentials(params, chain.latent)
+    ahead = predictions(chains)
+    ahead = ahead if chain.at_once else ahead[1:]
+    states = dist.Categorical(probs=_rows_first(plan, chain.latent, rest, ahead, 1))
+    if name == chain.latent:
+        return states
+    site = plan.sites[chain.site]
+    if len([c for c in plan.structure.composites if c.site == chain.site]) > 1 or not site.density:
+        raise ValueError(
+            f"the emissions of site '{name}' have no distribution to forecast with; forecast "
+            f"'{chain.latent}' and go on from its probabilities."
+        )
+    emission = site.density.distribution(params)
+    outer = emission.batch_shape[: len(emission.batch_shape) - len(site.inner_shape)]
+    if len(outer) > 1 and outer[-2] > 1:
+        raise ValueError(
+            f"the emissions of site '{name}' vary in time, so those of the next step are unknown; "
+            f"forecast '{chain.latent}' and go on from its probabilities."
+        )
+    parts = emission.to_event(len(site.inner_shape)) if site.inner_shape else emission
+    shape = (*states.batch_shape, states.probs.shape[-1])
+    return dist.MixtureSameFamily(states, parts.expand(shape), validate_args=False)
+
+
+def _rows_first(plan: Plan, name: str, rest: tuple[str, ...], steps: Tensor, event: int) -> Tensor:
+    """From ``(T, R, *event)`` to ``(*plates, T, *event)``."""
+    others = [symbol for symbol in rest if symbol not in plan.sites[name].plates]
+    if others:
+        raise ValueError(
+            f"the chain of site '{name}' depends on another latent; its steps cannot be told "
+            "without it."
+        )
+    length, _, *tail = steps.shape
+    assert len(tail) == event
+    apart = steps.reshape(length, *(plan.sizes[s] for s in rest), *tail)
+    plates = [s for s in plan.places(name) if s != plan.chains[name].time]
+    order = [1 + rest.index(s) for s in plates if s in rest]
+    apart = apart.permute(*order, 0, *range(1 + len(rest), apart.dim()))
+    full = [plan.sizes[s] for s in plates]
+    kept = [plan.sizes[s] if s in rest else 1 for s in plates]
+    return apart.reshape(*kept, length, *tail).expand(*full, length, *tail)
+
+
+def _unrolled_pairs(plan: Plan, params: Params, steps: list[str]) -> Tensor:
+    """Of a chain written step by step: a probe on each two neighbours, and its gradient."""
+    probes, zeros = [], []
+    for one, two in itertools.pairwise(steps):
+        dims = (*plan.places(two), plan.latent_symbols[one], plan.latent_symbols[two])
+        shape = [plan.sizes[s] for s in dims]
+        kept = tuple(d for d, size in zip(dims, shape, strict=True) if size > 1)
+        scale = plan.scales[two]
+        probes.append(Factor(f"{one}, {two}", kept, plan.sites[two].plates, scale))
+        zeros.append((torch.zeros([s for s in shape if s > 1], requires_grad=True), shape))
+    contraction = Contraction((*plan.factors, *probes), plan.latents(), plan.sizes)
+    with torch.no_grad():
+        tensors = plan.all_tensors(params)
+    with torch.enable_grad():
+        parts = contraction([*tensors, *(zero for zero, _ in zeros)])
+        total = contraction.total(parts, weighted=False)
+        found = torch.autograd.grad(total, [zero for zero, _ in zeros])
+    pairs = [g.reshape(shape) for g, (_, shape) in zip(found, zeros, strict=True)]
+    return torch.stack(pairs, -3)
+
+
+def _no_chain(plan: Plan, name: str) -> str:
+    chains = sorted(plan.chains)
+    known = f"its chains are {chains}" if chains else "it has none written as a DiscreteHMM"
+    return f"'{name}' is not the state of a hidden Markov chain of the model; {known}."

@@ -1,0 +1,197 @@
+"""Forward-backward and Viterbi against every path, 50-digit arithmetic, and very long chains."""
+
+import functools
+import itertools
+
+import mpmath
+import pytest
+import torch
+from torch import Tensor
+
+from ember.inference.expectation import chain, chain_blocks, chain_log, chain_scaled
+from ember.inference.expectation.chain import Potentials, chain_log_evidence
+
+T, R, K = 6, 3, 3
+
+
+@pytest.fixture(autouse=True)
+def _double() -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+def random_chains(times: int, own: int, lengths: Tensor | None) -> Potentials:
+    leaves = [torch.randn(R, K), torch.randn(times, own, K, K), 3.0 * torch.randn(T, R, K)]
+    initial, transition, emission = (leaf.requires_grad_() for leaf in leaves)
+    return Potentials(initial, transition, emission, lengths)
+
+
+def every_path(chains: Potentials, r: int) -> tuple[list[tuple[int, ...]], Tensor]:
+    """All paths of chain ``r`` and their log joints, by plain addition."""
+    steps, _, states = chains.emission.shape
+    end = steps if chains.lengths is None else int(chains.lengths[r])
+    paths = list(itertools.product(range(states), repeat=end))
+    joints = []
+    for path in paths:
+        total = chains.initial[r, path[0]]
+        for t, z in enumerate(path):
+            total = total + chains.emission[t, r, z]
+        for t, (i, j) in enumerate(itertools.pairwise(path)):
+            step = t if len(chains.transition) > 1 else 0
+            row = r if chains.transition.shape[1] > 1 else 0
+            total = total + chains.transition[step, row, i, j]
+        joints.append(total)
+    return paths, torch.stack(joints)
+
+
+def only_log_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain, "scaled_forward_backward", lambda chains: None)
+
+
+@pytest.mark.parametrize("in_log_space", [False, True])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 6])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([6, 3, 1])])
+@pytest.mark.parametrize("own", [1, R])
+@pytest.mark.parametrize("times", [1, T - 1])
+def test_evidence_gradient_and_best_path_equal_every_path(
+    times: int,
+    own: int,
+    lengths: Tensor | None,
+    blocks: int,
+    in_log_space: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut = functools.partial(chain_blocks.cut, count=blocks)
+    monkeypatch.setattr(chain_scaled, "cut", cut)
+    monkeypatch.setattr(chain_log, "cut", cut)
+    if in_log_space:
+        only_log_space(monkeypatch)
+    chains = random_chains(times, own, lengths)
+    leaves = (chains.initial, chains.transition, chains.emission)
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    joints = [every_path(chains, r)[1] for r in range(R)]
+    truth = torch.stack([joint.logsumexp(0) for joint in joints])
+    ours = chain_log_evidence(chains)
+    torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(
+        torch.autograd.grad((ours * weights).sum(), leaves),
+        torch.autograd.grad((truth * weights).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
+    best = chain_log_evidence(chains, maximum=True)
+    torch.testing.assert_close(best, torch.stack([joint.max() for joint in joints]))
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([6, 3, 1])])
+def test_pairs_and_predictions_equal_every_path(lengths: Tensor | None) -> None:
+    chains = random_chains(1, 1, lengths).detach()
+    moves = chains.transition.log_softmax(-1)
+    chains = Potentials(chains.initial.log_softmax(-1), moves, chains.emission, lengths)
+    pairs, ahead = chain.pair_marginals(chains), chain.predictions(chains)
+    for r in range(R):
+        paths, joints = every_path(chains, r)
+        weights = joints.softmax(0)
+        expected = torch.zeros(T - 1, K, K)
+        for path, weight in zip(paths, weights, strict=True):
+            for t, (i, j) in enumerate(itertools.pairwise(path)):
+                expected[t, i, j] += weight
+        torch.testing.assert_close(pairs[:, r], expected, rtol=1e-10, atol=1e-12)
+        end = len(paths[0])
+        for t in range(1, end + 1):
+            cut = Potentials(chains.initial, moves, chains.emission[:t])
+            paths, joints = every_path(cut, r)
+            last = torch.tensor([path[-1] for path in paths])
+            now = torch.zeros(K).index_add(0, last, joints.softmax(0))
+            torch.testing.assert_close(ahead[t, r], now @ moves[0, 0].exp())
+    torch.testing.assert_close(ahead[0], chains.initial.exp())
+
+
+@pytest.mark.parametrize("in_log_space", [False, True])
+def test_nearly_deterministic_chain_against_fifty_digits(
+    in_log_space: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_log_space:
+        only_log_space(monkeypatch)
+    steps, states = 200, 3
+    near = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    matrix = (1 - 3e-12) * near + 1e-12
+    emission = 5.0 * torch.randn(steps, 1, states)
+    initial = torch.tensor([[0.2, 0.3, 0.5]]).log()
+    emission.requires_grad_()
+    evidence = chain_log_evidence(Potentials(initial, matrix.log()[None, None], emission)).sum()
+    (marginals,) = torch.autograd.grad(evidence, emission)
+
+    mp = mpmath.mp.clone()
+    mp.dps = 50
+    moves = [[mp.mpf(float(p)) for p in row] for row in matrix.log().exp()]
+    weights = [[mp.exp(mp.mpf(float(v))) for v in row[0]] for row in emission.detach()]
+    forward = [[mp.exp(mp.mpf(float(initial[0, k]))) * weights[0][k] for k in range(states)]]
+    for w in weights[1:]:
+        last = forward[-1]
+        sums = [mp.fsum(last[i] * moves[i][j] for i in range(states)) for j in range(states)]
+        forward.append([s * v for s, v in zip(sums, w, strict=True)])
+    backward = [[mp.mpf(1)] * states]
+    for w in reversed(weights[1:]):
+        after = [b * v for b, v in zip(backward[0], w, strict=True)]
+        backward.insert(
+            0, [mp.fsum(moves[i][j] * after[j] for j in range(states)) for i in range(states)]
+        )
+    total = mp.fsum(forward[-1])
+    assert float(evidence.detach()) == pytest.approx(float(mp.log(total)), rel=1e-13)
+    truth = torch.tensor(
+        [
+            [float(f * b / total) for f, b in zip(fs, bs, strict=True)]
+            for fs, bs in zip(forward, backward, strict=True)
+        ]
+    )
+    torch.testing.assert_close(marginals[:, 0], truth, rtol=1e-9, atol=1e-14)
+
+
+def test_a_state_that_seems_lost_may_win() -> None:
+    # Two states that never mix: the first half favours one by exp(2000), the second the other.
+    emission = torch.zeros(100, 1, 2)
+    emission[:50, 0, 1] = -40.0
+    emission[50:, 0, 0] = -80.0
+    matrix = torch.eye(2).log().clamp_min(-1e30)
+    emission.requires_grad_()
+    chains = Potentials(torch.full((1, 2), 0.5).log(), matrix[None, None], emission)
+    evidence = chain_log_evidence(chains)
+    assert float(evidence.detach()) == pytest.approx(-2000.0 - torch.log(torch.tensor(2.0)))
+    (marginals,) = torch.autograd.grad(evidence.sum(), emission)
+    torch.testing.assert_close(marginals[:, 0, 1], torch.ones(100))
+
+
+def test_no_underflow_at_a_hundred_thousand_steps() -> None:
+    steps, states = 100_000, 4
+    emission = -200.0 * torch.rand(steps, 1, states)
+    matrix = torch.randn(states, states).log_softmax(-1)
+    chains = Potentials(torch.full((1, states), 0.25).log(), matrix[None, None], emission)
+    smoothed = chain_scaled.scaled_forward_backward(chains)
+    assert smoothed is not None
+    evidence, filtered, future = chain_log.log_forward_backward(chains)
+    torch.testing.assert_close(smoothed.log_evidence, evidence, rtol=1e-13, atol=0.0)
+    in_logs = (filtered + future).softmax(-1)
+    torch.testing.assert_close(smoothed.marginals, in_logs, rtol=1e-6, atol=1e-9)
+    sums = smoothed.marginals.sum(-1)
+    torch.testing.assert_close(sums, torch.ones_like(sums), rtol=1e-12, atol=0.0)
+    best = float(chain_log_evidence(chains, maximum=True))
+    assert best < float(evidence)
+
+
+def test_blocks_do_not_change_a_long_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    emission = torch.randn(997, 2, 3)
+    matrix = torch.randn(3, 3).log_softmax(-1)
+    lengths = torch.tensor([997, 500])
+    chains = Potentials(torch.zeros(2, 3).log_softmax(-1), matrix[None, None], emission, lengths)
+    results = []
+    for blocks in (1, 7, 31, 300):
+        cut = functools.partial(chain_blocks.cut, count=blocks)
+        monkeypatch.setattr(chain_scaled, "cut", cut)
+        monkeypatch.setattr(chain_log, "cut", cut)
+        smoothed = chain_scaled.scaled_forward_backward(chains)
+        assert smoothed is not None
+        path, best = chain_log.viterbi(chains)
+        results.append((smoothed.log_evidence, smoothed.marginals[:500], best, path[:500]))
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-12)
