@@ -47,17 +47,6 @@ def hierarchical(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(locs[z], precision.rsqrt()), obs=x)
 
 
-def same_family(x: Tensor) -> None:
-    """A mixture whose latent is hidden in its distribution."""
-    weights = pyro.sample("weights", dist.Dirichlet(torch.full((3,), 2.0)))
-    with pyro.plate("parts", 3):
-        precisions = pyro.sample("precisions", dist.Gamma(2.0, 1.0))
-        locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
-    with pyro.plate("rows", len(x)):
-        parts = dist.Normal(locs, precisions.rsqrt())
-        pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(weights), parts), obs=x)
-
-
 def spread(rows: int = 30, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(rows, generator=generator, dtype=torch.float64)
@@ -76,7 +65,6 @@ MIXTURES |= {
 }
 MIXTURES |= {
     "hierarchical": (hierarchical, (spread(),), {}),
-    "of one family": (same_family, (spread(),), {}),
     "weighed": (
         poisson_mixture,
         (torch.tensor([0.0, 1.0, 2.0, 3.0, 7.0, 9.0]),),
