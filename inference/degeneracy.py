@@ -20,8 +20,8 @@ COLLAPSED = 1e-10  # variance of a component over the variance of all data, alon
 class Degenerate(ArithmeticError):
     """A component of a parameter site has no finite maximiser; the message names both."""
 
-    def __init__(self, site: str, component: str, what: str) -> None:
-        self.site, self.component = site, component
+    def __init__(self, site: str, component: str, what: str, index: tuple[int, ...] = ()) -> None:
+        self.site, self.component, self.index = site, component, index
         where = f"component {component} of site '{site}'" if component else f"site '{site}'"
         super().__init__(
             f"{where} {what}; use objective='map' with a proper "
@@ -43,7 +43,7 @@ def check_maximiser(
             row = int(wrong.reshape(-1).nonzero()[0])
             index = [int(i) for i in torch.unravel_index(torch.tensor(row), rows_shape or (1,))]
             name = str(index[0]) if len(index) == 1 else str(tuple(index))
-            raise Degenerate(site, name, message)
+            raise Degenerate(site, name, message, tuple(index))
 
 
 def _judge(

@@ -1,17 +1,19 @@
 """Expectation-maximisation for Pyro models: initialise, E-step, M-step, check convergence."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ember.inference.acceleration import EMMap, accelerated
+from ember.inference.annealing import annealed
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import Monitor, Movement, StopReason
 from ember.inference.coordinates import Coordinates
@@ -19,16 +21,28 @@ from ember.inference.degeneracy import Degenerate, emptied_states, idle_entries
 from ember.inference.explanation import Explanation, explain
 from ember.inference.factors import IMPOSSIBLE
 from ember.inference.fit import Fit
-from ember.inference.initialisation import KMEANS_TRIES, Init, check_params, starting_params
+from ember.inference.hard import hard_e_step
+from ember.inference.initialisation import Init, check_params, start_kinds, starting_params
+from ember.inference.labels import in_canonical_order
 from ember.inference.maximisation import maximise
-from ember.inference.options import check_anneal, check_options, progress_bar
+from ember.inference.options import (
+    check_anneal,
+    check_assignment,
+    check_escape,
+    check_options,
+    progress_bar,
+)
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
+from ember.inference.restarts import GIVEN, ImpossibleStart, Start, best_of
+from ember.inference.split_merge import check_mixture, split_and_merge
 from ember.inference.statistics import Statistics
 from ember.inference.structure import Model
 from ember.inference.validation import check_local_parameters, check_rows, check_settable
 
 __all__ = ["EM"]
+
+REACHED = 10.0  # an optimum is reached, or exceeded, by this multiple of the tolerance
 
 
 class EM:
@@ -54,19 +68,35 @@ class EM:
         model: A Pyro function (or ``PyroModule``) that takes the data.
         objective: "map" or "mle".
         integrate: Per-site wishes that override the model's ``infer={"integrate": ...}``.
-        init: "kmeans", "random", a dict of parameters (constrained; may be partial), or a
-            callable that receives the model's arguments and returns such a dict.
-        restarts: How many starts to run; the best result is kept.
+        init: "kmeans", "points", "random", "hierarchical", "prior" (see ``initialisation.py``), a
+            dict of parameters (constrained; may be partial), or a callable that receives the
+            model's arguments and returns such a dict.
+        restarts: How many starts to make: the first is ``init``, the others are of several kinds.
+            All take a short run, together where that is possible, and the best third (no fewer
+            than three) are run to the end; the best result is kept, and ``fit.starts`` says what
+            became of each.
         anneal: Inverse temperatures between 0 and 1, rising, for example
             ``(0.1, 0.2, 0.4, 0.7)``: that many EM steps with a flattened posterior precede the
             loop, so that it depends less on the start (Ueda & Nakano 1998, Neural Networks 11,
             271-282).
+        assignment: "soft" averages over the latents; "hard" takes their most probable joint value
+            instead (classification EM; k-means is a case of it), without acceleration. Then
+            ``fit.history`` is the classification objective, ``max_z log p(x, z | params)`` plus
+            the log prior, by which starts are compared too, and ``fit.log_likelihood`` is
+            ``log p(x | params)`` at the end, as for any fit.
+        escape: None, or "split-merge": after convergence, try for a better optimum by merging two
+            components and splitting a third (plain mixtures; Ueda et al. 2000, Neural
+            Computation 12, 2109-2128).
         accelerate: "auto" (SQUAREM, taking turns with L-BFGS in long runs), None (plain EM, iterate
             for iterate), "squarem", "lbfgs" or "anderson".
         tol: Tolerance on what is still to gain, relative to the objective.
         max_iter: The largest number of iterations for each start.
         seed: Makes the run repeatable; the global random state is untouched either way.
         progress: Whether to show a progress bar.
+
+    The states of a latent come out by the share of the data that they explain, largest first, if
+    the model does not tell them apart; with a start of the user's own (a dict or a callable) they
+    keep its order.
 
     Raises:
         TypeError: If an option has the wrong type.
@@ -99,6 +129,8 @@ class EM:
         init: Init = "kmeans",
         restarts: int = 1,
         anneal: Sequence[float] | None = None,
+        assignment: str = "soft",
+        escape: str | None = None,
         accelerate: str | None = "auto",
         tol: float = 1e-8,
         max_iter: int = 1000,
@@ -110,6 +142,9 @@ class EM:
         self.integrate, self.init, self.restarts = dict(integrate or {}), init, restarts
         check_anneal(anneal)
         self.anneal = tuple(anneal or ())
+        check_assignment(assignment, accelerate)
+        check_escape(escape, assignment)
+        self.assignment, self.escape = assignment, escape
         self.accelerate, self.tol, self.max_iter = accelerate, tol, max_iter
         self.seed, self.progress = seed, progress
         self._latest: tuple[Any, Plan, Any] | None = None
@@ -139,7 +174,7 @@ class EM:
             )
         with sheltered(self.seed, (args, kwargs)):
             plan = self._plan(args, kwargs)
-            return plan.e_step(check_params(plan, params))
+            return self._expectation(plan)(check_params(plan, params))
 
     def m_step(self, stats: Statistics) -> dict[str, Tensor]:
         """Parameters that maximise the expected log joint (with the prior, for MAP).
@@ -180,13 +215,22 @@ class EM:
         with sheltered(self.seed, (args, kwargs)):
             plan = self._plan(args, kwargs)
             check_rows(plan)
-            fits = []
-            for start in self._starts(plan):
-                fits.append(self._run(plan, start, began))
-                if fits[-1].stop is StopReason.INTERRUPTED:
-                    break
-        best = max(fits, key=lambda fit: (not fit.is_degenerate, fit.log_posterior))
-        best.starts = torch.tensor([fit.log_posterior for fit in fits], dtype=torch.float64)
+            if self.escape:
+                check_mixture(plan)
+            run = functools.partial(self._run, plan, began)
+            together = self.assignment == "soft"
+            close = REACHED * self.tol
+            best = best_of(
+                plan, self._starts(plan), run, self.max_iter, close, began,
+                together=together, jumps=self.accelerate is not None,
+            )  # fmt: skip
+            if self.escape and best.converged:
+                best = split_and_merge(plan, best, run, close)
+            best.evaluations += len(self.anneal)
+            # A warning may name a component by its number, which must then stay.
+            named = best.warning and best.stop is not StopReason.MAX_ITER
+            if isinstance(self.init, str) and not named:
+                best.params = in_canonical_order(plan, best.params)
         if best.warning:
             warnings.warn(best.warning, RuntimeWarning, stacklevel=2)
         return best
@@ -210,41 +254,42 @@ class EM:
         self._latest = ((key, names), plan, (args, kwargs))
         return plan
 
-    def _starts(self, plan: Plan) -> list[dict[str, Tensor]]:
-        """The chosen start, then others: k-means varies with its seeding, then random ones."""
-        others: Init = self.init if isinstance(self.init, str) else "random"
-        wishes = [self.init, *("random" if i % 2 else others for i in range(1, self.restarts))]
-        starts: list[dict[str, Tensor]] = []
+    def _expectation(self, plan: Plan) -> Callable[[Mapping[str, Tensor]], Statistics]:
+        return plan.e_step if self.assignment == "soft" else functools.partial(hard_e_step, plan)
+
+    def _starts(self, plan: Plan) -> list[Start]:
+        """The chosen start, then others; those from which a component degenerates at once drop."""
+        starts: list[Start] = []
         failures: list[Degenerate] = []
-        for wish in wishes:
+        for wish in start_kinds(self.init, self.restarts):
+            kind = wish if isinstance(wish, str) else GIVEN
             try:
-                tries = 1 if starts else KMEANS_TRIES
-                starts.append(starting_params(plan, wish, tries))
+                params = starting_params(plan, wish, varied=bool(starts))
+                starts.append(Start(kind, annealed(plan, params, self.anneal)))
             except Degenerate as error:
                 failures.append(error)
         if not starts:
             raise ValueError(f"no start is possible: {failures[0]}") from failures[0]
         return starts
 
-    def _run(self, plan: Plan, params: dict[str, Tensor], began: float) -> Fit:
-        em = EMMap(plan.e_step, lambda statistics: maximise(plan, statistics))
+    def _run(
+        self, plan: Plan, began: float, params: dict[str, Tensor], limit: int | None = None
+    ) -> Fit:
+        em = EMMap(self._expectation(plan), lambda statistics: maximise(plan, statistics))
         coordinates = Coordinates(plan.structure.parameters, plan.superposed_parameters())
-        iterate = accelerated(self.accelerate, em, coordinates)
+        how = self.accelerate if self.assignment == "soft" else None
+        iterate = accelerated(how, em, coordinates)
         monitor, reason, warning = Monitor(self.tol), StopReason.MAX_ITER, ""
-        for temper in self.anneal:
-            em.evaluations += 1
-            params = maximise(plan, plan.e_step(params, temper))
-            if temper < 1.0:  # components that a high temperature has merged must part again
-                params = coordinates.jittered(params)
+        limit = self.max_iter if limit is None else limit
         current = em.e_step(params)
         if not math.isfinite(current.objective) or current.objective <= 0.1 * IMPOSSIBLE:
-            raise ValueError(
+            raise ImpossibleStart(
                 "the data have no finite density at the starting parameters; start elsewhere with "
                 "init={...}, or check the model's supports."
             )
         history, times = [current.objective], [time.perf_counter() - began]
-        with progress_bar(self.progress, self.max_iter, self.name) as tick:
-            for _ in range(self.max_iter):
+        with progress_bar(self.progress, limit, self.name) as tick:
+            for _ in range(limit):
                 if not plan.structure.parameters:
                     reason = StopReason.NO_PARAMETERS
                     break
@@ -284,6 +329,8 @@ class EM:
         warning = warning or idle_entries(current, plan.priors)
         if reason is StopReason.MAX_ITER:
             warning = f"{self.name}: {reason.value}"
+        if self.assignment == "hard":  # the history holds the classification objective
+            current = plan.e_step(current.params)
         return Fit(
             method=self.name,
             objective=self.objective,

@@ -21,6 +21,7 @@ from ember.inference.convergence import StopReason
 from ember.inference.options import check_count
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
+from ember.inference.starts import Starts
 
 __all__ = ["Fit"]
 
@@ -48,7 +49,7 @@ class Fit:
         iterations: Number of iterations.
         evaluations: Number of passes over the data.
         stop_reason: Why the fit ended, in words.
-        starts: Final objective of every start, the kept one included.
+        starts: What became of every start, the kept one included; see ``Starts``.
         guide: For SVI the learnt guide, callable like any; None for EM.
     """
 
@@ -63,7 +64,7 @@ class Fit:
     stop: StopReason
     plan: Plan = field(repr=False)
     warning: str = ""
-    starts: Tensor = field(default_factory=lambda: torch.zeros(0))
+    starts: Starts = field(default_factory=Starts)
     guide: Any = field(default=None, repr=False)
 
     # -- how it went --------------------------------------------------------------------------
@@ -293,12 +294,13 @@ class Fit:
         posterior = (
             f"\n  log posterior   {self.log_posterior:.6f}" if self.objective == "map" else ""
         )
+        starts = f"\n  starts          {self.starts}" if len(self.starts) > 1 else ""
         shown = "\n".join(f"  {name}: {_show(value)}" for name, value in self.params.items())
         return (
             f"{self.method}: {self.stop_reason}\n"
             f"  log likelihood  {self.log_likelihood:.6f}{posterior}\n"
             f"  iterations      {self.iterations} ({self.evaluations} passes over the data, "
-            f"{self.seconds:.2f} s)\n"
+            f"{self.seconds:.2f} s){starts}\n"
             f"Estimates\n{shown}"
         )
 

@@ -1,42 +1,78 @@
 """Where EM starts: responsibilities, then one M-step.
 
 Starting from responsibilities rather than from parameters lets every family, prior and link find
-its own starting values, by the same M-step that the loop uses.
+its own starting values, by the same M-step that the loop uses. The kinds of start:
+
+==============  ==================================================================================
+"kmeans"        k-means++ on the standardised data below each latent, the best of a few seedings
+"points"        random rows as centres, every row to the nearest (Biernacki et al. 2003)
+"hierarchical"  Ward's agglomeration, of a random subset where rows are many, every row to the
+                nearest centroid; the same each time as long as all rows are agglomerated
+"random"        random responsibilities, row by row. Every component then starts near the whole
+                data, close to the saddle at which all are alike. That suits latent classes. A
+                single start of a Gaussian mixture is slow and chancy so, and no way of drawing
+                responsibilities row by row mends it ("points" is the remedy); yet among several
+                starts it now and then finds the optimum that clusters do not lead to.
+"prior"         parameters drawn from the model's own priors, without responsibilities
+==============  ==================================================================================
+
+A latent without data of its own starts at random, whatever the kind. With several starts the first
+is the wished one and the others are of several kinds (``start_kinds``), since no kind is best for
+all data: an optimum that one kind never leads to is often found by another.
+
+Reference: Biernacki, Celeux & Govaert (2003), *Choosing starting values for the EM algorithm*,
+Computational Statistics & Data Analysis 41, 561-575.
 """
 
-import warnings
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-import scipy.cluster.vq
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ember.inference.clustering import KMEANS_TRIES, cluster, standardise
 from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import align
 from ember.inference.lookup import MANY_LEVELS, levels_of
 from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
+from ember.inference.prior_draws import draw_from_priors
 
-__all__ = ["check_params", "starting_params"]
+__all__ = [
+    "check_params",
+    "features",
+    "params_from",
+    "start_kinds",
+    "starting_params",
+]
 
 Init = str | Mapping[str, Tensor] | Callable[..., Mapping[str, Tensor]]
 BLEND = 0.05  # share of the uniform in a k-means start: a probability of exactly 0 would stay 0
-KMEANS_ROWS = 20_000
-KMEANS_TRIES = 5
 COMPLETIONS = 3  # of rows with missing entries, the responsibilities being as they are
+OTHERS = ("points", "random", "kmeans")  # the kinds that further starts go through in turn
 
 
-def starting_params(plan: Plan, init: Init, tries: int = KMEANS_TRIES) -> dict[str, Tensor]:
+def start_kinds(init: Init, count: int) -> list[Init]:
+    """The wished start, then others of several kinds in turn; one of them is hierarchical."""
+    turn: list[Init] = [kind for kind in OTHERS if kind != init]
+    if isinstance(init, str) and init != "hierarchical" and init not in turn:
+        turn.append(init)
+    once: list[Init] = [] if init == "hierarchical" else ["hierarchical"]
+    others = itertools.chain(turn[:2], once, turn[2:], itertools.cycle(turn))
+    return [init, *itertools.islice(others, count - 1)]
+
+
+def starting_params(plan: Plan, init: Init, varied: bool = False) -> dict[str, Tensor]:
     """Parameters to start from, by the user's choice of ``init``.
 
     Args:
         plan: The plan to start.
-        init: "kmeans", "random", a (possibly partial) dict of constrained values, or a callable
-            that returns one when given the model's arguments.
-        tries: How many seedings of k-means to choose the best of; one gives more varied starts.
+        init: A kind of start (see above), a (possibly partial) dict of constrained values, or a
+            callable that returns one when given the model's arguments.
+        varied: Whether k-means takes its first seeding instead of the best of a few: starts of one
+            kind should differ.
 
     Raises:
         ValueError: If a given value names no parameter, or has the wrong shape or support.
@@ -47,7 +83,10 @@ def starting_params(plan: Plan, init: Init, tries: int = KMEANS_TRIES) -> dict[s
             raise TypeError(
                 f"init returned {type(init).__name__}; a callable returns a dict of parameters."
             )
+    tries = 1 if varied else KMEANS_TRIES
     default = {name: p.start.clone() for name, p in plan.structure.parameters.items()}
+    if init == "prior":
+        return draw_from_priors(plan)
     if isinstance(init, str):
         return _from_responsibilities(plan, default, init, tries)
     given = check_params(plan, init, partial=True)
@@ -109,22 +148,29 @@ def _from_responsibilities(
     if not plan.structure.latent:
         params = _apart(plan, params)
         return _completed(plan, params, _weights(plan, {})) if plan.has_gaps else params
-    clusters = _kmeans(plan, tries) if how == "kmeans" else {}
+    clusters = _clusters(plan, how, tries) if how != "random" else {}
     responsibilities = {
         name: clusters[name] if name in clusters else _random(plan, name)
         for name in plan.structure.latent
     }
+    return params_from(plan, params, responsibilities)
+
+
+def params_from(
+    plan: Plan, params: Mapping[str, Tensor], responsibilities: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The M-step for given responsibilities ``(*plates, K)`` of every latent."""
     return _completed(plan, params, _weights(plan, responsibilities))
 
 
 def _completed(
-    plan: Plan, params: dict[str, Tensor], weights: Mapping[str, Tensor]
+    plan: Plan, params: Mapping[str, Tensor], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """One M-step; where rows have gaps, a few more, each completing them given the last."""
-    params = maximise(plan, plan.completed(params, weights, naive=True))
+    moved = maximise(plan, plan.completed(params, weights, naive=True))
     for _ in range(COMPLETIONS if plan.has_gaps else 0):
-        params = maximise(plan, plan.completed(params, weights))
-    return params
+        moved = maximise(plan, plan.completed(moved, weights))
+    return moved
 
 
 def _apart(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -213,29 +259,28 @@ def _chain_weights(
     return found
 
 
-def _kmeans(plan: Plan, tries: int) -> dict[str, Tensor]:
-    """Responsibilities from k-means on the data that each latent explains, standardised.
+def _clusters(plan: Plan, how: str, tries: int) -> dict[str, Tensor]:
+    """Responsibilities from clusters of the data that each latent explains, standardised.
 
     Latents with as many states and features, such as the steps of a chain, share one clustering.
     Latents without data of their own are left out.
     """
     pools: dict[tuple[int, int], list[tuple[str, Tensor]]] = {}
-    for name, features in _features(plan).items():
+    for name, rows in features(plan).items():
         states = plan.sizes[plan.latent_symbols[name]]
-        pools.setdefault((states, features.shape[1]), []).append((name, features))
+        pools.setdefault((states, rows.shape[1]), []).append((name, rows))
     found = {}
     for (states, _), members in pools.items():
-        data = torch.cat([features for _, features in members])
-        labels = _cluster(_standardise(data), states, tries)
+        labels = cluster(standardise(torch.cat([rows for _, rows in members])), states, how, tries)
         one_hot = torch.nn.functional.one_hot(labels, states).to(torch.float64)
         soft = (1.0 - BLEND) * one_hot + BLEND / states
-        pieces = soft.split([len(features) for _, features in members])
+        pieces = soft.split([len(rows) for _, rows in members])
         for (name, _), piece in zip(members, pieces, strict=True):
             found[name] = piece.reshape([plan.sizes[s] for s in _dims(plan, name)])
     return found
 
 
-def _features(plan: Plan) -> dict[str, Tensor]:
+def features(plan: Plan) -> dict[str, Tensor]:
     """For each latent, the data below it as rows (one for each of its plates' entries)."""
     order = {symbol: i for i, symbol in enumerate(plan.latent_symbols.values())}
     names = list(plan.latent_symbols)
@@ -275,34 +320,3 @@ def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:
     rest = [i for i in range(value.dim()) if i not in first]
     rows = torch.Size([plan.sizes[s] for s in plates]).numel()
     return value.permute(*first, *rest).reshape(rows, -1)
-
-
-def _standardise(data: Tensor) -> Tensor:
-    missing = ~torch.isfinite(data)
-    shown = data.masked_fill(missing, torch.nan)
-    mean = shown.nanmean(0).nan_to_num()
-    centred = (shown - mean).nan_to_num()
-    scale = centred.square().mean(0).sqrt()
-    return centred / torch.where(scale > 0, scale, torch.ones(()))
-
-
-def _cluster(data: Tensor, states: int, tries: int) -> Tensor:
-    """k-means++ on at most ``KMEANS_ROWS`` rows, the best of a few tries; labels of all rows."""
-    generator = np.random.default_rng(int(torch.randint(2**31, ())))
-    rows = data.numpy()
-    sample = rows
-    if len(rows) > KMEANS_ROWS:
-        sample = rows[generator.choice(len(rows), KMEANS_ROWS, replace=False)]
-    best, lowest = None, np.inf
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an empty cluster only means fewer distinct centres
-        for _ in range(tries if states > 1 else 1):
-            centres, _ = scipy.cluster.vq.kmeans2(
-                sample, states, iter=20, minit="++", missing="warn",
-                rng=generator,
-            )  # fmt: skip
-            labels, distances = scipy.cluster.vq.vq(rows, centres)
-            inertia = float((distances**2).sum())
-            if best is None or inertia < lowest:
-                best, lowest = labels, inertia
-    return torch.from_numpy(np.asarray(best, dtype=np.int64))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ember.inference.affine import AffineMap
 from ember.inference.factors import Site
+from ember.inference.parameter_maps import probe_values
 from ember.inference.plan import Plan
 from ember.inference.sequences import base_name, members
 from ember.inference.shapes import prepend_dims
@@ -24,7 +25,15 @@ from ember.inference.shapes import prepend_dims
 if TYPE_CHECKING:
     from ember.inference.fit import Fit
 
-__all__ = ["align", "canonical_order", "component_axes", "numberings", "permute", "renumbered"]
+__all__ = [
+    "align",
+    "canonical_order",
+    "component_axes",
+    "in_canonical_order",
+    "numberings",
+    "permute",
+    "renumbered",
+]
 
 Params = Mapping[str, Tensor]
 Axes = dict[str, set[int]]
@@ -35,6 +44,9 @@ def numberings(plan: Plan) -> dict[str, tuple[str, ...]]:
 
     A site that belongs to no sequence has a numbering of its own.
     """
+    cached: dict[str, tuple[str, ...]] | None = plan.notes.get("numberings")
+    if cached is not None:
+        return cached
     found: dict[str, list[str]] = {}
     for name in plan.structure.latent:
         base = base_name(name)
@@ -42,7 +54,8 @@ def numberings(plan: Plan) -> dict[str, tuple[str, ...]]:
         sizes = {plan.sizes.get(plan.latent_symbols[step], 1) for step in steps}
         shared = base if base and len(steps) > 1 and len(sizes) == 1 else name
         found.setdefault(shared, []).append(name)
-    return {shared: tuple(names) for shared, names in found.items()}
+    plan.notes["numberings"] = {shared: tuple(names) for shared, names in found.items()}
+    return numberings(plan)
 
 
 def component_axes(plan: Plan, latent: str) -> dict[str, tuple[int, ...]]:
@@ -121,6 +134,27 @@ def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
     """States by decreasing share of the data that they explain."""
     weight = _posterior(plan, params, _members(plan, latent)).sum(0)
     return [int(i) for i in torch.argsort(weight, descending=True, stable=True)]
+
+
+def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
+    """Parameters with the states of every latent in canonical order, where they are exchangeable.
+
+    States are exchangeable if renumbering them leaves the density as it is at random parameters,
+    and every parameter inside its support. States that differ by an accident of the estimates
+    only, or whose parameters are ordered, keep their numbers.
+    """
+    found = dict(params)
+    probe = probe_values(plan.structure, 0)
+    with torch.no_grad():
+        for latent in numberings(plan):
+            order = canonical_order(plan, found, latent)
+            if order == list(range(len(order))):
+                continue
+            moved = permute(plan, found, latent, order)
+            elsewhere = permute(plan, probe, latent, order)
+            if _in_support(plan, moved) and _same_density(plan, probe, elsewhere):
+                found = moved
+    return found
 
 
 def renumbered(
@@ -316,8 +350,19 @@ def _same_data(one: Plan, two: Plan) -> bool:
     )
 
 
+def _in_support(plan: Plan, params: Params) -> bool:
+    """Whether every parameter is a valid value of its site."""
+    known = plan.structure.parameters.values()
+    return all(bool(torch.as_tensor(p.support.check(params[p.name])).all()) for p in known)
+
+
 def _same_density(plan: Plan, before: Params, after: Params) -> bool:
-    """Whether renumbering left the log joint as it was, as it must for exchangeable states."""
+    """Whether renumbering left the log joint as it was, as it must for exchangeable states.
+
+    A density may go on outside the support (that of ordered locations does), where no fit may end.
+    """
+    if not _in_support(plan, after):
+        return False
     with torch.no_grad():
         old, new = (float(plan.log_evidence(p) + plan.log_prior(p)) for p in (before, after))
     return abs(new - old) <= 1e-9 * (1.0 + abs(old)) or (old == new)

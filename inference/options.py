@@ -10,7 +10,9 @@ from tqdm.auto import tqdm
 __all__ = ["check_choice", "check_options", "progress_bar"]
 
 OBJECTIVES = ("map", "mle")
-INITS = ("kmeans", "random")
+INITS = ("kmeans", "points", "random", "hierarchical", "prior")
+ASSIGNMENTS = ("soft", "hard")
+ESCAPES = (None, "split-merge")
 ACCELERATIONS = ("auto", None, "squarem", "lbfgs", "anderson")
 
 
@@ -68,6 +70,34 @@ def check_anneal(anneal: Any) -> None:
         raise ValueError(
             f"anneal={anneal!r} must be a sequence of inverse temperatures in (0, 1], for example "
             "(0.1, 0.2, 0.4, 0.7)."
+        )
+
+
+def check_assignment(assignment: Any, accelerate: Any) -> None:
+    """Refuses an unknown assignment, and acceleration of the hard one, which takes no small steps.
+
+    Raises:
+        ValueError: Saying what to choose.
+    """
+    check_choice("assignment", assignment, ASSIGNMENTS)
+    if assignment == "hard" and accelerate not in (None, "auto"):
+        raise ValueError(
+            f"accelerate={accelerate!r} does not go with assignment='hard', whose steps are jumps; "
+            "leave accelerate out."
+        )
+
+
+def check_escape(escape: Any, assignment: Any) -> None:
+    """Refuses an unknown way out of a local optimum, and one of a hard assignment.
+
+    Raises:
+        ValueError: Saying what to choose.
+    """
+    check_choice("escape", escape, ESCAPES)
+    if escape is not None and assignment == "hard":
+        raise ValueError(
+            f"escape={escape!r} does not go with assignment='hard': it weighs components by their "
+            "posteriors; use restarts=... instead."
         )
 
 

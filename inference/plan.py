@@ -86,14 +86,18 @@ class Plan:
         natural: dict[tuple[Any, ...], Tensor],
         other: dict[str, Tensor],
         temper: float = 1.0,
+        maximum: bool = False,
     ) -> Statistics:
-        """The E-step for any model: contract, and take the gradient."""
+        """The E-step for any model: contract, and take the gradient.
+
+        With ``maximum`` the sum over latents becomes a maximum; see ``hard.py``.
+        """
         leaves = [t.requires_grad_() for t in (*natural.values(), *other.values())]
         with torch.enable_grad():
             tensors = self.tensors(natural, other)
             if temper != 1.0:
                 tensors = [temper * tensor for tensor in tensors]
-            total = self.contraction.total(self.contraction(tensors)) / temper
+            total = self.contraction.total(self.contraction(tensors, maximum)) / temper
             gradients = torch.autograd.grad(total, leaves, allow_unused=True)
         found = [
             torch.zeros_like(leaf) if g is None else g

@@ -117,7 +117,7 @@ show({"image": image, f"{components} segments in their mean colours": painted(se
 # %%
 entropy = -torch.special.xlogy(responsibilities, responsibilities).sum(1) / np.log(2.0)
 fig, ax = plt.subplots(figsize=(6.5, 4), layout="constrained")
-shown = ax.imshow(entropy.reshape(height, width), cmap="magma", vmin=0, vmax=1.5)
+shown = ax.imshow(entropy.reshape(height, width).numpy(), cmap="magma", vmin=0, vmax=1.5)
 ax.axis("off")
 _ = fig.colorbar(shown, ax=ax, label="uncertainty (bits)", shrink=0.8)
 

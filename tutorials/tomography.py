@@ -111,7 +111,7 @@ print(f"A has {system.nnz:,} numbers; {int(counts.sum()):,} counts, {counts.mean
 # %%
 def show(ax, image, title, top=None):
     top = truth.max() if top is None else top
-    pixels = np.reshape(image, (-1, SIDE))
+    pixels = torch.as_tensor(image).numpy().reshape(-1, SIDE)
     ax.imshow(pixels, cmap="magma", vmin=0, vmax=top, interpolation="nearest")
     ax.set_title(title, size=10)
     ax.set(xticks=[], yticks=[])

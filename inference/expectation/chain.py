@@ -91,15 +91,29 @@ class _Path(torch.autograd.Function):
         ctx: Any, initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None
     ) -> Tensor:
         path, best = viterbi(Potentials(initial, transition, emission, lengths))
-        ctx.path, ctx.shapes = path, (initial.shape, transition.shape, emission.shape)
+        ctx.path, ctx.lengths = path, lengths
+        ctx.shapes = (transition.shape, emission.shape)
         return best
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
-        """The path as one-hot marginals; only the emissions' are asked for."""
-        one_hot = torch.nn.functional.one_hot(ctx.path, ctx.shapes[2][-1]).to(weights.dtype)
-        return None, None, one_hot * weights.unsqueeze(-1), None
+        """The path as one-hot marginals, and its moves as one-hot pairs within each length."""
+        shape, (steps, _, states) = ctx.shapes
+        one_hot = torch.nn.functional.one_hot(ctx.path, states).to(weights.dtype)
+        marginals = one_hot * weights.unsqueeze(-1)
+        inside = marginals
+        if ctx.lengths is not None:
+            beyond = torch.arange(steps).unsqueeze(1) >= ctx.lengths
+            inside = marginals.masked_fill(beyond.unsqueeze(-1), 0.0)
+        if not ctx.needs_input_grad[1] or steps < 2:
+            moves = None
+        elif shape[:2].numel() == 1:
+            moves = (one_hot[:-1].flatten(0, 1).T @ inside[1:].flatten(0, 1)).reshape(shape)
+        else:
+            moves = one_hot[:-1].unsqueeze(-1) * inside[1:].unsqueeze(-2)
+            moves = moves.sum_to_size(shape)
+        return inside[0], moves, marginals, None
 
 
 def pair_marginals(chains: Potentials) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ember.inference import EM
 from ember.inference.arguments import prepare, sheltered
+from ember.inference.maximisation import maximise
 from ember.inference.parameter_maps import probe_values
 from ember.inference.planning import build_plan
 from ember.models import gaussian_mixture, hidden_markov_poisson
@@ -33,6 +34,28 @@ def test_tempered_responsibilities(faithful: Tensor) -> None:
         torch.testing.assert_close(counts, expected, rtol=1e-9, atol=0.0)
         exact = plan.e_step(params).groups[key][1].sum(0)
         torch.testing.assert_close(plan.e_step(params, 1.0 - 1e-12).groups[key][1].sum(0), exact)
+
+
+@pytest.mark.parametrize("temper", [0.15, 0.6])
+def test_a_tempered_step_never_lowers_the_free_energy(faithful: Tensor, temper: float) -> None:
+    with sheltered(0):
+        plan = build_plan(gaussian_mixture, prepare((faithful,), {"components": 3}))
+        params = probe_values(plan.structure, 4)
+        params["locs"] = faithful[:3].clone()
+        energies = []
+        for _ in range(25):
+            fn = torch.distributions.MultivariateNormal(
+                params["locs"], precision_matrix=params["precisions"]
+            )
+            joint = fn.log_prob(faithful[:, None]) + params["weights"].log()
+            free = (temper * joint).logsumexp(1).sum() / temper
+            energies.append(float(free + plan.log_prior(params)))
+            statistics = plan.e_step(params, temper)
+            assert statistics.objective == pytest.approx(energies[-1], rel=1e-10)
+            params = maximise(plan, statistics)
+    rises = torch.tensor(energies).diff()
+    assert bool((rises >= -1e-9 * abs(energies[-1])).all())
+    assert energies[-1] > energies[0] + 1.0
 
 
 def test_annealing_leaves_a_bad_start(faithful: Tensor) -> None:

@@ -1,0 +1,302 @@
+"""Several starts: the batch against one start at a time, what is carried on, what is recorded."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from ember.inference import EM, Fit, restarts
+from ember.inference.arguments import prepare, sheltered
+from ember.inference.batch import run_together
+from ember.inference.convergence import StopReason
+from ember.inference.initialisation import start_kinds, starting_params
+from ember.inference.maximisation import maximise
+from ember.inference.plan import Plan
+from ember.inference.planning import build_plan
+from ember.inference.replicas import can_replicate
+from ember.models import (
+    bernoulli_mixture,
+    categorical_mixture,
+    gaussian_mixture,
+    hidden_markov_poisson,
+    poisson_mixture,
+)
+from tests.inference.catalogue import CASES, case_id, model_of
+from tests.inference.examples import EXAMPLES
+
+Load = Callable[[str], pd.DataFrame]
+
+
+def hierarchical(x: Tensor) -> None:
+    """A prior whose own parameter is estimated, a table of two sources, a constant among them."""
+    weights = pyro.sample("weights", dist.Dirichlet(torch.full((3,), 2.0)))
+    centre = pyro.sample("centre", dist.Normal(0.0, 5.0))
+    left = pyro.sample("left", dist.Normal(centre, 1.5))
+    right = pyro.sample("right", dist.Normal(centre, 1.5))
+    locs = torch.stack([left, right, torch.zeros(())])
+    precision = pyro.sample("precision", dist.Gamma(2.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(locs[z], precision.rsqrt()), obs=x)
+
+
+def spread(rows: int = 30, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(rows, generator=generator, dtype=torch.float64)
+    return noise + torch.tensor([-4.0, 0.0, 3.0], dtype=torch.float64)[torch.arange(rows) % 3]
+
+
+MIXTURES: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
+    case_id(case): (model_of(case), (case[1],), case[2])
+    for case in CASES
+    if case[0] in {m.__name__ for m in (gaussian_mixture, poisson_mixture, bernoulli_mixture)}
+    or case[0] == categorical_mixture.__name__
+}
+MIXTURES |= {
+    name: (EXAMPLES[name].model, EXAMPLES[name].args, EXAMPLES[name].kwargs)
+    for name in ("mixture", "mixture_full", "tied_mixture", "shared_scale", "switch", "one_hot")
+}
+MIXTURES |= {
+    "hierarchical": (hierarchical, (spread(),), {}),
+    "weighed": (
+        poisson_mixture,
+        (torch.tensor([0.0, 1.0, 2.0, 3.0, 7.0, 9.0]),),
+        {"components": 2, "frequency": torch.tensor([3.0, 1.0, 0.5, 2.0, 4.0, 1.0])},
+    ),
+}
+
+
+def plan_of(model: Any, args: Any, kwargs: Any, objective: str = "map") -> Plan:
+    return build_plan(model, prepare(args, kwargs), objective)
+
+
+@pytest.mark.parametrize("objective", ["map", "mle"])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_batch_takes_the_steps_of_each_start_alone(name: str, objective: str) -> None:
+    model, args, kwargs = MIXTURES[name]
+    with sheltered(3, (args, kwargs)):
+        plan = plan_of(model, args, kwargs, objective)
+        assert can_replicate(plan)
+        starts = [starting_params(plan, "random") for _ in range(4)]
+        tracks, interrupted = run_together(plan, starts, 4, -1.0, jumps=False)
+        assert not interrupted
+        for params, track in zip(starts, tracks, strict=True):
+            for value in track.history[:-1]:
+                statistics = plan.e_step(params)
+                assert value == pytest.approx(statistics.objective, rel=1e-10)
+                params = maximise(plan, statistics)
+            assert track.history[-1] == pytest.approx(plan.e_step(params).objective, rel=1e-10)
+            for site, own in params.items():
+                torch.testing.assert_close(track.params[site], own, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mixture", "weighed", "hierarchical", "bernoulli_mixture-40x5"])
+def test_jumps_never_lower_an_objective_and_end_at_fixed_points(name: str) -> None:
+    model, args, kwargs = MIXTURES[name]
+    with sheltered(3, (args, kwargs)):
+        plan = plan_of(model, args, kwargs)
+        starts = [starting_params(plan, "random") for _ in range(5)]
+        tracks, _ = run_together(plan, starts, 300, 1e-13)
+        for track in tracks:
+            history = torch.tensor(track.history)
+            assert bool((history.diff() >= 0).all())
+            statistics = plan.e_step(track.params)
+            assert history[-1] == pytest.approx(statistics.objective, rel=1e-10)
+            after = plan.e_step(maximise(plan, statistics)).objective
+            assert after - statistics.objective < 1e-6 * (1.0 + abs(after))
+
+
+def collapsing(locs: list[float], precisions: list[float]) -> dict[str, Tensor]:
+    return {
+        "weights": torch.full((3,), 1.0 / 3.0, dtype=torch.float64),
+        "locs": torch.tensor(locs, dtype=torch.float64),
+        "precisions": torch.tensor(precisions, dtype=torch.float64),
+    }
+
+
+def test_a_start_that_degenerates_spoils_no_other() -> None:
+    x = spread()
+    model = EXAMPLES["mixture"].model
+    good = [collapsing([-4.0, 0.5, 3.0], [1.0] * 3), collapsing([-3.0, -1.0, 2.0], [0.5] * 3)]
+    # One collapses on a row, another has no density at its start.
+    bad = [
+        collapsing([float(x[0]), 0.0, 3.0], [1e9, 1.0, 1.0]),
+        collapsing([0.0, 0.0, 0.0], [float("inf")] * 3),
+    ]
+    with sheltered(0, x):
+        plan = plan_of(model, (x,), {}, "mle")
+        both, _ = run_together(plan, [good[0], bad[0], bad[1], good[1]], 40, 1e-9)
+        alone, _ = run_together(plan, good, 40, 1e-9)
+    assert [track.degenerate for track in both] == [False, True, True, False]
+    assert both[1].history
+    assert all(bool(v.isfinite().all()) for v in both[1].params.values())
+    assert not both[2].history
+    for mine, theirs in zip((both[0], both[3]), alone, strict=True):
+        assert mine.history == pytest.approx(theirs.history, rel=1e-12)
+
+
+@pytest.fixture
+def tables(reference_data: Load) -> dict[str, Tensor]:
+    faithful, iris = reference_data("faithful"), reference_data("iris").select_dtypes("number")
+    return {
+        "faithful": torch.from_numpy(faithful.to_numpy(dtype=float)),
+        "iris": torch.from_numpy(iris.to_numpy(dtype=float)),
+        "overlapping": overlapping(),
+    }
+
+
+def overlapping() -> Tensor:
+    """Five spherical clusters so close that starts end at several optima."""
+    generator = torch.Generator().manual_seed(3)
+    centres = 1.5 * torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    which = torch.randint(5, (200,), generator=generator)
+    return centres[which] + torch.randn(200, 2, generator=generator, dtype=torch.float64)
+
+
+HARD = [
+    ("faithful", "map", {"components": 3}),
+    ("iris", "mle", {"components": 3, "covariance": "diag"}),
+    ("overlapping", "mle", {"components": 5, "covariance": "spherical"}),
+]
+
+
+@pytest.mark.parametrize(("data", "objective", "options"), HARD, ids=[case[0] for case in HARD])
+def test_the_few_carried_on_find_what_all_would(
+    data: str, objective: str, options: dict[str, Any], tables: dict[str, Tensor]
+) -> None:
+    x = tables[data]
+    em = EM(gaussian_mixture, objective, restarts=5, seed=1)
+    fit = em.fit(x, **options)
+    assert fit.converged
+    with warnings.catch_warnings(), sheltered(1, x):
+        warnings.simplefilter("ignore")
+        plan = em._plan((x,), options)
+        every = [em._run(plan, 0.0, start.params) for start in em._starts(plan)]
+    best = max(float(one.history[-1]) for one in every if not one.is_degenerate)
+    assert fit.log_posterior >= best - 1e-6 * (1.0 + abs(best))
+    assert len(fit.starts) == 5
+    assert 3 <= sum(fit.starts.carried) < 5
+    assert fit.starts.reached >= 1
+    assert fit.starts.best == pytest.approx(fit.log_posterior, rel=1e-12)
+    ended = fit.starts.objectives[torch.tensor(fit.starts.carried)]
+    near = (ended - fit.log_posterior).abs() <= 1e-6 * (1.0 + abs(fit.log_posterior))
+    assert fit.starts.reached == int(near.sum())
+    assert bool((fit.history.diff() >= 0).all())
+    assert len(fit.times) == len(fit.history)
+    assert bool((fit.times.diff() >= 0).all())
+    line = next(line for line in str(fit).splitlines() if "starts" in line)
+    assert f"{sum(fit.starts.carried)} of them run to the end" in line
+
+
+def test_one_start_says_nothing_of_starts() -> None:
+    fit = EM(EXAMPLES["mixture"].model, seed=0).fit(spread())
+    assert (len(fit.starts), fit.starts.reached, fit.starts.kinds) == (1, 1, ("kmeans",))
+    assert "starts" not in str(fit)
+
+
+def test_starts_of_a_chain_run_in_turn() -> None:
+    x = torch.tensor([1.0, 0, 2, 9, 8, 10, 1, 0, 2, 11, 9, 12, 1, 1, 0])
+    em = EM(hidden_markov_poisson, seed=0, restarts=5)
+    fit = em.fit(x, states=2)
+    assert not can_replicate(fit.plan)
+    single = EM(hidden_markov_poisson, seed=0).fit(x, states=2)
+    assert fit.converged
+    assert fit.log_posterior >= single.log_posterior - 1e-8
+    assert fit.starts.kinds == ("kmeans", "points", "random", "hierarchical", "kmeans")
+    assert fit.starts.reached >= 1
+
+
+def test_a_start_of_the_user_is_run_to_its_end(tables: dict[str, Tensor]) -> None:
+    x = tables["faithful"]
+    covariance = torch.cov(x.T)
+    stuck = {
+        "weights": torch.tensor([0.5, 0.5]),
+        "locs": torch.tensor([[4.533, 84.0], [4.767, 78.0]]),
+        "precisions": torch.linalg.inv(covariance).expand(2, 2, 2),
+    }
+    fit = EM(gaussian_mixture, "mle", init=stuck, restarts=6, seed=0).fit(x, components=2)
+    assert fit.starts.kinds[0] == "given"
+    assert fit.starts.carried[0]
+    assert float(fit.starts.objectives[0]) == pytest.approx(-1285.31, abs=0.01)
+    assert fit.log_likelihood == pytest.approx(-1130.26396, abs=1e-4)
+
+
+def test_where_those_carried_on_degenerate_the_next_best_follow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(restarts, "FEWEST", 2)
+    x = spread()
+    em = EM(EXAMPLES["mixture"].model, seed=0, restarts=5)
+    with sheltered(0, x):
+        plan = em._plan((x,), {})
+        starts = em._starts(plan)
+        ran: list[Fit] = []
+
+        def run(params: dict[str, Tensor], limit: int) -> Fit:
+            fit = em._run(plan, 0.0, params, limit)
+            ran.append(replace(fit, stop=StopReason.DEGENERATE) if len(ran) < 3 else fit)
+            return ran[-1]
+
+        fit = restarts.best_of(plan, starts, run, 1000, 1e-7)
+    assert len(ran) == 4
+    assert sum(fit.starts.carried) == 4
+    assert sum(fit.starts.degenerate) == 3
+    assert not fit.is_degenerate
+    assert fit.log_posterior == ran[-1].log_posterior
+
+
+@pytest.mark.parametrize("model", ["mixture", "chain"])
+def test_an_interrupt_keeps_what_was_reached(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    example = EXAMPLES[model]
+    target = f"ember.inference.{'batch' if model == 'mixture' else 'em'}.maximise"
+
+    def interrupt(plan: Plan, statistics: Any) -> dict[str, Tensor]:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise KeyboardInterrupt
+        return maximise(plan, statistics)
+
+    monkeypatch.setattr(target, interrupt)
+    fit = EM(example.model, seed=0, restarts=4).fit(*example.args, **example.kwargs)
+    assert "interrupted" in fit.stop_reason
+    assert fit.iterations >= 1
+    assert sum(fit.starts.carried) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*max_iter:RuntimeWarning")
+@pytest.mark.parametrize("model", ["mixture", "chain"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_max_iter_bounds_each_start(model: str, count: int) -> None:
+    example = EXAMPLES[model]
+    em = EM(example.model, init="random", seed=0, restarts=count, max_iter=2, tol=1e-12)
+    fit = em.fit(*example.args, **example.kwargs)
+    assert "max_iter" in fit.stop_reason
+    assert fit.iterations == 2
+    again = em.e_step(fit.params, *example.args, **example.kwargs)
+    assert again.objective == pytest.approx(fit.log_posterior, rel=1e-10)
+
+
+@pytest.mark.parametrize("init", ["kmeans", "points", "random", "hierarchical", "prior"])
+def test_the_wish_comes_first_and_the_others_vary(init: str) -> None:
+    kinds = start_kinds(init, 9)
+    assert kinds[0] == init
+    assert kinds.count("hierarchical") == 1
+    assert {"kmeans", "points", "random"} <= set(kinds[1:]) | {init}
+    assert start_kinds({}, 3)[1:] == ["points", "random"]
+
+
+def test_a_seed_repeats_the_record() -> None:
+    one, two = (
+        EM(EXAMPLES["mixture"].model, seed=4, restarts=5).fit(spread()).starts for _ in range(2)
+    )
+    assert torch.equal(one.objectives, two.objectives)
+    assert str(one) == str(two)
