@@ -228,8 +228,8 @@ _ = axes[2].legend(frameon=False)
 # ## Restarts
 #
 # A criterion is only as good as the optimum that it is computed at. EM climbs to the nearest one,
-# and with more components there are more of them. Six starts, for three components and for five: all
-# take a short run, the best few are run to the end, and `fit.starts` keeps the record.
+# and with more components there are more of them. Six starts, for three components and for five:
+# all take a short run, the best few are run to the end, and `fit.starts` keeps the record.
 
 # %%
 started = {k: EM(gaussian_mixture, seed=1, restarts=6).fit(x, components=k) for k in (3, 5)}
