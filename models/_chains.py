@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ember.models._emissions import beside
+from ember.models._missing import shown_steps
 from ember.models._priors import HALF_COUNT, Hyperparameters
 
 __all__ = ["HiddenMarkov", "chain", "stationary"]
@@ -24,12 +25,14 @@ def chain(
     *,
     batched: bool,
     mask: Tensor | None,
+    shown: Tensor | None = None,
     stationary_start: bool,
 ) -> None:
     """Declare `initial` (K), `transition` (K, K) and the sequences `x` with states `state`.
 
     The steps of `x` are its first dimension, or the second where it is `batched`; `emission` has
-    the states in its last batch dimension and a dimension for steps to the left of them.
+    the states in its last batch dimension and a dimension for steps to the left of them. Of `x`
+    only the steps of the `mask`, and of these the entries `shown` (like `x`), are looked at.
     """
     concentration = prior.above("transition", (states, states), HALF_COUNT)
     if not stationary_start:
@@ -39,6 +42,7 @@ def chain(
         transition: Tensor = pyro.sample("transition", dist.Dirichlet(concentration))
     if stationary_start:
         initial = pyro.deterministic("initial", stationary(transition))
+    emission, x = shown_steps(emission, x, shown)
     if mask is not None:
         emission = emission.mask(mask.unsqueeze(-1))
     transition = beside(transition, 2)
