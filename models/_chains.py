@@ -13,7 +13,9 @@ from ember.models._emissions import beside
 from ember.models._missing import shown_steps
 from ember.models._priors import HALF_COUNT, Hyperparameters
 
-__all__ = ["HiddenMarkov", "chain", "stationary"]
+__all__ = ["CHAIN_KEYS", "HiddenMarkov", "chain", "stationary"]
+
+CHAIN_KEYS = ("initial", "transition")
 
 
 def chain(
@@ -27,6 +29,7 @@ def chain(
     mask: Tensor | None,
     shown: Tensor | None = None,
     stationary_start: bool,
+    name: str = "x",
 ) -> None:
     """Declare `initial` (K), `transition` (K, K) and the sequences `x` with states `state`.
 
@@ -49,7 +52,7 @@ def chain(
     steps = x.shape[1] if batched else x.shape[0]
     whole = HiddenMarkov(initial.log(), transition.log(), emission, duration=steps)  # type: ignore[no-untyped-call]
     with pyro.plate("sequences", x.shape[0]) if batched else nullcontext():
-        pyro.sample("x", whole, obs=x)
+        pyro.sample(name, whole, obs=x)
 
 
 class HiddenMarkov(dist.DiscreteHMM):

@@ -32,6 +32,7 @@ __all__ = [
     "Emission",
     "TableEmission",
     "bernoulli_emission",
+    "beside",
     "categorical_emission",
     "gaussian_emission",
     "poisson_emission",

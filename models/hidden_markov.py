@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ember.models._chains import chain
+from ember.models._chains import CHAIN_KEYS, chain
 from ember.models._checks import (
     check_codes,
     check_counts,
@@ -48,7 +48,6 @@ __all__ = [
     "hidden_markov_poisson",
 ]
 
-CHAIN_KEYS = ("initial", "transition")
 BERNOULLI_KEYS = ("concentration1", "concentration0")
 
 

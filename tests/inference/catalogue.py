@@ -16,6 +16,7 @@ from ember.models import (
     hidden_markov_categorical,
     hidden_markov_gaussian,
     hidden_markov_poisson,
+    hidden_markov_regression,
     latent_profile,
     mixture_of_experts,
     multinomial_mixture,
@@ -39,6 +40,7 @@ MODELS: dict[str, Callable[..., Any]] = {
         hidden_markov_categorical,
         hidden_markov_gaussian,
         hidden_markov_poisson,
+        hidden_markov_regression,
         latent_profile,
         mixture_of_experts,
         multinomial_mixture,
@@ -138,6 +140,7 @@ CASES += [
     ("latent_profile", _mixed(), {"components": 2}),
     ("regression_mixture", _response("gaussian"), X),
     ("regression_mixture", _response("gaussian"), {**X, "scale": "tied", "intercept": False}),
+    ("hidden_markov_regression", _response("gaussian"), {"X": _covariates(), "states": 2}),
 ]
 
 # Cases with latent sites, whose states have names that can be exchanged.
