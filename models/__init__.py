@@ -17,6 +17,7 @@ from ember.models.hidden_markov import (
     hidden_markov_gaussian,
     hidden_markov_poisson,
 )
+from ember.models.hidden_markov_mixtures import hidden_markov_gaussian_mixture
 from ember.models.latent_class import bernoulli_mixture, categorical_mixture
 from ember.models.mixtures import gaussian_mixture, poisson_mixture
 from ember.models.profiles import latent_profile
@@ -34,6 +35,7 @@ __all__ = [
     "hidden_markov_bernoulli",
     "hidden_markov_categorical",
     "hidden_markov_gaussian",
+    "hidden_markov_gaussian_mixture",
     "hidden_markov_poisson",
     "hidden_markov_regression",
     "latent_profile",

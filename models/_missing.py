@@ -109,17 +109,19 @@ def observe(name: str, fn: TorchDistribution, x: Tensor, shown: Tensor | None) -
 
 
 def shown_steps(
-    fn: TorchDistribution, x: Tensor, shown: Tensor | None
+    fn: TorchDistribution, x: Tensor, shown: Tensor | None, latents: int = 1
 ) -> tuple[TorchDistribution, Tensor]:
     """The emissions of a chain and its steps `x`, of which only the entries `shown` count.
 
     The chain moves on through a step without entries. The mask stands inside an `Independent`,
-    even for single numbers, which tells it from that of steps past the end of a sequence.
+    even for single numbers, which tells it from that of steps past the end of a sequence. The last
+    `latents` batch dims of `fn` are those of states and the like.
     """
     if shown is None or isinstance(fn, GappyMultivariateNormal):
         return fn, x
     entries = fn.event_dim
     base = fn.base_dist if entries else fn
-    masked = base.mask(shown.unsqueeze(-1 - entries))
+    place = shown.dim() - entries
+    masked = base.mask(shown[(slice(None),) * place + (None,) * latents])
     x = torch.where(shown, x, torch.zeros((), dtype=x.dtype, device=x.device))
     return dist.Independent(masked, entries), x

@@ -46,6 +46,7 @@ __all__ = [
     "hidden_markov_categorical",
     "hidden_markov_gaussian",
     "hidden_markov_poisson",
+    "own_steps",
 ]
 
 BERNOULLI_KEYS = ("concentration1", "concentration0")
@@ -123,7 +124,7 @@ def hidden_markov_gaussian(
     """
     x = check_tensor(x, {2: "(T, D)", 3: "(S, T, D)"}, "a single column is x.unsqueeze(-1)")
     batched = x.dim() == 3
-    x, rows, mask, shown = _steps(x, lengths, batched)
+    x, rows, mask, shown = own_steps(x, lengths, batched)
     check_floats(rows, gaps=True)
     check_size(states, "states")
     check_option(covariance, "covariance", tuple(COVARIANCES))
@@ -198,7 +199,7 @@ def hidden_markov_poisson(
     """
     x = check_tensor(x, {1: "(T,)", 2: "(S, T)"})
     batched = x.dim() == 2
-    x, rows, mask, shown = _steps(x, lengths, batched)
+    x, rows, mask, shown = own_steps(x, lengths, batched)
     check_counts(rows, gaps=True)
     check_size(states, "states")
     x, rows = x.to(parameter_dtype(x)), rows.to(parameter_dtype(x))
@@ -276,7 +277,7 @@ def hidden_markov_categorical(
     x = check_tensor(x, {1: "(T,)", 2: "(S, T)"})
     batched = x.dim() == 2
     like = torch.empty((), dtype=parameter_dtype(x), device=x.device)
-    x, rows, mask, shown = _steps(x, lengths, batched)
+    x, rows, mask, shown = own_steps(x, lengths, batched)
     check_codes(rows, gaps=True)
     check_size(states, "states")
     x, rows = (values if shown is None else values.nan_to_num(nan=0.0) for values in (x, rows))
@@ -349,7 +350,7 @@ def hidden_markov_bernoulli(
     """
     x = check_tensor(x, {2: "(T, J)", 3: "(S, T, J)"}, "a single item is x.unsqueeze(-1)")
     batched = x.dim() == 3
-    x, rows, mask, shown = _steps(x, lengths, batched)
+    x, rows, mask, shown = own_steps(x, lengths, batched)
     check_zeros_and_ones(rows, gaps=True)
     check_size(states, "states")
     x = x.to(parameter_dtype(x))
@@ -364,7 +365,7 @@ def hidden_markov_bernoulli(
     )  # fmt: skip
 
 
-def _steps(
+def own_steps(
     x: Tensor, lengths: Tensor | Sequence[int] | None, batched: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Sequences with harmless padding, their own steps as rows, the mask of these, gaps in them."""
