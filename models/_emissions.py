@@ -145,17 +145,19 @@ def _tied(
     )
     mean, kappa = _location_prior(rows, frequency, sizes, prior)
     precisions = pyro.sample("precisions", Wishart(df, precision_matrix=scale))
+    inner = (1,) * (len(sizes) - 1)  # outer plates stay to the left of all components
+    shared = precisions.reshape(*precisions.shape[:-2], *inner, features, features)
     with plate:
         locs = pyro.sample(
             "locs",
             dist.MultivariateNormal(
-                mean, precision_matrix=kappa[..., None, None] * precisions
+                mean, precision_matrix=kappa[..., None, None] * shared
             ).to_event(len(sizes) - 1),
         )
     normal = normal_rows(rows)
     return lambda z: normal(
         select(locs, z, 1, len(sizes)),
-        precision_matrix=beside(precisions, 2) if z is None else precisions,
+        precision_matrix=beside(shared, 2) if z is None else precisions,
     )
 
 

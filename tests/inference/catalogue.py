@@ -150,7 +150,7 @@ WITH_STATES = [case for case in CASES if {"components", "states", "classes"} & c
 
 # Models with an update that has no closed form, with two latents, or known labels.
 NUMERICAL: list[Case] = [
-    ("hidden_markov_gaussian_mixture", _points(5, 30), {"states": 2, "components": 2}),
+    ("hidden_markov_gaussian_mixture", _points(5, 30), {"states": 2, "components": 3}),
     ("topic_model", _words(), {"topics": 2}),
     ("naive_bayes", _words(), {"classes": 2, "labels": LABELS}),
     ("count_mixture", _counts(1), {"components": 2, "zeros": "inflated"}),
