@@ -117,10 +117,20 @@ def _match(site: str, predictor: Predictor, moves: Moves, values: list[Tensor]) 
     offset = torch.where(offset.abs() > 1e-12 * (1.0 + values[0].abs().max()), offset, 0.0)
     if predictor.event_dim:
         weights = _shifted(weights)
-    fn = moves.traces[0].nodes[site]["fn"]
-    inner = len(unwrap(fn).base.batch_shape) - len(fn.batch_shape)
-    nesting = moves.structure.nesting + inner + predictor.event_dim
-    return _map(weights, offset, predictor, sources, logs, nesting)
+    latents = _latent_dims(moves, site, weights.dim() - 1, predictor.event_dim)
+    return _map(weights, offset, predictor, sources, logs, latents)
+
+
+def _latent_dims(moves: Moves, site: str, batch: int, event: int) -> list[int]:
+    """Which of the argument's batch dims are those of latents' values: no plates, nor entries."""
+    node = moves.traces[0].nodes[site]
+    inner = len(unwrap(node["fn"]).base.batch_shape) - len(node["fn"].batch_shape)
+    right = batch - inner - event  # the first dim that is not the site's own batch
+    if not any(c.site == site for c in moves.structure.composites):
+        return list(range(max(0, right - moves.structure.nesting)))
+    # Opened, the state of a chain stands to the right of its plates.
+    plates = {frame.dim for frame in node["cond_indep_stack"] if frame.vectorized}
+    return [i for i in range(right) if i - right not in plates]
 
 
 def _value(trace: Any, site: str, predictor: Predictor) -> Tensor:
@@ -212,22 +222,22 @@ def _map(
     predictor: Predictor,
     sources: tuple[str, ...],
     logs: tuple[str, ...],
-    nesting: int,
+    latents: list[int],
 ) -> AffineMap:
     """Brings dense weights to features and the entries that they multiply.
 
-    Dims left of ``nesting`` are the latents'; which entries are read may vary with these alone,
-    and with the class of a logit.
+    Which entries are read may vary with the dims of ``latents`` alone, and with the class of a
+    logit.
     """
     batch, event = weights.dim() - 1, predictor.event_dim
-    enumerated = max(0, batch - nesting)
-    lead, tail = weights.shape[:enumerated], weights.shape[batch - event : batch]
-    used = (weights != 0).reshape((*lead, -1, *tail, weights.shape[-1])).any(enumerated)
+    data = [i for i in range(batch - event) if i not in latents]
+    used = weights != 0
+    used = used.any(data, keepdim=True) if data else used
     states = used.reshape(-1, used.shape[-1])
     width = max(1, int(states.sum(-1).max()))
     order = torch.argsort((~states).to(torch.int8), dim=-1, stable=True)[:, :width]
     rows, index = torch.unique(order, dim=0, return_inverse=True)
-    shape = (*lead, *(1,) * (batch - enumerated - event), *tail)
+    shape = used.shape[:-1]
     entries = order.reshape(*shape, width).expand(*weights.shape[:-1], width)
     table = CoefficientTable(sources, tuple(tuple(row) for row in rows.tolist()), logs=logs)
     return AffineMap(

@@ -34,7 +34,7 @@ def cluster(data: Tensor, states: int, how: str, tries: int = 1) -> Tensor:
     Args:
         data: Rows ``(N, F)``.
         states: The number of labels.
-        how: "kmeans", "points" or "hierarchical".
+        how: "kmeans" (or "windows", of rows that are windows), "points" or "hierarchical".
         tries: How many seedings of k-means to choose the best of.
 
     Returns:
@@ -43,7 +43,7 @@ def cluster(data: Tensor, states: int, how: str, tries: int = 1) -> Tensor:
     generator = np.random.default_rng(int(torch.randint(2**31, ())))
     rows = data.numpy()
     match how:
-        case "kmeans":
+        case "kmeans" | "windows":
             labels = _kmeans(rows, states, tries, generator)
         case "points":
             labels = _nearest(rows, _points(_some(rows, ROWS, generator), states, generator))

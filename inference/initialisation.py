@@ -13,6 +13,9 @@ its own starting values, by the same M-step that the loop uses. The kinds of sta
                 single start of a Gaussian mixture is slow and chancy so, and no way of drawing
                 responsibilities row by row mends it ("points" is the remedy); yet among several
                 starts it now and then finds the optimum that clusters do not lead to.
+"windows"       k-means on the steps of a chain next to the one before and the one after: where few
+                values are emitted, what tells states apart is the order in which they come. The
+                same as "kmeans" where there is no chain
 "prior"         parameters drawn from the model's own priors, without responsibilities
 ==============  ==================================================================================
 
@@ -54,9 +57,14 @@ COMPLETIONS = 3  # of rows with missing entries, the responsibilities being as t
 OTHERS = ("points", "random", "kmeans")  # the kinds that further starts go through in turn
 
 
-def start_kinds(init: Init, count: int) -> list[Init]:
-    """The wished start, then others of several kinds in turn; one of them is hierarchical."""
+def start_kinds(init: Init, count: int, chains: bool = False) -> list[Init]:
+    """The wished start, then others of several kinds in turn; one of them is hierarchical.
+
+    Where the model has ``chains``, windows of their steps come first among the others.
+    """
     turn: list[Init] = [kind for kind in OTHERS if kind != init]
+    if chains and init != "windows":
+        turn.insert(0, "windows")
     if isinstance(init, str) and init != "hierarchical" and init not in turn:
         turn.append(init)
     once: list[Init] = [] if init == "hierarchical" else ["hierarchical"]
@@ -267,6 +275,8 @@ def _clusters(plan: Plan, how: str, tries: int) -> dict[str, Tensor]:
     """
     pools: dict[tuple[int, int], list[tuple[str, Tensor]]] = {}
     for name, rows in features(plan).items():
+        if how == "windows" and name in plan.chains:
+            rows = _windows(plan, name, rows)
         states = plan.sizes[plan.latent_symbols[name]]
         pools.setdefault((states, rows.shape[1]), []).append((name, rows))
     found = {}
@@ -278,6 +288,23 @@ def _clusters(plan: Plan, how: str, tries: int) -> dict[str, Tensor]:
         for (name, _), piece in zip(members, pieces, strict=True):
             found[name] = piece.reshape([plan.sizes[s] for s in _dims(plan, name)])
     return found
+
+
+def _windows(plan: Plan, name: str, rows: Tensor) -> Tensor:
+    """Each step of a chain next to the one before and the one after it, which may be missing."""
+    places = plan.places(name)
+    chain = plan.chains[name]
+    time = places.index(chain.time)
+    steps = rows.reshape(*(plan.sizes[s] for s in places), -1).movedim(time, 0)
+    if chain.lengths is not None:
+        dims, lengths = chain.lengths
+        plates = tuple(place for i, place in enumerate(places) if i != time)
+        order = torch.arange(len(steps)).reshape(-1, *(1,) * len(plates))
+        inside = order < align(lengths, dims, plates)
+        steps = torch.where(inside.unsqueeze(-1), steps, torch.nan)
+    edge = torch.full_like(steps[:1], torch.nan)
+    three = torch.cat([steps, torch.cat([edge, steps[:-1]]), torch.cat([steps[1:], edge])], -1)
+    return three.movedim(0, time).reshape(len(rows), -1)
 
 
 def features(plan: Plan) -> dict[str, Tensor]:

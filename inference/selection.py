@@ -29,6 +29,7 @@ from torch.distributions import biject_to
 
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.em import EM
+from ember.inference.expectation.enumeration import align
 from ember.inference.fit import Fit
 from ember.inference.options import check_choice, progress_bar
 from ember.inference.pictures import Picture
@@ -109,7 +110,8 @@ def select(
         *args: The model's data.
         criterion: "bic", "icl", "aic" (smaller is better) or "held_out" (larger is better).
         folds: Number of folds for the held-out log likelihood of a row; 0 leaves it out. Rows
-            are those of the first dim of the positional arguments.
+            are those of the first dim of the positional arguments, and of tensors of that size
+            among the options; of hidden Markov models they are whole sequences, not steps.
         progress: Whether to show one bar for the sweep.
         em: Options of ``EM`` (``objective``, ``restarts``, ``seed``, ...), by name.
         **options: The model's keyword options; a range or list is tried value by value.
@@ -175,6 +177,8 @@ def _fit_cell(
         if fit.is_degenerate:
             raise ArithmeticError(fit.warning)
         measures = criteria(fit)
+        if folds:
+            _check_rows(fit.plan, folds)
         measures["held_out"] = _held_out(method, args, options, folds) if folds else math.nan
     return fit, measures
 
@@ -235,6 +239,8 @@ def _entropy(fit: Fit) -> float:
     with sheltered(data=fit.plan.structure.arguments):
         for name, t in fit.plan.posterior(fit.params, latents).items():
             entropy = -torch.special.xlogy(t, t).sum(-1)
+            if name in fit.plan.chains:
+                entropy = entropy * _inside(fit.plan, name)
             scale = fit.plan.scales[name]
             if scale is not None and entropy.dim() == scale.tensor.dim():
                 entropy = entropy * scale.tensor
@@ -242,17 +248,58 @@ def _entropy(fit: Fit) -> float:
     return total
 
 
+def _inside(plan: Plan, name: str) -> Tensor:
+    """Which steps a chain has: past its end there is no state, and no doubt about one."""
+    chain, places = plan.chains[name], plan.places(name)
+    if chain.lengths is None:
+        return torch.ones(())
+    dims, lengths = chain.lengths
+    plates = tuple(place for place in places if place != chain.time)
+    order = torch.arange(chain.steps)
+    inside = order < align(lengths, dims, plates).unsqueeze(-1)
+    return inside.movedim(-1, places.index(chain.time)).to(torch.float64)
+
+
 def _held_out(method: EM, args: tuple[Any, ...], options: Mapping[str, Any], folds: int) -> float:
     """Mean log likelihood of a row under the model fitted without its fold."""
-    data: Sequence[Any] = prepare(args, {}).args
+    given = prepare(args, options)
+    data: Sequence[Any] = given.args
     rows = len(data[0])
     fold = torch.arange(rows) % folds
     fold = fold[torch.randperm(rows, generator=torch.Generator().manual_seed(method.seed or 0))]
     total = 0.0
     for i in range(folds):
         inside, outside = (
-            [v[mask] if isinstance(v, Tensor) and len(v) == rows else v for v in data]
+            (
+                [_some(v, mask) for v in data],
+                {name: _some(v, mask) for name, v in given.kwargs.items()},
+            )
             for mask in (fold != i, fold == i)
         )
-        total += float(method.fit(*inside, **options).log_prob(*outside).sum())
+        total += float(
+            method.fit(*inside[0], **inside[1]).log_prob(*outside[0], **outside[1]).sum()
+        )
     return total / rows
+
+
+def _some(value: Any, mask: Tensor) -> Any:
+    """Those of an argument's rows that a mask keeps; what has no such rows as it is."""
+    rowwise = isinstance(value, Tensor) and value.dim() and len(value) == len(mask)
+    return value[mask] if rowwise else value
+
+
+def _check_rows(plan: Plan, folds: int) -> None:
+    """Refuse to leave out single steps of a chain: those that are left would not be neighbours."""
+    if not (plan.chains or plan.structure.steps):
+        return
+    row = plan.structure_row()
+    data = plan.structure.arguments.args[0]
+    if row is None or row[1] != len(data):
+        raise ValueError(
+            "a held-out score leaves whole sequences out, but there is a single one: leave folds "
+            "out and choose by criterion='bic', or pass several sequences, x of shape (S, T)."
+        )
+    if row[1] < folds:
+        raise ValueError(
+            f"folds={folds} is more than the {row[1]} sequences; pass folds={row[1]} at most."
+        )

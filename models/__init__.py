@@ -17,10 +17,12 @@ from ember.models.hidden_markov import (
     hidden_markov_gaussian,
     hidden_markov_poisson,
 )
+from ember.models.hidden_markov_mixtures import hidden_markov_gaussian_mixture
 from ember.models.latent_class import bernoulli_mixture, categorical_mixture
 from ember.models.mixtures import gaussian_mixture, poisson_mixture
 from ember.models.profiles import latent_profile
 from ember.models.regressions import regression_mixture
+from ember.models.switching import hidden_markov_regression
 from ember.models.tomography import emission_tomography
 from ember.models.topics import topic_model
 
@@ -33,7 +35,9 @@ __all__ = [
     "hidden_markov_bernoulli",
     "hidden_markov_categorical",
     "hidden_markov_gaussian",
+    "hidden_markov_gaussian_mixture",
     "hidden_markov_poisson",
+    "hidden_markov_regression",
     "latent_profile",
     "mixture_of_experts",
     "multinomial_mixture",

@@ -10,9 +10,12 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ember.models._emissions import beside
+from ember.models._missing import shown_steps
 from ember.models._priors import HALF_COUNT, Hyperparameters
 
-__all__ = ["HiddenMarkov", "chain", "stationary"]
+__all__ = ["CHAIN_KEYS", "HiddenMarkov", "chain", "stationary"]
+
+CHAIN_KEYS = ("initial", "transition")
 
 
 def chain(
@@ -24,12 +27,15 @@ def chain(
     *,
     batched: bool,
     mask: Tensor | None,
+    shown: Tensor | None = None,
     stationary_start: bool,
+    name: str = "x",
 ) -> None:
     """Declare `initial` (K), `transition` (K, K) and the sequences `x` with states `state`.
 
     The steps of `x` are its first dimension, or the second where it is `batched`; `emission` has
-    the states in its last batch dimension and a dimension for steps to the left of them.
+    the states in its last batch dimension and a dimension for steps to the left of them. Of `x`
+    only the steps of the `mask`, and of these the entries `shown` (like `x`), are looked at.
     """
     concentration = prior.above("transition", (states, states), HALF_COUNT)
     if not stationary_start:
@@ -39,13 +45,14 @@ def chain(
         transition: Tensor = pyro.sample("transition", dist.Dirichlet(concentration))
     if stationary_start:
         initial = pyro.deterministic("initial", stationary(transition))
+    emission, x = shown_steps(emission, x, shown)
     if mask is not None:
         emission = emission.mask(mask.unsqueeze(-1))
     transition = beside(transition, 2)
     steps = x.shape[1] if batched else x.shape[0]
     whole = HiddenMarkov(initial.log(), transition.log(), emission, duration=steps)  # type: ignore[no-untyped-call]
     with pyro.plate("sequences", x.shape[0]) if batched else nullcontext():
-        pyro.sample("x", whole, obs=x)
+        pyro.sample(name, whole, obs=x)
 
 
 class HiddenMarkov(dist.DiscreteHMM):

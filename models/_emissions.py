@@ -5,6 +5,7 @@ plate over the components and returns the map from a component index `z` to a di
 an index all components stand side by side in the last batch dimension, as chains want them.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -32,6 +33,7 @@ __all__ = [
     "Emission",
     "TableEmission",
     "bernoulli_emission",
+    "beside",
     "categorical_emission",
     "gaussian_emission",
     "poisson_emission",
@@ -58,13 +60,14 @@ class Wishart(dist.Wishart):  # type: ignore[misc]
         return draws
 
 
-def select(table: Tensor, index: Tensor | None, event_dim: int) -> Tensor:
+def select(table: Tensor, index: Tensor | None, event_dim: int, batch_dim: int = 1) -> Tensor:
     """The entries `table[index]` of a table (K, *event); both may have outer plates to the left.
 
-    Without an index it is the whole table, with dims for sequences and steps after outer plates.
+    Without an index it is the whole table, with dims for sequences and steps after outer plates;
+    its first `batch_dim` dims are then those of components.
     """
     if index is None:
-        return beside(table, 1 + event_dim)
+        return beside(table, batch_dim + event_dim)
     if table.dim() == 1 + event_dim:
         return table[index]
     events = (slice(None),) * event_dim
@@ -81,95 +84,137 @@ def beside(table: Tensor, rank: int) -> Tensor:
 def gaussian_emission(
     rows: Tensor,
     frequency: Tensor,
-    components: int,
+    components: int | tuple[int, int],
     covariance: str,
     prior: Hyperparameters,
     plate: pyro.plate,
 ) -> TableEmission:
-    """Declare `precisions` and then `locs` (K, D) given them, for rows (N, D)."""
-    return COVARIANCES[covariance](rows, frequency, components, prior, plate)
+    """Declare `precisions` and then `locs` (K, D) given them, for rows (N, D).
+
+    With `components` (K, M) the sites have a dimension for each, of which K alone is a plate.
+    """
+    sizes = (components,) if isinstance(components, int) else components
+    return COVARIANCES[covariance](rows, frequency, sizes, prior, plate)
 
 
 def _full(
-    rows: Tensor, frequency: Tensor, components: int, prior: Hyperparameters, plate: pyro.plate
+    rows: Tensor,
+    frequency: Tensor,
+    sizes: tuple[int, ...],
+    prior: Hyperparameters,
+    plate: pyro.plate,
 ) -> TableEmission:
     features = rows.shape[-1]
-    df = prior.above("df", (components,), features + 2.0, bound=features - 1)
+    df = prior.above("df", sizes, features + 2.0, bound=features - 1)
     scale = prior.positive_definite(
         "scale",
-        (components, features, features),
-        lambda: default_scale(rows, frequency, components),
+        (*sizes, features, features),
+        lambda: default_scale(rows, frequency, math.prod(sizes)),
     )
-    mean, kappa = _location_prior(rows, frequency, components, prior)
+    mean, kappa = _location_prior(rows, frequency, sizes, prior)
     with plate:
-        precisions = pyro.sample("precisions", Wishart(df, precision_matrix=scale))
+        precisions = pyro.sample(
+            "precisions", Wishart(df, precision_matrix=scale).to_event(len(sizes) - 1)
+        )
         locs = pyro.sample(
             "locs",
-            dist.MultivariateNormal(mean, precision_matrix=kappa[:, None, None] * precisions),
+            dist.MultivariateNormal(
+                mean, precision_matrix=kappa[..., None, None] * precisions
+            ).to_event(len(sizes) - 1),
         )
     normal = normal_rows(rows)
-    return lambda z: normal(select(locs, z, 1), precision_matrix=select(precisions, z, 2))
+    return lambda z: normal(
+        select(locs, z, 1, len(sizes)),
+        precision_matrix=select(precisions, z, 2, len(sizes)),
+    )
 
 
 def _tied(
-    rows: Tensor, frequency: Tensor, components: int, prior: Hyperparameters, plate: pyro.plate
+    rows: Tensor,
+    frequency: Tensor,
+    sizes: tuple[int, ...],
+    prior: Hyperparameters,
+    plate: pyro.plate,
 ) -> TableEmission:
     features = rows.shape[-1]
     df = prior.above("df", (), features + 2.0, bound=features - 1)
     scale = prior.positive_definite(
-        "scale", (features, features), lambda: default_scale(rows, frequency, components)
+        "scale",
+        (features, features),
+        lambda: default_scale(rows, frequency, math.prod(sizes)),
     )
-    mean, kappa = _location_prior(rows, frequency, components, prior)
+    mean, kappa = _location_prior(rows, frequency, sizes, prior)
     precisions = pyro.sample("precisions", Wishart(df, precision_matrix=scale))
+    inner = (1,) * (len(sizes) - 1)  # outer plates stay to the left of all components
+    shared = precisions.reshape(*precisions.shape[:-2], *inner, features, features)
     with plate:
         locs = pyro.sample(
             "locs",
-            dist.MultivariateNormal(mean, precision_matrix=kappa[:, None, None] * precisions),
+            dist.MultivariateNormal(
+                mean, precision_matrix=kappa[..., None, None] * shared
+            ).to_event(len(sizes) - 1),
         )
     normal = normal_rows(rows)
     return lambda z: normal(
-        select(locs, z, 1), precision_matrix=beside(precisions, 2) if z is None else precisions
+        select(locs, z, 1, len(sizes)),
+        precision_matrix=beside(shared, 2) if z is None else precisions,
     )
 
 
 def _diag(
-    rows: Tensor, frequency: Tensor, components: int, prior: Hyperparameters, plate: pyro.plate
+    rows: Tensor,
+    frequency: Tensor,
+    sizes: tuple[int, ...],
+    prior: Hyperparameters,
+    plate: pyro.plate,
 ) -> TableEmission:
-    shape = (components, rows.shape[-1])
+    shape = (*sizes, rows.shape[-1])
     df = prior.above("df", shape, 3.0)
-    scale = prior.above("scale", shape, lambda: default_variance(rows, frequency, components))
-    mean, kappa = _location_prior(rows, frequency, components, prior)
+    scale = prior.above("scale", shape, lambda: default_variance(rows, frequency, math.prod(sizes)))
+    mean, kappa = _location_prior(rows, frequency, sizes, prior)
+    inner = len(sizes) - 1
     with plate:
-        precisions = pyro.sample("precisions", dist.Gamma(df / 2, scale / 2).to_event(1))
-        deviations = (kappa[:, None] * precisions).rsqrt()
-        locs = pyro.sample("locs", dist.Normal(mean, deviations).to_event(1))
-    return lambda z: dist.Normal(select(locs, z, 1), select(precisions, z, 1).rsqrt()).to_event(1)
+        precisions = pyro.sample("precisions", dist.Gamma(df / 2, scale / 2).to_event(1 + inner))
+        deviations = (kappa[..., None] * precisions).rsqrt()
+        locs = pyro.sample("locs", dist.Normal(mean, deviations).to_event(1 + inner))
+    return lambda z: dist.Normal(
+        select(locs, z, 1, len(sizes)),
+        select(precisions, z, 1, len(sizes)).rsqrt(),
+    ).to_event(1)
 
 
 def _spherical(
-    rows: Tensor, frequency: Tensor, components: int, prior: Hyperparameters, plate: pyro.plate
+    rows: Tensor,
+    frequency: Tensor,
+    sizes: tuple[int, ...],
+    prior: Hyperparameters,
+    plate: pyro.plate,
 ) -> TableEmission:
-    df = prior.above("df", (components,), rows.shape[-1] + 2.0)
+    df = prior.above("df", sizes, rows.shape[-1] + 2.0)
     scale = prior.above(
-        "scale", (components,), lambda: default_variance(rows, frequency, components).mean()
+        "scale",
+        sizes,
+        lambda: default_variance(rows, frequency, math.prod(sizes)).mean(),
     )
-    mean, kappa = _location_prior(rows, frequency, components, prior)
+    mean, kappa = _location_prior(rows, frequency, sizes, prior)
+    inner = len(sizes) - 1
     with plate:
-        precisions = pyro.sample("precisions", dist.Gamma(df / 2, scale / 2))
+        precisions = pyro.sample("precisions", dist.Gamma(df / 2, scale / 2).to_event(inner))
         deviations = (kappa * precisions).rsqrt().unsqueeze(-1)
-        locs = pyro.sample("locs", dist.Normal(mean, deviations).to_event(1))
+        locs = pyro.sample("locs", dist.Normal(mean, deviations).to_event(1 + inner))
     return lambda z: dist.Normal(
-        select(locs, z, 1), select(precisions, z, 0).rsqrt().unsqueeze(-1)
+        select(locs, z, 1, len(sizes)),
+        select(precisions, z, 0, len(sizes)).rsqrt().unsqueeze(-1),
     ).to_event(1)
 
 
 def _location_prior(
-    rows: Tensor, frequency: Tensor, components: int, prior: Hyperparameters
+    rows: Tensor, frequency: Tensor, sizes: tuple[int, ...], prior: Hyperparameters
 ) -> tuple[Tensor, Tensor]:
     """The prior mean (K, D) of the locations and how many rows it is worth (K,)."""
-    shape = (components, rows.shape[-1])
+    shape = (*sizes, rows.shape[-1])
     mean = prior.real("mean", shape, lambda: weighted_mean(rows, frequency))
-    return mean, prior.above("kappa", (components,), 0.01)
+    return mean, prior.above("kappa", sizes, 0.01)
 
 
 COVARIANCES = {"full": _full, "diag": _diag, "spherical": _spherical, "tied": _tied}

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ember.models._checks import (
@@ -17,7 +18,7 @@ from ember.models._checks import (
     check_zeros_and_ones,
     parameter_dtype,
 )
-from ember.models._emissions import Emission, select
+from ember.models._emissions import Emission, beside, select
 from ember.models._priors import Hyperparameters, default_variance, weighted_mean
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "check_response",
     "coefficients_site",
     "design_matrix",
+    "precisions_site",
     "regression_emission",
     "regression_keys",
     "row_offset",
+    "stepwise_emission",
 ]
 
 COEFFICIENT_KEYS = ("mean", "deviation")
@@ -175,14 +178,59 @@ def regression_emission(
         return lambda z: dist.Poisson(line(z).exp())
     if family == "logistic":
         return lambda z: dist.Bernoulli(logits=line(z))
+    precisions = precisions_site(y - offset, design, frequency, components, scale, prior, plate)
     tied = scale == "tied"
-    df = prior.above("df", () if tied else (components,), 3.0)
-    rate = prior.above("scale", df.shape, lambda: _noise(y - offset, design, frequency, components))
-    with nullcontext() if tied else plate:
-        precisions = pyro.sample("precisions", dist.Gamma(df / 2, rate / 2))
     return lambda z: dist.Normal(
         line(z), (precisions if tied else select(precisions, z, 0)).rsqrt()
     )
+
+
+def precisions_site(
+    y: Tensor,
+    design: Tensor,
+    frequency: Tensor,
+    components: int,
+    scale: str,
+    prior: Hyperparameters,
+    plate: pyro.plate,
+) -> Tensor:
+    """Declare the `precisions` of Gaussian noise, of each component or one for all."""
+    tied = scale == "tied"
+    df = prior.above("df", () if tied else (components,), 3.0)
+    rate = prior.above("scale", df.shape, lambda: _noise(y, design, frequency, components))
+    with nullcontext() if tied else plate:
+        precisions: Tensor = pyro.sample("precisions", dist.Gamma(df / 2, rate / 2))
+    return precisions
+
+
+def stepwise_emission(
+    y: Tensor,
+    design: Tensor,
+    every: Tensor,
+    components: int,
+    scale: str,
+    prior: Hyperparameters,
+    plate: pyro.plate,
+) -> TorchDistribution:
+    """Declare `coefficients` (K, F) and `precisions`; the response at each step in each state.
+
+    Args:
+        y: the responses (N,) that are observed.
+        design: their covariates (N, F).
+        every: the covariates (..., T, F) of every step.
+        components: K, the number of states.
+        scale: "free" or "tied".
+        prior: hyperparameters.
+        plate: the plate of the states.
+    """
+    once = torch.ones_like(y)
+    unit = _deviation(y, once)
+    coefficients = coefficients_site("coefficients", design, once, unit, components, prior, plate)
+    precisions = precisions_site(y, design, once, components, scale, prior, plate)
+    lines = (every.unsqueeze(-2) * select(coefficients, None, 1)).sum(-1)
+    # A precision of all states has a dim for them too, next to those for sequences and steps.
+    noise = beside(precisions, 0) if scale == "tied" else select(precisions, None, 0)
+    return dist.Normal(lines, noise.rsqrt())
 
 
 def _deviation(y: Tensor, frequency: Tensor) -> Tensor:

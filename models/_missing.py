@@ -8,7 +8,13 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-__all__ = ["GappyMultivariateNormal", "normal_rows", "observe", "shown_entries"]
+__all__ = [
+    "GappyMultivariateNormal",
+    "normal_rows",
+    "observe",
+    "shown_entries",
+    "shown_steps",
+]
 
 
 class GappyMultivariateNormal(dist.MultivariateNormal):
@@ -100,3 +106,22 @@ def observe(name: str, fn: TorchDistribution, x: Tensor, shown: Tensor | None) -
         fn = fn.base_dist if entries else fn
         fn = fn.mask(shown).to_event(entries)
     pyro.sample(name, fn, obs=x)
+
+
+def shown_steps(
+    fn: TorchDistribution, x: Tensor, shown: Tensor | None, latents: int = 1
+) -> tuple[TorchDistribution, Tensor]:
+    """The emissions of a chain and its steps `x`, of which only the entries `shown` count.
+
+    The chain moves on through a step without entries. The mask stands inside an `Independent`,
+    even for single numbers, which tells it from that of steps past the end of a sequence. The last
+    `latents` batch dims of `fn` are those of states and the like.
+    """
+    if shown is None or isinstance(fn, GappyMultivariateNormal):
+        return fn, x
+    entries = fn.event_dim
+    base = fn.base_dist if entries else fn
+    place = shown.dim() - entries
+    masked = base.mask(shown[(slice(None),) * place + (None,) * latents])
+    x = torch.where(shown, x, torch.zeros((), dtype=x.dtype, device=x.device))
+    return dist.Independent(masked, entries), x

@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ember.models._chains import chain
+from ember.models._chains import CHAIN_KEYS, chain
 from ember.models._checks import (
     check_codes,
     check_counts,
@@ -38,6 +38,7 @@ from ember.models._emissions import (
     gaussian_emission,
     poisson_emission,
 )
+from ember.models._missing import shown_entries
 from ember.models._priors import Hyperparameters, Prior
 
 __all__ = [
@@ -45,9 +46,9 @@ __all__ = [
     "hidden_markov_categorical",
     "hidden_markov_gaussian",
     "hidden_markov_poisson",
+    "own_steps",
 ]
 
-CHAIN_KEYS = ("initial", "transition")
 BERNOULLI_KEYS = ("concentration1", "concentration0")
 
 
@@ -81,8 +82,13 @@ def hidden_markov_gaussian(
     `"kappa"`, `"mean"`, `"df"`, `"scale"`  as in `gaussian_mixture`, K being the states
     ================ ====================== ======================================================
 
+    NaN stands for an entry that is missing at random, and drops out. Through a step of which
+    nothing was seen the chain moves on, unlike the steps past the end of a sequence (`lengths`),
+    which are not there at all. It is so in all hidden Markov models here.
+
     Args:
-        x: one sequence (T, D) or several (S, T, D), floating; its dtype is that of all parameters.
+        x: one sequence (T, D) or several (S, T, D), floating, NaN where missing; its dtype is that
+            of all parameters.
         states: the number K of states.
         lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
             `x` holds beyond them is never looked at and may be NaN.
@@ -94,10 +100,10 @@ def hidden_markov_gaussian(
     Raises:
         TypeError: if `x` is not a floating tensor, `states` or `lengths` no integers, `prior` no
             mapping.
-        ValueError: if `x` has another shape, is empty or not finite, has fewer than two steps in
-            all, fewer than `states`, or (without a given scale) a constant column; if `lengths`
-            does not fit it; if an option or a key of `prior` is unknown, or a hyperparameter
-            outside its domain.
+        ValueError: if `x` has another shape, is empty or infinite, has fewer than two steps in all,
+            fewer than `states`, a column of NaN only, or (without a given scale) a constant column;
+            if `lengths` does not fit it; if an option or a key of `prior` is unknown, or a
+            hyperparameter outside its domain.
 
     References:
         L. R. Rabiner (1989). A tutorial on hidden Markov models and selected applications in speech
@@ -118,8 +124,8 @@ def hidden_markov_gaussian(
     """
     x = check_tensor(x, {2: "(T, D)", 3: "(S, T, D)"}, "a single column is x.unsqueeze(-1)")
     batched = x.dim() == 3
-    x, rows, mask = _steps(x, lengths, batched)
-    check_floats(rows)
+    x, rows, mask, shown = own_steps(x, lengths, batched)
+    check_floats(rows, gaps=True)
     check_size(states, "states")
     check_option(covariance, "covariance", tuple(COVARIANCES))
     hyper = Hyperparameters(prior, (*CHAIN_KEYS, *GAUSSIAN_KEYS), x)
@@ -130,7 +136,7 @@ def hidden_markov_gaussian(
     emission = gaussian_emission(rows, once, states, covariance, hyper, plate)
     chain(
         x, states, emission(None), hyper, plate,
-        batched=batched, mask=mask, stationary_start=stationary,
+        batched=batched, mask=mask, shown=shown, stationary_start=stationary,
     )  # fmt: skip
 
 
@@ -159,7 +165,8 @@ def hidden_markov_poisson(
 
     Args:
         x: counts of one sequence (T,) or of several (S, T), of an integer or floating dtype;
-            parameters have torch's default dtype where it is integer.
+            parameters have torch's default dtype where it is integer. NaN stands for a count that
+            is missing at random.
         states: the number K of states.
         lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
             `x` holds beyond them is never looked at.
@@ -169,9 +176,9 @@ def hidden_markov_poisson(
 
     Raises:
         TypeError: if `x` is not a tensor, `states` or `lengths` no integers, `prior` no mapping.
-        ValueError: if `x` has another shape, is empty, not finite, negative or fractional, has
-            fewer than two steps in all or fewer than `states`; if `lengths` does not fit it; if a
-            key of `prior` is unknown, or a hyperparameter outside its domain.
+        ValueError: if `x` has another shape, is empty, infinite, negative or fractional, has
+            nothing but NaN, fewer than two steps in all or fewer than `states`; if `lengths` does
+            not fit it; if a key of `prior` is unknown, or a hyperparameter outside its domain.
 
     References:
         W. Zucchini, I. L. MacDonald and R. Langrock (2016). Hidden Markov Models for Time Series.
@@ -192,8 +199,8 @@ def hidden_markov_poisson(
     """
     x = check_tensor(x, {1: "(T,)", 2: "(S, T)"})
     batched = x.dim() == 2
-    x, rows, mask = _steps(x, lengths, batched)
-    check_counts(rows)
+    x, rows, mask, shown = own_steps(x, lengths, batched)
+    check_counts(rows, gaps=True)
     check_size(states, "states")
     x, rows = x.to(parameter_dtype(x)), rows.to(parameter_dtype(x))
     hyper = Hyperparameters(prior, (*CHAIN_KEYS, *POISSON_KEYS), x)
@@ -203,7 +210,7 @@ def hidden_markov_poisson(
     emission = poisson_emission(rows, torch.ones_like(rows), states, hyper, plate)
     chain(
         x, states, emission(None), hyper, plate,
-        batched=batched, mask=mask, stationary_start=stationary,
+        batched=batched, mask=mask, shown=shown, stationary_start=stationary,
     )  # fmt: skip
 
 
@@ -232,7 +239,8 @@ def hidden_markov_categorical(
 
     Args:
         x: level codes 0, ..., L - 1 of one sequence (T,) or of several (S, T), of an integer or
-            floating dtype; parameters have torch's default dtype where it is integer.
+            floating dtype; parameters have torch's default dtype where it is integer. NaN stands
+            for a code that is missing at random.
         states: the number K of states.
         lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
             `x` holds beyond them is never looked at.
@@ -245,9 +253,9 @@ def hidden_markov_categorical(
     Raises:
         TypeError: if `x` is not a tensor, `states` or `lengths` no integers, `prior` no mapping.
         ValueError: if `x` has another shape, is empty, holds negative, fractional or too high
-            codes, has fewer than two steps in all or fewer than `states`; if `lengths` does not
-            fit it; if `levels` is below 2, a key of `prior` is unknown, or a hyperparameter
-            outside its domain.
+            codes, nothing but NaN, fewer than two steps in all or fewer than `states`; if `lengths`
+            does not fit it; if `levels` is below 2, a key of `prior` is unknown, or a
+            hyperparameter outside its domain.
 
     References:
         L. E. Baum, T. Petrie, G. Soules and N. Weiss (1970). A maximization technique occurring in
@@ -269,9 +277,10 @@ def hidden_markov_categorical(
     x = check_tensor(x, {1: "(T,)", 2: "(S, T)"})
     batched = x.dim() == 2
     like = torch.empty((), dtype=parameter_dtype(x), device=x.device)
-    x, rows, mask = _steps(x, lengths, batched)
-    check_codes(rows)
+    x, rows, mask, shown = own_steps(x, lengths, batched)
+    check_codes(rows, gaps=True)
     check_size(states, "states")
+    x, rows = (values if shown is None else values.nan_to_num(nan=0.0) for values in (x, rows))
     (size,) = item_levels(levels, rows.unsqueeze(-1))
     hyper = Hyperparameters(prior, (*CHAIN_KEYS, "probs"), like)
     check_enough(len(rows), states, "states")
@@ -280,7 +289,7 @@ def hidden_markov_categorical(
     emission = categorical_emission("probs", (states, size), hyper, plate)
     chain(
         x.long(), states, emission(None), hyper, plate,
-        batched=batched, mask=mask, stationary_start=stationary,
+        batched=batched, mask=mask, shown=shown, stationary_start=stationary,
     )  # fmt: skip
 
 
@@ -308,7 +317,8 @@ def hidden_markov_bernoulli(
 
     Args:
         x: 0 and 1 for one sequence (T, J) or for several (S, T, J), of an integer or floating
-            dtype; parameters have torch's default dtype where it is integer.
+            dtype; parameters have torch's default dtype where it is integer. NaN stands for an
+            answer that is missing at random.
         states: the number K of states.
         lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
             `x` holds beyond them is never looked at.
@@ -318,9 +328,9 @@ def hidden_markov_bernoulli(
 
     Raises:
         TypeError: if `x` is not a tensor, `states` or `lengths` no integers, `prior` no mapping.
-        ValueError: if `x` has another shape, is empty or holds anything but 0 and 1, has fewer
-            than two steps in all or fewer than `states`; if `lengths` does not fit it; if a key
-            of `prior` is unknown, or a hyperparameter outside its domain.
+        ValueError: if `x` has another shape, is empty or holds anything but 0 and 1, has an item of
+            NaN only, fewer than two steps in all or fewer than `states`; if `lengths` does not fit
+            it; if a key of `prior` is unknown, or a hyperparameter outside its domain.
 
     References:
         W. Zucchini, I. L. MacDonald and R. Langrock (2016). Hidden Markov Models for Time Series.
@@ -340,8 +350,8 @@ def hidden_markov_bernoulli(
     """
     x = check_tensor(x, {2: "(T, J)", 3: "(S, T, J)"}, "a single item is x.unsqueeze(-1)")
     batched = x.dim() == 3
-    x, rows, mask = _steps(x, lengths, batched)
-    check_zeros_and_ones(rows)
+    x, rows, mask, shown = own_steps(x, lengths, batched)
+    check_zeros_and_ones(rows, gaps=True)
     check_size(states, "states")
     x = x.to(parameter_dtype(x))
     hyper = Hyperparameters(prior, (*CHAIN_KEYS, *BERNOULLI_KEYS), x)
@@ -351,16 +361,18 @@ def hidden_markov_bernoulli(
     emission = bernoulli_emission(rows.shape[-1], states, hyper, plate)
     chain(
         x, states, emission(None), hyper, plate,
-        batched=batched, mask=mask, stationary_start=stationary,
+        batched=batched, mask=mask, shown=shown, stationary_start=stationary,
     )  # fmt: skip
 
 
-def _steps(
+def own_steps(
     x: Tensor, lengths: Tensor | Sequence[int] | None, batched: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The sequences with harmless padding, their own steps as rows, and the mask of these."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Sequences with harmless padding, their own steps as rows, the mask of these, gaps in them."""
     mask = step_mask(lengths, x, batched)
     if mask is None:
-        return x, x.flatten(0, 1) if batched else x, None
+        return x, x.flatten(0, 1) if batched else x, None, shown_entries(x)
     inside = mask.reshape(*mask.shape, *[1] * (x.dim() - 2))
-    return torch.where(inside, x, x[:, :1]), x[mask], mask
+    rows = x[mask]
+    padded = torch.where(inside, x, torch.where(rows[:1].isnan(), 0, rows[:1]))
+    return padded, rows, mask, shown_entries(padded)

@@ -15,7 +15,9 @@ from ember.models import (
     hidden_markov_bernoulli,
     hidden_markov_categorical,
     hidden_markov_gaussian,
+    hidden_markov_gaussian_mixture,
     hidden_markov_poisson,
+    hidden_markov_regression,
     latent_profile,
     mixture_of_experts,
     multinomial_mixture,
@@ -38,7 +40,9 @@ MODELS: dict[str, Callable[..., Any]] = {
         hidden_markov_bernoulli,
         hidden_markov_categorical,
         hidden_markov_gaussian,
+        hidden_markov_gaussian_mixture,
         hidden_markov_poisson,
+        hidden_markov_regression,
         latent_profile,
         mixture_of_experts,
         multinomial_mixture,
@@ -138,6 +142,7 @@ CASES += [
     ("latent_profile", _mixed(), {"components": 2}),
     ("regression_mixture", _response("gaussian"), X),
     ("regression_mixture", _response("gaussian"), {**X, "scale": "tied", "intercept": False}),
+    ("hidden_markov_regression", _response("gaussian"), {"X": _covariates(), "states": 2}),
 ]
 
 # Cases with latent sites, whose states have names that can be exchanged.
@@ -145,6 +150,7 @@ WITH_STATES = [case for case in CASES if {"components", "states", "classes"} & c
 
 # Models with an update that has no closed form, with two latents, or known labels.
 NUMERICAL: list[Case] = [
+    ("hidden_markov_gaussian_mixture", _points(5, 30), {"states": 2, "components": 3}),
     ("topic_model", _words(), {"topics": 2}),
     ("naive_bayes", _words(), {"classes": 2, "labels": LABELS}),
     ("count_mixture", _counts(1), {"components": 2, "zeros": "inflated"}),
