@@ -90,7 +90,8 @@ def follow_an_order(a: Tensor) -> Tensor:
 def solve(a: Tensor) -> Tensor:
     matrix = 3.0 * torch.eye(2) + 0.1 * torch.outer(a, a)
     solved: Tensor = torch.linalg.solve(matrix, 10.0 * a)
-    return solved + torch.linalg.eigvalsh(matrix) + 0.1 * a
+    spectrum: Tensor = torch.linalg.eigvalsh(matrix)
+    return solved + spectrum + 0.1 * a
 
 
 class _Sine(torch.autograd.Function):
