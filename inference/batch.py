@@ -16,7 +16,7 @@ from torch import Tensor
 from ember.inference.convergence import Monitor
 from ember.inference.degeneracy import Degenerate
 from ember.inference.expectation.mixture_batch import batched_expectations
-from ember.inference.factors import IMPOSSIBLE
+from ember.inference.families import IMPOSSIBLE
 from ember.inference.maximisation import maximise
 from ember.inference.plan import Plan
 from ember.inference.replicas import log_priors, replicated

@@ -134,8 +134,8 @@ def _chain(composite: Composite, node: Any) -> Mapping[str, Any]:
 def _mixture(composite: Composite, node: Any) -> Mapping[str, Any]:
     fn, mask = _bare(node["fn"])
     symbols = _symbols(node)
-    weights = dist.Categorical(logits=fn.mixture_distribution.logits, validate_args=False)
-    values = torch.arange(weights.logits.shape[-1])
+    weights = _exact(fn.mixture_distribution)
+    values = torch.arange(weights._num_events)
     choice = _latent(composite, node, weights, values, symbols, 0)
     choice["mask"] = _joined((node["mask"], mask), 0)
     parts = fn.component_distribution
@@ -143,6 +143,13 @@ def _mixture(composite: Composite, node: Any) -> Mapping[str, Any]:
     data = _part(node, parts, node["value"].unsqueeze(-1 - parts.event_dim), inner, 1)
     data["mask"] = _joined((node["mask"], mask), 1)
     return {composite.latent: choice, composite.site: data}
+
+
+def _exact(weights: Any) -> Any:
+    """Weights as they were given: made into logits, a probability of zero is not quite zero."""
+    if "probs" in vars(weights):
+        return dist.Categorical(probs=weights.probs, validate_args=False)
+    return dist.Categorical(logits=weights.logits, validate_args=False)
 
 
 def _latent(

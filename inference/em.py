@@ -19,7 +19,7 @@ from ember.inference.convergence import Monitor, Movement, StopReason
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import Degenerate, emptied_states, idle_entries
 from ember.inference.explanation import Explanation, explain
-from ember.inference.factors import IMPOSSIBLE
+from ember.inference.families import IMPOSSIBLE
 from ember.inference.fit import Fit
 from ember.inference.hard import hard_e_step
 from ember.inference.initialisation import Init, check_params, start_kinds, starting_params

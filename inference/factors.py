@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.affine import AffineMap
+from ember.inference.families import IMPOSSIBLE
 from ember.inference.observed_density import observed_log_prob
 from ember.inference.parameter_maps import ArgumentMap
 from ember.inference.shapes import append_dims, prepend_dims
@@ -30,8 +31,6 @@ __all__ = [
     "finish",
     "statistics_of",
 ]
-
-IMPOSSIBLE = -1e30  # stands for log 0: finite, so that its gradient is 0 and not NaN
 
 
 @dataclass(frozen=True)

@@ -42,16 +42,27 @@ __all__ = [
     "Rate",
     "Regression",
     "contribution_to_maximiser",
+    "log_chance",
     "safe_log",
 ]
 
 Slots = tuple[Tensor, ...]
 LOG_2PI = math.log(2.0 * math.pi)
+IMPOSSIBLE = -1e30  # stands for log 0: finite, so that its gradient is 0 and not NaN
 
 
 def safe_log(x: Tensor) -> Tensor:
     """Logarithm that stays finite at zero, so that an impossible event times no count is zero."""
     return x.clamp_min(torch.finfo(x.dtype).tiny).log()
+
+
+def log_chance(x: Tensor) -> Tensor:
+    """Logarithm of a probability or rate: of zero a number that no data outweigh, and finite.
+
+    The logarithm of the least number, -708, would not do: a row that lies 40 standard deviations
+    from everything that is possible would rather do what the model forbids.
+    """
+    return torch.where(x > 0.0, safe_log(x), IMPOSSIBLE)
 
 
 class Family(ABC):
@@ -82,7 +93,7 @@ class Bernoulli(Family):
 
     def natural_parameters(self, *slots: Tensor) -> Tensor:
         (p,) = slots
-        return torch.stack([safe_log(p), safe_log(1.0 - p)], -1)
+        return torch.stack([log_chance(p), log_chance(1.0 - p)], -1)
 
     def contribution(
         self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
@@ -96,7 +107,7 @@ class Categorical(Family):
     kinds = ("simplex",)
 
     def natural_parameters(self, *slots: Tensor) -> Tensor:
-        return safe_log(slots[0])
+        return log_chance(slots[0])
 
     def contribution(
         self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
@@ -111,7 +122,7 @@ class Rate(Family):
 
     def natural_parameters(self, *slots: Tensor) -> Tensor:
         (r,) = slots
-        return torch.stack([safe_log(r), -r], -1)
+        return torch.stack([log_chance(r), -r], -1)
 
     def contribution(
         self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.affine import AffineMap
+from ember.inference.expectation.enumeration import align as spread
 from ember.inference.factors import Site
 from ember.inference.parameter_maps import probe_values
 from ember.inference.plan import Plan
@@ -132,7 +133,13 @@ def permute(plan: Plan, params: Params, latent: str, order: Sequence[int] | Tens
 
 def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
     """States by decreasing share of the data that they explain."""
-    weight = _posterior(plan, params, _members(plan, latent)).sum(0)
+    names = list(_members(plan, latent))
+    found, weight = plan.posterior(params, names), torch.zeros(())
+    for name in names:
+        own, scale = found[name], plan.scales[name]
+        if scale is not None:  # a row that counts three times explains three rows
+            own = own * spread(scale.tensor, scale.dims, plan.places(name)).unsqueeze(-1)
+        weight = weight + own.reshape(-1, own.shape[-1]).sum(0)
     return [int(i) for i in torch.argsort(weight, descending=True, stable=True)]
 
 

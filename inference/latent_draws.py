@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.enumeration import Factor
-from ember.inference.factors import IMPOSSIBLE
+from ember.inference.families import IMPOSSIBLE
 from ember.inference.forecasting import posterior_pairs
 from ember.inference.plan import Plan
 

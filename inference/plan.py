@@ -9,6 +9,7 @@ one contraction and its gradient. Only sites whose arguments are computed in a w
 describes are asked of the model again.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import MixtureKernel
 from ember.inference.factors import FormFactor, Site, statistics_of
+from ember.inference.families import IMPOSSIBLE
 from ember.inference.grouping import cells_of
 from ember.inference.missing import GapFactor
 from ember.inference.opaque import model_log_prob
@@ -187,8 +189,10 @@ class Plan:
             return {}
         tape = self.notes.get("tape")
         if tape is not None:
-            found: dict[str, Tensor] = tape(params)
-            return found
+            # Where an operation fails, the model may know better.
+            with contextlib.suppress(RuntimeError):
+                found: dict[str, Tensor] = tape(params)
+                return found
         trace = self.structure.trace(params)
         return {name: model_log_prob(self.site(name), trace) for name in names}
 
@@ -200,10 +204,18 @@ class Plan:
         """``log p(row | params)`` for every row, unweighted; a scalar if there are no rows."""
         parts = self.contraction(self.all_tensors(params))
         rows = self.contraction.by_row(parts, self.row)
+        rows = torch.where(rows <= 0.1 * IMPOSSIBLE, -torch.inf, rows)
         return rows.expand(self.sizes[self.row]) if self.row else rows
 
     def chain_potentials(self, params: Params, name: str) -> tuple[Potentials, tuple[str, ...]]:
         """The log potentials of the chain of a latent site, and the dims of its rows."""
+        chain = self.chains[name]
+        if self.sizes[chain.state] == 1:  # a single state is not summed over
+            rest = tuple(s for s in self.places(name) if s != chain.time)
+            rows = torch.Size([self.sizes[s] for s in rest]).numel()
+            steps = chain.steps if chain.at_once else chain.steps + 1
+            one = torch.zeros(steps, rows, 1, dtype=torch.float64)
+            return Potentials(one[0], one[:1].unsqueeze(-1), one, None), rest
         with torch.no_grad():
             tensors = self.all_tensors(params)
             return self.contraction.potentials(tensors, self.latent_symbols[name])

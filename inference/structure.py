@@ -163,7 +163,8 @@ def read_structure(
             check_declared(name, site)
         if role == "observed":
             own = plates.pop(name)
-            for part in find_composites(name, site, {*plain.nodes, *latent}):
+            taken = {*plain.nodes, *latent, *(c.time for c in composites)}
+            for part in find_composites(name, site, taken):
                 composites.append(part)
                 latent.append(part.latent)
                 if part.steps is not None:

@@ -14,9 +14,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["Tape", "record"]
+
+# Ways to look at numbers that are no tensor operations.
+PEEKS: tuple[Any, ...] = (
+    Tensor.numpy,
+    Tensor.tolist,
+    Tensor.__array__,
+    Tensor.data_ptr,
+    Tensor.untyped_storage,
+)
+PEEKS += (Tensor.__dlpack__, Tensor.storage)
 
 Params = Mapping[str, Tensor]
 Compute = Callable[[Params], dict[str, Tensor]]
@@ -39,7 +50,11 @@ class _Instruction:
 
 @dataclass(frozen=True)
 class Tape:
-    """A recorded computation: parameters in, named tensors out."""
+    """A recorded computation: parameters in, named tensors out.
+
+    Raises:
+        RuntimeError: When played back where an operation fails, or a check of errors does.
+    """
 
     inputs: tuple[str, ...]
     instructions: tuple[_Instruction, ...]
@@ -54,7 +69,7 @@ class Tape:
 
         for step in self.instructions:
             result = step.function(*_mapped(step.args, filled), **_mapped(step.kwargs, filled))
-            results = result if isinstance(result, (tuple, list)) else (result,)
+            results = _listed(result)
             values.update(zip(step.outputs, results, strict=True))
         return {name: filled(out) for name, out in self.outputs.items()}
 
@@ -69,8 +84,10 @@ def record(compute: Compute, params: Params, others: Sequence[Params]) -> Tape |
     """
     recorder = _Recorder(params)
     try:
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), recorder, _Watch(recorder):
             found = compute(params)
+        if recorder.is_broken:
+            return None
         tape = recorder.tape(found)
         if all(_agrees(tape, compute, other) for other in others):
             return tape
@@ -92,25 +109,34 @@ class _Recorder(TorchDispatchMode):
             id(value): (_Slot(i), value) for i, value in enumerate(params.values())
         }
         self.instructions: list[_Instruction] = []
+        self.is_broken = False
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = function(*args, **kwargs)
-        seen: list[_Slot] = []
+        seen: list[Tensor] = []
 
         def slotted(value: Any) -> Any:
             if isinstance(value, Tensor) and id(value) in self.known:
-                seen.append(self.known[id(value)][0])
-                return seen[-1]
+                seen.append(value)
+                return self.known[id(value)][0]
             return value
 
         own_args, own_kwargs = _mapped(args, slotted), _mapped(kwargs, slotted)
-        if not seen or result is None:  # None: a check of errors, which leaves nothing behind
+        try:
+            result = function(*args, **kwargs)
+        except Exception:  # the model may catch it, and go another way
+            self.is_broken = self.is_broken or bool(seen)
+            raise
+        if not seen:
             return result
-        results = result if isinstance(result, (tuple, list)) else (result,)
-        if function._schema.is_mutable or not all(isinstance(out, Tensor) for out in results):
+        results = _listed(result)
+        if (
+            function._schema.is_mutable
+            or not all(isinstance(out, Tensor) for out in results)
+            or _has_shape_by_value(function, seen)
+        ):
             raise _NotRecordable
         places = []
         for out in results:
@@ -135,11 +161,40 @@ class _Recorder(TorchDispatchMode):
             return value
 
         for step in reversed(self.instructions):
-            if wanted & set(step.outputs):
+            if wanted & set(step.outputs) or not step.outputs:  # no outputs: a check of errors
                 kept.append(step)
                 _mapped(step.args, want)
                 _mapped(step.kwargs, want)
         return Tape(self.names, tuple(reversed(kept)), outputs)
+
+
+class _Watch(TorchFunctionMode):
+    """Notices when numbers that depend on parameters are looked at past torch's operations."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in PEEKS and id(args[0]) in self.recorder.known:
+            self.recorder.is_broken = True
+        return function(*args, **(kwargs or {}))
+
+
+def _listed(result: Any) -> tuple[Any, ...]:
+    if result is None:
+        return ()
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def _has_shape_by_value(function: Any, seen: Sequence[Tensor]) -> bool:
+    """Whether the shape of a result depends on values: the model may have counted its rows."""
+    if torch.Tag.dynamic_output_shape not in function.tags:
+        return False
+    by_mask = function.overloadpacket is torch.ops.aten.index
+    return not by_mask or any(one.dtype in (torch.bool, torch.uint8) for one in seen)
 
 
 def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:

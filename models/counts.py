@@ -26,7 +26,12 @@ from ember.models._checks import (
     check_tensor,
     row_frequency,
 )
-from ember.models._counts import GatedGammaPoisson, PositiveGammaPoisson, PositivePoisson
+from ember.models._counts import (
+    GammaPoisson,
+    GatedGammaPoisson,
+    PositiveGammaPoisson,
+    PositivePoisson,
+)
 from ember.models._emissions import select
 from ember.models._plates import data_plate, mixture_weights
 from ember.models._priors import HALF_COUNT, Hyperparameters, Prior, count_mean
@@ -154,7 +159,7 @@ def count_mixture(
             return dist.Poisson(torch.where(occurs > 0, mean, 0.0))
         concentration = select(concentrations, z, 0)
         if occurs is None:
-            return dist.GammaPoisson(concentration, concentration / mean)
+            return GammaPoisson(concentration, concentration / mean)
         gated = PositiveGammaPoisson if zeros == "hurdle" else GatedGammaPoisson
         return gated(concentration, concentration / mean, occurs)
 

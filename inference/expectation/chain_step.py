@@ -64,8 +64,11 @@ class ChainStep:
     emissions: tuple[tuple[int, View], ...]
     lengths: Tensor | None
 
-    def potentials(self, seen: Sequence[Tensor]) -> Potentials:
-        """The inputs, viewed, in the order of initial, move and emissions, as one batch."""
+    def potentials(self, seen: Sequence[Tensor], steps_only: bool = False) -> Potentials:
+        """The inputs, viewed, in the order of initial, move and emissions, as one batch.
+
+        With ``steps_only`` a first state that emits nothing is summed out.
+        """
         chain, states = self.chain, self.states
         rows = torch.Size(self.sizes).numel()
         initial = seen[0].expand(*self.sizes, states).reshape(rows, states)
@@ -78,7 +81,9 @@ class ChainStep:
         emission = emission.expand(chain.steps, *self.sizes, states)
         emission = emission.reshape(chain.steps, rows, states)
         lengths = self.lengths
-        if chain.at_once:
+        if steps_only and not chain.at_once:
+            initial = torch.logsumexp(initial.unsqueeze(-1) + move[0], -2)
+        if chain.at_once or steps_only:
             move = move[1:] if len(move) > 1 else move
         else:
             emission = torch.cat([emission.new_zeros(1, rows, states), emission])
@@ -86,6 +91,6 @@ class ChainStep:
         return Potentials(initial, move, emission.contiguous(), lengths)
 
     def __call__(self, seen: Sequence[Tensor], maximum: bool) -> Tensor:
-        """The log evidence of each chain, over ``rest``."""
-        chains = self.potentials(seen)
+        """The log evidence of each chain, over ``rest``; of its best path with ``maximum``."""
+        chains = self.potentials(seen, steps_only=maximum)
         return chain_log_evidence(chains, maximum).reshape(self.sizes)

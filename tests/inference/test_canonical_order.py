@@ -94,3 +94,10 @@ def test_the_estimates_stay_those_of_the_reported_objective(name: str) -> None:
     fit = em.fit(*example.args, **example.kwargs)
     again = em.e_step(fit.params, *example.args, **example.kwargs)
     assert again.objective == pytest.approx(fit.log_posterior, rel=1e-11)
+
+
+def test_a_row_that_counts_three_times_explains_three_rows() -> None:
+    frequency = torch.ones(100).index_fill(0, torch.arange(10), 20.0)
+    fit = EM(gaussian_mixture, seed=5).fit(clouds(), components=3, frequency=frequency)
+    assert fit.params["locs"].reshape(-1).tolist() == pytest.approx([-8.0, 0.0, 8.0], abs=1.0)
+    assert fit.relabel().params["locs"].equal(fit.params["locs"])

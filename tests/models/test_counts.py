@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.optimize
@@ -11,7 +12,12 @@ from scipy import special, stats
 
 from ember.inference import EM
 from ember.models import count_mixture
-from ember.models._counts import GatedGammaPoisson, PositiveGammaPoisson, PositivePoisson
+from ember.models._counts import (
+    GammaPoisson,
+    GatedGammaPoisson,
+    PositiveGammaPoisson,
+    PositivePoisson,
+)
 
 N, K = 30, 2
 FAMILIES = ["poisson", "negative_binomial"]
@@ -259,3 +265,31 @@ ERRORS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
 def test_errors(x: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         count_mixture(x, **options)
+
+
+@pytest.mark.parametrize("concentration", [0.3, 9_999.0, 10_001.0, 1e9, 1e12])
+def test_density_stays_exact_as_the_concentration_grows(concentration: float) -> None:
+    for rate in (0.01, 1.0, concentration / 4.0):
+        for count in (0, 1, 7, 5000):
+            with mpmath.workdps(50):
+                r, q = mpmath.mpf(concentration), mpmath.mpf(rate)
+                truth = mpmath.loggamma(r + count) - mpmath.loggamma(r)
+                truth += r * mpmath.log(q / (1 + q)) - count * mpmath.log(1 + q)
+                truth -= mpmath.loggamma(count + 1)
+            both = torch.tensor([concentration, rate], dtype=torch.float64)
+            found = GammaPoisson(*both).log_prob(torch.tensor(float(count), dtype=torch.float64))
+            assert float(found) == pytest.approx(float(truth), rel=2e-11, abs=2e-11)
+
+
+@pytest.mark.parametrize("zeros", [None, "inflated", "hurdle"])
+def test_counts_without_overdispersion_end_at_the_poisson(zeros: str | None) -> None:
+    """The likelihood rises towards its limit at an infinite concentration, and not above it."""
+    x = torch.tensor([3.0, 4, 5, 4, 3, 5, 4, 6, 2, 4, 5, 3])
+    x = x if zeros is None else torch.cat([x, torch.zeros(6)])
+    one, two = (
+        EM(count_mixture, "mle", seed=0).fit(x, components=1, family=family, zeros=zeros)
+        for family in ("poisson", "negative_binomial")
+    )
+    assert two.converged
+    assert two.log_likelihood == pytest.approx(one.log_likelihood, rel=1e-6)
+    assert two.log_likelihood <= one.log_likelihood + 1e-9 * abs(one.log_likelihood)
