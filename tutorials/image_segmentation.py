@@ -75,9 +75,9 @@ print(f"chosen on 500 pixels: {few.options}; on 3000: {many.options}")
 print(f"starts of the chosen fit: {few.best.starts}")
 
 # %% [markdown]
-# On 500 pixels BIC turns around at ten. From seven on the slope before that is gentle, and not every
-# start finds the best ten: with fewer starts for each fit the choice may be another. On 3000 pixels
-# BIC chooses nothing: it still falls at 13, where we stop looking.
+# On 500 pixels BIC turns around at ten. From seven on the slope before that is gentle, and not
+# every start finds the best ten: with fewer starts for each fit the choice may be another. On 3000
+# pixels BIC chooses nothing: it still falls at 13, where we stop looking.
 
 # %% [markdown]
 # ## The segments
@@ -209,8 +209,8 @@ show(
 )
 
 # %% [markdown]
-# In numbers: of the topmost rows nearly all is sky, apart from the tip of the tower. The mixture has
-# two components for it, a blue one and a white one, so the first number is the share of the two
+# In numbers: of the topmost rows nearly all is sky, apart from the tip of the tower. The mixture
+# has two components for it, a blue one and a white one, so the first number is the share of the two
 # commonest segments there. The second is the share of the variance of colour that segments leave
 # inside themselves. There k-means is better, as it should be: that is what it minimises, whatever
 # the things. On that score the ten steps on all pixels make the mixture even a little worse: they
