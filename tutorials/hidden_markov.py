@@ -231,7 +231,7 @@ labels = [f"rate {rate:.0f}" for rate in rates]
 axes[1].stackplot(years, smoothed.T.numpy(), colors=COLOURS[:3], labels=labels, step="mid")
 axes[1].set(ylabel="state", ylim=(0, 1))
 axes[1].legend(loc="center right", fontsize=8)
-axes[2].bar(years[1:] - 0.5, moved, width=0.9, color=COLOURS[3])
+axes[2].bar(years[1:] - 0.5, moved.numpy(), width=0.9, color=COLOURS[3])
 axes[2].set(xlabel="year", ylabel="a move", ylim=(0, 1), xlim=(1899, 2007))
 on_path = int((path.diff() != 0).sum())
 print(f"moves on the Viterbi path {on_path}, expected {float(moved.sum()):.1f}")
@@ -259,7 +259,7 @@ print(f"sum of log forecasts {total:.4f}, log likelihood {fit.log_likelihood:.4f
 fig, (left, right) = plt.subplots(
     1, 2, figsize=(10, 3), layout="constrained", width_ratios=[2.6, 1]
 )
-low, high = ((cdf[3] < level).sum(0) for level in (0.05, 0.95))
+low, high = ((cdf[3] < level).sum(0).numpy() for level in (0.05, 0.95))
 left.fill_between(
     np.append(years, 2007), low, high, step="mid", color=COLOURS[0], alpha=0.25, label="90 %"
 )
@@ -268,9 +268,9 @@ left.plot(years, x, "o", ms=3, color="black", label="counts")
 left.set(xlabel="year", ylabel="earthquakes", ylim=(0, 50))
 left.set_title("forecasts from the years before")
 left.legend(frameon=False, ncols=3)
-right.bar(grid, pmf[3][:, -1], color=COLOURS[0])
+right.bar(grid.numpy(), pmf[3][:, -1].numpy(), color=COLOURS[0])
 right.set(xlim=(0, 45), xlabel="earthquakes", title="the forecast of 2007")
-covered = float(((x >= low[:-1]) & (x <= high[:-1])).double().mean())
+covered = float(((x.numpy() >= low[:-1]) & (x.numpy() <= high[:-1])).mean())
 print(f"counts within the 90 % intervals: {covered:.0%}")
 
 # %% [markdown]
@@ -347,8 +347,8 @@ pd.DataFrame(
 # %%
 expected = with_gaps.impute()
 draws = with_gaps.impute(draws=1000, seed=0)
-low, high = draws.quantile(torch.tensor([0.05, 0.95]), 0)
-inside = float(((x >= low) & (x <= high))[lost].double().mean())
+low, high = draws.quantile(torch.tensor([0.05, 0.95]), 0).numpy()
+inside = float(((x.numpy() >= low) & (x.numpy() <= high))[lost.numpy()].mean())
 fig, axes = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained", sharey=True)
 for ax, begin in zip(axes, (1920, 1960), strict=True):
     here = slice(begin - 1900, begin - 1900 + 26)
@@ -422,7 +422,7 @@ for each, colour in ((by_em, COLOURS[0]), (by_point, COLOURS[2])):
 axes[0].set(xlabel="seconds", ylabel="log posterior still to gain")
 axes[0].legend(frameon=False)
 for k in range(3):
-    axes[1].hist(drawn[:, k], bins=40, density=True, color=COLOURS[k], alpha=0.5)
+    axes[1].hist(drawn[:, k].numpy(), bins=40, density=True, color=COLOURS[k], alpha=0.5)
     axes[1].axvline(float(by_em.params["rates"][k]), color=COLOURS[k], lw=2)
 _ = axes[1].set(xlabel="rates", yticks=[], title="EM's estimates, the normal guide's posterior")
 

@@ -6,16 +6,17 @@ the transition matrix,
 .. math:: f_t \propto p_t \circ E_t, \quad p_{t+1} = f_t P, \qquad
           y_t \propto E_t \circ (P y_{t+1}),
 
-each normalised at every step, so that nothing underflows as a whole. A single entry still may: a
-state less probable than the likeliest by a factor of ``1e-290`` or more is about to be lost,
-although later data may yet favour it. Wherever that is seen the result is None, and the caller
-takes the recursion in log space.
+scaled often enough that nothing underflows as a whole. A single entry may still underflow, if
+the transition matrix has entries next to zero: a state less probable than the likeliest by a
+factor of ``1e-290`` is about to be lost, although later data may yet favour it. Wherever that is
+seen the result is None, and the caller takes the recursion in log space.
 
 Reference: Rabiner (1989), *A tutorial on hidden Markov models*, Proc. IEEE 77, 257-286, sect. V.A.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from ember.inference.expectation.chain_blocks import Blocks, Potentials, cut
 __all__ = ["Smoothed", "scaled_forward_backward"]
 
 LOST = 1e-290
+ROOM = 200.0  # powers of ten that numbers may shrink before they are scaled again
 
 
 @dataclass(frozen=True)
@@ -55,29 +57,27 @@ def scaled_forward_backward(chains: Potentials) -> Smoothed | None:
     top = blocks.emission.amax(-1, keepdim=True)
     emission = (blocks.emission - top).exp_()
     blocks = Blocks(blocks.count, emission, blocks.transition.exp(), blocks.inside, blocks.ragged)
+    run = _Run(blocks)
     highest = chains.initial.amax(-1, keepdim=True)
     first = (chains.initial - highest).exp()
-    linked = _link(blocks, first) if blocks.count > 1 else (first, torch.ones_like(first))
-    if linked is None:
-        return None
-    predicted, beyond = linked
-    filtered, sums, smallest = _forward(blocks, predicted)
-    future, least = _backward(blocks, beyond)
-    # One comparison for all steps; it is False for NaN too.
-    if not bool(torch.minimum(smallest, least) > LOST) or not bool((sums > LOST).all()):
+    predicted, beyond = run.link(first) if blocks.count > 1 else (first, torch.ones_like(first))
+    filtered, scales = run.forward(predicted)
+    future = run.backward(beyond)
+    if not run.is_sound():
         return None
     after = torch.cat([future[1:], torch.cat([future[0, rows:], beyond[-rows:]])[None]])
-    backward = torch.where(blocks.inside, _times(after, blocks.transition.mT), after)
+    backward = _times(after, blocks.transition.mT)
+    if any(blocks.ragged):
+        backward = torch.where(blocks.inside, backward, after)
     joint = filtered * backward
     agreement = joint.sum(-1, keepdim=True)
-    evidence = blocks.joined(sums.log() + top, steps).sum(0).squeeze(-1) + highest.squeeze(-1)
-    if blocks.count > 1:
-        evidence = evidence + _lost_factors(blocks, filtered, predicted, rows)
+    evidence = blocks.joined(top, steps).sum(0) + highest
+    evidence = evidence + scales.reshape(blocks.count, rows, 1).sum(0)
     return Smoothed(
-        evidence,
+        evidence.squeeze(-1),
         blocks.joined(filtered, steps),
         blocks.joined(future, steps),
-        blocks.joined(joint / agreement, steps),
+        blocks.joined(joint.div_(agreement), steps),
         blocks.joined(agreement, steps),
     )
 
@@ -89,107 +89,121 @@ def _times(rows: Tensor, matrix: Tensor) -> Tensor:
     return (rows.unsqueeze(-2) @ matrix).squeeze(-2)
 
 
+class _Run:
+    """The recursions over one set of blocks, and what they saw on the way.
+
+    In one step no sum shrinks below the smallest transition probability times what it was, since
+    the likeliest state of each step has ``E = 1``. So scaling is due only every so many steps, and
+    a matrix without entries near zero loses no state; otherwise every step is scaled and watched.
+    """
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks = blocks
+        smallest = float(blocks.transition.amin())
+        shrinks = -math.log10(smallest / blocks.emission.shape[-1]) if smallest > 0 else math.inf
+        self.watch = shrinks > ROOM / 2
+        self.every = 1 if self.watch else max(1, int(ROOM / max(shrinks, 1e-3)))
+        self.seen: list[Tensor] = []
+
+    def is_sound(self) -> bool:
+        """Whether nothing was lost; NaN counts as lost."""
+        return not self.seen or bool((torch.stack(self.seen) > LOST).all())
+
+    def due(self, step: int) -> bool:
+        """Whether to scale after a step."""
+        return (step + 1) % self.every == 0 or step + 1 == len(self.blocks.emission)
+
+    def note(self, entries: Tensor, step: int) -> None:
+        """Looks at what a transition led to; past the end of a chain nothing is predicted."""
+        if self.watch:
+            if self.blocks.ragged[step]:
+                inside = self.blocks.inside[step]
+                inside = inside.unsqueeze(-1) if entries.dim() == 3 else inside
+                entries = torch.where(inside, entries, torch.ones(()))
+            self.seen.append(entries.amin())
+
+    def forward(self, predicted: Tensor) -> tuple[Tensor, Tensor]:
+        """``f_t``, and the log of all that was divided by, ``(B, 1)``."""
+        blocks = self.blocks
+        filtered, sums = torch.empty_like(blocks.emission), []
+        now = predicted
+        for i, (own, emission) in enumerate(zip(filtered.unbind(0), blocks.emission, strict=True)):
+            torch.mul(now, emission, out=own)
+            if self.due(i) or i == 0:  # the first state may be all but ruled out by its data
+                sums.append(own.sum(-1, keepdim=True))
+                own.div_(sums[-1])
+            now = _times(own, blocks.matrix(i))
+            self.note(now, i)
+            if blocks.ragged[i]:
+                now = torch.where(blocks.inside[i], now, own)
+        divided = torch.stack(sums)
+        self.seen.append(divided.amin())
+        scales = divided.log().sum(0)
+        if blocks.count > 1:  # each block began with a prediction that sums to one
+            rows = len(predicted) // blocks.count
+            scales[:-rows] += now[:-rows].sum(-1, keepdim=True).log()
+        return filtered, scales
+
+    def backward(self, beyond: Tensor) -> Tensor:
+        """``y_t``."""
+        blocks = self.blocks
+        future = torch.empty_like(blocks.emission)
+        turned, now = blocks.transition.mT, beyond
+        slices = list(zip(future.unbind(0), blocks.emission.unbind(0), strict=True))
+        for i in range(len(slices) - 1, -1, -1):
+            own, emission = slices[i]
+            back = _times(now, turned[i] if turned.dim() == 4 else turned)
+            if self.watch:
+                self.note(back / back.amax(-1, keepdim=True), i)
+            if blocks.ragged[i]:
+                back = torch.where(blocks.inside[i], back, now)
+            torch.mul(back, emission, out=own)
+            if self.due(i):
+                own.div_(own.sum(-1, keepdim=True))
+            now = own
+        return future
+
+    def link(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        """The prediction at the start of every block and the future past its end, ``(B, K)``."""
+        rows, states = first.shape
+        shape = (self.blocks.count, rows, states, states)
+        transfer = [block for block in self.transfer().reshape(shape)]
+        predicted, beyond = [first / first.sum(-1, keepdim=True)], [torch.ones_like(first)]
+        for block in transfer[:-1]:
+            now = (predicted[-1].unsqueeze(-2) @ block).squeeze(-2)
+            predicted.append(now.div_(now.sum(-1, keepdim=True)))
+        for block in reversed(transfer[1:]):
+            now = (block @ beyond[-1].unsqueeze(-1)).squeeze(-1)
+            beyond.append(now.div_(now.amax(-1, keepdim=True)))
+        starts, ends = torch.cat(predicted), torch.cat(beyond[::-1])
+        starts[:rows] = first
+        # The given initial probabilities may be zero; what was computed may not.
+        self.seen += [starts[rows:].amin(), ends.amin()]
+        return starts, ends
+
+    def transfer(self) -> Tensor:
+        """Each block's product of ``diag(E_t) P``, up to a factor of its own, ``(B, K, K)``."""
+        blocks = self.blocks
+        rows, states = blocks.emission.shape[1:]
+        product = torch.eye(states, dtype=blocks.emission.dtype).expand(rows, -1, -1)
+        sums = []
+        for i, emission in enumerate(blocks.emission.unsqueeze(-2)):
+            weighed = product * emission
+            product = _all_rows(weighed, blocks.matrix(i))
+            if blocks.ragged[i]:
+                product = torch.where(blocks.inside[i].unsqueeze(-1), product, weighed)
+            if self.due(i):
+                sums.append(product.sum(-1, keepdim=True))
+                product.div_(sums[-1])
+            self.note(product, i)
+        divided = torch.stack(sums)
+        self.seen.append(divided.amin())
+        scale = divided.log().sum(0)
+        return product * (scale - scale.amax(-2, keepdim=True)).exp()
+
+
 def _all_rows(rows: Tensor, matrix: Tensor) -> Tensor:
     """``(B, K, K)`` times one matrix, or one for each of the B."""
     if matrix.dim() == 2:
         return (rows.reshape(-1, rows.shape[-1]) @ matrix).reshape(rows.shape)
     return rows @ matrix
-
-
-def _forward(blocks: Blocks, predicted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``f_t``, its sums before it was normalised, and the smallest prediction seen."""
-    emission = blocks.emission
-    filtered, sums = torch.empty_like(emission), torch.empty_like(emission[..., :1])
-    predictions = torch.empty_like(emission)
-    now = predicted
-    for i in range(len(emission)):
-        own, total = filtered[i], sums[i]
-        torch.mul(now, emission[i], out=own)
-        torch.sum(own, -1, keepdim=True, out=total)
-        own.div_(total)
-        now = _times(own, blocks.matrix(i))
-        if blocks.ragged[i]:
-            now = torch.where(blocks.inside[i], now, own)
-        predictions[i] = now
-    return filtered, sums, _smallest(blocks, predictions)
-
-
-def _backward(blocks: Blocks, beyond: Tensor) -> tuple[Tensor, Tensor]:
-    """``y_t`` scaled to sum one, and the smallest likelihood seen before the emission."""
-    emission = blocks.emission
-    future, before = torch.empty_like(emission), torch.empty_like(emission)
-    turned = blocks.transition.mT
-    now = beyond
-    for i in range(len(emission) - 1, -1, -1):
-        back = _times(now, turned[i] if turned.dim() == 4 else turned)
-        if blocks.ragged[i]:
-            back = torch.where(blocks.inside[i], back, now)
-        before[i] = back
-        own = future[i]
-        torch.mul(back, emission[i], out=own)
-        own.div_(own.sum(-1, keepdim=True))
-        now = own
-    return future, _smallest(blocks, before.div_(before.amax(-1, keepdim=True)))
-
-
-def _smallest(blocks: Blocks, entries: Tensor) -> Tensor:
-    """The smallest entry within the chains: past their ends nothing is predicted."""
-    ragged = [i for i, at_end in enumerate(blocks.ragged) if at_end]
-    if ragged:
-        ended = entries[ragged].masked_fill(~blocks.inside[ragged], 1.0)
-        entries = entries.index_copy(0, torch.tensor(ragged), ended)
-    return entries.amin()
-
-
-def _link(blocks: Blocks, first: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The prediction at the start of every block and the future past its end, ``(B, K)``."""
-    rows, states = first.shape
-    transfer, scale = _transfer(blocks)
-    if transfer is None:
-        return None
-    transfer = transfer.reshape(blocks.count, rows, states, states)
-    scale = scale.reshape(blocks.count, rows, states)
-    predicted, beyond = [first], [torch.ones_like(first)]
-    for c in range(blocks.count - 1):
-        log = predicted[-1].log() + scale[c]
-        entry = (log - log.amax(-1, keepdim=True)).exp_()
-        now = _times(entry, transfer[c])
-        predicted.append(now / now.sum(-1, keepdim=True))
-    for c in range(blocks.count - 1, 0, -1):
-        log = (transfer[c] @ beyond[-1].unsqueeze(-1)).squeeze(-1).log() + scale[c]
-        beyond.append((log - log.amax(-1, keepdim=True)).exp_())
-    starts, ends = torch.cat(predicted), torch.cat(beyond[::-1])
-    # The given initial probabilities may be zero; what was computed may not.
-    sound = bool((starts[rows:] > LOST).all() & (ends > LOST).all())
-    return (starts, ends) if sound else None
-
-
-def _transfer(blocks: Blocks) -> tuple[Tensor | None, Tensor]:
-    """Each block's product of ``diag(E_t) P``, rows scaled to sum one, and the log scales."""
-    rows, states = blocks.emission.shape[1:]
-    product = torch.eye(states, dtype=blocks.emission.dtype).expand(rows, -1, -1)
-    totals = blocks.emission.new_empty(len(blocks.emission), rows, states, 1)
-    lowest = []
-    for i in range(len(blocks.emission)):
-        weighed = product * blocks.emission[i].unsqueeze(-2)
-        product = _all_rows(weighed, blocks.matrix(i))
-        if blocks.ragged[i]:
-            product = torch.where(blocks.inside[i].unsqueeze(-1), product, weighed)
-        total = product.sum(-1, keepdim=True)
-        product.div_(total)
-        totals[i] = total
-        seen = product
-        if blocks.ragged[i]:
-            seen = torch.where(blocks.inside[i].unsqueeze(-1), product, torch.ones(()))
-        lowest.append(seen.amin())
-    scale = totals.log().sum(0).squeeze(-1)
-    return (product if bool(torch.stack(lowest).amin() > LOST) else None), scale
-
-
-def _lost_factors(blocks: Blocks, filtered: Tensor, predicted: Tensor, rows: int) -> Tensor:
-    """What normalising the links took from the evidence: log of each prediction's true sum."""
-    last = _times(filtered[-1], blocks.matrix(len(filtered) - 1))
-    last = torch.where(blocks.inside[-1], last, filtered[-1])
-    true = last.sum(-1).reshape(-1, rows)[:-1]
-    used = predicted.sum(-1).reshape(-1, rows)[1:]
-    return (true.log() - used.log()).sum(0)
