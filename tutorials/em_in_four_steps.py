@@ -343,17 +343,18 @@ print(f"starts: {escaped.starts}")
 # ## Acceleration
 #
 # An EM iteration is a map from parameters to parameters, so anything that finds fixed points of
-# maps faster may be wrapped around it. By default Ember uses SQUAREM: after two EM steps it jumps
-# further in their direction, and keeps the jump only if the objective has not suffered. So the
-# objective still never falls. An iteration then costs two or three passes over the data instead of
-# one, and the fair comparison is by passes.
+# maps faster may be wrapped around it. By default Ember uses SQUAREM, and in long runs L-BFGS by
+# turns with it. SQUAREM jumps further in the direction of two EM steps, and keeps the jump only if
+# the objective has not suffered. So the objective still never falls. An iteration then costs two or
+# three passes over the data instead of one, and the fair comparison is by passes.
 #
 # From a good start there is little to win. From the slow start above there is more:
 
 # %%
 names = {
     None: "none (plain EM)",
-    "squarem": "squarem (default)",
+    "auto": "auto (default)",
+    "squarem": "squarem",
     "anderson": "anderson",
     "lbfgs": "lbfgs",
 }
@@ -394,7 +395,7 @@ assert ends.count(-1130.26) >= 35
 assert -1285.31 in ends
 assert abs(escaped.log_likelihood - optimum) < 1e-6
 assert abs(float(escaped.starts.objectives[0]) - stuck.log_likelihood) < 1e-3
-assert runs["squarem"].evaluations < runs[None].evaluations / 2
+assert max(runs[how].evaluations for how in ("auto", "squarem")) < runs[None].evaluations / 2
 assert all(abs(run.log_likelihood - stuck.log_likelihood) < 1e-4 for run in runs.values())
 assert all(run.converged for run in runs.values())
 print("all as claimed")

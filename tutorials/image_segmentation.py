@@ -53,15 +53,15 @@ print(f"{len(x):,} pixels with {x.shape[1]} features")
 # By BIC, on 500 pixels taken at random. Why so few? Pixels of one thing are not really Gaussian: a
 # roof has light and shade. With enough pixels BIC notices any such deviation and mends it with one
 # more component, as it should: it looks for a density. So the number of pixels is also the
-# resolution at which we look. With 3000 pixels BIC would go on adding components.
+# resolution at which we look. We try 1 to 13 components on the 500 pixels, with five starts for
+# each, and every other one of these numbers on 3000 pixels.
 
 # %%
 generator = np.random.default_rng(0)
 sample = x[generator.choice(len(x), 500, replace=False)]
 larger = x[generator.choice(len(x), 3000, replace=False)]
-options = {"components": range(1, 8), "em": {"seed": 0}}
-few = select(gaussian_mixture, sample, **{**options, "em": {"seed": 0, "restarts": 2}})
-many = select(gaussian_mixture, larger, **options)
+few = select(gaussian_mixture, sample, components=range(1, 14), em={"seed": 0, "restarts": 5})
+many = select(gaussian_mixture, larger, components=range(1, 14, 2), em={"seed": 0})
 
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
 for ax, swept, count in zip(axes, (few, many), (500, 3000), strict=True):
@@ -72,6 +72,12 @@ for ax, swept, count in zip(axes, (few, many), (500, 3000), strict=True):
 axes[0].axvline(few.options["components"], color="#999999", zorder=0)
 _ = axes[0].legend(frameon=False)
 print(f"chosen on 500 pixels: {few.options}; on 3000: {many.options}")
+print(f"starts of the chosen fit: {few.best.starts}")
+
+# %% [markdown]
+# On 500 pixels BIC turns around at ten. From seven on the slope before that is gentle, and not
+# every start finds the best ten: with fewer starts for each fit the choice may be another. On 3000
+# pixels BIC chooses nothing: it still falls at 13, where we stop looking.
 
 # %% [markdown]
 # ## The segments
@@ -111,8 +117,8 @@ show({"image": image, f"{components} segments in their mean colours": painted(se
 # ## Where is it unsure?
 #
 # The entropy of a pixel's responsibilities: 0 where one component explains it, 1 bit where two do
-# so equally. It is high along borders and between the leaves, at the foot of the tower, and in the
-# haze on the left, where sky, shore and water are of one colour.
+# so equally. It is high along borders, between the leaves and at the foot of the tower, and in the
+# sky: blue turns into white, and white into haze, without a border in the image.
 
 # %%
 entropy = -torch.special.xlogy(responsibilities, responsibilities).sum(1) / np.log(2.0)
@@ -185,8 +191,8 @@ for side in ("top", "right"):
 #
 # k-means is what a mixture becomes if all components are round, of one size and equally frequent,
 # and every pixel is assigned outright. Things in an image are not like that: the sky is wide and of
-# one colour, a tree is small and of many. So k-means cuts the sky in two with a straight line, and
-# puts the shade in the trees and the shade of the roofs together. It has no notion of a unit
+# few colours, a tree is small and of many. So k-means cuts the sky into pieces with straight lines,
+# and puts the shade in the trees and the shade of the roofs together. It has no notion of a unit
 # either: we give it standardised features, which the mixture, with a covariance for each component,
 # does not need.
 
@@ -203,17 +209,19 @@ show(
 )
 
 # %% [markdown]
-# In numbers: of the topmost rows nearly all is sky, apart from the tip of the tower; the first
-# number is the share of the commonest segment there. The second is the share of the variance of
-# colour that segments leave inside themselves. There k-means is better, as it should be: that is
-# what it minimises, whatever the things.
+# In numbers: of the topmost rows nearly all is sky, apart from the tip of the tower. The mixture
+# has two components for it, a blue one and a white one, so the first number is the share of the two
+# commonest segments there. The second is the share of the variance of colour that segments leave
+# inside themselves. There k-means is better, as it should be: that is what it minimises, whatever
+# the things. On that score the ten steps on all pixels make the mixture even a little worse: they
+# raise the likelihood, and it asks for another thing.
 
 
 # %%
 def sky(labels):
-    """The share of the commonest segment in the upper rows."""
+    """The share of the two commonest segments in the upper rows."""
     upper = labels.reshape(height, width)[:60].ravel()
-    return float(np.bincount(upper).max() / len(upper))
+    return float(np.sort(np.bincount(upper))[-2:].sum() / len(upper))
 
 
 def inside(labels):
@@ -224,14 +232,15 @@ def inside(labels):
 
 segmentations = {"mixture (500)": segment, "mixture (all)": final, "k-means": by_kmeans}
 for name, labels in segmentations.items():
-    print(f"{name:14s} sky in one segment {sky(labels):.2f}   colour inside {inside(labels):.3f}")
+    print(f"{name:14s} sky in two segments {sky(labels):.2f}   colour inside {inside(labels):.3f}")
 
 # %% [markdown]
 # ## What we claimed
 
 # %%
-assert 3 < few.options["components"] < 7  # on few pixels BIC stops by itself
-assert many.options["components"] > few.options["components"]
+assert 7 < few.options["components"] < 13  # on few pixels BIC stops by itself ...
+assert many.options["components"] == 13  # ... on many it would go on
+assert many.table["bic"].is_monotonic_decreasing
 assert responsibilities.shape == (len(x), components)
 assert torch.allclose(responsibilities.sum(1), torch.ones(len(x)))
 assert (responsibilities.argmax(1).numpy() == segment).all()
@@ -242,6 +251,6 @@ for site, value in em.m_step(together).items():
 assert abs(ten.history[0] - whole.log_likelihood) < 1e-9 * abs(whole.log_likelihood)
 assert (ten.history.diff() > 0).all()
 assert abs(scored - ten.log_likelihood) < 1e-8 * abs(scored)  # the same ten steps
-assert sky(final) > 0.9 > 0.7 > sky(by_kmeans)
-assert inside(by_kmeans) < inside(final) < inside(segment) < 0.25
+assert sky(final) > 0.9 > 0.75 > sky(by_kmeans)
+assert inside(by_kmeans) < 0.8 * min(inside(segment), inside(final)) < 0.2
 print("all as claimed")

@@ -229,14 +229,18 @@ _ = axes[2].legend(frameon=False)
 #
 # A criterion is only as good as the optimum that it is computed at. EM climbs to the nearest one,
 # and with more components there are more of them. Six starts, for three components and for five:
-# all take a short run, the best few are run to the end, and `fit.starts` keeps the record.
+# all take a short run, the best few are run to the end (filled circles), the others are left where
+# they are (open ones). `fit.starts` keeps the record.
 
 # %%
 started = {k: EM(gaussian_mixture, seed=1, restarts=6).fit(x, components=k) for k in (3, 5)}
 fig, ax = plt.subplots(figsize=(6, 1.9), layout="constrained")
 for height, fit in enumerate(started.values()):
-    below = fit.starts.best - fit.starts.objectives
-    ax.plot(below, [height] * len(below), "o", ms=9, alpha=0.5, color=COLOURS[height])
+    carried = np.array(fit.starts.carried)
+    below = (fit.starts.best - fit.starts.objectives).numpy()
+    style = {"marker": "o", "ls": "none", "ms": 9, "color": COLOURS[height]}
+    ax.plot(below[carried], np.full(carried.sum(), height), alpha=0.5, **style)
+    ax.plot(below[~carried], np.full((~carried).sum(), height), mfc="none", **style)
 ax.set(yticks=[0, 1], yticklabels=[f"{k} components" for k in started], ylim=(-0.6, 1.6))
 ax.set_xlabel("log posterior below the best of six starts")
 reached = {k: fit.starts.reached for k, fit in started.items()}

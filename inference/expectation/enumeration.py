@@ -108,7 +108,17 @@ class Contraction:
             if isinstance(step, _ChainRun) and step.step.chain.state == state:
                 return step.step.potentials(step.seen(slots)), step.step.rest
             slots.append(_run(step, slots, False))
-        raise KeyError(state)
+        return self._certain(next(chain for chain in self._chains if chain.state == state))
+
+    def _certain(self, chain: Chain) -> tuple[Potentials, tuple[str, ...]]:
+        """A chain of a single state: no factor has its dim, and nothing was summed."""
+        rest, lengths = chain.lengths or ((), None)
+        sizes = tuple(self._sizes[symbol] for symbol in rest)
+        lengths = None if lengths is None else lengths.expand(sizes).reshape(-1)
+        nowhere: tuple[int, View] = (0, ((), ()))
+        step = ChainStep(chain, rest, sizes, 1, nowhere, nowhere, (), lengths)
+        zero = torch.zeros((), dtype=torch.float64)
+        return step.potentials((zero, zero)), rest
 
     def total(self, parts: Sequence[Tensor], weighted: bool = True) -> Tensor:
         """Sums parts over their plates, each row as often as its scale says."""

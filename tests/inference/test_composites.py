@@ -226,6 +226,21 @@ def test_pairs_have_the_marginals_of_states() -> None:
     torch.testing.assert_close(pairs.sum(-2), states[:, 1:])
 
 
+def test_a_chain_of_one_state_is_a_chain() -> None:
+    """Each step is as the others; past the end of a sequence there are no pairs."""
+    x = torch.tensor([[0, 1, 7], [9, 8, -1]])
+    fit = EM(hidden_markov_poisson, objective="mle").fit(x, states=1, lengths=[3, 2])
+    ahead = fit.forecast("x")
+    assert ahead.batch_shape == (2, 4)
+    torch.testing.assert_close(ahead.mean, torch.full((2, 4), 5.0, dtype=torch.float64))
+    assert (fit.forecast("state").probs == 1).all()
+    assert fit.posterior_pairs("state")[..., 0, 0].tolist() == [[1, 1], [1, 0]]
+    single = EM(hidden_markov_poisson, objective="mle").fit(x[0], states=1)
+    densities = single.forecast("x").log_prob(torch.tensor([0.0, 1.0, 7.0, 0.0]))[:3]
+    assert float(densities.sum()) == pytest.approx(single.log_likelihood)
+    assert single.posterior_pairs("state").shape == (2, 1, 1)
+
+
 def test_what_is_no_chain_says_so() -> None:
     fit = EM(mixture, seed=0).fit(X)
     for ask in (fit.forecast, fit.posterior_pairs):
