@@ -344,10 +344,9 @@ def _differences(objective: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 
 
 def _asks_the_model(plan: Plan, statistics: Statistics) -> bool:
-    """Whether an evaluation of the expected log joint runs the model, which is slow."""
-    plans = {id(part.plan): part.plan for part in statistics.parts}
-    plans[id(plan)] = plan
-    return any(
-        p.notes.get("tape") is None and any(p.site(n).density is None for n in p.opaque_sites())
-        for p in plans.values()
-    )
+    """Whether an evaluation of the expected log joint runs the model, or plays back its tape.
+
+    For either, Newton's many backward passes cost more than the evaluations of L-BFGS.
+    """
+    pieces = [part.plan.sites[n] for part in statistics.parts for n in part.posteriors]
+    return any(s.density is None for s in (*pieces, *(p.site for p in plan.priors.values())))
