@@ -9,8 +9,10 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from ember.models._checks import row_frequency
 from ember.models._emissions import beside
 from ember.models._missing import shown_steps
+from ember.models._plates import data_plate
 from ember.models._priors import HALF_COUNT, Hyperparameters
 
 __all__ = ["CHAIN_KEYS", "HiddenMarkov", "chain", "stationary"]
@@ -29,6 +31,7 @@ def chain(
     mask: Tensor | None,
     shown: Tensor | None = None,
     stationary_start: bool,
+    frequency: Tensor | Sequence[float] | None = None,
     name: str = "x",
 ) -> None:
     """Declare `initial` (K), `transition` (K, K) and the sequences `x` with states `state`.
@@ -51,7 +54,8 @@ def chain(
     transition = beside(transition, 2)
     steps = x.shape[1] if batched else x.shape[0]
     whole = HiddenMarkov(initial.log(), transition.log(), emission, duration=steps)  # type: ignore[no-untyped-call]
-    with pyro.plate("sequences", x.shape[0]) if batched else nullcontext():
+    weights = None if frequency is None else row_frequency(frequency, x)
+    with data_plate(x.shape[0], weights, "sequences") if batched else nullcontext():
         pyro.sample(name, whole, obs=x)
 
 

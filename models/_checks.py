@@ -23,6 +23,7 @@ __all__ = [
     "item_levels",
     "parameter_dtype",
     "row_frequency",
+    "step_frequency",
     "step_mask",
 ]
 
@@ -173,6 +174,23 @@ def row_frequency(frequency: Tensor | Sequence[float] | None, x: Tensor) -> Tens
     if not bool((weights > 0).any()):
         raise ValueError("`frequency` is 0 for every row of `x`: give at least two rows a weight.")
     return weights
+
+
+def step_frequency(
+    frequency: Tensor | Sequence[float] | None, x: Tensor, mask: Tensor | None, batched: bool
+) -> Tensor:
+    """The weight of each step of the sequences, in one row: that of its sequence."""
+    if frequency is None:
+        steps = x[..., 0] if x.dim() > 1 + batched else x
+        own = steps[mask] if mask is not None else steps.flatten()
+        return torch.ones_like(own, dtype=parameter_dtype(x))
+    if not batched:
+        raise ValueError(
+            "`frequency` weighs whole sequences, but `x` is a single one: leave it out, or add a "
+            "leading dimension with x.unsqueeze(0)."
+        )
+    each = row_frequency(frequency, x).unsqueeze(-1).expand(*x.shape[:2])
+    return each.flatten() if mask is None else each[mask]
 
 
 def step_mask(lengths: Tensor | Sequence[int] | None, x: Tensor, batched: bool) -> Tensor | None:

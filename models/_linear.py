@@ -207,6 +207,7 @@ def stepwise_emission(
     y: Tensor,
     design: Tensor,
     every: Tensor,
+    frequency: Tensor,
     components: int,
     scale: str,
     prior: Hyperparameters,
@@ -218,15 +219,17 @@ def stepwise_emission(
         y: the responses (N,) that are observed.
         design: their covariates (N, F).
         every: the covariates (..., T, F) of every step.
+        frequency: how often each observed response counts (N,).
         components: K, the number of states.
         scale: "free" or "tied".
         prior: hyperparameters.
         plate: the plate of the states.
     """
-    once = torch.ones_like(y)
-    unit = _deviation(y, once)
-    coefficients = coefficients_site("coefficients", design, once, unit, components, prior, plate)
-    precisions = precisions_site(y, design, once, components, scale, prior, plate)
+    unit = _deviation(y, frequency)
+    coefficients = coefficients_site(
+        "coefficients", design, frequency, unit, components, prior, plate
+    )
+    precisions = precisions_site(y, design, frequency, components, scale, prior, plate)
     lines = (every.unsqueeze(-2) * select(coefficients, None, 1)).sum(-1)
     # A precision of all states has a dim for them too, next to those for sequences and steps.
     noise = beside(precisions, 0) if scale == "tied" else select(precisions, None, 0)

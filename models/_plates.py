@@ -25,11 +25,11 @@ def mixture_weights(components: int, prior: Hyperparameters) -> Tensor:
 
 
 @contextmanager
-def data_plate(rows: int, frequency: Tensor | None) -> Iterator[None]:
-    """The plate "data", in which row n counts frequency[n] times."""
+def data_plate(rows: int, frequency: Tensor | None, name: str = "data") -> Iterator[None]:
+    """The plate of the data, in which row n counts frequency[n] times."""
     counted: AbstractContextManager[object] = nullcontext()
     if frequency is not None:
         # Pyro wants scales above 0; this one is lost in any sum, as a row of frequency 0 should be.
         counted = poutine.scale(scale=frequency.clamp_min(torch.finfo(frequency.dtype).tiny))
-    with pyro.plate("data", rows), counted:
+    with pyro.plate(name, rows), counted:
         yield

@@ -27,6 +27,7 @@ from ember.models._checks import (
     check_zeros_and_ones,
     item_levels,
     parameter_dtype,
+    step_frequency,
     step_mask,
 )
 from ember.models._emissions import (
@@ -58,6 +59,7 @@ def hidden_markov_gaussian(
     *,
     lengths: Tensor | Sequence[int] | None = None,
     covariance: str = "full",
+    frequency: Tensor | Sequence[float] | None = None,
     stationary: bool = False,
     prior: Prior | None = None,
 ) -> None:
@@ -93,6 +95,7 @@ def hidden_markov_gaussian(
         lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
             `x` holds beyond them is never looked at and may be NaN.
         covariance: `"full"`, `"diag"`, `"spherical"` or `"tied"`, as in `gaussian_mixture`.
+        frequency: how often each sequence counts (S,), whole or fractional; once unless given.
         stationary: whether the first state has the distribution that the transitions leave as it
             is, instead of one of its own; then `initial` is no parameter, and takes no prior.
         prior: hyperparameters that replace the defaults, by the keys above.
@@ -132,11 +135,11 @@ def hidden_markov_gaussian(
     check_enough(len(rows), states, "states")
 
     plate = pyro.plate("states", states)
-    once = torch.ones_like(rows[:, 0])
+    once = step_frequency(frequency, x, mask, batched)
     emission = gaussian_emission(rows, once, states, covariance, hyper, plate)
     chain(
         x, states, emission(None), hyper, plate,
-        batched=batched, mask=mask, shown=shown, stationary_start=stationary,
+        batched=batched, mask=mask, shown=shown, stationary_start=stationary, frequency=frequency,
     )  # fmt: skip
 
 
@@ -145,6 +148,7 @@ def hidden_markov_poisson(
     states: int,
     *,
     lengths: Tensor | Sequence[int] | None = None,
+    frequency: Tensor | Sequence[float] | None = None,
     stationary: bool = False,
     prior: Prior | None = None,
 ) -> None:
@@ -170,6 +174,7 @@ def hidden_markov_poisson(
         states: the number K of states.
         lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
             `x` holds beyond them is never looked at.
+        frequency: how often each sequence counts (S,), whole or fractional; once unless given.
         stationary: whether the first state has the distribution that the transitions leave as it
             is, instead of one of its own; then `initial` is no parameter, and takes no prior.
         prior: hyperparameters that replace the defaults, by the keys above.
@@ -207,10 +212,11 @@ def hidden_markov_poisson(
     check_enough(len(rows), states, "states")
 
     plate = pyro.plate("states", states)
-    emission = poisson_emission(rows, torch.ones_like(rows), states, hyper, plate)
+    once = step_frequency(frequency, x, mask, batched)
+    emission = poisson_emission(rows, once, states, hyper, plate)
     chain(
         x, states, emission(None), hyper, plate,
-        batched=batched, mask=mask, shown=shown, stationary_start=stationary,
+        batched=batched, mask=mask, shown=shown, stationary_start=stationary, frequency=frequency,
     )  # fmt: skip
 
 
@@ -220,6 +226,7 @@ def hidden_markov_categorical(
     *,
     lengths: Tensor | Sequence[int] | None = None,
     levels: int | None = None,
+    frequency: Tensor | Sequence[float] | None = None,
     stationary: bool = False,
     prior: Prior | None = None,
 ) -> None:
@@ -246,6 +253,7 @@ def hidden_markov_categorical(
             `x` holds beyond them is never looked at.
         levels: the number L of levels; one more than the highest code, at least 2, unless given.
             Give it where a level may be absent from `x`, and where a fitted model meets new data.
+        frequency: how often each sequence counts (S,), whole or fractional; once unless given.
         stationary: whether the first state has the distribution that the transitions leave as it
             is, instead of one of its own; then `initial` is no parameter, and takes no prior.
         prior: hyperparameters that replace the defaults, by the keys above.
@@ -289,7 +297,7 @@ def hidden_markov_categorical(
     emission = categorical_emission("probs", (states, size), hyper, plate)
     chain(
         x.long(), states, emission(None), hyper, plate,
-        batched=batched, mask=mask, shown=shown, stationary_start=stationary,
+        batched=batched, mask=mask, shown=shown, stationary_start=stationary, frequency=frequency,
     )  # fmt: skip
 
 
@@ -298,6 +306,7 @@ def hidden_markov_bernoulli(
     states: int,
     *,
     lengths: Tensor | Sequence[int] | None = None,
+    frequency: Tensor | Sequence[float] | None = None,
     stationary: bool = False,
     prior: Prior | None = None,
 ) -> None:
@@ -322,6 +331,7 @@ def hidden_markov_bernoulli(
         states: the number K of states.
         lengths: how many of its T steps each sequence has (S,), integers; all unless given. What
             `x` holds beyond them is never looked at.
+        frequency: how often each sequence counts (S,), whole or fractional; once unless given.
         stationary: whether the first state has the distribution that the transitions leave as it
             is, instead of one of its own; then `initial` is no parameter, and takes no prior.
         prior: hyperparameters that replace the defaults, by the keys above.
@@ -361,7 +371,7 @@ def hidden_markov_bernoulli(
     emission = bernoulli_emission(rows.shape[-1], states, hyper, plate)
     chain(
         x, states, emission(None), hyper, plate,
-        batched=batched, mask=mask, shown=shown, stationary_start=stationary,
+        batched=batched, mask=mask, shown=shown, stationary_start=stationary, frequency=frequency,
     )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 from ember.models._chains import CHAIN_KEYS, chain
@@ -20,6 +19,7 @@ from ember.models._checks import (
     check_option,
     check_size,
     check_tensor,
+    step_frequency,
 )
 from ember.models._emissions import COVARIANCES, GAUSSIAN_KEYS, gaussian_emission, select
 from ember.models._missing import shown_steps
@@ -38,6 +38,7 @@ def hidden_markov_gaussian_mixture(
     *,
     lengths: Tensor | Sequence[int] | None = None,
     covariance: str = "full",
+    frequency: Tensor | Sequence[float] | None = None,
     stationary: bool = False,
     prior: Prior | None = None,
 ) -> None:
@@ -72,6 +73,7 @@ def hidden_markov_gaussian_mixture(
             `x` holds beyond them is never looked at and may be NaN.
         covariance: `"full"`, `"diag"`, `"spherical"` or `"tied"` (the same for all components of
             all states), as in `gaussian_mixture`.
+        frequency: how often each sequence counts (S,), whole or fractional; once unless given.
         stationary: whether the first state has the distribution that the transitions leave as it
             is, instead of one of its own; then `initial` is no parameter, and takes no prior.
         prior: hyperparameters that replace the defaults, by the keys above.
@@ -117,7 +119,7 @@ def hidden_markov_gaussian_mixture(
     concentration = hyper.above("concentration", (states, components), CONCENTRATION)
     with plate:
         weights = pyro.sample("weights", dist.Dirichlet(concentration))
-    once = torch.ones_like(rows[:, 0])
+    once = step_frequency(frequency, x, mask, batched)
     sizes = (states, components)
     parts = gaussian_emission(rows, once, sizes, covariance, hyper, plate)(None)
     parts, x = shown_steps(parts, x, shown, latents=2)
@@ -125,5 +127,5 @@ def hidden_markov_gaussian_mixture(
     emission = dist.MixtureSameFamily(kinds, parts, validate_args=False)  # gaps are no support
     chain(
         x, states, emission, hyper, plate,
-        batched=batched, mask=mask, stationary_start=stationary,
+        batched=batched, mask=mask, stationary_start=stationary, frequency=frequency,
     )  # fmt: skip

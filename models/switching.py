@@ -20,6 +20,7 @@ from ember.models._checks import (
     check_option,
     check_size,
     check_tensor,
+    step_frequency,
     step_mask,
 )
 from ember.models._linear import called, regression_keys, stepwise_emission
@@ -37,6 +38,7 @@ def hidden_markov_regression(
     lengths: Tensor | Sequence[int] | None = None,
     scale: str = "free",
     intercept: bool = True,
+    frequency: Tensor | Sequence[float] | None = None,
     stationary: bool = False,
     prior: Prior | None = None,
 ) -> None:
@@ -72,6 +74,7 @@ def hidden_markov_regression(
             `y` and `X` hold beyond them is never looked at.
         scale: `"free"`, or `"tied"` for the same noise in all states.
         intercept: whether each state has an intercept.
+        frequency: how often each sequence counts (S,), whole or fractional; once unless given.
         stationary: whether the first state has the distribution that the transitions leave as it
             is, instead of one of its own; then `initial` is no parameter, and takes no prior.
         prior: hyperparameters that replace the defaults, by the keys above.
@@ -117,11 +120,14 @@ def hidden_markov_regression(
         check_enough(int(seen.sum()), states, "states")
 
     plate = pyro.plate("states", states)
-    emission = stepwise_emission(y[seen], design[seen], design, states, scale, hyper, plate)
+    with called("y"):
+        once = step_frequency(frequency, y, seen, y.dim() == 2)
+    emission = stepwise_emission(y[seen], design[seen], design, once, states, scale, hyper, plate)
     y = torch.where(inside, y, 0.0)
     chain(
         y, states, emission, hyper, plate,
         batched=y.dim() == 2, mask=mask, shown=shown_entries(y), stationary_start=stationary,
+        frequency=frequency,
         name="y",
     )  # fmt: skip
 

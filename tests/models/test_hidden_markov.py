@@ -208,6 +208,28 @@ def test_prior_is_overridden() -> None:
     assert nodes["rates"]["fn"].rate.tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_integer_frequency_is_repeated_sequences(case: str, prior_draw: Any) -> None:
+    model, options = CASES[case]
+    x, lengths = make_data(case, S, T), torch.tensor([2, 4, 3])
+    times = torch.tensor([2, 1, 3])
+    params = prior_draw(model, x, K, **options)
+    joints = []
+    for data in (
+        (x, {"lengths": lengths, "frequency": times}),
+        (x.repeat_interleave(times, 0), {"lengths": lengths.repeat_interleave(times)}),
+    ):
+        given = poutine.condition(model, params)
+        trace = poutine.trace(given).get_trace(data[0], K, **data[1], **options)
+        joints.append(float(trace.log_prob_sum()))
+    assert joints[0] == pytest.approx(joints[1], rel=1e-10)  # default priors included
+
+
+def test_frequency_needs_a_batch_of_sequences() -> None:
+    with pytest.raises(ValueError, match="`frequency` weighs whole sequences"):
+        hidden_markov_poisson(torch.tensor([1.0, 2.0, 3.0]), 2, frequency=[1.0])
+
+
 ROWS = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(0))
 CODES = torch.tensor([[0, 1, 2, 1, 0], [2, 2, 1, 0, 1]])
 
