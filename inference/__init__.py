@@ -1,10 +1,10 @@
 """Expectation-maximisation and variational inference for models written in Pyro."""
 
 from ember.inference import constraints as _constraints  # registers a bijection for Wishart sites
+from ember.inference.answers.labels import align
 from ember.inference.comparison import Comparison, compare
 from ember.inference.em import EM
 from ember.inference.fit import Fit
-from ember.inference.labels import align
 from ember.inference.selection import Selection, select
 from ember.inference.statistics import Statistics
 from ember.inference.svi import SVI

@@ -9,9 +9,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ember.inference.answers.labels import align
 from ember.inference.arguments import sheltered
 from ember.inference.fit import Fit
-from ember.inference.labels import align
 from ember.inference.planning import build_plan
 from ember.inference.plotting import draw_fits
 

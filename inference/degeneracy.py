@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.answers.sequences import base_name
 from ember.inference.families import Categorical, MultivariateNormal, Normal, Regression
-from ember.inference.sequences import base_name
 from ember.inference.statistics import Group, Statistics
 from ember.inference.superposition import Superposed
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.acceleration import EMMap, accelerated
-from ember.inference.annealing import annealed
+from ember.inference.answers.labels import in_canonical_order
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import Monitor, Movement, StopReason
 from ember.inference.coordinates import Coordinates
@@ -23,7 +23,6 @@ from ember.inference.families import IMPOSSIBLE
 from ember.inference.fit import Fit
 from ember.inference.hard import hard_e_step
 from ember.inference.initialisation import Init, check_params, start_kinds, starting_params
-from ember.inference.labels import in_canonical_order
 from ember.inference.maximisation import maximise
 from ember.inference.options import (
     check_anneal,
@@ -34,8 +33,9 @@ from ember.inference.options import (
 )
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
-from ember.inference.restarts import GIVEN, ImpossibleStart, Start, best_of
-from ember.inference.split_merge import check_mixture, split_and_merge
+from ember.inference.starts.annealing import annealed
+from ember.inference.starts.restarts import GIVEN, ImpossibleStart, Start, best_of
+from ember.inference.starts.split_merge import check_mixture, split_and_merge
 from ember.inference.statistics import Statistics
 from ember.inference.structure import Model
 from ember.inference.validation import check_local_parameters, check_rows, check_settable

@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from ember.inference.answers.sequences import base_name, members
 from ember.inference.maximisation import updates
 from ember.inference.plan import Plan
-from ember.inference.sequences import base_name, members
 from ember.inference.superposition import SuperposedForm
 
 __all__ = ["Explanation", "explain"]

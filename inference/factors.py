@@ -3,7 +3,7 @@
 Three ways, fastest first. A ``FormFactor`` is an exponential family with known slots: its log
 probability is one matrix product of natural parameters and sufficient statistics. A ``Density``
 rebuilds the site's distribution from its arguments. All other sites are asked of the model itself,
-by running it (``opaque.py``).
+by running it (``reading/opaque.py``).
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember.inference.affine import AffineMap
 from ember.inference.families import IMPOSSIBLE
 from ember.inference.observed_density import observed_log_prob
-from ember.inference.parameter_maps import ArgumentMap
+from ember.inference.reading.affine import AffineMap
+from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.slots import Form
 from ember.inference.superposition import SuperposedRate

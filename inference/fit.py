@@ -15,13 +15,13 @@ import torch
 from pyro import validation_enabled
 from torch import Tensor
 
-from ember.inference import forecasting, imputation, labels, prediction
+from ember.inference.answers import forecasting, imputation, labels, prediction
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
 from ember.inference.options import check_count
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
-from ember.inference.starts import Starts
+from ember.inference.starts.record import Starts
 
 __all__ = ["Fit"]
 

@@ -35,13 +35,13 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ember.inference.clustering import KMEANS_TRIES, cluster, standardise
 from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import align
-from ember.inference.lookup import MANY_LEVELS, levels_of
 from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
-from ember.inference.prior_draws import draw_from_priors
+from ember.inference.reading.lookup import MANY_LEVELS, levels_of
+from ember.inference.starts.clustering import KMEANS_TRIES, cluster, standardise
+from ember.inference.starts.prior_draws import draw_from_priors
 
 __all__ = [
     "check_params",

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ember.inference.affine import CoefficientTable
 from ember.inference.conjugacy import pseudo_statistics
 from ember.inference.plan import Plan
+from ember.inference.reading.affine import CoefficientTable
 from ember.inference.statistics import Group
 
 __all__ = ["solve_coefficients"]

@@ -25,7 +25,7 @@ from ember.inference.factors import FormFactor, Site, statistics_of
 from ember.inference.families import IMPOSSIBLE
 from ember.inference.grouping import cells_of
 from ember.inference.missing import GapFactor
-from ember.inference.opaque import model_log_prob
+from ember.inference.reading.opaque import model_log_prob
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group, Part, Statistics
 from ember.inference.structure import Structure

@@ -12,16 +12,16 @@ from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import mixture_kernel
 from ember.inference.factors import FormFactor, Site
 from ember.inference.grouping import group_of, group_sites
-from ember.inference.lookup import compile_lookup
 from ember.inference.missing import GapFactor, compile_site, starting_eta
-from ember.inference.opaque import factor_dims, model_dependencies
 from ember.inference.plan import Params, Plan, PriorSite
-from ember.inference.reading import Probes, probe, read_site
+from ember.inference.reading.lookup import compile_lookup
+from ember.inference.reading.opaque import factor_dims, model_dependencies
+from ember.inference.reading.sites import Probes, probe, read_site
+from ember.inference.reading.tape import record
 from ember.inference.shapes import prepend_dims
 from ember.inference.structure import Model, Structure, read_structure
 from ember.inference.superposed_factor import SuperposedFactor, compile_superposed
 from ember.inference.superposition import SuperposedForm
-from ember.inference.tape import record
 
 __all__ = ["build_plan"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ember.inference import families
 from ember.inference.families import safe_log
-from ember.inference.parameter_maps import ArgumentMap
+from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.shapes import compact
 from ember.inference.slots import Form, Slot
 

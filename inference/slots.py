@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember.inference.affine import CoefficientTable
 from ember.inference.families import Family, safe_log
-from ember.inference.parameter_maps import Table
+from ember.inference.reading.affine import CoefficientTable
+from ember.inference.reading.parameter_maps import Table
 
 __all__ = ["Form", "Slot"]
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ember.inference.arguments import Arguments, Promoted
-from ember.inference.composite_draws import draw_composite, hidden_draws
-from ember.inference.composites import Composite, find_composites, open_composites
-from ember.inference.model_errors import tidy_errors
-from ember.inference.site_checks import (
+from ember.inference.reading.composite_draws import draw_composite, hidden_draws
+from ember.inference.reading.composites import Composite, find_composites, open_composites
+from ember.inference.reading.model_errors import tidy_errors
+from ember.inference.reading.site_checks import (
     batch_shape,
     check_declared,
     check_local,

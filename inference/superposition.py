@@ -27,9 +27,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from ember.inference.affine import joined
 from ember.inference.families import Rate
-from ember.inference.parameter_maps import Table
+from ember.inference.reading.affine import joined
+from ember.inference.reading.parameter_maps import Table
 from ember.inference.slots import Form, Slot
 
 __all__ = [

@@ -15,9 +15,15 @@ from torch import Tensor
 
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
-from ember.inference.elbo import NonFiniteLoss, PlanELBO
 from ember.inference.fit import Fit
-from ember.inference.guides import (
+from ember.inference.initialisation import Init, starting_params
+from ember.inference.options import check_choice, check_count, progress_bar
+from ember.inference.plan import Plan
+from ember.inference.planning import build_plan
+from ember.inference.structure import Model
+from ember.inference.validation import check_rows, check_settable
+from ember.inference.variational.elbo import NonFiniteLoss, PlanELBO
+from ember.inference.variational.guides import (
     Guide,
     LearntGuide,
     check_guide,
@@ -25,13 +31,7 @@ from ember.inference.guides import (
     make_guide,
     point_estimate,
 )
-from ember.inference.initialisation import Init, starting_params
-from ember.inference.options import check_choice, check_count, progress_bar
-from ember.inference.plan import Plan
-from ember.inference.planning import build_plan
-from ember.inference.step_sizes import ScaledAdam, curvatures, natural_lengths
-from ember.inference.structure import Model
-from ember.inference.validation import check_rows, check_settable
+from ember.inference.variational.step_sizes import ScaledAdam, curvatures, natural_lengths
 
 __all__ = ["SVI"]
 

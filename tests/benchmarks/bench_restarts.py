@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ember.inference import EM
 from ember.inference.arguments import sheltered
-from ember.inference.batch import run_together
 from ember.inference.maximisation import maximise
 from ember.inference.plan import Plan
-from ember.inference.restarts import Start, best_of
+from ember.inference.starts.batch import run_together
+from ember.inference.starts.restarts import Start, best_of
 from ember.models import gaussian_mixture
 
 STARTS, COMPONENTS, COLUMNS = 10, 5, 2

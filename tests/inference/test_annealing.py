@@ -8,8 +8,8 @@ from torch import Tensor
 from ember.inference import EM
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.maximisation import maximise
-from ember.inference.parameter_maps import probe_values
 from ember.inference.planning import build_plan
+from ember.inference.reading.parameter_maps import probe_values
 from ember.models import gaussian_mixture, hidden_markov_poisson
 
 

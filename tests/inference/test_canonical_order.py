@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
+from ember.inference.answers.labels import in_canonical_order
 from ember.inference.arguments import prepare, sheltered
-from ember.inference.labels import in_canonical_order
 from ember.inference.planning import build_plan
 from ember.models import gaussian_mixture, hidden_markov_poisson
 from tests.inference.examples import EXAMPLES

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ember.inference import EM, SVI, compare
+from ember.inference.answers.labels import permute
 from ember.inference.comparison import Comparison, Method
-from ember.inference.labels import permute
 from ember.inference.planning import build_plan
 from ember.models import gaussian_mixture, hidden_markov_poisson
 from tests.inference.catalogue import CASES

@@ -10,9 +10,15 @@ from pyro import poutine
 from torch import Tensor
 
 from ember.inference import EM, Fit
+from ember.inference.answers.labels import (
+    align,
+    canonical_order,
+    component_axes,
+    numberings,
+    permute,
+)
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.initialisation import starting_params
-from ember.inference.labels import align, canonical_order, component_axes, numberings, permute
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
 from ember.models import gaussian_mixture, poisson_mixture

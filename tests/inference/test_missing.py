@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ember.inference import EM, SVI
 from ember.inference.arguments import prepare, sheltered
-from ember.inference.elbo import PlanELBO
 from ember.inference.families import MultivariateNormal
 from ember.inference.planning import build_plan
+from ember.inference.variational.elbo import PlanELBO
 from ember.models import (
     bernoulli_mixture,
     categorical_mixture,

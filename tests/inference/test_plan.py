@@ -10,9 +10,9 @@ from ember.inference import EM
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.coordinates import Coordinates
 from ember.inference.maximisation import updates
-from ember.inference.parameter_maps import probe_values
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
+from ember.inference.reading.parameter_maps import probe_values
 from ember.models import __all__ as every_model
 from ember.models import gaussian_mixture
 from tests.inference.catalogue import CASES, NUMERICAL, Case, case_id, model_of

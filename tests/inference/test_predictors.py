@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.affine import AffineMap
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.coordinates import Coordinates
 from ember.inference.newton import minimise
-from ember.inference.parameter_maps import probe_values
 from ember.inference.planning import build_plan
+from ember.inference.reading.affine import AffineMap
+from ember.inference.reading.parameter_maps import probe_values
 
 N = 30
 FAR = 2000.0 + torch.arange(N, dtype=torch.float64)  # a year, say: exp(FAR * 0.7) overflows

@@ -12,11 +12,11 @@ from pyro import poutine
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.affine import AffineMap
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.coordinates import Coordinates
-from ember.inference.parameter_maps import probe_values
 from ember.inference.planning import build_plan
+from ember.inference.reading.affine import AffineMap
+from ember.inference.reading.parameter_maps import probe_values
 
 N = 80
 Model = Callable[..., None]

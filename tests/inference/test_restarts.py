@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference import EM, Fit, restarts
+from ember.inference import EM, Fit
 from ember.inference.arguments import prepare, sheltered
-from ember.inference.batch import run_together
 from ember.inference.convergence import StopReason
 from ember.inference.initialisation import start_kinds, starting_params
 from ember.inference.maximisation import maximise
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
-from ember.inference.replicas import can_replicate
+from ember.inference.starts import restarts
+from ember.inference.starts.batch import run_together
+from ember.inference.starts.replicas import can_replicate
 from ember.models import (
     bernoulli_mixture,
     categorical_mixture,

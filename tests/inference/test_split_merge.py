@@ -11,7 +11,7 @@ from torch import Tensor
 from ember.inference import EM
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.planning import build_plan
-from ember.inference.split_merge import _candidates, _misfit, _posterior
+from ember.inference.starts.split_merge import _candidates, _misfit, _posterior
 from ember.models import gaussian_mixture, hidden_markov_poisson, poisson_mixture
 from tests.inference.examples import EXAMPLES
 

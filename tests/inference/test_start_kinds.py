@@ -9,11 +9,12 @@ import scipy.cluster.hierarchy
 import torch
 from torch import Tensor
 
-from ember.inference import EM, clustering
+from ember.inference import EM
 from ember.inference.arguments import prepare, sheltered
-from ember.inference.clustering import cluster, standardise
 from ember.inference.planning import build_plan
-from ember.inference.prior_draws import draw_from_priors
+from ember.inference.starts import clustering
+from ember.inference.starts.clustering import cluster, standardise
+from ember.inference.starts.prior_draws import draw_from_priors
 from ember.models import bernoulli_mixture, gaussian_mixture
 from tests.inference.catalogue import CASES, Case, case_id, model_of
 from tests.inference.examples import EXAMPLES

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference import EM, SVI
-from ember.inference.operators import MatrixOperator, TracedOperator
 from ember.inference.plan import Plan
+from ember.inference.reading.operators import MatrixOperator, TracedOperator
 from ember.inference.superposition import SuperposedForm
 
 Array = NDArray[np.float64]

@@ -17,8 +17,8 @@ from torch.distributions import constraints
 from ember.inference import EM, SVI, Fit
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
-from ember.inference.elbo import PlanELBO
 from ember.inference.planning import build_plan
+from ember.inference.variational.elbo import PlanELBO
 from ember.models import __all__ as every_model
 from ember.models import gaussian_mixture
 from tests.inference.catalogue import CASES, NUMERICAL, Case, case_id, model_of

@@ -12,9 +12,9 @@ from scipy import special, stats
 from ember.inference import EM
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.coordinates import Coordinates
-from ember.inference.lookup import LookupFactor
-from ember.inference.parameter_maps import probe_values
 from ember.inference.planning import build_plan
+from ember.inference.reading.lookup import LookupFactor
+from ember.inference.reading.parameter_maps import probe_values
 from ember.models import multinomial_mixture, naive_bayes, topic_model
 from ember.models._documents import Multinomial
 

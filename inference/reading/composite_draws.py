@@ -9,7 +9,7 @@ from pyro.distributions import MaskedDistribution
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from ember.inference.composites import Composite
+from ember.inference.reading.composites import Composite
 
 __all__ = ["draw_composite", "hidden_draws"]
 

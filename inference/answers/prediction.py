@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.answers.sequences import members, stack
 from ember.inference.plan import Plan
-from ember.inference.sequences import members, stack
 from ember.inference.shapes import prepend_dims
 
 __all__ = ["posterior", "predict", "sample"]

@@ -9,23 +9,23 @@ import torch
 from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 
-from ember.inference.affine import AffineMap
-from ember.inference.affine_matching import Moves, match_affine
 from ember.inference.factors import Density, Layout, Site, fill_masked
 from ember.inference.observed_density import observed_log_prob
-from ember.inference.parameter_maps import (
+from ember.inference.reading.affine import AffineMap
+from ember.inference.reading.affine_matching import Moves, match_affine
+from ember.inference.reading.parameter_maps import (
     PROBES,
     ArgumentMap,
     ArgumentValues,
     match_argument,
     probe_values,
 )
-from ember.inference.predictors import predictors_of
-from ember.inference.recognition import arguments_of, recognise, unwrap
+from ember.inference.reading.predictors import predictors_of
+from ember.inference.reading.recognition import arguments_of, recognise, unwrap
+from ember.inference.reading.superposition_matching import match_superposition
 from ember.inference.shapes import append_dims, compact
 from ember.inference.structure import Structure
 from ember.inference.superposition import SuperposedRate
-from ember.inference.superposition_matching import match_superposition
 
 __all__ = ["Probes", "probe", "read_site"]
 

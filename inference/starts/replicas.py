@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ember.inference.affine import AffineMap, CoefficientTable
 from ember.inference.factors import Density, Layout, Site
 from ember.inference.grouping import group_of
 from ember.inference.maximisation import Update, updates
-from ember.inference.parameter_maps import ArgumentMap, Table
 from ember.inference.plan import Plan, PriorSite
+from ember.inference.reading.affine import AffineMap, CoefficientTable
+from ember.inference.reading.parameter_maps import ArgumentMap, Table
 from ember.inference.shapes import prepend_dims
 from ember.inference.slots import Form
 from ember.inference.statistics import Group

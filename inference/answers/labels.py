@@ -15,12 +15,12 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from ember.inference.affine import AffineMap
+from ember.inference.answers.sequences import base_name, members
 from ember.inference.expectation.enumeration import align as spread
 from ember.inference.factors import Site
-from ember.inference.parameter_maps import probe_values
 from ember.inference.plan import Plan
-from ember.inference.sequences import base_name, members
+from ember.inference.reading.affine import AffineMap
+from ember.inference.reading.parameter_maps import probe_values
 from ember.inference.shapes import prepend_dims
 
 if TYPE_CHECKING:

@@ -20,15 +20,15 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
-from ember.inference.affine import joined
-from ember.inference.operators import (
+from ember.inference.reading.affine import joined
+from ember.inference.reading.operators import (
     Matrix,
     MatrixOperator,
     TracedOperator,
     as_matrix,
     rate_of,
 )
-from ember.inference.recognition import unwrap
+from ember.inference.reading.recognition import unwrap
 from ember.inference.structure import Structure
 from ember.inference.superposition import Operator, SuperposedRate
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ember.inference import families
-from ember.inference.affine import AffineMap
-from ember.inference.parameter_maps import ArgumentMap
+from ember.inference.reading.affine import AffineMap
+from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.rules import rate_slot
 from ember.inference.slots import Form, Slot
 

@@ -13,10 +13,10 @@ from pyro.infer.autoguide import AutoGuide, init_to_value
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ember.inference.elbo import parameter_values
 from ember.inference.options import check_choice
 from ember.inference.plan import Plan
 from ember.inference.structure import default_value
+from ember.inference.variational.elbo import parameter_values
 
 __all__ = ["GUIDES", "LearntGuide", "check_guide", "guide_name", "make_guide", "point_estimate"]
 

@@ -8,10 +8,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ember.inference.answers.sequences import members
 from ember.inference.expectation.chain import pair_marginals, predictions
 from ember.inference.expectation.enumeration import Contraction, Factor
 from ember.inference.plan import Plan
-from ember.inference.sequences import members
 
 __all__ = ["forecast", "posterior_pairs"]
 

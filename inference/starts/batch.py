@@ -19,7 +19,7 @@ from ember.inference.expectation.mixture_batch import batched_expectations
 from ember.inference.families import IMPOSSIBLE
 from ember.inference.maximisation import maximise
 from ember.inference.plan import Plan
-from ember.inference.replicas import log_priors, replicated
+from ember.inference.starts.replicas import log_priors, replicated
 from ember.inference.statistics import Part, Statistics
 
 __all__ = ["Track", "run_together"]

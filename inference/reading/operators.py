@@ -9,7 +9,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from ember.inference.recognition import arguments_of, unwrap
+from ember.inference.reading.recognition import arguments_of, unwrap
 from ember.inference.structure import Structure
 
 __all__ = ["Matrix", "MatrixOperator", "TracedOperator", "as_matrix", "rate_of"]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference.answers.forecasting import posterior_pairs
 from ember.inference.expectation.enumeration import Factor
 from ember.inference.families import IMPOSSIBLE
-from ember.inference.forecasting import posterior_pairs
 from ember.inference.plan import Plan
 
 __all__ = ["Latents", "States"]

@@ -14,9 +14,9 @@ from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribu
 from torch import Tensor
 from torch.distributions import constraints
 
-from ember.inference.affine import AffineMap
-from ember.inference.parameter_maps import ArgumentMap
-from ember.inference.regression import regression
+from ember.inference.reading.affine import AffineMap
+from ember.inference.reading.parameter_maps import ArgumentMap
+from ember.inference.reading.regression import regression
 from ember.inference.rules import COUNTED, RULES
 from ember.inference.shapes import append_dims
 from ember.inference.slots import Form

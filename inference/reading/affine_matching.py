@@ -1,7 +1,7 @@
 r"""Arguments that are affine in the parameters, as in a regression: ``x @ beta[z] + offset``.
 
-Where no single entry of a parameter feeds an entry of the argument (see ``parameter_maps.py``),
-the argument may still be a weighted sum of several entries,
+Where no single entry of a parameter feeds an entry of the argument (see
+``reading/parameter_maps.py``), the argument may still be a weighted sum of several entries,
 
 .. math:: g(\text{argument}_{nk}) = \sum_f x_{nf}\, \theta_{e(k, f)} + b_{nk}.
 
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ember.inference.affine import TO_SPACE, AffineMap, CoefficientTable, joined
-from ember.inference.predictors import Predictor
-from ember.inference.recognition import unwrap
+from ember.inference.reading.affine import TO_SPACE, AffineMap, CoefficientTable, joined
+from ember.inference.reading.predictors import Predictor
+from ember.inference.reading.recognition import unwrap
 from ember.inference.shapes import compact
 from ember.inference.structure import Structure
 

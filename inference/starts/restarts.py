@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ember.inference.batch import run_together
 from ember.inference.convergence import StopReason
 from ember.inference.fit import Fit
 from ember.inference.plan import Plan
-from ember.inference.replicas import can_replicate
-from ember.inference.starts import Starts
+from ember.inference.starts.batch import run_together
+from ember.inference.starts.record import Starts
+from ember.inference.starts.replicas import can_replicate
 
 __all__ = ["ImpossibleStart", "Start", "best_of"]
 

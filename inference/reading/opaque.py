@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ember.inference.factors import Site, fill_masked, finish
 from ember.inference.observed_density import observed_log_prob
-from ember.inference.recognition import unwrap
+from ember.inference.reading.recognition import unwrap
 from ember.inference.structure import Structure
 
 __all__ = ["factor_dims", "model_dependencies", "model_log_prob"]

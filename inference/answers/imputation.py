@@ -22,13 +22,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ember.inference.answers.latent_draws import Latents, States
+from ember.inference.answers.sequences import stack
 from ember.inference.expectation.enumeration import Factor, align
 from ember.inference.factors import Site
-from ember.inference.latent_draws import Latents, States
 from ember.inference.observed_density import row_patterns
 from ember.inference.plan import Plan
-from ember.inference.recognition import unwrap
-from ember.inference.sequences import stack
+from ember.inference.reading.recognition import unwrap
 from ember.inference.shapes import prepend_dims
 
 __all__ = ["impute"]

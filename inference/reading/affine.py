@@ -1,4 +1,4 @@
-"""Arguments that are affine in the parameters, once found: see ``affine_matching.py``."""
+"""Arguments that are affine in the parameters, once found: see ``reading/affine_matching.py``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,0 +1,1 @@
+"""What follows from a fit: latents, draws, forecasts, missing entries, labels."""

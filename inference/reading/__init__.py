@@ -1,0 +1,1 @@
+"""Reads a model: which sites there are, and which parameter feeds which argument."""
