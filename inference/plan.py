@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ember.inference.expectation.chain import Potentials
 from ember.inference.expectation.chain_step import Chain
-from ember.inference.expectation.enumeration import Contraction, Factor, Scale
+from ember.inference.expectation.enumeration import Contraction, Factor, Scale, align
 from ember.inference.expectation.mixture import MixtureKernel
 from ember.inference.factors import FormFactor, Site, statistics_of
 from ember.inference.families import IMPOSSIBLE
@@ -213,9 +213,14 @@ class Plan:
         if self.sizes[chain.state] == 1:  # a single state is not summed over
             rest = tuple(s for s in self.places(name) if s != chain.time)
             rows = torch.Size([self.sizes[s] for s in rest]).numel()
-            steps = chain.steps if chain.at_once else chain.steps + 1
-            one = torch.zeros(steps, rows, 1, dtype=torch.float64)
-            return Potentials(one[0], one[:1].unsqueeze(-1), one, None), rest
+            silent = 0 if chain.at_once else 1
+            one = torch.zeros(chain.steps + silent, rows, 1, dtype=torch.float64)
+            lengths = None
+            if chain.lengths is not None:
+                own, steps = chain.lengths
+                sizes = [self.sizes[s] for s in rest]
+                lengths = align(steps, own, rest).expand(sizes).reshape(-1) + silent
+            return Potentials(one[0], one[:1].unsqueeze(-1), one, lengths), rest
         with torch.no_grad():
             tensors = self.all_tensors(params)
             return self.contraction.potentials(tensors, self.latent_symbols[name])

@@ -77,9 +77,9 @@ def test_the_map_of_files_names_files_that_exist() -> None:
     for cell in re.findall(r"^\| (`[^|]+`) \|", text, re.MULTILINE):
         folder = ROOT
         for path in re.findall(r"`([^`]+)`", cell):
-            found = ROOT / path if "/" in path.rstrip("/") else folder / path
-            assert found.exists() or (ROOT / path).exists(), path
-            folder = found.parent if found.is_file() else folder
+            found = folder / path if (folder / path).exists() else ROOT / path
+            assert found.exists(), path
+            folder = found.parent if found.is_file() and folder == ROOT else folder
 
 
 def test_the_make_targets_exist() -> None:

@@ -212,4 +212,4 @@ def test_a_column_of_frequencies(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "disagree" in capsys.readouterr().err
     chain = ["fit", str(path), "--model", "hidden_markov_poisson", "--components", "2"]
     assert main([*chain, "--columns", "deaths", "--frequency", "days"]) == 2
-    assert "takes no frequencies" in capsys.readouterr().err
+    assert "`frequency` weighs whole sequences" in capsys.readouterr().err

@@ -257,7 +257,7 @@ def test_where_those_carried_on_degenerate_the_next_best_follow(
 def test_an_interrupt_keeps_what_was_reached(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
     example = EXAMPLES[model]
-    target = f"ember.inference.{'batch' if model == 'mixture' else 'em'}.maximise"
+    target = f"ember.inference.{'starts.batch' if model == 'mixture' else 'em'}.maximise"
 
     def interrupt(plan: Plan, statistics: Any) -> dict[str, Tensor]:
         nonlocal calls
