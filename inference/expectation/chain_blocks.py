@@ -18,6 +18,7 @@ from torch import Tensor
 __all__ = ["Blocks", "Potentials", "cut"]
 
 WHOLE_FROM = 48  # sequences in a batch from which on blocks cost more than they save
+MORE = 3.0  # a link between blocks costs that much less than a step of all of them
 MIN_STEPS = 64  # in a chain from which on blocks save anything
 
 
@@ -79,7 +80,7 @@ def cut(chains: Potentials, count: int | None = None) -> Blocks:
     steps, rows, states = chains.emission.shape
     if count is None:
         short = rows >= WHOLE_FROM or steps < MIN_STEPS
-        count = 1 if short else max(1, round(math.sqrt(steps / rows)))
+        count = 1 if short else max(1, round(math.sqrt(MORE * steps / rows)))
     length = -(-steps // count)
     count = -(-steps // length)
     time = torch.arange(count * length)

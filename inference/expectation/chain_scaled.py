@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -166,16 +167,19 @@ class _Run:
     def link(self, first: Tensor) -> tuple[Tensor, Tensor]:
         """The prediction at the start of every block and the future past its end, ``(B, K)``."""
         rows, states = first.shape
-        shape = (self.blocks.count, rows, states, states)
-        transfer = [block for block in self.transfer().reshape(shape)]
-        predicted, beyond = [first / first.sum(-1, keepdim=True)], [torch.ones_like(first)]
+        # numpy takes a microsecond for an operation on so few numbers, torch several.
+        transfer = self.transfer().reshape(self.blocks.count, rows, states, states).numpy()
+        now = first.numpy()[:, None, :]
+        predicted = [now / now.sum(-1, keepdims=True)]
         for block in transfer[:-1]:
-            now = (predicted[-1].unsqueeze(-2) @ block).squeeze(-2)
-            predicted.append(now.div_(now.sum(-1, keepdim=True)))
-        for block in reversed(transfer[1:]):
-            now = (block @ beyond[-1].unsqueeze(-1)).squeeze(-1)
-            beyond.append(now.div_(now.amax(-1, keepdim=True)))
-        starts, ends = torch.cat(predicted), torch.cat(beyond[::-1])
+            now = predicted[-1] @ block
+            predicted.append(now / now.sum(-1, keepdims=True))
+        beyond = [np.ones((rows, states, 1))]
+        for block in transfer[:0:-1]:
+            after = block @ beyond[-1]
+            beyond.append(after / after.max(-2, keepdims=True))
+        starts = torch.from_numpy(np.concatenate(predicted)[:, 0])
+        ends = torch.from_numpy(np.concatenate(beyond[::-1])[:, :, 0])
         starts[:rows] = first
         # The given initial probabilities may be zero; what was computed may not.
         self.seen += [starts[rows:].amin(), ends.amin()]
