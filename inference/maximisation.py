@@ -309,22 +309,21 @@ def _numerical(
 
     flat = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
     before, _ = negative(flat.numpy())
+    best = None
     if len(flat) <= newton.MOST_PARAMETERS and not _asks_the_model(plan, statistics):
         best = newton.minimise(objective, flat)
-        if best is not None:
-            if not float(objective(best).detach()) < before:
-                return params
-            with torch.no_grad():
-                moved = coordinates.unflatten(best)
-            return {**params, **{name: value.detach().clone() for name, value in moved.items()}}
-    found = scipy.optimize.minimize(
-        negative, flat.numpy(), jac=True, method="L-BFGS-B",
-        options={"maxiter": 100, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
-    )  # fmt: skip
-    if not found.fun < before:
+    if best is not None:
+        reached = float(objective(best).detach())
+    else:
+        found = scipy.optimize.minimize(
+            negative, flat.numpy(), jac=True, method="L-BFGS-B",
+            options={"maxiter": 100, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
+        )  # fmt: skip
+        best, reached = torch.from_numpy(np.asarray(found.x)), found.fun
+    if not reached < before:
         return params
     with torch.no_grad():
-        moved = coordinates.unflatten(torch.from_numpy(np.asarray(found.x)))
+        moved = coordinates.unflatten(best)
     return {**params, **{name: value.detach().clone() for name, value in moved.items()}}
 
 

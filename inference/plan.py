@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ember.inference.expectation.chain import Potentials
 from ember.inference.expectation.chain_step import Chain
-from ember.inference.expectation.enumeration import Contraction, Factor, Scale, align
+from ember.inference.expectation.enumeration import Contraction, Factor, Scale
 from ember.inference.expectation.mixture import MixtureKernel
 from ember.inference.factors import FormFactor, Site, statistics_of
 from ember.inference.families import IMPOSSIBLE
@@ -209,18 +209,6 @@ class Plan:
 
     def chain_potentials(self, params: Params, name: str) -> tuple[Potentials, tuple[str, ...]]:
         """The log potentials of the chain of a latent site, and the dims of its rows."""
-        chain = self.chains[name]
-        if self.sizes[chain.state] == 1:  # a single state is not summed over
-            rest = tuple(s for s in self.places(name) if s != chain.time)
-            rows = torch.Size([self.sizes[s] for s in rest]).numel()
-            silent = 0 if chain.at_once else 1
-            one = torch.zeros(chain.steps + silent, rows, 1, dtype=torch.float64)
-            lengths = None
-            if chain.lengths is not None:
-                own, steps = chain.lengths
-                sizes = [self.sizes[s] for s in rest]
-                lengths = align(steps, own, rest).expand(sizes).reshape(-1) + silent
-            return Potentials(one[0], one[:1].unsqueeze(-1), one, lengths), rest
         with torch.no_grad():
             tensors = self.all_tensors(params)
             return self.contraction.potentials(tensors, self.latent_symbols[name])
@@ -238,45 +226,31 @@ class Plan:
         With ``maximum`` the sum over latents becomes a maximum, and the result is one-hot at the
         most probable joint value (for a chain: the Viterbi path).
         """
-        probes = []
-        for name in names:
-            dims = (self.latent_symbols[name], *self.places(name))
-            shape = tuple(self.sizes[d] for d in dims)
-            kept = tuple(d for d, size in zip(dims, shape, strict=True) if size > 1)
-            factor = Factor(name, kept, self.sites[name].plates, self.scales[name])
-            probes.append((factor, shape, torch.zeros([s for s in shape if s > 1])))
-        contraction = Contraction(
-            (*self.factors, *(factor for factor, _, _ in probes)),
-            self.latents(),
-            self.sizes,
-            list(self.chains.values()),
-        )
-        with torch.no_grad():
-            tensors = self.all_tensors(params)
-        with torch.enable_grad():
-            leaves = [zeros.requires_grad_() for _, _, zeros in probes]
-            parts = contraction([*tensors, *leaves], maximum)
-            total = contraction.total(parts, weighted=False)
-            gradients = torch.autograd.grad(total, leaves, allow_unused=True)
-        out = {}
-        for name, (_, shape, zeros), g in zip(names, probes, gradients, strict=True):
-            marginal = (torch.ones_like(zeros) if g is None else g).reshape(shape)
-            marginal = marginal.movedim(0, -1)
-            total = marginal.sum(-1, keepdim=True)
-            # Beyond the end of a chain nothing is known.
-            uniform = torch.full_like(marginal, 1.0 / marginal.shape[-1])
-            out[name] = torch.where(total > 0, marginal / total, uniform)
-        return out
+        probes = [self.probe(name) for name in names]
+        found = self.expectations(params, probes, maximum=maximum)
+        return {
+            p.name: posterior.movedim(0, -1) for p, posterior in zip(probes, found, strict=True)
+        }
+
+    def probe(self, name: str) -> Factor:
+        """An extra factor that a latent alone depends on: its expectation is the posterior."""
+        dims = (self.latent_symbols[name], *self.places(name))
+        return Factor(name, dims, self.sites[name].plates, self.scales[name])
 
     def expectations(
-        self, params: Params, probes: Sequence[Factor], tensors: Sequence[Tensor] | None = None
+        self,
+        params: Params,
+        probes: Sequence[Factor],
+        tensors: Sequence[Tensor] | None = None,
+        maximum: bool = False,
     ) -> list[Tensor]:
         """Posterior probability of the latent values that extra factors depend on, by plates.
 
         Args:
             params: The parameters.
-            probes: Extra factors with dims ``(*latents, *plates)``, each plate of the factor named.
+            probes: Extra factors whose dims name their latents and each plate of the factor.
             tensors: Their log probabilities; zeros unless given.
+            maximum: Whether to maximise over the latents instead of summing.
 
         Returns:
             A tensor of each probe's dims; over the latents' values it sums to one.
@@ -297,15 +271,16 @@ class Plan:
                 t.reshape([n for n in shape if n > 1]).clone().requires_grad_()
                 for t, shape in zip(given, shapes, strict=True)
             ]
-            total = contraction.total(contraction([*own, *leaves]), weighted=False)
+            total = contraction.total(contraction([*own, *leaves], maximum), weighted=False)
             found = torch.autograd.grad(total, leaves, allow_unused=True) if leaves else ()
         out = []
         for probe, shape, leaf, g in zip(probes, shapes, leaves, found, strict=True):
             weights = (torch.ones_like(leaf) if g is None else g).reshape(shape)
             over = [i for i, d in enumerate(probe.dims) if d in self.latent_symbols.values()]
             total = weights.sum(over, keepdim=True) if over else torch.ones(())
-            # Beyond the end of a chain nothing is known.
-            out.append(torch.where(total > 0, weights / total, torch.ones(())))
+            # Beyond the end of a chain nothing is known: every value is as likely as another.
+            alike = 1.0 / torch.Size([shape[i] for i in over]).numel()
+            out.append(torch.where(total > 0, weights / total, alike))
         return out
 
     def places(self, name: str) -> tuple[str, ...]:

@@ -9,13 +9,13 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ember.models._checks import row_frequency
+from ember.models._checks import row_frequency, step_mask
 from ember.models._emissions import beside
-from ember.models._missing import shown_steps
+from ember.models._missing import shown_entries, shown_steps
 from ember.models._plates import data_plate
 from ember.models._priors import HALF_COUNT, Hyperparameters
 
-__all__ = ["CHAIN_KEYS", "HiddenMarkov", "chain", "stationary"]
+__all__ = ["CHAIN_KEYS", "HiddenMarkov", "chain", "own_steps", "stationary"]
 
 CHAIN_KEYS = ("initial", "transition")
 
@@ -57,6 +57,19 @@ def chain(
     weights = None if frequency is None else row_frequency(frequency, x)
     with data_plate(x.shape[0], weights, "sequences") if batched else nullcontext():
         pyro.sample(name, whole, obs=x)
+
+
+def own_steps(
+    x: Tensor, lengths: Tensor | Sequence[int] | None, batched: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Sequences with harmless padding, their own steps as rows, the mask of these, gaps in them."""
+    mask = step_mask(lengths, x, batched)
+    if mask is None:
+        return x, x.flatten(0, 1) if batched else x, None, shown_entries(x)
+    inside = mask.reshape(*mask.shape, *[1] * (x.dim() - 2))
+    rows = x[mask]
+    padded = torch.where(inside, x, torch.where(rows[:1].isnan(), 0, rows[:1]))
+    return padded, rows, mask, shown_entries(padded)
 
 
 class HiddenMarkov(dist.DiscreteHMM):

@@ -27,6 +27,7 @@ from ember.models._priors import (
 )
 
 __all__ = [
+    "BERNOULLI_KEYS",
     "COVARIANCES",
     "GAUSSIAN_KEYS",
     "POISSON_KEYS",
@@ -45,6 +46,7 @@ TableEmission = Callable[[Tensor | None], TorchDistribution]
 
 GAUSSIAN_KEYS = ("kappa", "mean", "df", "scale")
 POISSON_KEYS = ("shape", "rate")
+BERNOULLI_KEYS = ("concentration1", "concentration0")
 
 
 class Wishart(dist.Wishart):  # type: ignore[misc]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ember.models._priors import Hyperparameters
 
-__all__ = ["data_plate", "mixture_weights"]
+__all__ = ["WHOLE_COUNT", "data_plate", "mixture_weights"]
 
 # One whole row for each component: the mode leaves every component a share, so that none empties.
 WHOLE_COUNT = 2.0

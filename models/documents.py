@@ -24,7 +24,7 @@ from ember.models._checks import (
     row_frequency,
 )
 from ember.models._documents import word_emission
-from ember.models._emissions import bernoulli_emission
+from ember.models._emissions import BERNOULLI_KEYS, bernoulli_emission
 from ember.models._linear import called
 from ember.models._plates import data_plate, mixture_weights
 from ember.models._priors import Hyperparameters, Prior
@@ -33,7 +33,6 @@ __all__ = ["multinomial_mixture", "naive_bayes"]
 
 WHOLE_WORD = 2.0  # Laplace's rule: every word once more than it was seen
 MULTINOMIAL_KEYS = ("concentration", "probs")
-BERNOULLI_KEYS = ("concentration", "concentration1", "concentration0")
 
 
 def multinomial_mixture(
@@ -165,7 +164,7 @@ def naive_bayes(
     counts = row_frequency(frequency, x)
     x = x.to(counts.dtype)
     known, given = _labels(labels, x, classes)
-    keys = MULTINOMIAL_KEYS if family == "multinomial" else BERNOULLI_KEYS
+    keys = MULTINOMIAL_KEYS if family == "multinomial" else ("concentration", *BERNOULLI_KEYS)
     hyper = Hyperparameters(prior, keys, x)
     check_enough(float(counts.sum()), classes, "classes")
 
@@ -174,7 +173,7 @@ def naive_bayes(
     if family == "multinomial":
         emission = word_emission(x, classes, hyper, plate, WHOLE_WORD)
     else:
-        smoothed = {key: WHOLE_WORD for key in BERNOULLI_KEYS[1:]}
+        smoothed = {key: WHOLE_WORD for key in BERNOULLI_KEYS}
         hyper = Hyperparameters({**smoothed, **hyper.given}, keys, x)
         emission = bernoulli_emission(x.shape[1], classes, hyper, plate)
     with data_plate(len(x), None if frequency is None else counts):

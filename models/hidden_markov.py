@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ember.models._chains import CHAIN_KEYS, chain
+from ember.models._chains import CHAIN_KEYS, chain, own_steps
 from ember.models._checks import (
     check_codes,
     check_counts,
@@ -28,9 +28,9 @@ from ember.models._checks import (
     item_levels,
     parameter_dtype,
     step_frequency,
-    step_mask,
 )
 from ember.models._emissions import (
+    BERNOULLI_KEYS,
     COVARIANCES,
     GAUSSIAN_KEYS,
     POISSON_KEYS,
@@ -39,7 +39,6 @@ from ember.models._emissions import (
     gaussian_emission,
     poisson_emission,
 )
-from ember.models._missing import shown_entries
 from ember.models._priors import Hyperparameters, Prior
 
 __all__ = [
@@ -47,10 +46,7 @@ __all__ = [
     "hidden_markov_categorical",
     "hidden_markov_gaussian",
     "hidden_markov_poisson",
-    "own_steps",
 ]
-
-BERNOULLI_KEYS = ("concentration1", "concentration0")
 
 
 def hidden_markov_gaussian(
@@ -373,16 +369,3 @@ def hidden_markov_bernoulli(
         x, states, emission(None), hyper, plate,
         batched=batched, mask=mask, shown=shown, stationary_start=stationary, frequency=frequency,
     )  # fmt: skip
-
-
-def own_steps(
-    x: Tensor, lengths: Tensor | Sequence[int] | None, batched: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Sequences with harmless padding, their own steps as rows, the mask of these, gaps in them."""
-    mask = step_mask(lengths, x, batched)
-    if mask is None:
-        return x, x.flatten(0, 1) if batched else x, None, shown_entries(x)
-    inside = mask.reshape(*mask.shape, *[1] * (x.dim() - 2))
-    rows = x[mask]
-    padded = torch.where(inside, x, torch.where(rows[:1].isnan(), 0, rows[:1]))
-    return padded, rows, mask, shown_entries(padded)

@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ember.models._chains import CHAIN_KEYS, chain
+from ember.models._chains import CHAIN_KEYS, chain, own_steps
 from ember.models._checks import (
     check_enough,
     check_floats,
@@ -23,12 +23,10 @@ from ember.models._checks import (
 )
 from ember.models._emissions import COVARIANCES, GAUSSIAN_KEYS, gaussian_emission, select
 from ember.models._missing import shown_steps
+from ember.models._plates import WHOLE_COUNT
 from ember.models._priors import Hyperparameters, Prior
-from ember.models.hidden_markov import own_steps
 
 __all__ = ["hidden_markov_gaussian_mixture"]
-
-CONCENTRATION = 2.0
 
 
 def hidden_markov_gaussian_mixture(
@@ -116,7 +114,7 @@ def hidden_markov_gaussian_mixture(
     check_enough(len(rows), states * components, "states * components")
 
     plate = pyro.plate("states", states)
-    concentration = hyper.above("concentration", (states, components), CONCENTRATION)
+    concentration = hyper.above("concentration", (states, components), WHOLE_COUNT)
     with plate:
         weights = pyro.sample("weights", dist.Dirichlet(concentration))
     once = step_frequency(frequency, x, mask, batched)

@@ -21,7 +21,7 @@ from ember.models._checks import (
     item_levels,
     row_frequency,
 )
-from ember.models._emissions import bernoulli_emission, categorical_emission
+from ember.models._emissions import BERNOULLI_KEYS, bernoulli_emission, categorical_emission
 from ember.models._missing import observe, shown_entries
 from ember.models._plates import data_plate, mixture_weights
 from ember.models._priors import Hyperparameters, Prior
@@ -90,7 +90,7 @@ def bernoulli_mixture(
     check_size(components, "components")
     counts = row_frequency(frequency, x)
     x = x.to(counts.dtype)
-    hyper = Hyperparameters(prior, ("concentration", "concentration1", "concentration0"), x)
+    hyper = Hyperparameters(prior, ("concentration", *BERNOULLI_KEYS), x)
     check_enough(float(counts.sum()), components, "components")
 
     weights = mixture_weights(components, hyper)

@@ -27,6 +27,7 @@ from ember.models._checks import (
     row_frequency,
 )
 from ember.models._emissions import (
+    BERNOULLI_KEYS,
     GAUSSIAN_KEYS,
     POISSON_KEYS,
     Emission,
@@ -47,7 +48,7 @@ CHECKS = {
     "binary": check_zeros_and_ones,
     "nominal": check_codes,
 }
-KEYS = ("concentration", *GAUSSIAN_KEYS, *POISSON_KEYS, "concentration1", "concentration0", "probs")
+KEYS = ("concentration", *GAUSSIAN_KEYS, *POISSON_KEYS, *BERNOULLI_KEYS, "probs")
 
 
 def latent_profile(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ember.inference.answers.sequences import members
 from ember.inference.expectation.chain import pair_marginals, predictions
-from ember.inference.expectation.enumeration import Contraction, Factor
+from ember.inference.expectation.enumeration import Factor
 from ember.inference.plan import Plan
 
 __all__ = ["forecast", "posterior_pairs"]
@@ -91,24 +91,12 @@ def _rows_first(plan: Plan, name: str, rest: tuple[str, ...], steps: Tensor, eve
 
 
 def _unrolled_pairs(plan: Plan, params: Params, steps: list[str]) -> Tensor:
-    """Of a chain written step by step: a probe on each two neighbours, and its gradient."""
-    probes, zeros = [], []
+    """Of a chain written step by step: the expectation of each two neighbours."""
+    probes = []
     for one, two in itertools.pairwise(steps):
         dims = (*plan.places(two), plan.latent_symbols[one], plan.latent_symbols[two])
-        shape = [plan.sizes[s] for s in dims]
-        kept = tuple(d for d, size in zip(dims, shape, strict=True) if size > 1)
-        scale = plan.scales[two]
-        probes.append(Factor(f"{one}, {two}", kept, plan.sites[two].plates, scale))
-        zeros.append((torch.zeros([s for s in shape if s > 1], requires_grad=True), shape))
-    contraction = Contraction((*plan.factors, *probes), plan.latents(), plan.sizes)
-    with torch.no_grad():
-        tensors = plan.all_tensors(params)
-    with torch.enable_grad():
-        parts = contraction([*tensors, *(zero for zero, _ in zeros)])
-        total = contraction.total(parts, weighted=False)
-        found = torch.autograd.grad(total, [zero for zero, _ in zeros])
-    pairs = [g.reshape(shape) for g, (_, shape) in zip(found, zeros, strict=True)]
-    return torch.stack(pairs, -3)
+        probes.append(Factor(f"{one}, {two}", dims, plan.sites[two].plates, plan.scales[two]))
+    return torch.stack(plan.expectations(params, probes), -3)
 
 
 def _no_chain(plan: Plan, name: str) -> str:

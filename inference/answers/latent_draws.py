@@ -28,10 +28,7 @@ class Latents:
 
     @staticmethod
     def of(plan: Plan, params: Mapping[str, Tensor]) -> "Latents":
-        probes = []
-        for name, symbol in plan.latent_symbols.items():
-            dims = (symbol, *plan.places(name))
-            probes.append(Factor(name, dims, plan.sites[name].plates, plan.scales[name]))
+        probes = [plan.probe(name) for name in plan.latent_symbols]
         return Latents(plan, params, probes, plan.expectations(params, probes))
 
     def draw(self, draws: int) -> States:

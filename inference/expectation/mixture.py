@@ -9,6 +9,10 @@ with the factors' natural parameters side by side in ``A (K, P)`` and their stat
 ``T (P, N)``. Taken in chunks of columns that fit the cache, nothing of size ``K N`` is ever
 stored and no graph is recorded. The result is that of the general contraction and its gradient,
 to rounding.
+
+Several parameter values go through one sweep together: their ``A`` are stacked to ``(R K, P)``, and
+the softmax runs within each block of ``K`` rows. What one sweep reads, and what it costs to start,
+is then shared by all of them.
 """
 
 from __future__ import annotations
@@ -38,35 +42,50 @@ class MixtureKernel:
     statistics: Tensor
     base: Tensor | None
     weights: Tensor | None
-    components: int
 
     def __call__(self, natural: Mapping[Any, Tensor]) -> tuple[float, dict[Any, Tensor]]:
         """Log evidence, and its gradient with respect to the natural parameters of each group."""
+        total, gradients = self.together({key: eta.unsqueeze(0) for key, eta in natural.items()})
+        return float(total), {key: gradient[0] for key, gradient in gradients.items()}
+
+    def together(self, natural: Mapping[Any, Tensor]) -> tuple[Tensor, dict[Any, Tensor]]:
+        """The same at several parameter values.
+
+        Args:
+            natural: Natural parameters of each group's cells, ``(R, C, P)``.
+
+        Returns:
+            The log evidence ``(R,)`` and, for each group, its gradient ``(R, C, P)``.
+        """
         prior_key, prior = self.prior
-        log_weights = prior.log_prob(natural[prior_key]).reshape(-1, 1)
-        blocks = [natural[key][form.cells].flatten(1) for key, form in self.data]
-        sizes = [block.shape[1] for block in blocks]
-        left = torch.cat(blocks, 1)
-        total, sums, counts = self._sweep(left, log_weights)
+        log_weights = (natural[prior_key][:, prior.cells].flatten(2) @ prior.statistics).flatten(1)
+        blocks = [natural[key][:, form.cells].flatten(2) for key, form in self.data]
+        sizes = [block.shape[2] for block in blocks]
+        total, sums, counts = self._sweep(torch.cat(blocks, 2), log_weights)
         gradients = {key: torch.zeros_like(eta) for key, eta in natural.items()}
-        for (key, form), block in zip(self.data, sums.split(sizes, 1), strict=True):
+        for (key, form), block in zip(self.data, sums.split(sizes, 2), strict=True):
             _scatter(gradients[key], form, block)
-        _scatter(gradients[prior_key], prior, counts.reshape(1, -1) @ prior.statistics.T)
+        _scatter(gradients[prior_key], prior, counts.unsqueeze(1) @ prior.statistics.T)
         return total, gradients
 
-    def _sweep(self, left: Tensor, log_weights: Tensor) -> tuple[float, Tensor, Tensor]:
-        """Log evidence, ``S`` of shape ``(K, P)`` and expected counts ``(K,)``."""
+    def _sweep(self, left: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log evidence ``(R,)``, ``S`` of shape ``(R, K, P)`` and expected counts ``(R, K)``."""
         statistics = self.statistics
         features, rows = statistics.shape
-        width = max(256, CHUNK_BYTES // (8 * features))
-        sums, counts = torch.zeros_like(left), left.new_zeros(self.components)
-        total = 0.0
+        batch, components, _ = left.shape
+        flat, log_weights = left.flatten(0, 1), log_weights.reshape(-1, 1)
+        # One value's log joint is small beside the statistics; that of many must fit as well.
+        widest = features if batch == 1 else max(features, len(flat))
+        width = max(256, CHUNK_BYTES // (8 * widest))
+        sums, counts = torch.zeros_like(flat), left.new_zeros(len(flat))
+        total = left.new_zeros(batch)
         for start in range(0, rows, width):
             chunk = statistics[:, start : start + width]
-            joint = torch.addmm(log_weights, left, chunk)
-            top = joint.amax(0)
-            joint.sub_(top).exp_()
-            evidence = joint.sum(0)
+            stacked = torch.addmm(log_weights, flat, chunk)
+            joint = stacked.view(batch, components, -1)
+            top = joint.amax(1)
+            joint.sub_(top.unsqueeze(1)).exp_()
+            evidence = joint.sum(1)
             row = evidence.log().add_(top)
             weight: Tensor | None = None
             if self.base is not None:
@@ -74,17 +93,18 @@ class MixtureKernel:
             if self.weights is not None:
                 weight = self.weights[start : start + width]
                 row *= weight
-            total += float(row.sum())
-            joint.mul_(evidence.reciprocal_() if weight is None else weight / evidence)
-            sums.addmm_(joint, chunk.T)
-            counts += joint.sum(1)
-        return total, sums, counts
+            total += row.sum(1)
+            share = evidence.reciprocal_() if weight is None else weight / evidence
+            joint.mul_(share.unsqueeze(1))
+            sums.addmm_(stacked, chunk.T)
+            counts += stacked.sum(1)
+        return total, sums.view(left.shape), counts.view(batch, components)
 
 
 def _scatter(gradient: Tensor, form: FormFactor, block: Tensor) -> None:
-    """Adds a block ``(rows, cells * P)`` to the cells it came from."""
+    """Adds blocks ``(R, rows, cells * P)`` to the cells they came from."""
     cells = form.cells
-    gradient.index_add_(0, cells.reshape(-1), block.reshape(cells.numel(), -1))
+    gradient.index_add_(1, cells.reshape(-1), block.reshape(len(block), cells.numel(), -1))
 
 
 def mixture_kernel(
@@ -120,5 +140,4 @@ def mixture_kernel(
         data[0][1].statistics if len(data) == 1 else torch.cat([f.statistics for _, f in data]),
         torch.stack(bases).sum(0) if bases else None,
         None if scale is None else scale.tensor,
-        prior[1].shape[0],
     )

@@ -5,11 +5,10 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import MaskedDistribution
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from ember.inference.reading.composites import Composite
+from ember.inference.reading.composites import Composite, bare, emits_at_once
 
 __all__ = ["draw_composite", "hidden_draws"]
 
@@ -25,7 +24,7 @@ def draw_composite(msg: Any, data: Tensor) -> None:
         msg: Pyro's message of the site.
         data: What was observed there; it says how many steps a chain has.
     """
-    fn = _bare(msg["fn"])
+    fn, _ = bare(msg["fn"])
     if not isinstance(fn, (dist.DiscreteHMM, dist.MixtureSameFamily)):
         return
     batch = torch.broadcast_shapes(
@@ -67,12 +66,6 @@ def _samples(trace: Any) -> list[tuple[str, Any]]:
     return [(name, node) for name, node in trace.nodes.items() if node["type"] == "sample"]
 
 
-def _bare(fn: Any) -> Any:
-    while isinstance(fn, MaskedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
 def _shape(frame: Any) -> tuple[int, ...]:
     return (frame.size, *(1,) * (-frame.dim - 1))
 
@@ -89,13 +82,12 @@ def _path(fn: Any, batch: torch.Size, steps: int) -> Tensor:
     times = moves.shape[-3] if moves.dim() > 2 else 1
     moves = moves.expand((*batch, times, states, states)).reshape(rows, times, states, states)
     moves = moves.transpose(0, 1).expand(steps, -1, -1, -1)
-    at_once = bool(getattr(type(fn), "emits_at_once", False))
     state = dist.Categorical(logits=first.reshape(rows, states)).sample()
     path = torch.empty(steps, rows, dtype=torch.long)
     width = max(1, DRAWS // (rows * states * states))
     for start in range(0, steps, width):
         leads = dist.Categorical(logits=moves[start : start + width]).sample()
-        if start == 0 and at_once:
+        if start == 0 and emits_at_once(fn):
             leads[0] = state.unsqueeze(-1)  # the first state is where it begins
         if rows <= FEW:
             path[start : start + width] = _follow(leads, state)
@@ -120,7 +112,7 @@ def _follow(leads: Tensor, state: Tensor) -> Tensor:
 
 def _chosen(fn: Any, choice: Tensor, hidden: list[Tensor]) -> Tensor:
     """A draw of the distribution's last batch dim at ``choice``; mixtures are opened further."""
-    fn = _bare(fn)
+    fn, _ = bare(fn)
     states = fn.batch_shape[-1]
     each = fn.expand((*choice.shape, states))
     event = len(fn.event_shape)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ember.inference.shapes import append_dims
 
-__all__ = ["Composite", "find_composites", "open_composites"]
+__all__ = ["Composite", "bare", "emits_at_once", "find_composites", "open_composites"]
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,13 @@ class Composite:
 def find_composites(name: str, site: Any, taken: Container[str]) -> list[Composite]:
     """The latents that an observed site hides, outermost first; none for an ordinary site."""
     found: list[Composite] = []
-    fn = _bare(site["fn"])[0]
+    fn = bare(site["fn"])[0]
     if isinstance(fn, dist.DiscreteHMM):
         latent = _name(site, name, "state", taken)
         time = "time" if "time" not in taken else f"{name}_time"
         steps = site["value"].shape[site["value"].dim() - fn.event_dim]
-        at_once = bool(getattr(type(fn), "emits_at_once", False))
-        found.append(Composite(name, latent, steps, time, at_once))
-        fn = _bare(fn.observation_dist)[0]
+        found.append(Composite(name, latent, steps, time, emits_at_once(fn)))
+        fn = bare(fn.observation_dist)[0]
     if isinstance(fn, dist.MixtureSameFamily):
         found.append(Composite(name, _name(site, name, "component", taken)))
     return found
@@ -100,7 +99,12 @@ def open_composites(trace: Any, composites: list[Composite]) -> None:
             trace.plate_to_symbol[composite.time] = composite.time
 
 
-def _bare(fn: Any) -> tuple[Any, Tensor | None]:
+def emits_at_once(fn: Any) -> bool:
+    """Whether the first state of a chain emits; see ``Composite.at_once``."""
+    return bool(getattr(type(fn), "emits_at_once", False))
+
+
+def bare(fn: Any) -> tuple[Any, Tensor | None]:
     """A distribution without masks around it, and their product."""
     mask = None
     while isinstance(fn, MaskedDistribution):
@@ -111,7 +115,7 @@ def _bare(fn: Any) -> tuple[Any, Tensor | None]:
 
 
 def _chain(composite: Composite, node: Any) -> Mapping[str, Any]:
-    fn, mask = _bare(node["fn"])
+    fn, mask = bare(node["fn"])
     symbols, values = _symbols(node), torch.arange(fn.initial_logits.shape[-1])
     first = dist.Categorical(logits=fn.initial_logits, validate_args=False)
     move = dist.Categorical(logits=fn.transition_logits, validate_args=False)
@@ -132,7 +136,7 @@ def _chain(composite: Composite, node: Any) -> Mapping[str, Any]:
 
 
 def _mixture(composite: Composite, node: Any) -> Mapping[str, Any]:
-    fn, mask = _bare(node["fn"])
+    fn, mask = bare(node["fn"])
     symbols = _symbols(node)
     weights = _exact(fn.mixture_distribution)
     values = torch.arange(weights._num_events)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ember.inference.convergence import Monitor
 from ember.inference.degeneracy import Degenerate
-from ember.inference.expectation.mixture_batch import batched_expectations
 from ember.inference.families import IMPOSSIBLE
 from ember.inference.maximisation import maximise
 from ember.inference.plan import Plan
@@ -199,7 +198,7 @@ class _Batch:
             for key, group in self._many.groups.items():
                 eta = group.natural_parameters(params)
                 natural[key] = eta.reshape(count, -1, eta.shape[-1])
-            evidence, sums = batched_expectations(self._plan.kernel, natural)
+            evidence, sums = self._plan.kernel.together(natural)
             objectives = evidence + log_priors(self._many, params, count)
         for track in self.live:
             track.passes += 1
