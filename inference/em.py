@@ -72,9 +72,8 @@ class EM:
             ``initialisation.py``), a dict of parameters (constrained; may be partial), or a
             callable that receives the model's arguments and returns such a dict.
         restarts: How many starts to make: the first is ``init``, the others are of several kinds.
-            All take a short run, together where that is possible, and the best third (no fewer
-            than three) are run to the end; the best result is kept, and ``fit.starts`` says what
-            became of each.
+            All take a short run as one batch, and the best third (no fewer than three) are run to
+            the end; the best result is kept, and ``fit.starts`` says what became of each.
         anneal: Inverse temperatures between 0 and 1, rising, for example
             ``(0.1, 0.2, 0.4, 0.7)``: that many EM steps with a flattened posterior precede the
             loop, so that it depends less on the start (Ueda & Nakano 1998, Neural Networks 11,
@@ -218,11 +217,10 @@ class EM:
             if self.escape:
                 check_mixture(plan)
             run = functools.partial(self._run, plan, began)
-            together = self.assignment == "soft"
-            close = REACHED * self.tol
+            close, hard = REACHED * self.tol, self.assignment == "hard"
             best = best_of(
                 plan, self._starts(plan), run, self.max_iter, close, began,
-                together=together, jumps=self.accelerate is not None,
+                maximum=hard, jumps=self.accelerate is not None and not hard,
             )  # fmt: skip
             if self.escape and best.converged:
                 best = split_and_merge(plan, best, run, close)

@@ -26,6 +26,7 @@ __all__ = [
     "FormFactor",
     "Layout",
     "Site",
+    "at_cells",
     "compile_form",
     "fill_masked",
     "finish",
@@ -134,15 +135,21 @@ class FormFactor:
     inner: int = 0
 
     def log_prob(self, eta: Tensor) -> Tensor:
-        """The log probability with dims ``self.dims``."""
-        gathered = eta[self.cells]
+        """The log probability with dims ``self.dims``, after any leading dims of ``eta``."""
+        gathered = at_cells(eta, self.cells)
         if self.is_product:
-            out = gathered.flatten(1) @ self.statistics
+            out = gathered.flatten(-2) @ self.statistics
         else:
-            out = (gathered * self.statistics).flatten(self.cells.dim() - self.inner).sum(-1)
+            out = (gathered * self.statistics).flatten(-1 - self.inner).sum(-1)
         if self.base is not None:
             out = out + self.base
-        return out.reshape(self.shape)
+        return out.reshape(*eta.shape[:-2], *self.shape)
+
+
+def at_cells(eta: Tensor, cells: Tensor) -> Tensor:
+    """Natural parameters ``(..., C, P)`` of each entry, ``(..., *cells.shape, P)``."""
+    taken = eta.index_select(-2, cells.reshape(-1))
+    return taken.reshape(*eta.shape[:-2], *cells.shape, eta.shape[-1])
 
 
 def compile_form(site: Site, cells: Tensor, reference: Tensor | float) -> FormFactor:

@@ -26,7 +26,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ember.inference.factors import FormFactor, Site, compile_form, statistics_of
+from ember.inference.factors import FormFactor, Site, at_cells, compile_form, statistics_of
 from ember.inference.families import LOG_2PI, MultivariateNormal, safe_log
 from ember.inference.observed_density import row_patterns
 from ember.inference.shapes import prepend_dims
@@ -89,20 +89,20 @@ class GapFactor:
     inner: int = 0
 
     def log_prob(self, eta: Tensor) -> Tensor:
-        """The log probability of the observed entries, with dims ``self.dims``."""
-        gathered = eta[self.cells]
+        """That of the observed entries, with dims ``self.dims`` after leading dims of ``eta``."""
+        gathered = at_cells(eta, self.cells)
         if self.statistics is not None:
             pairs = marginal(gathered, self.hidden)
-            entries = (pairs[self.places] * self.statistics).sum(-1)
-            out = entries.flatten(entries.dim() - self.inner).sum(-1) if self.inner else entries
+            entries = (at_cells(pairs, self.places) * self.statistics).sum(-1)
+            out = entries.flatten(-self.inner).sum(-1) if self.inner else entries
         else:
-            patterns = marginal(gathered, self.hidden.unsqueeze(1))
-            blocks = [patterns[b.patterns] @ b.statistics for b in self.buckets]
-            joined = torch.cat([b.transpose(0, 1).flatten(1) for b in blocks], 1)
-            out = joined.index_select(1, self.places)
+            patterns = marginal(gathered.unsqueeze(-3), self.hidden.unsqueeze(1))
+            blocks = [patterns.index_select(-3, b.patterns) @ b.statistics for b in self.buckets]
+            joined = torch.cat([b.transpose(-3, -2).flatten(-2) for b in blocks], -1)
+            out = joined.index_select(-1, self.places)
         if self.base is not None:
             out = out + self.base
-        return out.reshape(self.shape)
+        return out.reshape(*eta.shape[:-2], *self.shape)
 
 
 def marginal(eta: Tensor, hidden: Tensor) -> Tensor:

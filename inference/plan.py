@@ -203,7 +203,7 @@ class Plan:
     def row_log_prob(self, params: Params) -> Tensor:
         """``log p(row | params)`` for every row, unweighted; a scalar if there are no rows."""
         parts = self.contraction(self.all_tensors(params))
-        rows = self.contraction.by_row(parts, self.row)
+        rows = self.contraction.total(parts, weighted=False, along=self.row)
         rows = torch.where(rows <= 0.1 * IMPOSSIBLE, -torch.inf, rows)
         return rows.expand(self.sizes[self.row]) if self.row else rows
 

@@ -72,6 +72,7 @@ def build_plan(
         factors.append(Factor(name, dims, site.plates, scales[name]))
     sizes = _sizes(trace, structure, latent_symbols)
     chains = _chains(structure, sites, factors)
+    sizes.update({c.previous: sizes[c.state] for c in chains.values()})
     latents = {s: (n, scales[n]) for n, s in latent_symbols.items()}
     latents.update({c.previous: latents[c.state] for c in chains.values()})
     row = _row_plate(sites, structure)

@@ -120,24 +120,24 @@ class Contraction:
         zero = torch.zeros((), dtype=torch.float64)
         return step.potentials((zero, zero)), rest
 
-    def total(self, parts: Sequence[Tensor], weighted: bool = True) -> Tensor:
-        """Sums parts over their plates, each row as often as its scale says."""
+    def total(
+        self, parts: Sequence[Tensor], weighted: bool = True, along: str | None = None
+    ) -> Tensor:
+        """Sums parts over their plates, each row as often as its scale says.
+
+        Args:
+            parts: What the contraction returned.
+            weighted: Whether the scales count.
+            along: A plate that is left standing.
+        """
         total = torch.zeros((), dtype=torch.float64)
         for item, part in zip(self.results, parts, strict=True):
             layout = self._layouts[item.slot]
             if weighted and item.scale is not None:
                 part, layout = self._weigh(part, layout, item.scale)
-            total = total + part.sum() * self._missing(item.plates, layout)
-        return total
-
-    def by_row(self, parts: Sequence[Tensor], row: str | None) -> Tensor:
-        """Sums the unweighted parts within each row of the plate ``row``."""
-        total: Tensor = torch.zeros((), dtype=torch.float64)
-        for item, part in zip(self.results, parts, strict=True):
-            layout = self._layouts[item.slot]
-            others = tuple(i for i, symbol in enumerate(layout) if symbol != row)
-            part = part.sum(others) if others else part
-            total = total + part * self._missing(item.plates - {row}, layout)
+            gone = tuple(i for i, symbol in enumerate(layout) if symbol != along)
+            part = part.sum(gone) if gone else part
+            total = total + part * self._missing(item.plates - {along}, layout)
         return total
 
     def _weigh(

@@ -6,7 +6,7 @@ As a matrix of zeros and ones, 50 000 words of a vocabulary of 2000 take 800 MB.
 import pyro.distributions as dist
 from torch import Tensor
 
-from ember.inference.factors import FormFactor, Site
+from ember.inference.factors import FormFactor, Site, at_cells
 from ember.inference.shapes import prepend_dims
 
 __all__ = ["MANY_LEVELS", "compile_lookup", "levels_of"]
@@ -19,8 +19,9 @@ class LookupFactor(FormFactor):
 
     def log_prob(self, eta: Tensor) -> Tensor:
         # A code reads a row of the transpose, whose gradient is added up row by row.
-        by_code = eta[self.cells].mT.contiguous()
-        return by_code.index_select(0, self.statistics).reshape(self.shape)
+        by_code = at_cells(eta, self.cells).mT.contiguous()
+        entries = by_code.index_select(-2, self.statistics)
+        return entries.reshape(*eta.shape[:-2], *self.shape)
 
 
 def levels_of(site: Site) -> int:

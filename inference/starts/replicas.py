@@ -27,15 +27,14 @@ __all__ = ["can_replicate", "log_priors", "replicated"]
 
 
 def can_replicate(plan: Plan) -> bool:
-    """Whether several parameter values can go through the steps of a plan together.
+    """Whether the M-step of several parameter values can be one.
 
-    The model must be a plain mixture and every update closed form, row by row: coefficients of a
-    regression solve one joint system and are left out.
+    Every update must be a closed form, row by row: coefficients of a regression solve one joint
+    system and are left out.
     """
     todo = updates(plan)
     return (
-        plan.kernel is not None
-        and all(update.how in ("closed form", "fixed") for update in todo)
+        all(update.how in ("closed form", "fixed") for update in todo)
         and not any(update.kind == "coefficients" for update in todo)
         and all(_is_plain(prior.site) for prior in plan.priors.values())
     )
@@ -49,7 +48,7 @@ def _is_plain(site: Site) -> bool:
 
 
 def replicated(plan: Plan, count: int) -> Plan:
-    """The plan for ``count`` parameter values; for the M-step and the priors only."""
+    """The plan for ``count`` parameter values; for its maps, its priors and the M-step only."""
     structure = plan.structure
     shapes = {name: p.shape for name, p in structure.parameters.items()}
     notes = {k: v for k, v in plan.notes.items() if k != "updates"}

@@ -1,10 +1,10 @@
 """Several starts: a short run of all of them, the best carried on to their end.
 
 Most starts show early what they will come to, and EM steps on a stack of parameters cost little
-more than on one. So all starts take a short run, together where the model is a plain mixture
-(until they have all but settled), one after another where it is not; the best third, and no fewer
-than three, are then run to the end by the accelerated loop. A start that degenerates in its short
-run is set aside; should all those carried on degenerate, the next best take their place.
+more than on one. So all starts take a short run together, until they have all but settled; the best
+third, and no fewer than three, are then run to the end by the accelerated loop. A start that
+degenerates in its short run is set aside; should all those carried on degenerate, the next best
+take their place.
 
 Reference: Biernacki, Celeux & Govaert (2003), *Choosing starting values for the EM algorithm for
 getting the highest likelihood in multivariate Gaussian mixture models*, Computational Statistics &
@@ -24,12 +24,12 @@ from ember.inference.fit import Fit
 from ember.inference.plan import Plan
 from ember.inference.starts.batch import run_together
 from ember.inference.starts.record import Starts
-from ember.inference.starts.replicas import can_replicate
+from ember.inference.starts.stack import Stack, can_stack
 
 __all__ = ["ImpossibleStart", "Start", "best_of"]
 
-SHORT = 100  # iterations of the short run together at most
-IN_TURN = 30  # iterations of the short runs one after another at most
+SHORT = 100  # iterations of the short run at most
+FEW = 30  # the same where the M-step is taken start by start
 SETTLED = 1e-7  # relative gain below which a start has settled
 SHARE, FEWEST = 3, 3  # one start in so many is carried on, and at least so many
 
@@ -95,7 +95,7 @@ def best_of(
     limit: int,
     tolerance: float,
     began: float = 0.0,
-    together: bool = True,
+    maximum: bool = False,
     jumps: bool = True,
 ) -> Fit:
     """The best fit over all starts, with the record of what became of each.
@@ -107,18 +107,19 @@ def best_of(
         limit: The largest number of iterations for each start.
         tolerance: Share of the objective by which a start may miss the best and have reached it.
         began: When the fit began, by ``time.perf_counter``.
-        together: Whether the short run may be a batch of (accelerated) EM steps.
-        jumps: Whether to accelerate them.
+        maximum: Whether the E-step takes the latents' best joint value.
+        jumps: Whether to accelerate the short run.
 
     Raises:
         ImpossibleStart: If the data have a finite density at no start.
     """
     if len(starts) == 1:
         runners, interrupted = _in_turn(starts, run, limit)
-    elif together and can_replicate(plan):
-        runners, interrupted = _together(plan, starts, min(SHORT, limit), began, jumps)
+    elif can_stack(plan):
+        stack = Stack(plan, maximum)
+        runners, interrupted = _together(stack, starts, limit, began, jumps)
     else:
-        runners, interrupted = _in_turn(starts, run, min(IN_TURN, limit))
+        runners, interrupted = _in_turn(starts, run, min(FEW, limit))
     possible = sorted((r for r in runners if r.history), key=lambda r: r.rank, reverse=True)
     if not possible:
         run(starts[0].params, 0)  # says why there is no density
@@ -135,10 +136,11 @@ def best_of(
 
 
 def _together(
-    plan: Plan, starts: Sequence[Start], steps: int, began: float, jumps: bool
+    stack: Stack, starts: Sequence[Start], limit: int, began: float, jumps: bool
 ) -> tuple[list[_Runner], bool]:
     """A short run of all starts as one batch; whether it was interrupted."""
-    tracks, interrupted = run_together(plan, [s.params for s in starts], steps, SETTLED, jumps)
+    steps = min(SHORT if stack.is_closed else FEW, limit)
+    tracks, interrupted = run_together(stack, [s.params for s in starts], steps, SETTLED, jumps)
     runners = [
         _Runner(
             start.kind,

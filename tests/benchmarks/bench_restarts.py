@@ -22,6 +22,7 @@ from ember.inference.maximisation import maximise
 from ember.inference.plan import Plan
 from ember.inference.starts.batch import run_together
 from ember.inference.starts.restarts import Start, best_of
+from ember.inference.starts.stack import Stack
 from ember.models import gaussian_mixture
 
 STARTS, COMPONENTS, COLUMNS = 10, 5, 2
@@ -59,7 +60,7 @@ def line(em: EM, plan: Plan, starts: list[Start], rows: int) -> str:
         return em._run(plan, time.perf_counter(), params, limit)
 
     def stacked() -> None:
-        run_together(plan, [s.params for s in starts], count, -1.0, jumps=False)
+        run_together(Stack(plan), [s.params for s in starts], count, -1.0, jumps=False)
 
     def one_by_one() -> None:
         for start in starts:

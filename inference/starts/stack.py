@@ -1,0 +1,198 @@
+"""EM's two steps at several parameter values together: the dim of starts is one more plate.
+
+Every parameter has a leading dim, and so have the natural parameters, the factors and the log
+evidence; what a step costs to begin is then shared by all starts. Plain mixtures take the one-sweep
+kernel, all other models the contraction, in which starts are the outermost plate. The M-step is one
+as well where every update is a closed form, row by row; elsewhere (coefficients of regressions,
+numerical updates) it is taken start by start, from the statistics of each.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.degeneracy import Degenerate
+from ember.inference.expectation.enumeration import Contraction
+from ember.inference.maximisation import maximise
+from ember.inference.plan import Plan
+from ember.inference.starts.replicas import can_replicate, log_priors, replicated
+from ember.inference.statistics import Part, Statistics
+
+__all__ = ["Stack", "State", "can_stack", "chosen", "joined", "mixed"]
+
+Params = dict[str, Tensor]
+STARTS = "0"  # the dim of starts: before all letters, so that it comes first among the plates
+MOST_NUMBERS = 20_000_000  # in the factors of the starts that are contracted at once
+
+
+def joined(each: Sequence[Mapping[Any, Tensor]]) -> dict[Any, Tensor]:
+    """The values of every start, stacked."""
+    return {key: torch.stack([values[key] for values in each]) for key in each[0]}
+
+
+def chosen(stacked: Mapping[Any, Tensor], which: Any) -> dict[Any, Tensor]:
+    """The values of one start (a number), or of some of them (a list or a slice)."""
+    return {key: value[which] for key, value in stacked.items()}
+
+
+def mixed(
+    mine: Tensor, one: Mapping[Any, Tensor], other: Mapping[Any, Tensor]
+) -> dict[Any, Tensor]:
+    """One's values for the starts marked, the other's for the rest."""
+    return {
+        key: torch.where(mine.reshape(-1, *(1,) * (value.dim() - 1)), value, other[key])
+        for key, value in one.items()
+    }
+
+
+@dataclass(frozen=True)
+class State:
+    """Stacked parameters ``(R, ...)``, and what the E-step says at each of them.
+
+    Attributes:
+        params: The parameters.
+        expected: Statistics of each group ``(R, C, P)``, and posteriors ``(R, ...)`` of the factors
+            that have none, by name.
+        objectives: ``(R,)``.
+    """
+
+    params: Params
+    expected: dict[Any, Tensor]
+    objectives: Tensor
+
+    def kept(self, places: list[int]) -> "State":
+        """The state of some of the starts."""
+        return State(
+            chosen(self.params, places), chosen(self.expected, places), self.objectives[places]
+        )
+
+    def where(self, mine: Tensor, other: "State") -> "State":
+        """This state for the starts marked, the other one for the rest."""
+        return State(
+            mixed(mine, self.params, other.params),
+            mixed(mine, self.expected, other.expected),
+            torch.where(mine, self.objectives, other.objectives),
+        )
+
+
+def can_stack(plan: Plan) -> bool:
+    """Whether several starts can go together: something is latent, and no rate is superposed."""
+    latent = bool(plan.structure.latent) or plan.has_gaps
+    return latent and bool(plan.structure.parameters) and not plan.superposed_parameters()
+
+
+class Stack:
+    """The steps of one plan for any number of parameter values at once.
+
+    Args:
+        plan: A plan that ``can_stack``.
+        maximum: Whether the E-step takes the latents' best joint value; see ``hard.py``.
+    """
+
+    def __init__(self, plan: Plan, maximum: bool = False) -> None:
+        self._plan, self._maximum = plan, maximum
+        self.structure = plan.structure
+        self.is_closed = can_replicate(plan)
+        self._replicated = functools.lru_cache(maxsize=4)(functools.partial(replicated, plan))
+        self._contraction = functools.lru_cache(maxsize=4)(self._compiled)
+        numbers = sum(math.prod(plan.sizes[d] for d in f.dims) for f in plan.factors)
+        self._at_once = max(1, MOST_NUMBERS // max(1, numbers))
+
+    def e_step(self, params: Params) -> State:
+        """The statistics and the objective of every start.
+
+        Raises:
+            RuntimeError: If a matrix of one of the starts has no Cholesky factor.
+        """
+        count = len(next(iter(params.values())))
+        with torch.no_grad():
+            natural, priors = self._natural(params, count)
+            if self._plan.kernel is not None and not self._maximum:
+                evidence, expected = self._plan.kernel.together(natural)
+                return State(params, expected, evidence + priors)
+            each = [self._plan.other_log_probs(chosen(params, i)) for i in range(count)]
+            natural.update(joined(each))
+        evidence, pieces = torch.zeros(count), []
+        for start in range(0, count, self._at_once):
+            own = slice(start, start + self._at_once)
+            evidence[own], found = self._contract(chosen(natural, own))
+            pieces.append(found)
+        expected = {key: torch.cat([piece[key] for piece in pieces]) for key in natural}
+        return State(params, expected, evidence + priors)
+
+    def _natural(self, params: Params, count: int) -> tuple[dict[Any, Tensor], Tensor]:
+        """Natural parameters of every group ``(R, C, P)``, and the log priors ``(R,)``."""
+        if not self.is_closed:
+            each = [chosen(params, i) for i in range(count)]
+            natural = joined([self._plan.natural_parameters(own) for own in each])
+            return natural, torch.stack([self._plan.log_prior(own) for own in each])
+        many = self._replicated(count)
+        natural = {}
+        for key, eta in many.natural_parameters(params).items():
+            natural[key] = eta.reshape(count, -1, eta.shape[-1])
+        return natural, log_priors(many, params, count)
+
+    def _contract(self, values: Mapping[Any, Tensor]) -> tuple[Tensor, dict[Any, Tensor]]:
+        """The log evidence of each start, and its gradient."""
+        leaves = {key: value.detach().requires_grad_() for key, value in values.items()}
+        contraction = self._contraction(len(next(iter(leaves.values()))))
+        with torch.enable_grad():
+            parts = contraction(self._plan.tensors(leaves, leaves), self._maximum)
+            evidence = contraction.total(parts, along=STARTS)
+            found = torch.autograd.grad(evidence.sum(), list(leaves.values()), allow_unused=True)
+        gradients = {
+            key: torch.zeros_like(leaf) if g is None else g
+            for (key, leaf), g in zip(leaves.items(), found, strict=True)
+        }
+        return evidence.detach(), gradients
+
+    def _compiled(self, count: int) -> Contraction:
+        """The plan's contraction, with starts as the outermost plate of every factor."""
+        plan = self._plan
+        factors = [
+            dataclasses.replace(f, dims=(STARTS, *f.dims), plates=f.plates | {STARTS})
+            for f in plan.factors
+        ]
+        sizes = {**plan.sizes, STARTS: count}
+        return Contraction(factors, plan.latents(), sizes, list(plan.chains.values()))
+
+    def m_step(self, state: State) -> tuple[Params, list[int]]:
+        """New parameters of the starts that have some, and the places of those that have none."""
+        if self.is_closed:
+            return self._m_step_together(state)
+        found, lost = [], []
+        for i in range(len(state.objectives)):
+            try:
+                found.append(self._m_step_alone(state, i))
+            except (Degenerate, RuntimeError, ValueError):
+                lost.append(i)
+        return joined(found) if found else {}, lost
+
+    def _m_step_together(self, state: State) -> tuple[Params, list[int]]:
+        left = list(range(len(state.objectives)))
+        while left:
+            own = state.kept(left)
+            many = self._replicated(len(left))
+            groups = {
+                key: (group, own.expected[key].flatten(0, 1)) for key, group in many.groups.items()
+            }
+            try:
+                statistics = Statistics(0.0, 0.0, own.params, groups, (Part(many, {}),))
+                moved = maximise(many, statistics)
+            except Degenerate as error:
+                del left[error.index[0]]
+            else:
+                return moved, [i for i in range(len(state.objectives)) if i not in left]
+        return {}, list(range(len(state.objectives)))
+
+    def _m_step_alone(self, state: State, place: int) -> Params:
+        plan, expected = self._plan, chosen(state.expected, place)
+        groups = {key: (group, expected.pop(key)) for key, group in plan.groups.items()}
+        params = chosen(state.params, place)
+        return maximise(plan, Statistics(0.0, 0.0, params, groups, (Part(plan, expected),)))
