@@ -143,7 +143,7 @@ class FormFactor:
             out = (gathered * self.statistics).flatten(-1 - self.inner).sum(-1)
         if self.base is not None:
             out = out + self.base
-        return out.reshape(*eta.shape[:-2], *self.shape)
+        return out.reshape((*eta.shape[:-2], *self.shape))
 
 
 def at_cells(eta: Tensor, cells: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class GapFactor:
             out = joined.index_select(-1, self.places)
         if self.base is not None:
             out = out + self.base
-        return out.reshape(*eta.shape[:-2], *self.shape)
+        return out.reshape((*eta.shape[:-2], *self.shape))
 
 
 def marginal(eta: Tensor, hidden: Tensor) -> Tensor:

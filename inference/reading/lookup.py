@@ -21,7 +21,7 @@ class LookupFactor(FormFactor):
         # A code reads a row of the transpose, whose gradient is added up row by row.
         by_code = at_cells(eta, self.cells).mT.contiguous()
         entries = by_code.index_select(-2, self.statistics)
-        return entries.reshape(*eta.shape[:-2], *self.shape)
+        return entries.reshape((*eta.shape[:-2], *self.shape))
 
 
 def levels_of(site: Site) -> int:

@@ -19,7 +19,7 @@ from ember.inference.plan import Plan, PriorSite
 from ember.inference.reading.affine import AffineMap, CoefficientTable
 from ember.inference.reading.parameter_maps import ArgumentMap, Table
 from ember.inference.shapes import prepend_dims
-from ember.inference.slots import Form
+from ember.inference.slots import Form, Slot
 from ember.inference.statistics import Group
 from ember.inference.structure import Structure
 
@@ -27,16 +27,9 @@ __all__ = ["can_replicate", "log_priors", "replicated"]
 
 
 def can_replicate(plan: Plan) -> bool:
-    """Whether the M-step of several parameter values can be one.
-
-    Every update must be a closed form, row by row: coefficients of a regression solve one joint
-    system and are left out.
-    """
-    todo = updates(plan)
-    return (
-        all(update.how in ("closed form", "fixed") for update in todo)
-        and not any(update.kind == "coefficients" for update in todo)
-        and all(_is_plain(prior.site) for prior in plan.priors.values())
+    """Whether the M-step of several parameter values can be one: every update is closed form."""
+    return all(update.how in ("closed form", "fixed") for update in updates(plan)) and all(
+        _is_plain(prior.site) for prior in plan.priors.values()
     )
 
 
@@ -53,6 +46,7 @@ def replicated(plan: Plan, count: int) -> Plan:
     shapes = {name: p.shape for name, p in structure.parameters.items()}
     notes = {k: v for k, v in plan.notes.items() if k != "updates"}
     notes["updates"] = tuple(_update(update, count) for update in updates(plan))
+    notes["starts"] = count
     return dataclasses.replace(
         plan,
         structure=_structure(structure, count),
@@ -96,16 +90,29 @@ def _group(group: Group, shapes: Mapping[str, torch.Size], count: int) -> Group:
     reference = group.reference
     if reference is not None:
         reference = reference.repeat(count, *(1,) * (reference.dim() - 1))
-    return Group(group.key, group.family, group.slots, torch.stack(columns, 1), reference)
+    slots = tuple(_slot(slot, shapes, count) for slot in group.slots)
+    return Group(group.key, group.family, slots, torch.stack(columns, 1), reference)
+
+
+def _slot(slot: Slot, shapes: Mapping[str, torch.Size], count: int) -> Slot:
+    """A slot whose table of coefficients, if it has one, lists those of every value in turn."""
+    table = slot.table
+    if not isinstance(table, CoefficientTable):
+        return slot
+    entries = torch.tensor(table.entries)
+    moved = _moved(entries, [shapes[source].numel() for source in table.sources], count)
+    rows = tuple(tuple(row) for row in moved.flatten(0, 1).tolist())
+    return dataclasses.replace(slot, table=dataclasses.replace(table, entries=rows))
 
 
 def _sizes(
     table: Table | CoefficientTable | None, shapes: Mapping[str, torch.Size]
 ) -> Sequence[int]:
-    """How many rows each source of a table has."""
+    """How many rows each source of a table has; a table of coefficients is one by itself."""
     if table is None:
         return ()
-    assert isinstance(table, Table)
+    if isinstance(table, CoefficientTable):
+        return (len(table.entries),)
     return [shapes[s][: len(shapes[s]) - table.event_dim].numel() for s in table.sources]
 
 

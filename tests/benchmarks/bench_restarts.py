@@ -1,13 +1,14 @@
-"""Ten starts of a Gaussian mixture: short runs as one batch, against every start run to its end.
+"""Ten starts of a model: short runs as one batch, against every start run to its end.
 
 Both ways begin at the same ten starts, in turn, in one process. The first ratio is that of one EM
 step of all ten (plain steps, stacked against one after another), the second that of the whole fit;
 above 1 the batch is faster. ``missed`` is how much lower its best objective is: 0 where both ways
 found the same optimum, below 0 where the batch found a better one. Run it with
-``python tests/benchmarks/bench_restarts.py``.
+``python tests/benchmarks/bench_restarts.py``, and a word to take only the models that contain it.
 """
 
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -23,25 +24,57 @@ from ember.inference.plan import Plan
 from ember.inference.starts.batch import run_together
 from ember.inference.starts.restarts import Start, best_of
 from ember.inference.starts.stack import Stack
-from ember.models import gaussian_mixture
+from ember.models import (
+    count_mixture,
+    gaussian_mixture,
+    hidden_markov_gaussian,
+    hidden_markov_poisson,
+    mixture_of_experts,
+    regression_mixture,
+)
 
 STARTS, COMPONENTS, COLUMNS = 10, 5, 2
-SIZES = (272, 1_000, 10_000, 100_000)
 ROUNDS = 3
+CHAIN, MIXED = {"states": 3}, {"components": 3}
+
+
+def cases() -> dict[str, tuple[Any, tuple[Tensor, ...], dict[str, Any]]]:
+    """Plain mixtures of four sizes, then what is more than a plain mixture."""
+    found: dict[str, tuple[Any, tuple[Tensor, ...], dict[str, Any]]] = {
+        f"mixture, {rows} rows": (gaussian_mixture, (simulate(rows),), {"components": COMPONENTS})
+        for rows in (272, 1_000, 10_000, 100_000)
+    }
+    x = simulate(1_000)
+    holes = x.masked_fill(
+        torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.1, torch.nan
+    )
+    counts, lines = torch.poisson(x[:, 0].abs(), torch.Generator().manual_seed(2)), {"X": x[:, 1:]}
+    return found | {
+        "mixture with gaps, 1000 rows": (gaussian_mixture, (holes,), {"components": COMPONENTS}),
+        "Poisson chain, 107 steps": (hidden_markov_poisson, (counts[:107],), CHAIN),
+        "Gaussian chain, 1000 steps": (hidden_markov_gaussian, (x,), CHAIN),
+        "Gaussian chains, 20 x 50": (hidden_markov_gaussian, (x.reshape(20, 50, 2),), CHAIN),
+        "regressions, 1000 rows": (regression_mixture, (x[:, 0],), {**lines, **MIXED}),
+        "experts, 200 rows": (mixture_of_experts, (x[:200, 0],), {"X": x[:200, 1:], **MIXED}),
+        "zero-inflated, 200 rows": (
+            count_mixture,
+            (counts[:200],),
+            {"components": 2, "zeros": "inflated"},
+        ),
+    }
 
 
 def main() -> None:
-    """Print one line for each size and objective."""
+    """Print one line for each model and objective."""
     warnings.simplefilter("ignore", RuntimeWarning)  # some starts degenerate: that is the point
-    print(f"{torch.get_num_threads()} threads, float64, {STARTS} starts, K={COMPONENTS}")
-    print(f"{'N':>8} {'objective':>9} {'steps':>7} {'fits':>7} {'batch':>9} {'in turn':>9}  missed")
-    for rows in SIZES:
-        x = simulate(rows)
-        for objective in ("map", "mle"):
-            em = EM(gaussian_mixture, objective, restarts=STARTS, seed=0)
-            with sheltered(0, x):
-                plan = em._plan((x,), {"components": COMPONENTS})
-                print(f"{rows:>8} {objective:>9} {line(em, plan, em._starts(plan), rows)}")
+    print(f"{torch.get_num_threads()} threads, float64, {STARTS} starts")
+    print(f"{'':>29} {'objective':>9} {'steps':>7} {'fits':>7} {'batch':>9} {'in turn':>9}  missed")
+    for name, (model, args, kwargs) in cases().items():
+        for objective in ("map", "mle") if all(word in name for word in sys.argv[1:]) else ():
+            em = EM(model, objective, restarts=STARTS, seed=0)
+            with sheltered(0, (args, kwargs)):
+                plan = em._plan(args, kwargs)
+                print(f"{name:>29} {objective:>9} {line(em, plan, em._starts(plan), len(args[0]))}")
 
 
 def simulate(rows: int) -> Tensor:
