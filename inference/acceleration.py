@@ -149,7 +149,7 @@ class _Squarem:
         """The length ``a`` and the parameters there; None where ``a`` is 1 or nothing moves."""
         x0, x1, x2 = (self._coordinates.flatten(p) for p in (start, first, second))
         r, v = x1 - x0, x2 - 2.0 * x1 + x0
-        usable = torch.isfinite(r) & torch.isfinite(v)
+        usable = torch.isfinite(r) & torch.isfinite(v) & ~self._coordinates.at_rest(x2)
         r, v = torch.where(usable, r, 0.0), torch.where(usable, v, 0.0)
         bend = float(v.norm())
         if bend == 0.0:
@@ -249,6 +249,7 @@ class _Lbfgs:
         """Keeps the change of the gradient over the last step, where it shows curvature."""
         if self._last is not None:
             s, y = point - self._last[0], self._last[1] - gradient
+            s = torch.where(self._coordinates.at_rest(point) | ~torch.isfinite(s), 0.0, s)
             finite = bool(torch.isfinite(s).all() and torch.isfinite(y).all())
             if finite and float(s @ y) > 1e-12 * float(s.norm() * y.norm()):
                 self._pairs = [*self._pairs, (s, y)][-self.MEMORY :]
@@ -256,9 +257,11 @@ class _Lbfgs:
 
     def _search(self, current: Statistics, point: Tensor, gradient: Tensor) -> Statistics | None:
         """The objective raised along the quasi-Newton direction, or None."""
-        if not bool(torch.isfinite(point).all() and torch.isfinite(gradient).all()):
+        rests = self._coordinates.at_rest(point)
+        if not bool((point.isfinite() | rests).all() and torch.isfinite(gradient).all()):
             return None
-        direction = self._direction(gradient)
+        # Coordinates at rest stay as they are.
+        direction = torch.where(rests, 0.0, self._direction(gradient))
         slope = float(direction @ gradient)
         if slope <= 0.0:
             return None

@@ -4,12 +4,14 @@ from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions import transform_to
+from torch.distributions import constraints, transform_to
 
 from ember.inference.statistics import Statistics
 from ember.inference.structure import Parameter
 
 __all__ = ["Coordinates"]
+
+LEAST = {"probability": 36.0, "positive": 230.0}  # logarithms as good as infinite
 
 
 class Coordinates:
@@ -31,10 +33,27 @@ class Coordinates:
         self._shapes = [
             torch.Size(transform_to(p.support).inverse_shape(p.shape)) for p in self._parameters
         ]
+        bounds = [self._bound(p) for p in self._parameters]
+        each = zip(bounds, self._shapes, strict=True)
+        self._bounds = torch.cat([torch.full((shape.numel(),), bound) for bound, shape in each])
+
+    def _bound(self, parameter: Parameter) -> float:
+        """The size from which on a coordinate is at rest; a real one never is."""
+        support = parameter.support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        if parameter.name in self._roots:
+            return torch.inf
+        if support in (constraints.simplex, constraints.unit_interval):
+            return LEAST["probability"]
+        is_positive = support in (constraints.positive, constraints.nonnegative)
+        return LEAST["positive"] if is_positive else torch.inf
 
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
-        """The unconstrained vector; infinite where a parameter lies on its boundary."""
-        return torch.cat([self._free(p, params[p.name]).reshape(-1) for p in self._parameters])
+        """The unconstrained vector, after any leading dims; infinite on a boundary."""
+        free = [self._free(p, params[p.name]) for p in self._parameters]
+        each = zip(free, self._shapes, strict=True)
+        return torch.cat([x.reshape(*x.shape[: x.dim() - len(s)], -1) for x, s in each], -1)
 
     def _free(self, parameter: Parameter, value: Tensor) -> Tensor:
         if parameter.name in self._roots:
@@ -47,12 +66,21 @@ class Coordinates:
         return parameter.to_constrained(free)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """Constrained parameters."""
-        pieces = vector.split([shape.numel() for shape in self._shapes])
+        """Constrained parameters, with the leading dims of the vector."""
+        pieces = vector.split([shape.numel() for shape in self._shapes], -1)
+        lead = vector.shape[:-1]
         return {
-            p.name: self._constrained(p, piece.reshape(shape)).expand(p.shape)
+            p.name: self._constrained(p, piece.reshape(lead + shape)).expand(lead + p.shape)
             for p, piece, shape in zip(self._parameters, pieces, self._shapes, strict=True)
         }
+
+    def at_rest(self, vector: Tensor) -> Tensor:
+        """Which coordinates are on their boundary, or so near that they no longer matter.
+
+        EM sends a probability that the data do not support to zero, and its logarithm for ever
+        down; among coordinates that still matter it would dominate every length.
+        """
+        return ~(vector.abs() < self._bounds)
 
     def jittered(self, params: Mapping[str, Tensor], by: float = 0.01) -> dict[str, Tensor]:
         """Parameters with a little noise, relative to the size of each coordinate."""
@@ -61,16 +89,22 @@ class Coordinates:
         return self.unflatten(torch.where(torch.isfinite(flat), noisy, flat))
 
     def gradient(self, statistics: Statistics) -> Tensor:
-        """The gradient of the objective at ``statistics.params``, by Fisher's identity."""
+        """The gradient of the objective at ``statistics.params``, by Fisher's identity.
+
+        It is zero in the coordinates that are at rest.
+        """
+        point = self.flatten(statistics.params)
+        rests = self.at_rest(point)
+        # At infinity a derivative is infinity times zero; nearby it is zero, as it should be.
+        near = torch.where(rests, point.clamp(-self._bounds, self._bounds), point)
         with torch.enable_grad():
-            free = self.flatten(statistics.params).requires_grad_()
+            free = near.requires_grad_()
             params = self.unflatten(free)
             value = statistics.plan.expected_log_joint(statistics, params)
             (gradient,) = torch.autograd.grad(value, free)
-        if not self._roots:
-            return gradient
         # A root of zero is where the square is flat, whatever the (infinite) slope of a logarithm.
-        return torch.where(gradient.isnan() & (free == 0.0), 0.0, gradient).detach()
+        root = gradient.isnan() & (point == 0.0) if self._roots else False
+        return torch.where(rests | root, 0.0, gradient).detach()
 
     @staticmethod
     def distance(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.convergence import Monitor
+from ember.inference.coordinates import Coordinates
 from ember.inference.families import IMPOSSIBLE
 from ember.inference.starts.stack import Stack, State, chosen, joined, mixed
 
@@ -78,7 +79,7 @@ class _Batch:
     """The starts that still live, and where they are."""
 
     def __init__(self, stack: Stack, tracks: Sequence[Track]) -> None:
-        self._stack, self._structure = stack, stack.structure
+        self._stack, self._coordinates = stack, Coordinates(stack.structure.parameters)
         self.live = list(tracks)
         self._largest = torch.ones(len(self.live))
         self._current: State
@@ -109,19 +110,19 @@ class _Batch:
 
     def _jump(self, start: Params, first: State, second: Params) -> State:
         """The state after the jump of each start, or after its EM step where that is higher."""
-        x0, x1, x2 = (self._flatten(params) for params in (start, first.params, second))
+        x0, x1, x2 = (self._coordinates.flatten(p) for p in (start, first.params, second))
         r, v = x1 - x0, x2 - 2.0 * x1 + x0
-        usable = torch.isfinite(r) & torch.isfinite(v)
+        usable = torch.isfinite(r) & torch.isfinite(v) & ~self._coordinates.at_rest(x2)
         r, v = torch.where(usable, r, 0.0), torch.where(usable, v, 0.0)
         length = (r.norm(dim=1) / v.norm(dim=1)).nan_to_num(nan=1.0, posinf=1.0)
         length = torch.minimum(length.clamp_min(1.0), self._largest)
         a = length.unsqueeze(1)
         # Coordinates on the boundary cannot be extrapolated; they take the second EM step.
         target = torch.where(usable, x0 + 2.0 * a * r + a * a * v, x2)
-        far = (length > 1.0) & torch.isfinite(target).all(1)
+        far = (length > 1.0) & (torch.isfinite(target) | ~usable).all(1)
         goal = second
         if bool(far.any()):
-            jumped = self._unflatten(torch.where(far.unsqueeze(1), target, 0.0))
+            jumped = self._coordinates.unflatten(torch.where(far.unsqueeze(1), target, 0.0))
             finite = [each.isfinite().reshape(len(far), -1).all(1) for each in jumped.values()]
             far = far & torch.stack(finite).all(0)
             goal = mixed(far, jumped, second)
@@ -162,19 +163,3 @@ class _Batch:
             track.history.append(max([value, *track.history[-1:]]))
             track.moments.append(time.perf_counter())
             track.params = chosen(state.params, i)
-
-    def _flatten(self, params: Params) -> Tensor:
-        """Free reals of every start, ``(R, d)``."""
-        free = [p.to_unconstrained(params[p.name]) for p in self._structure.parameters.values()]
-        return torch.cat([each.reshape(len(self.live), -1) for each in free], 1)
-
-    def _unflatten(self, vectors: Tensor) -> Params:
-        """Constrained parameters from free reals."""
-        parameters = list(self._structure.parameters.values())
-        shapes = [p.to_unconstrained(p.start).shape for p in parameters]
-        pieces = vectors.split([shape.numel() for shape in shapes], 1)
-        count = len(vectors)
-        return {
-            p.name: p.to_constrained(piece.reshape(count, *shape)).expand(count, *p.shape)
-            for p, piece, shape in zip(parameters, pieces, shapes, strict=True)
-        }

@@ -8,8 +8,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ember.inference import EM
+from ember.inference.coordinates import Coordinates
+from ember.inference.structure import Parameter
+from ember.models import hidden_markov_poisson
 from tests.inference import brute_force
 from tests.inference.brute_force import Free
 from tests.inference.examples import EXAMPLES, mixture, mixture_full
@@ -45,6 +49,55 @@ def test_every_acceleration_ends_at_the_same_optimum(accelerate: str | None) -> 
     assert bool((fit.history.diff() >= -1e-9 * (1.0 + fit.history[1:].abs())).all())
     assert fit.iterations == len(fit.history) - 1
     assert fit.evaluations >= fit.iterations
+
+
+def drifting_chain() -> Tensor:
+    """Counts for which maximum likelihood sends probabilities to zero, one of them slowly."""
+    x = simulated_clusters()[:107, 0].abs()
+    return torch.poisson(x, torch.Generator().manual_seed(2))
+
+
+def simulated_clusters() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    centres = 2.5 * torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    which = torch.randint(5, (1000,), generator=generator)
+    return centres[which] + torch.randn(1000, 2, generator=generator, dtype=torch.float64)
+
+
+def test_probabilities_that_have_come_to_zero_hold_up_no_others() -> None:
+    x = drifting_chain()
+    em = EM(hidden_markov_poisson, "mle", seed=0, max_iter=300)
+    fit = em.fit(x, states=3)
+    assert fit.converged
+    # Thousands of plain steps come no higher.
+    assert fit.log_likelihood == pytest.approx(-222.0468755, abs=1e-6)
+    assert min(float(fit.params[name].min()) for name in ("initial", "transition")) < 1e-20
+
+
+def test_coordinates_at_rest_are_those_beyond_what_matters() -> None:
+    free = {
+        "p": torch.tensor([1.0, 1e-30, 0.0], dtype=torch.float64),
+        "rate": torch.tensor([1e-30, 0.0, 2.0], dtype=torch.float64),
+        "chance": torch.tensor([0.5, 1.0, 1e-3], dtype=torch.float64),
+        "loc": torch.tensor([1e4, 0.0, -1e4], dtype=torch.float64),
+    }
+    supports = {
+        "p": constraints.simplex,
+        "rate": constraints.independent(constraints.positive, 1),
+        "chance": constraints.unit_interval,
+        "loc": constraints.real,
+    }
+    coordinates = Coordinates(
+        {n: Parameter(n, supports[n], v.shape, (), False, v) for n, v in free.items()}
+    )
+    vector = coordinates.flatten(free)
+    rests = coordinates.at_rest(vector).reshape(4, 3).tolist()
+    assert rests == [[False, True, True], [False, True, False], [False, True, False], 3 * [False]]
+    both = coordinates.flatten({n: torch.stack([v, v.flip(0)]) for n, v in free.items()})
+    assert torch.equal(both[0], vector)
+    back = coordinates.unflatten(both)
+    for name, value in free.items():
+        torch.testing.assert_close(back[name], torch.stack([value, value.flip(0)]))
 
 
 def test_acceleration_saves_passes_on_a_slow_problem(reference_data: Any) -> None:
