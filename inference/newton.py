@@ -14,6 +14,7 @@ __all__ = ["MOST_PARAMETERS", "minimise"]
 
 MOST_PARAMETERS = 40  # the Hessian takes as many backward passes
 STEPS = 50
+ROUNDING = 1e-14  # relative to the function
 SHORTENINGS = 60  # by four each: where the curvature is e^-50, so is its word on the step
 
 
@@ -36,10 +37,10 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
             break
         direction = _downhill(gradient, hessian)
         slope = float(gradient @ direction)
-        if -slope <= 1e-16 * (1.0 + abs(value)):
-            break
         length = 1.0
-        for _ in range(SHORTENINGS):
+        # What is left to gain, about half the slope, may drown in the rounding of the function.
+        last = -slope <= ROUNDING * (1.0 + abs(value))
+        for _ in range(1 if last else SHORTENINGS):
             moved = point + length * direction
             with torch.no_grad():
                 reached = float(function(moved))
@@ -49,6 +50,8 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
         else:
             break
         point, value = moved, reached
+        if last:
+            break
     return point
 
 

@@ -1,0 +1,123 @@
+"""Ratios of gamma functions: against Pyro's formulas, against 50 digits, and at their limits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from ember.inference import EM
+from ember.inference.gamma_ratios import log_rising
+from ember.inference.observed_density import observed_log_prob
+from ember.models import poisson_mixture
+
+COUNTS = torch.arange(8.0, dtype=torch.float64)
+Make = Callable[[Tensor], Any]
+MEAN, HALF = torch.full((), 3.0, dtype=torch.float64), torch.full((), 0.5, dtype=torch.float64)
+THIRDS = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+DRAWS = torch.tensor([[3.0, 1, 4], [0, 2, 6], [8, 0, 0]], dtype=torch.float64)
+CASES: dict[str, tuple[Make, Tensor, Any]] = {
+    "negative binomial": (
+        lambda r: dist.NegativeBinomial(r, logits=(MEAN / r).log()),
+        COUNTS,
+        dist.Poisson(MEAN),
+    ),
+    "negative binomial by probabilities": (
+        lambda r: dist.NegativeBinomial(r, probs=MEAN / (MEAN + r)),
+        COUNTS,
+        dist.Poisson(MEAN),
+    ),
+    "gamma-Poisson": (lambda r: dist.GammaPoisson(r, r / MEAN), COUNTS, dist.Poisson(MEAN)),
+    "beta-binomial": (
+        lambda r: dist.BetaBinomial(0.3 * r, 0.7 * r, 7),
+        COUNTS,
+        dist.Binomial(7, 0.3 * torch.ones((), dtype=torch.float64)),
+    ),
+    "Dirichlet-multinomial": (
+        lambda r: dist.DirichletMultinomial(r * THIRDS, 8),
+        DRAWS,
+        dist.Multinomial(8, THIRDS),
+    ),
+    "Student": (lambda r: dist.StudentT(r, HALF, MEAN), COUNTS - 4.0, dist.Normal(HALF, MEAN)),
+}
+
+
+@pytest.mark.parametrize("size", [1e-2, 1.0, 30.0, 9e3, 1.1e4])
+@pytest.mark.parametrize("name", CASES)
+def test_the_density_is_pyros_own(name: str, size: float) -> None:
+    make, value, _ = CASES[name]
+    fn = make(torch.tensor(size, dtype=torch.float64))
+    torch.testing.assert_close(
+        observed_log_prob(fn, value), fn.log_prob(value), rtol=1e-9, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("size", [1e9, 1e12, 1e15])
+@pytest.mark.parametrize("name", CASES)
+def test_it_approaches_its_limit(name: str, size: float) -> None:
+    make, value, limit = CASES[name]
+    fn = make(torch.tensor(size, dtype=torch.float64))
+    torch.testing.assert_close(
+        observed_log_prob(fn, value), limit.log_prob(value), rtol=100.0 / size + 1e-13, atol=1e-13
+    )
+
+
+@pytest.mark.parametrize("r", [0.3, 1e4, 1.0000001e4, 12345.678, 1e7, 1e13])
+def test_the_ratio_has_all_its_digits(r: float) -> None:
+    mpmath = pytest.importorskip("mpmath")
+    x = [0.0, 0.5, 1.0, 17.0, 4321.0]
+    with mpmath.workdps(50):
+        exact = [float(mpmath.loggamma(mpmath.mpf(r) + e) - mpmath.loggamma(r)) for e in x]
+    found = log_rising(torch.tensor(r, dtype=torch.float64), torch.tensor(x, dtype=torch.float64))
+    expected = torch.tensor(exact, dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=3e-11)
+
+
+def gamma_poisson(x: Tensor) -> None:
+    """Overdispersed counts, by concentrations and rates."""
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+    with pyro.plate("components", 2):
+        means = pyro.sample("means", dist.Gamma(2.0, 0.2))
+        sizes = pyro.sample("sizes", dist.Gamma(1.0, 0.001))
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.GammaPoisson(sizes[z], (sizes / means)[z]), obs=x)
+
+
+def negative_binomial(x: Tensor) -> None:
+    """The same, by numbers of failures and logits."""
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+    with pyro.plate("components", 2):
+        means = pyro.sample("means", dist.Gamma(2.0, 0.2))
+        sizes = pyro.sample("sizes", dist.Gamma(1.0, 0.001))
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        logits = (means / sizes).log()
+        pyro.sample("x", dist.NegativeBinomial(sizes[z], logits=logits[z]), obs=x)
+
+
+@pytest.mark.filterwarnings("ignore:.*(max_iter|drift):RuntimeWarning")
+@pytest.mark.parametrize("model", [gamma_poisson, negative_binomial])
+def test_counts_without_overdispersion_end_next_to_poisson_ones(model: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rates = torch.tensor([2.0, 12.0], dtype=torch.float64).repeat_interleave(100)
+    x = torch.poisson(rates, generator)
+    # Evenly spread within each half, so that no overdispersion is left.
+    poisson = EM(poisson_mixture, "mle", seed=0).fit(x, components=2)
+    fit = EM(model, "mle", seed=0).fit(x)
+    assert fit.log_likelihood >= poisson.log_likelihood - 1e-4
+    means, sizes = fit.params["means"], fit.params["sizes"]
+    weights = fit.params["weights"]
+    by_hand = torch.stack(
+        [
+            torch.distributions.NegativeBinomial(
+                r.clamp_max(1e6), logits=(m / r.clamp_max(1e6)).log()
+            ).log_prob(x)
+            for m, r in zip(means, sizes, strict=True)
+        ]
+    )
+    total = torch.logsumexp(by_hand + weights.log().unsqueeze(-1), 0).sum()
+    assert fit.log_likelihood == pytest.approx(float(total), abs=1e-2)
