@@ -63,14 +63,10 @@ def scaled_forward_backward(chains: Potentials) -> Smoothed | None:
     first = (chains.initial - highest).exp()
     predicted, beyond = run.link(first) if blocks.count > 1 else (first, torch.ones_like(first))
     filtered, scales = run.forward(predicted)
-    future = run.backward(beyond)
+    future, backward = run.backward(beyond)
     if not run.is_sound():
         return None
-    after = torch.cat([future[1:], torch.cat([future[0, rows:], beyond[-rows:]])[None]])
-    backward = _times(after, blocks.transition.mT)
-    if any(blocks.ragged):
-        backward = torch.where(blocks.inside, backward, after)
-    joint = filtered * backward
+    joint = backward.mul_(filtered)
     agreement = joint.sum(-1, keepdim=True)
     evidence = blocks.joined(top, steps).sum(0) + highest
     evidence = evidence + scales.reshape(blocks.count, rows, 1).sum(0)
@@ -84,10 +80,11 @@ def scaled_forward_backward(chains: Potentials) -> Smoothed | None:
 
 
 def _times(rows: Tensor, matrix: Tensor) -> Tensor:
-    """Row vectors ``(..., B, K)`` times one matrix, or one for each row."""
-    if matrix.dim() == 2:
-        return rows @ matrix
-    return (rows.unsqueeze(-2) @ matrix).squeeze(-2)
+    """Vectors ``(B, K)``, or as many matrices ``(B, K, K)``, times one matrix or each group's."""
+    if matrix.dim() == 2 and rows.dim() == 2:
+        return rows @ matrix  # by far the most frequent case
+    groups = (len(matrix),) if matrix.dim() == 3 else ()
+    return (rows.reshape(*groups, -1, rows.shape[-1]) @ matrix).reshape(rows.shape)
 
 
 class _Run:
@@ -145,12 +142,13 @@ class _Run:
             scales[:-rows] += now[:-rows].sum(-1, keepdim=True).log()
         return filtered, scales
 
-    def backward(self, beyond: Tensor) -> Tensor:
-        """``y_t``."""
+    def backward(self, beyond: Tensor) -> tuple[Tensor, Tensor]:
+        """``y_t`` and ``b_t``."""
         blocks = self.blocks
         future = torch.empty_like(blocks.emission)
         turned, now = blocks.transition.mT, beyond
         slices = list(zip(future.unbind(0), blocks.emission.unbind(0), strict=True))
+        backward = [now] * len(slices)
         for i in range(len(slices) - 1, -1, -1):
             own, emission = slices[i]
             back = _times(now, turned[i] if turned.dim() == 4 else turned)
@@ -158,11 +156,17 @@ class _Run:
                 self.note(back / back.amax(-1, keepdim=True), i)
             if blocks.ragged[i]:
                 back = torch.where(blocks.inside[i], back, now)
+            backward[i] = back
             torch.mul(back, emission, out=own)
             if self.due(i):
                 own.div_(own.sum(-1, keepdim=True))
             now = own
-        return future
+        if blocks.count > 1:  # what follows a block is known now as the next block's own future
+            rows = len(beyond) // blocks.count
+            after = torch.cat([future[0, rows:], beyond[-rows:]])
+            back = _times(after, turned[-1] if turned.dim() == 4 else turned)
+            backward[-1] = torch.where(blocks.inside[-1], back, after)
+        return future, torch.stack(backward)
 
     def link(self, first: Tensor) -> tuple[Tensor, Tensor]:
         """The prediction at the start of every block and the future past its end, ``(B, K)``."""
@@ -193,7 +197,7 @@ class _Run:
         sums = []
         for i, emission in enumerate(blocks.emission.unsqueeze(-2)):
             weighed = product * emission
-            product = _all_rows(weighed, blocks.matrix(i))
+            product = _times(weighed, blocks.matrix(i))
             if blocks.ragged[i]:
                 product = torch.where(blocks.inside[i].unsqueeze(-1), product, weighed)
             if self.due(i):
@@ -204,10 +208,3 @@ class _Run:
         self.seen.append(divided.amin())
         scale = divided.log().sum(0)
         return product * (scale - scale.amax(-2, keepdim=True)).exp()
-
-
-def _all_rows(rows: Tensor, matrix: Tensor) -> Tensor:
-    """``(B, K, K)`` times one matrix, or one for each of the B."""
-    if matrix.dim() == 2:
-        return (rows.reshape(-1, rows.shape[-1]) @ matrix).reshape(rows.shape)
-    return rows @ matrix
