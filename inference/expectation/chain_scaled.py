@@ -61,7 +61,7 @@ class Smoothed:
 
 
 def scaled_forward_backward(chains: Potentials) -> Smoothed | None:
-    """Both recursions, or None where a state underflows."""
+    """Both recursions, or None where a state may have been lost."""
     steps, rows, _ = chains.emission.shape
     blocks = cut(chains)
     top = blocks.emission.amax(-1, keepdim=True)
@@ -176,10 +176,10 @@ class _Run:
     def backward(self, beyond: Tensor) -> tuple[Tensor, Tensor]:
         """``y_t`` and ``b_t``."""
         blocks = self.blocks
-        future = torch.empty_like(blocks.emission)
+        future, backward = torch.empty_like(blocks.emission), torch.empty_like(blocks.emission)
         turned, now = blocks.transition.mT, beyond
         slices = list(zip(future.unbind(0), blocks.emission.unbind(0), strict=True))
-        backward, sums = [now] * len(slices), []
+        sums = []
         for i in range(len(slices) - 1, -1, -1):
             own, emission = slices[i]
             back = _times(now, turned[i] if turned.dim() == 4 else turned)
@@ -202,7 +202,7 @@ class _Run:
             backward[-1] = torch.where(blocks.inside[-1], back, after)
             if self.near_zero:
                 backward[-1].clamp_min_(FLOOR)
-        return future, torch.stack(backward)
+        return future, backward
 
     def link(self, first: Tensor) -> tuple[Tensor, Tensor]:
         """The prediction at the start of every block and the future past its end, ``(B, K)``."""
