@@ -68,9 +68,10 @@ class EM:
         model: A Pyro function (or ``PyroModule``) that takes the data.
         objective: "map" or "mle".
         integrate: Per-site wishes that override the model's ``infer={"integrate": ...}``.
-        init: "kmeans", "points", "random", "hierarchical", "windows" (of a chain), "prior" (see
-            ``initialisation.py``), a dict of parameters (constrained; may be partial), or a
-            callable that receives the model's arguments and returns such a dict.
+        init: "kmeans", "points", "random", "hierarchical", "prior", for chains also "sticky"
+            (levels of the data, states that last) and "windows" (see ``initialisation.py``), a
+            dict of parameters (constrained; may be partial), or a callable that receives the
+            model's arguments and returns such a dict.
         restarts: How many starts to make: the first is ``init``, the others are of several kinds.
             All take a short run as one batch, and the best third (no fewer than three) are run to
             the end; the best result is kept, and ``fit.starts`` says what became of each.
@@ -262,7 +263,8 @@ class EM:
         for wish in start_kinds(self.init, self.restarts, bool(plan.chains)):
             kind = wish if isinstance(wish, str) else GIVEN
             try:
-                params = starting_params(plan, wish, varied=bool(starts))
+                varied = any(start.kind == kind for start in starts)
+                params = starting_params(plan, wish, varied)
                 starts.append(Start(kind, annealed(plan, params, self.anneal)))
             except Degenerate as error:
                 failures.append(error)

@@ -13,6 +13,9 @@ its own starting values, by the same M-step that the loop uses. The kinds of sta
                 single start of a Gaussian mixture is slow and chancy so, and no way of drawing
                 responsibilities row by row mends it ("points" is the remedy); yet among several
                 starts it now and then finds the optimum that clusters do not lead to.
+"sticky"        for chains: states are levels of the data (quantiles of their first principal
+                component), and moves are persistent, whatever the labels of neighbouring steps
+                are. The same as "kmeans" where there is no chain
 "windows"       k-means on the steps of a chain next to the one before and the one after: where few
                 values are emitted, what tells states apart is the order in which they come. The
                 same as "kmeans" where there is no chain
@@ -23,8 +26,10 @@ A latent without data of its own starts at random, whatever the kind. With sever
 is the wished one and the others are of several kinds (``start_kinds``), since no kind is best for
 all data: an optimum that one kind never leads to is often found by another.
 
-Reference: Biernacki, Celeux & Govaert (2003), *Choosing starting values for the EM algorithm*,
-Computational Statistics & Data Analysis 41, 561-575.
+References:
+    Biernacki, Celeux & Govaert (2003), *Choosing starting values for the EM algorithm*,
+    Computational Statistics & Data Analysis 41, 561-575; Zucchini, MacDonald & Langrock (2016),
+    *Hidden Markov Models for Time Series*, ch. 3 (quantiles as starting values of states).
 """
 
 import itertools
@@ -40,7 +45,7 @@ from ember.inference.expectation.enumeration import align
 from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
 from ember.inference.reading.lookup import MANY_LEVELS, levels_of
-from ember.inference.starts.clustering import KMEANS_TRIES, cluster, standardise
+from ember.inference.starts.clustering import KMEANS_TRIES, cluster, levels, standardise
 from ember.inference.starts.prior_draws import draw_from_priors
 
 __all__ = [
@@ -54,17 +59,20 @@ __all__ = [
 Init = str | Mapping[str, Tensor] | Callable[..., Mapping[str, Tensor]]
 BLEND = 0.05  # share of the uniform in a k-means start: a probability of exactly 0 would stay 0
 COMPLETIONS = 3  # of rows with missing entries, the responsibilities being as they are
+STAY = 0.9  # weight of staying in a sticky start, the rest goes to all states alike
+STAYS = (0.6, 0.98)  # its range in starts that should differ
+FOR_CHAINS = ("windows", "sticky")
 OTHERS = ("points", "random", "kmeans")  # the kinds that further starts go through in turn
 
 
 def start_kinds(init: Init, count: int, chains: bool = False) -> list[Init]:
     """The wished start, then others of several kinds in turn; one of them is hierarchical.
 
-    Where the model has ``chains``, windows of their steps come first among the others.
+    Where the model has ``chains``, the kinds made for them come first among the others.
     """
     turn: list[Init] = [kind for kind in OTHERS if kind != init]
-    if chains and init != "windows":
-        turn.insert(0, "windows")
+    if chains:
+        turn = [*(kind for kind in FOR_CHAINS if kind != init), *turn]
     if isinstance(init, str) and init != "hierarchical" and init not in turn:
         turn.append(init)
     once: list[Init] = [] if init == "hierarchical" else ["hierarchical"]
@@ -79,8 +87,8 @@ def starting_params(plan: Plan, init: Init, varied: bool = False) -> dict[str, T
         plan: The plan to start.
         init: A kind of start (see above), a (possibly partial) dict of constrained values, or a
             callable that returns one when given the model's arguments.
-        varied: Whether k-means takes its first seeding instead of the best of a few: starts of one
-            kind should differ.
+        varied: Whether k-means takes its first seeding instead of the best of a few, and a sticky
+            start random levels and persistence: starts of one kind should differ.
 
     Raises:
         ValueError: If a given value names no parameter, or has the wrong shape or support.
@@ -91,16 +99,15 @@ def starting_params(plan: Plan, init: Init, varied: bool = False) -> dict[str, T
             raise TypeError(
                 f"init returned {type(init).__name__}; a callable returns a dict of parameters."
             )
-    tries = 1 if varied else KMEANS_TRIES
     default = {name: p.start.clone() for name, p in plan.structure.parameters.items()}
     if init == "prior":
         return draw_from_priors(plan)
     if isinstance(init, str):
-        return _from_responsibilities(plan, default, init, tries)
+        return _from_responsibilities(plan, default, init, varied)
     given = check_params(plan, init, partial=True)
     if given.keys() == default.keys():
         return given
-    return {**_from_responsibilities(plan, default, "kmeans", tries), **given}
+    return {**_from_responsibilities(plan, default, "kmeans", varied), **given}
 
 
 def check_params(plan: Plan, params: Mapping[str, Any], partial: bool = False) -> dict[str, Tensor]:
@@ -151,17 +158,20 @@ def _tensor(name: str, value: Any) -> Tensor:
 
 
 def _from_responsibilities(
-    plan: Plan, params: dict[str, Tensor], how: str, tries: int
+    plan: Plan, params: dict[str, Tensor], how: str, varied: bool
 ) -> dict[str, Tensor]:
     if not plan.structure.latent:
         params = _apart(plan, params)
         return _completed(plan, params, _weights(plan, {})) if plan.has_gaps else params
-    clusters = _clusters(plan, how, tries) if how != "random" else {}
+    clusters = _clusters(plan, how, varied) if how != "random" else {}
     responsibilities = {
         name: clusters[name] if name in clusters else _random(plan, name)
         for name in plan.structure.latent
     }
-    return params_from(plan, params, responsibilities)
+    if how != "sticky":
+        return params_from(plan, params, responsibilities)
+    stay = float(torch.empty(()).uniform_(*STAYS)) if varied else STAY
+    return _completed(plan, params, _weights(plan, responsibilities, stay))
 
 
 def params_from(
@@ -206,12 +216,17 @@ def _random(plan: Plan, name: str) -> Tensor:
     return torch.distributions.Dirichlet(concentration, validate_args=False).sample()
 
 
-def _weights(plan: Plan, responsibilities: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The posterior weight of every factor's entries, latents taken as independent."""
+def _weights(
+    plan: Plan, responsibilities: Mapping[str, Tensor], stay: float | None = None
+) -> dict[str, Tensor]:
+    """The posterior weight of every factor's entries, latents taken as independent.
+
+    Moves of chains keep to their state with weight ``stay`` instead, if given.
+    """
     owner = {symbol: name for name, symbol in plan.latent_symbols.items()}
     weights = {}
     for name, chain in plan.chains.items():
-        weights.update(_chain_weights(plan, name, chain, responsibilities[name]))
+        weights.update(_chain_weights(plan, name, chain, responsibilities[name], stay))
     for factor in plan.factors:
         if factor.name in weights:
             continue
@@ -232,9 +247,9 @@ def _weights(plan: Plan, responsibilities: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _chain_weights(
-    plan: Plan, name: str, chain: Chain, responsibilities: Tensor
+    plan: Plan, name: str, chain: Chain, responsibilities: Tensor, stay: float | None
 ) -> dict[str, Tensor]:
-    """Of a chain's first state and of its moves, neighbouring steps taken as independent."""
+    """Of a chain's first state and of its moves, neighbouring steps independent or ``stay``ing."""
     *plates, time, state = dims = _dims(plan, name)
     each = align(responsibilities, dims, (time, *plates, state))
     if chain.lengths is not None:
@@ -248,16 +263,20 @@ def _chain_weights(
     start = each[:1] if not chain.at_once else each[:0]
     before = torch.cat([start, each[:-1]])
     after = weighed if not chain.at_once else weighed[1:]
-    pairs = before.unsqueeze(-1) * after.unsqueeze(-2)
+    if stay is None:
+        pairs = before.unsqueeze(-1) * after.unsqueeze(-2)
+    else:
+        count = plan.sizes[state]
+        moves = stay * torch.eye(count) + (1.0 - stay) / count
+        pairs = before.unsqueeze(-1) * moves * after.sum(-1)[..., None, None]
     if chain.at_once:  # no move leads to the first step
         pairs = (
             torch.cat([torch.zeros_like(pairs[:1]), pairs]) if len(pairs) else pairs.sum(0, True)
         )
     found = {}
-    moves = (time, *plates, chain.previous, state)
     for place, tensor, union in (
         (chain.initial, weighed[0], (*plates, state)),
-        (chain.move, pairs, moves),
+        (chain.move, pairs, (time, *plates, chain.previous, state)),
     ):
         factor = plan.factors[place]
         gone = [i for i, symbol in enumerate(union) if symbol not in factor.dims]
@@ -267,21 +286,26 @@ def _chain_weights(
     return found
 
 
-def _clusters(plan: Plan, how: str, tries: int) -> dict[str, Tensor]:
+def _clusters(plan: Plan, how: str, varied: bool) -> dict[str, Tensor]:
     """Responsibilities from clusters of the data that each latent explains, standardised.
 
     Latents with as many states and features, such as the steps of a chain, share one clustering.
     Latents without data of their own are left out.
     """
-    pools: dict[tuple[int, int], list[tuple[str, Tensor]]] = {}
+    pools: dict[tuple[int, int, str], list[tuple[str, Tensor]]] = {}
     for name, rows in features(plan).items():
-        if how == "windows" and name in plan.chains:
+        kind = "kmeans" if how in FOR_CHAINS and name not in plan.chains else how
+        if kind == "windows":
             rows = _windows(plan, name, rows)
         states = plan.sizes[plan.latent_symbols[name]]
-        pools.setdefault((states, rows.shape[1]), []).append((name, rows))
+        pools.setdefault((states, rows.shape[1], kind), []).append((name, rows))
     found = {}
-    for (states, _), members in pools.items():
-        labels = cluster(standardise(torch.cat([rows for _, rows in members])), states, how, tries)
+    for (states, _, kind), members in pools.items():
+        rows = standardise(torch.cat([rows for _, rows in members]))
+        if kind == "sticky":
+            labels = levels(rows, states, varied)
+        else:
+            labels = cluster(rows, states, kind, 1 if varied else KMEANS_TRIES)
         one_hot = torch.nn.functional.one_hot(labels, states).to(torch.float64)
         soft = (1.0 - BLEND) * one_hot + BLEND / states
         pieces = soft.split([len(rows) for _, rows in members])

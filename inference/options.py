@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 __all__ = ["check_choice", "check_options", "progress_bar"]
 
 OBJECTIVES = ("map", "mle")
-INITS = ("kmeans", "points", "random", "hierarchical", "prior", "windows")
+INITS = ("kmeans", "points", "random", "hierarchical", "prior", "sticky", "windows")
 ASSIGNMENTS = ("soft", "hard")
 ESCAPES = (None, "split-merge")
 ACCELERATIONS = ("auto", None, "squarem", "lbfgs", "anderson")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ember.inference.expectation.chain_blocks import Potentials
+from ember.inference.expectation.chain_blocks import Potentials, by_group
 from ember.inference.expectation.chain_log import log_forward_backward, log_pairs, viterbi
 from ember.inference.expectation.chain_scaled import Smoothed, scaled_forward_backward
 
@@ -71,18 +71,16 @@ def _scaled_pairs(chains: Potentials, smoothed: Smoothed, weights: Tensor) -> Te
     if chains.lengths is not None:
         time = torch.arange(1, len(smoothed.filtered)).unsqueeze(1)
         earlier = earlier.masked_fill((time >= chains.lengths).unsqueeze(-1), 0.0)
-    later = smoothed.future[1:]
-    times, own = chains.transition.shape[:2]
-    states = later.shape[-1]
-    if times == 1 and own == 1:
-        counts = earlier.reshape(-1, states).T @ later.reshape(-1, states)
-        counts = counts.reshape(1, 1, states, states)
-    elif times == 1:
-        counts = torch.einsum("tri,trj->rij", earlier, later).unsqueeze(0)
-    else:
-        counts = earlier.unsqueeze(-1) * later.unsqueeze(-2)
-        counts = counts.sum(1, keepdim=True) if own == 1 else counts
+    counts = _counted(earlier, smoothed.future[1:], chains.transition.shape)
     return counts * chains.transition.exp()
+
+
+def _counted(earlier: Tensor, later: Tensor, shape: torch.Size) -> Tensor:
+    """Products of neighbouring steps ``(T - 1, R, K)``, summed to the shape of the transition."""
+    times, groups = shape[:2]
+    summed = "gij" if times == 1 else "tgij"
+    apart = by_group(earlier, groups), by_group(later, groups)
+    return torch.einsum(f"tgri,tgrj->{summed}", *apart).reshape(shape)
 
 
 class _Path(torch.autograd.Function):
@@ -108,18 +106,16 @@ class _Path(torch.autograd.Function):
             inside = marginals.masked_fill(beyond.unsqueeze(-1), 0.0)
         if not ctx.needs_input_grad[1] or steps < 2:
             moves = None
-        elif shape[:2].numel() == 1:
-            moves = (one_hot[:-1].flatten(0, 1).T @ inside[1:].flatten(0, 1)).reshape(shape)
         else:
-            moves = one_hot[:-1].unsqueeze(-1) * inside[1:].unsqueeze(-2)
-            moves = moves.sum_to_size(shape)
+            moves = _counted(one_hot[:-1], inside[1:], shape)
         return inside[0], moves, marginals, None
 
 
 def pair_marginals(chains: Potentials) -> Tensor:
     """Posterior of each two neighbouring states, ``(T - 1, R, K, K)``; zero past a chain's end."""
     steps, rows, states = chains.emission.shape
-    full = chains.transition.expand(max(steps - 1, 1), rows, states, states)
+    own = chains.transition.repeat_interleave(rows // chains.transition.shape[1], 1)
+    full = own.expand(max(steps - 1, 1), rows, states, states)
     each = Potentials(chains.initial, full, chains.emission, chains.lengths)
     with torch.enable_grad():
         transition = full.clone().requires_grad_()
@@ -143,5 +139,6 @@ def predictions(chains: Potentials) -> Tensor:
     _, filtered, _ = log_forward_backward(Potentials(chains.initial, moves, emission))
     if len(moves) > 1:  # the last one leads past the data
         moves = torch.cat([moves, moves[-1:]])
-    ahead = torch.logsumexp(filtered.unsqueeze(-1) + moves, -2)
+    apart = by_group(filtered, moves.shape[1]).unsqueeze(-1)
+    ahead = torch.logsumexp(apart + moves.unsqueeze(2), -2).reshape(filtered.shape)
     return torch.cat([chains.initial.unsqueeze(0), ahead]).softmax(-1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks", "Potentials", "cut"]
+__all__ = ["Blocks", "Potentials", "by_group", "cut"]
 
 WHOLE_FROM = 48  # sequences in a batch from which on blocks cost more than they save
 MORE = 3.0  # a link between blocks costs that much less than a step of all of them
@@ -28,7 +28,8 @@ class Potentials:
 
     Attributes:
         initial: Of the first step's state, ``(R, K)``.
-        transition: From one step to the next, ``(T - 1 or 1, R or 1, K, K)``.
+        transition: From one step to the next, ``(T - 1 or 1, G, K, K)``. Chains come in ``G``
+            groups of equal size, one after another, each with a matrix of its own.
         emission: Of each step, time first, ``(T, R, K)``.
         lengths: Steps that each chain has, ``(R,)``; all of them if None.
     """
@@ -52,8 +53,8 @@ class Blocks:
     Attributes:
         count: Number ``C`` of blocks in each chain.
         emission: ``(L, B, K)``, zero past the end of a chain.
-        transition: Out of each step: one matrix ``(K, K)``, one for each row ``(B, K, K)``, or
-            for each step and row ``(L, B, K, K)``.
+        transition: Out of each step: one matrix ``(K, K)``, one for each group of rows next to
+            each other ``(C G, K, K)``, or for each step and group ``(L, C G, K, K)``.
         inside: ``(L, B, 1)``: whether the step after this one belongs to the chain too.
         ragged: For each of the ``L`` steps, whether ``inside`` is False anywhere.
     """
@@ -68,11 +69,22 @@ class Blocks:
         """The transition out of a step."""
         return self.transition[step] if self.transition.dim() == 4 else self.transition
 
+    @property
+    def groups(self) -> int:
+        """How many groups of rows have a matrix of their own."""
+        return self.transition.shape[-3] if self.transition.dim() > 2 else 1
+
     def joined(self, tensor: Tensor, steps: int) -> Tensor:
         """From block layout ``(L, B, ...)`` back to ``(T, R, ...)``."""
         length, rows = tensor.shape[:2]
         apart = tensor.reshape(length, self.count, rows // self.count, *tensor.shape[2:])
         return apart.transpose(0, 1).flatten(0, 1)[:steps]
+
+
+def by_group(rows: Tensor, groups: int) -> Tensor:
+    """From ``(..., R, K)`` to ``(..., G, R / G, K)``."""
+    *lead, count, states = rows.shape
+    return rows.reshape(*lead, groups, count // groups, states)
 
 
 def cut(chains: Potentials, count: int | None = None) -> Blocks:
@@ -94,14 +106,14 @@ def cut(chains: Potentials, count: int | None = None) -> Blocks:
     inside = _lockstep((time + 1).unsqueeze(1) < ends, count).unsqueeze(-1)
     ragged = (~inside).flatten(1).any(1).tolist()
     transition = chains.transition
-    times, own = transition.shape[:2]
-    if times == 1 and own == 1:
+    times, groups = transition.shape[:2]
+    if times == 1 and groups == 1:
         transition = transition[0, 0]
     elif times == 1:
         transition = transition[0].repeat(count, 1, 1)
     else:
         padding = transition[-1:].expand(count * length - times, -1, -1, -1)
-        transition = _lockstep(torch.cat([transition, padding]).expand(-1, rows, -1, -1), count)
+        transition = _lockstep(torch.cat([transition, padding]), count)
     return Blocks(count, _lockstep(emission, count), transition, inside, ragged)
 
 

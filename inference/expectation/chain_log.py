@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ember.inference.expectation.chain_blocks import Blocks, Potentials, cut
+from ember.inference.expectation.chain_blocks import Blocks, Potentials, by_group, cut
 
 __all__ = ["log_forward_backward", "log_pairs", "viterbi"]
 
@@ -37,7 +37,7 @@ def log_forward_backward(chains: Potentials) -> tuple[Tensor, Tensor, Tensor]:
     future = torch.empty_like(filtered)
     now = beyond
     for i in range(len(filtered) - 1, -1, -1):
-        back = torch.logsumexp(blocks.matrix(i) + now.unsqueeze(-2), -1)
+        back = _into(blocks.matrix(i), now, torch.logsumexp)
         future[i] = torch.where(blocks.inside[i], back, now) if blocks.ragged[i] else back
         now = future[i] + blocks.emission[i]
     evidence = torch.logsumexp(filtered[-1, -rows:], -1)
@@ -57,20 +57,21 @@ def log_pairs(chains: Potentials, filtered: Tensor, future: Tensor, weights: Ten
         The shape of ``chains.transition``.
     """
     steps, rows, states = chains.emission.shape
-    times, own = chains.transition.shape[:2]
+    times, groups = chains.transition.shape[:2]
     total = chains.transition.new_zeros(chains.transition.shape)
     width = max(1, PAIR_ENTRIES // (rows * states * states))
     for start in range(0, steps - 1, width):
         stop = min(start + width, steps - 1)
         matrix = chains.transition if times == 1 else chains.transition[start:stop]
         later = future[start + 1 : stop + 1] + chains.emission[start + 1 : stop + 1]
-        pairs = filtered[start:stop].unsqueeze(-1) + matrix + later.unsqueeze(-2)
+        before, after = by_group(filtered[start:stop], groups), by_group(later, groups)
+        pairs = before.unsqueeze(-1) + matrix.unsqueeze(2) + after.unsqueeze(-2)
         pairs = pairs.sub_(torch.logsumexp(pairs, (-2, -1), keepdim=True)).exp_()
+        counted = weights.expand(stop - start, rows)
         if chains.lengths is not None:
             there = torch.arange(start + 1, stop + 1).unsqueeze(1) < chains.lengths
-            pairs = pairs * there[..., None, None]
-        pairs = pairs * weights[:, None, None]
-        pairs = pairs.sum(1, keepdim=True) if own == 1 else pairs
+            counted = counted * there
+        pairs = (pairs * counted.reshape(*pairs.shape[:3], 1, 1)).sum(2)
         if times == 1:
             total += pairs.sum(0, keepdim=True)
         else:
@@ -91,16 +92,15 @@ def viterbi(chains: Potentials) -> tuple[Tensor, Tensor]:
     # A block ends where the next one begins; the last one where it likes.
     after = torch.zeros_like(starts)
     if blocks.count > 1:
-        towards = starts[rows:].unsqueeze(-2)
-        matrix = blocks.matrix(last).expand(len(starts), -1, -1)[:-rows]
-        into = torch.where(blocks.inside[last, :-rows], (matrix + towards).amax(-1), starts[rows:])
-        after[:-rows] = into
+        after[:-rows] = starts[rows:]
+        into = _into(blocks.matrix(last), after, torch.amax)
+        after[:-rows] = torch.where(blocks.inside[last], into, after)[:-rows]
     state = (filtered[-1] + after).argmax(-1)
     path = torch.empty(len(filtered), state.shape[0], dtype=torch.long)
     path[-1] = state
+    group = torch.arange(len(state)) // (len(state) // blocks.groups)
     for i in range(last - 1, -1, -1):
-        matrix = blocks.matrix(i).expand(len(state), -1, -1)
-        into = matrix.gather(2, state[:, None, None].expand(-1, states, 1)).squeeze(2)
+        into = blocks.matrix(i).reshape(-1, states, states)[group, :, state]
         before = (filtered[i] + into).argmax(-1)
         state = torch.where(blocks.inside[i].squeeze(-1), before, state)
         path[i] = state
@@ -133,9 +133,10 @@ def _log_joint(chains: Potentials, path: Tensor) -> Tensor:
     own = chains.emission.gather(2, path.unsqueeze(-1)).squeeze(-1)
     total = torch.where(time < ends, own, torch.zeros(())).sum(0)
     total = total + chains.initial.gather(1, path[:1].T).squeeze(1)
-    transition = chains.transition.expand(-1, rows, -1, -1)
+    transition = chains.transition
     times = torch.arange(steps - 1).unsqueeze(1) if len(transition) > 1 else 0
-    moves = transition[times, torch.arange(rows), path[:-1], path[1:]]
+    group = torch.arange(rows) // (rows // transition.shape[1])
+    moves = transition[times, group, path[:-1], path[1:]]
     return total + torch.where(time[1:] < ends, moves, torch.zeros(())).sum(0)
 
 
@@ -144,7 +145,7 @@ def _forward(blocks: Blocks, predicted: Tensor, reduce: Reduce) -> Tensor:
     now = predicted
     for i in range(len(filtered)):
         torch.add(now, blocks.emission[i], out=filtered[i])
-        now = reduce(filtered[i].unsqueeze(-1) + blocks.matrix(i), -2)
+        now = _out_of(filtered[i], blocks.matrix(i), reduce)
         if blocks.ragged[i]:
             now = torch.where(blocks.inside[i], now, filtered[i])
     return filtered
@@ -169,9 +170,11 @@ def _predict(blocks: Blocks, first: Tensor, reduce: Reduce) -> tuple[list[Tensor
     for i in range(len(blocks.emission)):
         weighed = product + blocks.emission[i].unsqueeze(-2)
         if i == 0:  # the product is a diagonal: spare the reduction
-            moved = blocks.emission[i].unsqueeze(-1) + blocks.matrix(i)
+            apart = by_group(blocks.emission[i], blocks.groups).unsqueeze(-1)
+            matrix = blocks.matrix(i).reshape(-1, 1, states, states)
+            moved = (apart + matrix).reshape(product.shape)
         else:
-            moved = reduce(weighed.unsqueeze(-1) + blocks.matrix(i).unsqueeze(-3), -2)
+            moved = _out_of(weighed, blocks.matrix(i), reduce)
         there = blocks.inside[i].unsqueeze(-1)
         product = torch.where(there, moved, weighed) if blocks.ragged[i] else moved
     product = product.reshape(blocks.count, rows, states, states)
@@ -179,3 +182,15 @@ def _predict(blocks: Blocks, first: Tensor, reduce: Reduce) -> tuple[list[Tensor
     for c in range(blocks.count - 1):
         predicted.append(reduce(predicted[-1].unsqueeze(-1) + product[c], -2))
     return predicted, product
+
+
+def _out_of(rows: Tensor, matrix: Tensor, reduce: Reduce) -> Tensor:
+    """Vectors ``(B, K)``, or as many matrices, times one matrix or each group's, in a semiring."""
+    groups = len(matrix) if matrix.dim() == 3 else 1
+    apart = rows.reshape(groups, -1, rows.shape[-1], 1)
+    return reduce(apart + matrix.unsqueeze(-3), -2).reshape(rows.shape)
+
+
+def _into(matrix: Tensor, rows: Tensor, reduce: Reduce) -> Tensor:
+    """One matrix, or each group's, times its vectors ``(B, K)``."""
+    return _out_of(rows, matrix.mT, reduce)

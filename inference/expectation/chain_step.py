@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.chain import Potentials, chain_log_evidence
+from ember.inference.expectation.chain_blocks import by_group
 from ember.inference.shapes import prepend_dims
 
 __all__ = ["Chain", "ChainStep"]
@@ -73,8 +74,13 @@ class ChainStep:
         rows = torch.Size(self.sizes).numel()
         initial = seen[0].expand(*self.sizes, states).reshape(rows, states)
         move = prepend_dims(seen[1], 3 + len(self.sizes))
-        own = self.sizes if move[:1].numel() > states * states else (1,) * len(self.sizes)
-        move = move.expand(-1, *own, states, states).reshape(len(move), -1, states, states)
+        # Rows are ordered by their first dim first: those that differ only in dims after the last
+        # over which the move varies lie next to each other, and share a matrix.
+        varies = [i for i, size in enumerate(move.shape[1:-2]) if size > 1]
+        own = self.sizes[: varies[-1] + 1 if varies else 0]
+        shared = (1,) * (len(self.sizes) - len(own))
+        move = move.expand(-1, *own, *shared, states, states)
+        move = move.reshape(len(move), -1, states, states)
         emission = seen[0].new_zeros(())
         for tensor in seen[2:]:
             emission = emission + tensor
@@ -82,7 +88,8 @@ class ChainStep:
         emission = emission.reshape(chain.steps, rows, states)
         lengths = self.lengths
         if steps_only and not chain.at_once:
-            initial = torch.logsumexp(initial.unsqueeze(-1) + move[0], -2)
+            apart = by_group(initial, move.shape[1]).unsqueeze(-1)
+            initial = torch.logsumexp(apart + move[0].unsqueeze(1), -2).reshape(rows, states)
         if chain.at_once or steps_only:
             move = move[1:] if len(move) > 1 else move
         else:

@@ -1,4 +1,4 @@
-"""Labels of rows for a start: by k-means, by random centres, by hierarchical agglomeration.
+"""Labels of rows for a start: by k-means, random centres, agglomeration, or levels of the data.
 
 Whatever the way, it looks at a bounded number of rows and then labels all of them by their nearest
 centre, so that a start costs little more than a pass over the data.
@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 import scipy.cluster.hierarchy
 import scipy.cluster.vq
+import scipy.linalg
 import torch
 from torch import Tensor
 
-__all__ = ["KMEANS_TRIES", "cluster", "standardise"]
+__all__ = ["KMEANS_TRIES", "cluster", "levels", "standardise"]
 
 ROWS = 20_000  # rows that k-means and random centres look at
 WARD_ROWS = 2_000  # rows that are agglomerated: time and memory grow with their square
 KMEANS_TRIES = 5
 ITERATIONS = 20
+EVENNESS = 5.0  # of randomly cut levels: the concentration of their shares of the rows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,6 +52,34 @@ def cluster(data: Tensor, states: int, how: str, tries: int = 1) -> Tensor:
         case _:
             labels = _nearest(rows, _ward(_some(rows, WARD_ROWS, generator), states))
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def levels(data: Tensor, states: int, varied: bool = False) -> Tensor:
+    """A label for every row: from the lowest to the highest, cut at quantiles.
+
+    Rows of several columns are put in order by their first principal component, equal rows at
+    random.
+
+    Args:
+        data: Standardised rows ``(N, F)``.
+        states: The number of labels.
+        varied: Whether to cut at random instead of into equal parts.
+
+    Returns:
+        Labels ``(N,)`` below ``states``.
+    """
+    generator = np.random.default_rng(int(torch.randint(2**31, ())))
+    rows = data.numpy()
+    count, columns = rows.shape
+    last = [columns - 1, columns - 1]
+    _, component = scipy.linalg.eigh(rows.T @ rows, subset_by_index=last)
+    order = np.lexsort((generator.random(count), rows @ component[:, 0]))
+    shares = np.full(states, 1.0 / states)
+    if varied:
+        shares = generator.dirichlet(np.full(states, EVENNESS))
+    labels = np.empty(count, dtype=np.int64)
+    labels[order] = np.searchsorted(shares.cumsum()[:-1], (np.arange(count) + 0.5) / count)
+    return torch.from_numpy(labels)
 
 
 def standardise(data: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ class Starts:
         objectives: The objective of each start, ``(R,)`` float64: final for those carried on, the
             value after the short run for the others.
         carried: Whether each start was run to its end.
-        kinds: How each start began: "kmeans", "points", "random", "hierarchical", "windows",
-            "prior" or "given" (a dict or a callable).
+        kinds: How each start began: "kmeans", "points", "random", "hierarchical", "sticky",
+            "windows", "prior" or "given" (a dict or a callable).
         degenerate: Whether a component collapsed or emptied on the way.
         best: The objective of the result that was kept.
         reached: How many of those carried on ended at the best objective, within ``tolerance``.

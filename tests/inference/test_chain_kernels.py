@@ -1,5 +1,6 @@
 """Forward-backward and Viterbi against every path, 50-digit arithmetic, and very long chains."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ember.inference.expectation import chain, chain_blocks, chain_log, chain_scaled
 from ember.inference.expectation.chain import Potentials, chain_log_evidence
+from ember.inference.expectation.chain_step import Chain, ChainStep
 
 T, R, K = 6, 3, 3
 
@@ -195,3 +197,76 @@ def test_blocks_do_not_change_a_long_chain(monkeypatch: pytest.MonkeyPatch) -> N
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("in_log_space", [False, True])
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([6, 3, 1, 0, 6, 5])])
+@pytest.mark.parametrize("times", [1, T - 1])
+def test_chains_that_share_a_matrix_are_as_if_each_had_its_own(
+    times: int,
+    lengths: Tensor | None,
+    blocks: int,
+    in_log_space: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut = functools.partial(chain_blocks.cut, count=blocks)
+    monkeypatch.setattr(chain_scaled, "cut", cut)
+    monkeypatch.setattr(chain_log, "cut", cut)
+    if in_log_space:
+        only_log_space(monkeypatch)
+    rows, groups = 6, 2
+    initial, emission = torch.randn(rows, K), 3.0 * torch.randn(T, rows, K)
+    shared = torch.randn(times, groups, K, K).requires_grad_()
+    weights = torch.rand(rows)
+
+    def answers(transition: Tensor) -> list[Tensor]:
+        leaves = [initial.clone().requires_grad_(), emission.clone().requires_grad_()]
+        chains = Potentials(leaves[0], transition, leaves[1], lengths)
+        found = []
+        for maximum in (False, True):
+            evidence = chain_log_evidence(chains, maximum)
+            total = (evidence * weights).sum()
+            found += [evidence, *torch.autograd.grad(total, (*leaves, shared))]
+        there = chains.detach()
+        return [*found, chain.pair_marginals(there), chain.predictions(there)]
+
+    expanded = answers(shared.repeat_interleave(rows // groups, 1))
+    for one, other in zip(answers(shared), expanded, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
+
+
+def test_one_step_has_no_moves() -> None:
+    initial, emission = torch.randn(4, K), torch.randn(1, 4, K)
+    transition = torch.randn(1, 2, K, K).requires_grad_()
+    for maximum, reduce in ((False, torch.logsumexp), (True, torch.amax)):
+        evidence = chain_log_evidence(Potentials(initial, transition, emission), maximum)
+        torch.testing.assert_close(evidence, reduce(initial + emission[0], -1))
+        (moves,) = torch.autograd.grad(evidence.sum(), transition, materialize_grads=True)
+        assert torch.equal(moves, torch.zeros_like(moves))
+
+
+@pytest.mark.parametrize(
+    ("varies", "matrices"), [((), 1), ((0,), 2), ((1,), 6), ((0, 1), 6), ((0, 2), 24)]
+)
+def test_rows_share_matrices_of_the_leading_dims(varies: tuple[int, ...], matrices: int) -> None:
+    sizes = (2, 3, 4)
+    own = [size if i in varies else 1 for i, size in enumerate(sizes)]
+    leaves = [torch.randn(*sizes, K), torch.randn(1, *own, K, K), torch.randn(T, *sizes, K)]
+    shown = ChainStep(
+        Chain("z", "y", "t", 0, 1, T, at_once=True),
+        ("a", "b", "c"),
+        sizes,
+        K,
+        (0, ((), ())),
+        (1, ((), ())),
+        ((2, ((), ())),),
+        None,
+    )
+    chains = shown.potentials(leaves)
+    assert chains.transition.shape == (1, matrices, K, K)
+    expanded = leaves[1].expand(1, *sizes, K, K).reshape(1, 24, K, K)
+    assert torch.equal(chains.transition.repeat_interleave(24 // matrices, 1), expanded)
+    silent = dataclasses.replace(shown, chain=dataclasses.replace(shown.chain, at_once=False))
+    first = (leaves[0].reshape(24, K, 1) + expanded[0]).logsumexp(1)
+    torch.testing.assert_close(silent.potentials(leaves, steps_only=True).initial, first)

@@ -263,7 +263,7 @@ def test_starts_of_a_chain() -> None:
     single = EM(hidden_markov_poisson, seed=0).fit(x, states=2)
     assert fit.converged
     assert fit.log_posterior >= single.log_posterior - 1e-8
-    assert fit.starts.kinds == ("kmeans", "windows", "points", "hierarchical", "random")
+    assert fit.starts.kinds == ("kmeans", "windows", "sticky", "hierarchical", "points")
     assert fit.starts.reached >= 1
 
 

@@ -85,7 +85,7 @@ def test_standardised_columns_may_be_missing_or_constant() -> None:
     assert found[:, 1].tolist() == [0.0] * 3
 
 
-@pytest.mark.parametrize("init", ["points", "hierarchical", "prior"])
+@pytest.mark.parametrize("init", ["points", "hierarchical", "prior", "sticky"])
 @pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_every_model_starts_in_every_way(case: Case, init: str) -> None:
     _, x, options = case

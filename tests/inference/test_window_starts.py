@@ -8,7 +8,7 @@ import torch
 
 from ember.inference import EM
 from ember.inference.arguments import prepare
-from ember.inference.initialisation import _windows, features, start_kinds
+from ember.inference.initialisation import _windows, features
 from ember.inference.planning import build_plan
 from ember.models import gaussian_mixture, hidden_markov_categorical, hidden_markov_gaussian
 
@@ -25,12 +25,6 @@ def test_windows_are_a_step_and_its_neighbours() -> None:
         [[4, NAN, 5], [5, 4, 6], [6, 5, NAN], [NAN, 6, NAN]],
     ]
     torch.testing.assert_close(found, torch.tensor(expected).double(), equal_nan=True)
-
-
-def test_chains_try_windows_second() -> None:
-    assert start_kinds("kmeans", 3, chains=True) == ["kmeans", "windows", "points"]
-    assert start_kinds("windows", 3, chains=True) == ["windows", "points", "random"]
-    assert "windows" not in start_kinds("kmeans", 12)
 
 
 def test_without_a_chain_windows_are_single_rows() -> None:
