@@ -40,17 +40,15 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ember.inference.expectation.chain_step import Chain
-from ember.inference.expectation.enumeration import align
 from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
-from ember.inference.reading.lookup import MANY_LEVELS, levels_of
 from ember.inference.starts.clustering import KMEANS_TRIES, cluster, levels, standardise
+from ember.inference.starts.features import dims_of, features, windows
 from ember.inference.starts.prior_draws import draw_from_priors
+from ember.inference.starts.weights import weights_of
 
 __all__ = [
     "check_params",
-    "features",
     "params_from",
     "start_kinds",
     "starting_params",
@@ -162,7 +160,7 @@ def _from_responsibilities(
 ) -> dict[str, Tensor]:
     if not plan.structure.latent:
         params = _apart(plan, params)
-        return _completed(plan, params, _weights(plan, {})) if plan.has_gaps else params
+        return _completed(plan, params, weights_of(plan, {})) if plan.has_gaps else params
     clusters = _clusters(plan, how, varied) if how != "random" else {}
     responsibilities = {
         name: clusters[name] if name in clusters else _random(plan, name)
@@ -171,14 +169,14 @@ def _from_responsibilities(
     if how != "sticky":
         return params_from(plan, params, responsibilities)
     stay = float(torch.empty(()).uniform_(*STAYS)) if varied else STAY
-    return _completed(plan, params, _weights(plan, responsibilities, stay))
+    return _completed(plan, params, weights_of(plan, responsibilities, stay))
 
 
 def params_from(
     plan: Plan, params: Mapping[str, Tensor], responsibilities: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The M-step for given responsibilities ``(*plates, K)`` of every latent."""
-    return _completed(plan, params, _weights(plan, responsibilities))
+    return _completed(plan, params, weights_of(plan, responsibilities))
 
 
 def _completed(
@@ -205,85 +203,10 @@ def _apart(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
     return params
 
 
-def _dims(plan: Plan, name: str) -> tuple[str, ...]:
-    """The dims in which a latent has a value each, from left to right, then its own symbol."""
-    return (*plan.places(name), plan.latent_symbols[name])
-
-
 def _random(plan: Plan, name: str) -> Tensor:
-    *plates, own = (plan.sizes[symbol] for symbol in _dims(plan, name))
+    *plates, own = (plan.sizes[symbol] for symbol in dims_of(plan, name))
     concentration = torch.full((*plates, own), 0.5)
     return torch.distributions.Dirichlet(concentration, validate_args=False).sample()
-
-
-def _weights(
-    plan: Plan, responsibilities: Mapping[str, Tensor], stay: float | None = None
-) -> dict[str, Tensor]:
-    """The posterior weight of every factor's entries, latents taken as independent.
-
-    Moves of chains keep to their state with weight ``stay`` instead, if given.
-    """
-    owner = {symbol: name for name, symbol in plan.latent_symbols.items()}
-    weights = {}
-    for name, chain in plan.chains.items():
-        weights.update(_chain_weights(plan, name, chain, responsibilities[name], stay))
-    for factor in plan.factors:
-        if factor.name in weights:
-            continue
-        latents = [symbol for symbol in factor.dims if symbol in owner]
-        plates = sorted(factor.plates)
-        union = (*latents, *plates)
-        weight = torch.ones([plan.sizes[s] if s in plates else 1 for s in union])
-        for symbol in latents:
-            own = responsibilities[owner[symbol]]
-            weight = weight * align(own, _dims(plan, owner[symbol]), union)
-        if factor.scale is not None:
-            weight = weight * align(factor.scale.tensor, factor.scale.dims, union)
-        gone = [i for i, symbol in enumerate(union) if symbol not in factor.dims]
-        weight = weight.sum(gone) if gone else weight
-        kept = tuple(symbol for symbol in union if symbol in factor.dims)
-        weights[factor.name] = align(weight, kept, factor.dims)
-    return weights
-
-
-def _chain_weights(
-    plan: Plan, name: str, chain: Chain, responsibilities: Tensor, stay: float | None
-) -> dict[str, Tensor]:
-    """Of a chain's first state and of its moves, neighbouring steps independent or ``stay``ing."""
-    *plates, time, state = dims = _dims(plan, name)
-    each = align(responsibilities, dims, (time, *plates, state))
-    if chain.lengths is not None:
-        own, lengths = chain.lengths
-        order = torch.arange(chain.steps).reshape(-1, *(1,) * len(plates))
-        each = each * (order < align(lengths, own, tuple(plates))).unsqueeze(-1)
-    scale = plan.scales[name]
-    weighed = each
-    if scale is not None:
-        weighed = each * align(scale.tensor, scale.dims, tuple(plates)).unsqueeze(-1)
-    start = each[:1] if not chain.at_once else each[:0]
-    before = torch.cat([start, each[:-1]])
-    after = weighed if not chain.at_once else weighed[1:]
-    if stay is None:
-        pairs = before.unsqueeze(-1) * after.unsqueeze(-2)
-    else:
-        count = plan.sizes[state]
-        moves = stay * torch.eye(count) + (1.0 - stay) / count
-        pairs = before.unsqueeze(-1) * moves * after.sum(-1)[..., None, None]
-    if chain.at_once:  # no move leads to the first step
-        pairs = (
-            torch.cat([torch.zeros_like(pairs[:1]), pairs]) if len(pairs) else pairs.sum(0, True)
-        )
-    found = {}
-    for place, tensor, union in (
-        (chain.initial, weighed[0], (*plates, state)),
-        (chain.move, pairs, (time, *plates, chain.previous, state)),
-    ):
-        factor = plan.factors[place]
-        gone = [i for i, symbol in enumerate(union) if symbol not in factor.dims]
-        total = tensor.sum(gone) if gone else tensor
-        kept = tuple(symbol for symbol in union if symbol in factor.dims)
-        found[factor.name] = align(total, kept, factor.dims)
-    return found
 
 
 def _clusters(plan: Plan, how: str, varied: bool) -> dict[str, Tensor]:
@@ -296,7 +219,7 @@ def _clusters(plan: Plan, how: str, varied: bool) -> dict[str, Tensor]:
     for name, rows in features(plan).items():
         kind = "kmeans" if how in FOR_CHAINS and name not in plan.chains else how
         if kind == "windows":
-            rows = _windows(plan, name, rows)
+            rows = windows(plan, name, rows)
         states = plan.sizes[plan.latent_symbols[name]]
         pools.setdefault((states, rows.shape[1], kind), []).append((name, rows))
     found = {}
@@ -310,64 +233,5 @@ def _clusters(plan: Plan, how: str, varied: bool) -> dict[str, Tensor]:
         soft = (1.0 - BLEND) * one_hot + BLEND / states
         pieces = soft.split([len(rows) for _, rows in members])
         for (name, _), piece in zip(members, pieces, strict=True):
-            found[name] = piece.reshape([plan.sizes[s] for s in _dims(plan, name)])
+            found[name] = piece.reshape([plan.sizes[s] for s in dims_of(plan, name)])
     return found
-
-
-def _windows(plan: Plan, name: str, rows: Tensor) -> Tensor:
-    """Each step of a chain next to the one before and the one after it, which may be missing."""
-    places = plan.places(name)
-    chain = plan.chains[name]
-    time = places.index(chain.time)
-    steps = rows.reshape(*(plan.sizes[s] for s in places), -1).movedim(time, 0)
-    if chain.lengths is not None:
-        dims, lengths = chain.lengths
-        plates = tuple(place for i, place in enumerate(places) if i != time)
-        order = torch.arange(len(steps)).reshape(-1, *(1,) * len(plates))
-        inside = order < align(lengths, dims, plates)
-        steps = torch.where(inside.unsqueeze(-1), steps, torch.nan)
-    edge = torch.full_like(steps[:1], torch.nan)
-    three = torch.cat([steps, torch.cat([edge, steps[:-1]]), torch.cat([steps[1:], edge])], -1)
-    return three.movedim(0, time).reshape(len(rows), -1)
-
-
-def features(plan: Plan) -> dict[str, Tensor]:
-    """For each latent, the data below it as rows (one for each of its plates' entries)."""
-    order = {symbol: i for i, symbol in enumerate(plan.latent_symbols.values())}
-    names = list(plan.latent_symbols)
-    columns: dict[str, list[Tensor]] = {}
-    for factor in plan.factors:
-        latents = [symbol for symbol in factor.dims if symbol in order]
-        if plan.sites[factor.name].value.numel() == 0:  # a pyro.factor statement
-            continue
-        if factor.name not in plan.structure.observed or not latents:
-            continue
-        if levels_of(plan.sites[factor.name]) > MANY_LEVELS:  # words are all equally far apart
-            continue
-        # A site below several latents (x_t below the states t-1 and t) is the last one's.
-        name = names[max(order[symbol] for symbol in latents)]
-        plates = _dims(plan, name)[:-1]
-        if plan.sites[name].plates <= factor.plates:
-            columns.setdefault(name, []).append(_rows(plan, factor.name, plates))
-    return {name: torch.cat(parts, 1) for name, parts in columns.items()}
-
-
-def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:
-    site = plan.sites[name]
-    value, outer = site.value, site.layout.outer
-    event = value.shape[value.dim() - site.event_dim :]
-    if site.missing is not None:
-        value = value.masked_fill(site.missing, 0)
-    value = value.expand([plan.sizes[s] if s in site.plates else 1 for s in outer] + list(event))
-    shape = value.shape
-    if site.density is not None and type(site.density.base).__name__ == "Categorical":
-        value = torch.nn.functional.one_hot(value.long().clamp_min(0))
-    value = value.to(torch.float64)
-    if site.missing is not None:
-        missing = site.missing.expand(shape)
-        missing = missing.unsqueeze(-1) if value.dim() > len(shape) else missing
-        value = value.masked_fill(missing, torch.nan)
-    first = [outer.index(symbol) for symbol in plates]
-    rest = [i for i in range(value.dim()) if i not in first]
-    rows = torch.Size([plan.sizes[s] for s in plates]).numel()
-    return value.permute(*first, *rest).reshape(rows, -1)

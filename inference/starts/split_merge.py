@@ -28,9 +28,10 @@ from ember.inference.answers.labels import numberings
 from ember.inference.degeneracy import Degenerate
 from ember.inference.expectation.enumeration import align
 from ember.inference.fit import Fit
-from ember.inference.initialisation import BLEND, features, params_from
+from ember.inference.initialisation import BLEND, params_from
 from ember.inference.plan import Plan
 from ember.inference.starts.clustering import KMEANS_TRIES, cluster, standardise
+from ember.inference.starts.features import features
 
 __all__ = ["check_mixture", "split_and_merge"]
 

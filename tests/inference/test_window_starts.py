@@ -8,8 +8,8 @@ import torch
 
 from ember.inference import EM
 from ember.inference.arguments import prepare
-from ember.inference.initialisation import _windows, features
 from ember.inference.planning import build_plan
+from ember.inference.starts.features import features, windows
 from ember.models import gaussian_mixture, hidden_markov_categorical, hidden_markov_gaussian
 
 NAN = torch.nan
@@ -19,7 +19,7 @@ def test_windows_are_a_step_and_its_neighbours() -> None:
     x = torch.arange(8, dtype=torch.float64).reshape(2, 4, 1)
     x[0, 2] = NAN
     plan = build_plan(hidden_markov_gaussian, prepare((x,), {"states": 2, "lengths": [4, 3]}))
-    found = _windows(plan, "state", features(plan)["state"]).reshape(2, 4, 3)
+    found = windows(plan, "state", features(plan)["state"]).reshape(2, 4, 3)
     expected = [
         [[0.0, NAN, 1], [1, 0, NAN], [NAN, 1, 3], [3, NAN, NAN]],
         [[4, NAN, 5], [5, 4, 6], [6, 5, NAN], [NAN, 6, NAN]],

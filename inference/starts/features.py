@@ -1,0 +1,74 @@
+"""The data below each latent as rows: what the clusters of a start are made of."""
+
+import torch
+from torch import Tensor
+
+from ember.inference.expectation.enumeration import align
+from ember.inference.plan import Plan
+from ember.inference.reading.lookup import MANY_LEVELS, levels_of
+
+__all__ = ["dims_of", "features", "windows"]
+
+
+def dims_of(plan: Plan, name: str) -> tuple[str, ...]:
+    """The dims in which a latent has a value each, from left to right, then its own symbol."""
+    return (*plan.places(name), plan.latent_symbols[name])
+
+
+def features(plan: Plan) -> dict[str, Tensor]:
+    """For each latent, the data below it as rows (one for each of its plates' entries)."""
+    order = {symbol: i for i, symbol in enumerate(plan.latent_symbols.values())}
+    names = list(plan.latent_symbols)
+    columns: dict[str, list[Tensor]] = {}
+    for factor in plan.factors:
+        latents = [symbol for symbol in factor.dims if symbol in order]
+        if plan.sites[factor.name].value.numel() == 0:  # a pyro.factor statement
+            continue
+        if factor.name not in plan.structure.observed or not latents:
+            continue
+        if levels_of(plan.sites[factor.name]) > MANY_LEVELS:  # words are all equally far apart
+            continue
+        # A site below several latents (x_t below the states t-1 and t) is the last one's.
+        name = names[max(order[symbol] for symbol in latents)]
+        plates = dims_of(plan, name)[:-1]
+        if plan.sites[name].plates <= factor.plates:
+            columns.setdefault(name, []).append(_rows(plan, factor.name, plates))
+    return {name: torch.cat(parts, 1) for name, parts in columns.items()}
+
+
+def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:
+    site = plan.sites[name]
+    value, outer = site.value, site.layout.outer
+    event = value.shape[value.dim() - site.event_dim :]
+    if site.missing is not None:
+        value = value.masked_fill(site.missing, 0)
+    value = value.expand([plan.sizes[s] if s in site.plates else 1 for s in outer] + list(event))
+    shape = value.shape
+    if site.density is not None and type(site.density.base).__name__ == "Categorical":
+        value = torch.nn.functional.one_hot(value.long().clamp_min(0))
+    value = value.to(torch.float64)
+    if site.missing is not None:
+        missing = site.missing.expand(shape)
+        missing = missing.unsqueeze(-1) if value.dim() > len(shape) else missing
+        value = value.masked_fill(missing, torch.nan)
+    first = [outer.index(symbol) for symbol in plates]
+    rest = [i for i in range(value.dim()) if i not in first]
+    rows = torch.Size([plan.sizes[s] for s in plates]).numel()
+    return value.permute(*first, *rest).reshape(rows, -1)
+
+
+def windows(plan: Plan, name: str, rows: Tensor) -> Tensor:
+    """Each step of a chain next to the one before and the one after it, which may be missing."""
+    places = plan.places(name)
+    chain = plan.chains[name]
+    time = places.index(chain.time)
+    steps = rows.reshape(*(plan.sizes[s] for s in places), -1).movedim(time, 0)
+    if chain.lengths is not None:
+        dims, lengths = chain.lengths
+        plates = tuple(place for i, place in enumerate(places) if i != time)
+        order = torch.arange(len(steps)).reshape(-1, *(1,) * len(plates))
+        inside = order < align(lengths, dims, plates)
+        steps = torch.where(inside.unsqueeze(-1), steps, torch.nan)
+    edge = torch.full_like(steps[:1], torch.nan)
+    three = torch.cat([steps, torch.cat([edge, steps[:-1]]), torch.cat([steps[1:], edge])], -1)
+    return three.movedim(0, time).reshape(len(rows), -1)
