@@ -48,8 +48,7 @@ def build_plan(
     Raises:
         ValueError: If the model cannot be handled; the message names the site and the remedy.
     """
-    structure = read_structure(model, arguments, integrate, start)
-    trace: Any = structure.trace({name: p.start for name, p in structure.parameters.items()})
+    structure, trace = read_structure(model, arguments, integrate, start)
     probes = probe(structure) if probing else Probes([], [], "the reference path looks for no maps")
     sites = {n: read_site(n, structure, probes, trace) for n in structure.factor_names}
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
