@@ -258,7 +258,8 @@ class Fit:
             others = _without_rows(model, others, rows)
         new = prepare((*args, *stay), {**others, **kwargs})
         with validation_enabled(False):  # a single new row is enough where parameters are known
-            return build_plan(model, new, "mle", start=self.params)
+            misread = self.plan.notes["misread"]
+            return build_plan(model, new, "mle", start=self.params, misread=misread)
 
     def relabel(self, order: Sequence[int] | str | None = None, latent: str | None = None) -> Fit:
         """The same fit with the states of a latent site renumbered.

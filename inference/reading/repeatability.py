@@ -8,6 +8,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
+from ember.inference.shapes import unexpanded
+
 __all__ = ["check_repeatable"]
 
 ROUNDING = 1e-9  # relative; parallel sums on a device may come out in another order
@@ -75,17 +77,9 @@ def _equal(one: Tensor, two: Tensor) -> bool:
         return True
     if one.data_ptr() == two.data_ptr() and one.stride() == two.stride():
         return True
-    one, two = _once(one), _once(two)
+    one, two = unexpanded(one), unexpanded(two)
     if torch.equal(one, two):
         return True
     return one.is_floating_point() and torch.allclose(
         one, two, rtol=ROUNDING, atol=0.0, equal_nan=True
     )
-
-
-def _once(tensor: Tensor) -> Tensor:
-    """A tensor without the copies that ``expand`` only pretends to make."""
-    for dim in range(tensor.dim()):
-        if tensor.stride(dim) == 0:
-            tensor = tensor.narrow(dim, 0, min(1, tensor.size(dim)))
-    return tensor
