@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions.constraints import positive_ordered_vector
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
@@ -214,7 +215,7 @@ def _is_positive(support: Any) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     bound = getattr(support, "lower_bound", None)
-    if support in (constraints.simplex, constraints.unit_interval):
+    if support in (constraints.simplex, constraints.unit_interval, positive_ordered_vector):
         return True
     return bound is not None and bool((torch.as_tensor(bound) >= 0).all())
 
