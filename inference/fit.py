@@ -152,6 +152,11 @@ class Fit:
             A ``Categorical`` over the states, or a ``MixtureSameFamily`` of the emissions; batch
             shape ``(*plates, T + 1)``.
 
+        Warns:
+            RuntimeWarning: If the chain's moves vary in time. The one past the data is not known,
+                and the last entry repeats the last move; for its own, pass data with one more
+                step, which is missing (NaN), and read the last entry but one.
+
         Raises:
             ValueError: If the site belongs to no chain, or its emissions vary in time.
         """
