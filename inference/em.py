@@ -217,6 +217,7 @@ class EM:
             while found := best.plan.misread_sites(best.params):
                 misread.update(found)
                 best = self._fit(self._plan(args, kwargs, misread), began)
+        best.seconds = time.perf_counter() - began
         if best.warning:
             warnings.warn(best.warning, RuntimeWarning, stacklevel=2)
         return best

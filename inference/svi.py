@@ -137,7 +137,9 @@ class SVI:
             check_settable(plan)
             start = starting_params(plan, self.init)
             guide = make_guide(self.guide, plan, start)
-            return self._run(plan, guide, start, began)
+            fit = self._run(plan, guide, start, began)
+        fit.seconds = time.perf_counter() - began
+        return fit
 
     def _run(self, plan: Plan, guide: Any, start: Mapping[str, Tensor], began: float) -> Fit:
         arguments = plan.structure.arguments
