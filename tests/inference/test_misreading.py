@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 from torch import Tensor
 from torch.distributions import constraints
 
-from ember.inference import EM
+from ember.inference import EM, SVI
 from ember.models import gaussian_mixture
 
 FAR = 40.0 + 3.0 * torch.sin(torch.arange(30, dtype=torch.float64))
@@ -115,6 +115,16 @@ def test_a_prior_that_branches_is_the_prior_where_the_fit_ends() -> None:
     precision = len(spread) / scale.square()
     mode = (30.0 + precision * spread.mean()) / (1.0 + precision)
     assert float(mu) == pytest.approx(float(mode), rel=1e-6)
+
+
+def test_variational_inference_sees_the_arm_too() -> None:
+    def model(x: Tensor) -> None:
+        observe(x, branch(pyro.sample("mu", dist.Normal(15.0, 10.0))))
+
+    fit = SVI(model, "delta", steps=500, init={"mu": 19.7}, seed=0).fit(FAR)
+    precision = 4.0 * len(FAR)
+    mode = (15.0 / 100.0 + 2.0 * float(FAR.sum())) / (0.01 + precision)
+    assert float(fit.params["mu"]) == pytest.approx(mode, rel=1e-3)
 
 
 def test_sites_that_come_with_an_arm_are_refused_by_name() -> None:
