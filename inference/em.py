@@ -215,6 +215,8 @@ class EM:
             best, misread = self._fit(self._plan(args, kwargs), began), set[str]()
             # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
             while found := best.plan.misread_sites(best.params):
+                if best.stop is StopReason.INTERRUPTED:
+                    break
                 misread.update(found)
                 best = self._fit(self._plan(args, kwargs, misread), began)
         best.seconds = time.perf_counter() - began

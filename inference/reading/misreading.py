@@ -36,7 +36,9 @@ def misread_sites(
     with torch.no_grad():
         try:
             trace = structure.trace(params)
-        except (RuntimeError, ArithmeticError):
+        except (RuntimeError, ArithmeticError, ValueError) as error:
+            if "structure depends on parameter values" in str(error):
+                raise
             return []  # estimates on the edge of their supports: nothing to compare
         return [
             name

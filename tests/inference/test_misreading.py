@@ -121,7 +121,7 @@ def test_variational_inference_sees_the_arm_too() -> None:
     def model(x: Tensor) -> None:
         observe(x, branch(pyro.sample("mu", dist.Normal(15.0, 10.0))))
 
-    fit = SVI(model, "delta", steps=500, init={"mu": 19.7}, seed=0).fit(FAR)
+    fit = SVI(model, "delta", steps=500, init={"mu": torch.tensor(19.7)}, seed=0).fit(FAR)
     precision = 4.0 * len(FAR)
     mode = (15.0 / 100.0 + 2.0 * float(FAR.sum())) / (0.01 + precision)
     assert float(fit.params["mu"]) == pytest.approx(mode, rel=1e-3)
@@ -136,6 +136,17 @@ def test_sites_that_come_with_an_arm_are_refused_by_name() -> None:
 
     with pytest.raises(ValueError, match=r"depends on parameter values.*'extra'"):
         EM(model, objective="mle").fit(FAR)
+
+
+def test_a_model_that_fails_at_the_estimates_keeps_its_fit() -> None:
+    def model(x: Tensor) -> None:
+        mu = pyro.param("mu", torch.tensor(1.0))
+        if mu > 20.0:
+            raise ValueError("mu must be at most 20.")
+        observe(x, mu)
+
+    fit = EM(model, objective="mle").fit(FAR)
+    assert float(fit.params["mu"]) == pytest.approx(float(FAR.mean()), rel=1e-9)
 
 
 def test_a_model_that_was_read_rightly_is_asked_once_more_only() -> None:
