@@ -181,7 +181,8 @@ def _log_prior(fit: Fit) -> float:
     """The model's log prior density at the estimates, whatever the method maximised."""
     plan = fit.plan
     if plan.objective != "map":
-        plan = build_plan(plan.structure.model, plan.structure.arguments, "map")
+        structure, misread = plan.structure, plan.notes["misread"]
+        plan = build_plan(structure.model, structure.arguments, "map", misread=misread)
     with torch.no_grad():
         return float(plan.log_prior(fit.params))
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -213,25 +213,36 @@ class EM:
         """
         began = time.perf_counter()
         with sheltered(self.seed, (args, kwargs)):
-            plan = self._plan(args, kwargs)
-            check_rows(plan)
-            if self.escape:
-                check_mixture(plan)
-            run = functools.partial(self._run, plan, began)
-            close, hard = REACHED * self.tol, self.assignment == "hard"
-            best = best_of(
-                plan, self._starts(plan), run, self.max_iter, close, began,
-                maximum=hard, jumps=self.accelerate is not None and not hard,
-            )  # fmt: skip
-            if self.escape and best.converged:
-                best = split_and_merge(plan, best, run, close)
-            best.evaluations += len(self.anneal)
-            # A warning may name a component by its number, which must then stay.
-            named = best.warning and best.stop is not StopReason.MAX_ITER
-            if isinstance(self.init, str) and not named:
-                best.params = in_canonical_order(plan, best.params)
+            best, misread = self._fit(self._plan(args, kwargs), began), set[str]()
+            # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
+            while found := best.plan.misread_sites(best.params):
+                if best.stop is StopReason.INTERRUPTED:
+                    break
+                misread.update(found)
+                best = self._fit(self._plan(args, kwargs, misread), began)
+        best.seconds = time.perf_counter() - began
         if best.warning:
             warnings.warn(best.warning, RuntimeWarning, stacklevel=2)
+        return best
+
+    def _fit(self, plan: Plan, began: float) -> Fit:
+        """The best fit from all starts under one plan."""
+        check_rows(plan)
+        if self.escape:
+            check_mixture(plan)
+        run = functools.partial(self._run, plan, began)
+        close, hard = REACHED * self.tol, self.assignment == "hard"
+        best = best_of(
+            plan, self._starts(plan), run, self.max_iter, close, began,
+            maximum=hard, jumps=self.accelerate is not None and not hard,
+        )  # fmt: skip
+        if self.escape and best.converged:
+            best = split_and_merge(plan, best, run, close)
+        best.evaluations += len(self.anneal)
+        # A warning may name a component by its number, which must then stay.
+        named = best.warning and best.stop is not StopReason.MAX_ITER
+        if isinstance(self.init, str) and not named:
+            best.params = in_canonical_order(plan, best.params)
         return best
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
@@ -239,14 +250,16 @@ class EM:
         with sheltered(self.seed, (args, kwargs)):
             return explain(self._plan(args, kwargs))
 
-    def _plan(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
+    def _plan(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], misread: Collection[str] = ()
+    ) -> Plan:
         """The plan for these arguments; the latest one is kept for calls step by step."""
         key = [(id(value), getattr(value, "_version", 0)) for value in (*args, *kwargs.values())]
         names = tuple(kwargs)
-        if self._latest is not None and self._latest[0] == (key, names):
+        if self._latest is not None and self._latest[0] == (key, names) and not misread:
             return self._latest[1]
         arguments = prepare(args, kwargs)
-        plan = build_plan(self.model, arguments, self.objective, self.integrate)
+        plan = build_plan(self.model, arguments, self.objective, self.integrate, misread=misread)
         check_local_parameters(plan, self.integrate)
         check_settable(plan)
         # The arguments are kept alive with the plan, so that their ids stay theirs.

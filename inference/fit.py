@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,9 @@ class Fit:
         log_posterior: ``log_likelihood`` plus the log prior density (equal to it for "mle").
         history: The objective at the start and after each iteration, float64; never decreases
             for EM (for SVI: the evidence lower bound after each step).
-        times: Seconds since the start of the fit at each entry of ``history``.
+        times: Seconds since the start of the fit at each entry of ``history``, which is that of
+            the start that was kept.
+        seconds: Wall time of the fit: reading the model, every start, and the checks at the end.
         iterations: Number of iterations.
         evaluations: Number of passes over the data.
         stop_reason: Why the fit ended, in words.
@@ -66,6 +69,7 @@ class Fit:
     warning: str = ""
     starts: Starts = field(default_factory=Starts)
     guide: Any = field(default=None, repr=False)
+    seconds: float = math.nan
 
     # -- how it went --------------------------------------------------------------------------
 
@@ -88,11 +92,6 @@ class Fit:
     def iterations(self) -> int:
         """Number of iterations after the start."""
         return len(self.history) - 1
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the fit, reading the model included."""
-        return float(self.times[-1])
 
     # -- what follows from it -------------------------------------------------------------------
 
@@ -151,6 +150,11 @@ class Fit:
         Returns:
             A ``Categorical`` over the states, or a ``MixtureSameFamily`` of the emissions; batch
             shape ``(*plates, T + 1)``.
+
+        Warns:
+            RuntimeWarning: If the chain's moves vary in time. The one past the data is not known,
+                and the last entry repeats the last move; for its own, pass data with one more
+                step, which is missing (NaN), and read the last entry but one.
 
         Raises:
             ValueError: If the site belongs to no chain, or its emissions vary in time.
@@ -258,7 +262,8 @@ class Fit:
             others = _without_rows(model, others, rows)
         new = prepare((*args, *stay), {**others, **kwargs})
         with validation_enabled(False):  # a single new row is enough where parameters are known
-            return build_plan(model, new, "mle", start=self.params)
+            misread = self.plan.notes["misread"]
+            return build_plan(model, new, "mle", start=self.params, misread=misread)
 
     def relabel(self, order: Sequence[int] | str | None = None, latent: str | None = None) -> Fit:
         """The same fit with the states of a latent site renumbered.

@@ -3,8 +3,10 @@
 Closed forms are taken one parameter at a time, locations first, each given the newest values of
 the others (ECM; Meng & Rubin 1993, Biometrika 80, 267-278). For conjugate pairs such as
 Normal-Wishart this order makes the joint mode exact. All remaining parameters are then moved
-together by Newton or L-BFGS on the expected log joint, in unconstrained space. No step lowers that
-expected log joint, so the objective never falls.
+together by Newton or L-BFGS on the expected log joint, in unconstrained space. Among them are those
+of which the closed form lies outside their support, such as a location in an interval; inside it is
+the maximiser within the support as well. No step lowers that expected log joint, so the objective
+never falls.
 """
 
 import dataclasses
@@ -29,10 +31,13 @@ from ember.inference.slots import Slot
 from ember.inference.statistics import Group, Statistics
 from ember.inference.structure import Parameter
 from ember.inference.superposition import Superposed, SuperposedRate
+from ember.inference.supports import is_natural, shown
 
 __all__ = ["Update", "maximise", "updates"]
 
 EVENT_DIM = {"simplex": 1, "vector": 1, "matrix": 2}
+IN_SUPPORT = "closed form in support"
+CLOSED = ("closed form", IN_SUPPORT)
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Update:
-    """How the M-step moves one parameter: in closed form, numerically, or not at all."""
+    """How the M-step moves one parameter: in closed form, numerically, or not at all.
+
+    ``how`` is "closed form", "numerical", "fixed", or "closed form in support": numerical where
+    the closed form would leave the support that the model declares.
+    """
 
     name: str
     how: str
@@ -66,13 +75,19 @@ def maximise(plan: Plan, statistics: Statistics) -> dict[str, Tensor]:
     """
     params = dict(statistics.params)
     todo = updates(plan)
+    numeric = [update.name for update in todo if update.how == "numerical"]
     with torch.no_grad():
         for update in todo:
-            if update.how == "closed form" and update.kind == "coefficients":
-                params.update(_coefficients(plan, update, statistics, params))
-            elif update.how == "closed form":
-                params[update.name] = _closed_form(plan, update, statistics, params)
-    numeric = [update.name for update in todo if update.how == "numerical"]
+            if update.how not in CLOSED:
+                continue
+            if update.kind == "coefficients":
+                found = _coefficients(plan, update, statistics, params)
+            else:
+                found = {update.name: _closed_form(plan, update, statistics, params)}
+            if update.how == IN_SUPPORT and not _in_support(plan, found):
+                numeric += found
+            else:
+                params.update(found)
     if numeric:
         params = _numerical(plan, numeric, statistics, params)
         check_scales(statistics, params)
@@ -141,7 +156,15 @@ def _choose(plan: Plan, parameter: Parameter) -> Update:
     reason = f"conjugate: {', '.join(fed)}" if prior else f"exponential family: {', '.join(fed)}"
     if prior is not None and prior.site.density is not None:
         reason += f" with {type(prior.site.density.base).__name__} prior"
-    return Update(name, "closed form", reason, first.kind, link, usages)
+    if is_natural(first.kind, link, parameter.support):
+        return Update(name, "closed form", reason, first.kind, link, usages)
+    reason += f"; numerical where it leaves the support {shown(parameter.support)}"
+    return Update(name, IN_SUPPORT, reason, first.kind, link, usages)
+
+
+def _in_support(plan: Plan, params: Mapping[str, Tensor]) -> bool:
+    known = plan.structure.parameters
+    return all(bool(torch.as_tensor(known[n].support.check(v)).all()) for n, v in params.items())
 
 
 def _arguments(plan: Plan, site: str, name: str) -> list[str]:
@@ -324,6 +347,10 @@ def _numerical(
         return params
     with torch.no_grad():
         moved = coordinates.unflatten(best)
+        for name, value in moved.items():
+            if not _in_support(plan, {name: value}):
+                # So near to an open edge of the support that rounding took it there.
+                moved[name] = torch.nextafter(value, params[name])
     return {**params, **{name: value.detach().clone() for name, value in moved.items()}}
 
 

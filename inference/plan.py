@@ -25,6 +25,7 @@ from ember.inference.factors import FormFactor, Site, statistics_of
 from ember.inference.families import IMPOSSIBLE
 from ember.inference.grouping import cells_of
 from ember.inference.missing import GapFactor
+from ember.inference.reading.misreading import misread_sites
 from ember.inference.reading.opaque import model_log_prob
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group, Part, Statistics
@@ -370,6 +371,11 @@ class Plan:
         """Sites without sufficient statistics: their parameters have no closed form."""
         factors = [name for name in self.sites if name not in self.forms]
         return factors + [name for name, prior in self.priors.items() if prior.group is None]
+
+    def misread_sites(self, params: Params) -> list[str]:
+        """Sites whose maps do not hold at ``params``, where the model is asked once more."""
+        priors = {name: prior.site for name, prior in self.priors.items()}
+        return misread_sites(self.structure, {**self.sites, **priors}, params)
 
     def dependencies(self, name: str) -> frozenset[str]:
         """Parameters that an opaque site reads (a parameter's own prior aside)."""

@@ -1,6 +1,6 @@
 """Reads a model into a plan: everything that Pyro is needed for happens here, once."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ember.inference.grouping import group_of, group_sites
 from ember.inference.missing import GapFactor, compile_site, starting_eta
 from ember.inference.plan import Params, Plan, PriorSite
 from ember.inference.reading.lookup import compile_lookup
+from ember.inference.reading.misreading import MISREAD
 from ember.inference.reading.opaque import factor_dims, model_dependencies
 from ember.inference.reading.sites import Probes, probe, read_site
 from ember.inference.reading.tape import record
@@ -33,6 +34,7 @@ def build_plan(
     integrate: Mapping[str, Any] | None = None,
     start: Params | None = None,
     probing: bool = True,
+    misread: Collection[str] = (),
 ) -> Plan:
     """Reads a model into a plan.
 
@@ -44,14 +46,16 @@ def build_plan(
         start: Parameter values to read the model at; others get a default.
         probing: False gives the reference path: no map is looked for, every factor is asked of
             the model at each step, and every update is numerical. Slow, general, the oracle.
+        misread: Sites to be asked of the model at each step, whatever the probes show.
 
     Raises:
         ValueError: If the model cannot be handled; the message names the site and the remedy.
     """
-    structure = read_structure(model, arguments, integrate, start)
-    trace: Any = structure.trace({name: p.start for name, p in structure.parameters.items()})
+    structure, trace = read_structure(model, arguments, integrate, start)
     probes = probe(structure) if probing else Probes([], [], "the reference path looks for no maps")
-    sites = {n: read_site(n, structure, probes, trace) for n in structure.factor_names}
+    unread = Probes([], [], MISREAD)
+    by_site = {n: unread if n in misread else probes for n in structure.plates}
+    sites = {n: read_site(n, structure, by_site[n], trace) for n in structure.factor_names}
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     groups, cells = group_sites(sites)
@@ -83,7 +87,7 @@ def build_plan(
         tuple(factors),
         forms,
         groups,
-        _priors(structure, probes, trace) if objective == "map" else {},
+        _priors(structure, by_site, trace) if objective == "map" else {},
         Contraction(factors, latents, sizes, list(chains.values())),
         mixture_kernel(factors, forms, list(latents), row),
         row,
@@ -97,6 +101,9 @@ def build_plan(
     plan.notes["plate_names"] = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
     asked = {n: plan.site(n) for n in plan.opaque_sites() if plan.site(n).density is None}
     plan.notes["dependencies"] = model_dependencies(structure, asked)
+    for name in misread:  # a branch leaves no gradient behind: any parameter may decide on it
+        plan.notes["dependencies"][name] = {*structure.parameters} - {name}
+    plan.notes["misread"] = frozenset(misread)
     if asked and probes.params:
         first, *others = probes.params
         plan.notes["tape"] = record(
@@ -105,12 +112,12 @@ def build_plan(
     return plan
 
 
-def _priors(structure: Structure, probes: Any, start: Any) -> dict[str, PriorSite]:
+def _priors(structure: Structure, probes: Mapping[str, Probes], start: Any) -> dict[str, PriorSite]:
     priors = {}
     for name, parameter in structure.parameters.items():
         if not parameter.has_prior:
             continue
-        site = read_site(name, structure, probes, start)
+        site = read_site(name, structure, probes[name], start)
         scale = torch.as_tensor(start.nodes[name]["scale"], dtype=torch.float64)
         priors[name] = PriorSite(site, scale, group_of(site))
     return priors

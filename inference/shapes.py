@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-__all__ = ["append_dims", "compact", "prepend_dims"]
+__all__ = ["append_dims", "compact", "prepend_dims", "unexpanded"]
 
 
 def append_dims(tensor: Tensor, count: int) -> Tensor:
@@ -21,4 +21,12 @@ def compact(tensor: Tensor, keep: int = 0) -> Tensor:
         first = tensor.narrow(dim, 0, 1)
         if bool((tensor == first).all()):
             tensor = first
+    return tensor
+
+
+def unexpanded(tensor: Tensor, keep: int = 0) -> Tensor:
+    """Undoes ``expand``: dims of stride 0 become dims of size 1, the last ``keep`` dims aside."""
+    for dim in range(tensor.dim() - keep):
+        if tensor.size(dim) > 1 and tensor.stride(dim) == 0:
+            tensor = tensor.narrow(dim, 0, 1)
     return tensor

@@ -25,6 +25,7 @@ from ember.inference.arguments import Arguments, Promoted
 from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
 from ember.inference.reading.model_errors import tidy_errors
+from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
     batch_shape,
     check_declared,
@@ -118,8 +119,10 @@ def read_structure(
     arguments: Arguments,
     integrate: Mapping[str, Any] | None = None,
     start: Mapping[str, Tensor] | None = None,
-) -> Structure:
-    """Runs the model twice (plainly, then enumerated) and assigns a role to every site.
+) -> tuple[Structure, Any]:
+    """Runs the model plainly, then enumerated, and assigns a role to every site.
+
+    A third run, at the same parameters, must say what the second one said.
 
     Args:
         model: A Pyro function.
@@ -127,9 +130,13 @@ def read_structure(
         integrate: Wishes that override the ``infer`` dictionaries of sites.
         start: Values at which to read some or all parameters; others get a default.
 
+    Returns:
+        The structure, and the enumerated run at ``start``.
+
     Raises:
         ValueError: If a latent site cannot be integrated, a plate subsamples, batch dimensions
-            are undeclared, or the model has nothing to fit. The message names the site.
+            are undeclared, the model draws random numbers outside its sites, or it has nothing
+            to fit. The message names the site.
     """
     plain = _first_run(model, arguments, start or {})
     unknown = sorted((integrate or {}).keys() - plain.nodes.keys())
@@ -182,8 +189,10 @@ def read_structure(
         tuple(composites),
     )  # fmt: skip
     when = " once its latent sites take all their values in a dim on the left"
+    at_start = {name: p.start for name, p in parameters.items()}
     with tidy_errors(model, when):
-        trace = structure.trace({name: p.start for name, p in parameters.items()})
+        trace, again = structure.trace(at_start), structure.trace(at_start)
+    check_repeatable(trace, again)
     check_local(plain, trace, parameters)
     parts = {name for c in composites for name in (c.site, c.latent, c.initial)}
     for name in structure.factor_names:
@@ -195,7 +204,7 @@ def read_structure(
         check_site_shape({**site, "log_prob": torch.empty(()).expand(shape)}, nesting)
     for name in observed:
         check_observed(name, trace.nodes[name])
-    return Structure(**{**structure.__dict__, "signature": _signature(trace)})
+    return Structure(**{**structure.__dict__, "signature": _signature(trace)}), trace
 
 
 def _first_run(model: Model, arguments: Arguments, start: Mapping[str, Tensor]) -> Trace:

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyro
@@ -132,12 +132,24 @@ class SVI:
             model = self.model
             if isinstance(model, torch.nn.Module):
                 model = copy.deepcopy(model).double()  # training must not touch the user's own
-            plan = build_plan(model, prepare(args, kwargs), "map")
-            check_rows(plan)
-            check_settable(plan)
-            start = starting_params(plan, self.init)
-            guide = make_guide(self.guide, plan, start)
-            return self._run(plan, guide, start, began)
+            fit, misread = self._attempt(model, args, kwargs, began), set[str]()
+            # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
+            while found := fit.plan.misread_sites(fit.params):
+                misread.update(found)
+                pyro.get_param_store().clear()
+                fit = self._attempt(model, args, kwargs, began, misread)
+        fit.seconds = time.perf_counter() - began
+        return fit
+
+    def _attempt(
+        self, model: Any, args: Any, kwargs: Any, began: float, misread: Collection[str] = ()
+    ) -> Fit:
+        plan = build_plan(model, prepare(args, kwargs), "map", misread=misread)
+        check_rows(plan)
+        check_settable(plan)
+        start = starting_params(plan, self.init)
+        guide = make_guide(self.guide, plan, start)
+        return self._run(plan, guide, start, began)
 
     def _run(self, plan: Plan, guide: Any, start: Mapping[str, Tensor], began: float) -> Fit:
         arguments = plan.structure.arguments
@@ -197,7 +209,7 @@ class SVI:
         warning = ""
         if reason is StopReason.NON_FINITE:
             warning = f"{self.name}: {reason.value}; lower learning_rate or start elsewhere"
-            warnings.warn(warning, RuntimeWarning, stacklevel=3)
+            warnings.warn(warning, RuntimeWarning, stacklevel=4)
         values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
         return Fit(
             method=self.name,

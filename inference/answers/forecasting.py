@@ -1,6 +1,7 @@
 """What a chain says about neighbouring steps, and about the next one."""
 
 import itertools
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,9 @@ def posterior_pairs(plan: Plan, params: Params, name: str) -> Tensor:
 def forecast(plan: Plan, params: Params, name: str) -> Any:
     """The distribution of a chain's state, or of its data, one step ahead.
 
+    Warns:
+        RuntimeWarning: If moves vary in time: the one past the data is not known.
+
     Raises:
         ValueError: If ``name`` is neither the latent nor the data of a chain, or the data of the
             next step cannot be told because emissions vary in time.
@@ -51,24 +55,48 @@ def forecast(plan: Plan, params: Params, name: str) -> Any:
     ahead = predictions(chains)
     ahead = ahead if chain.at_once else ahead[1:]
     states = dist.Categorical(probs=_rows_first(plan, chain.latent, rest, ahead, 1))
+    own = plan.chains[chain.latent]
+    if own.time in plan.factors[own.move].dims:
+        warnings.warn(
+            f"the moves of site '{chain.latent}' vary in time and the one past the data is not "
+            "known, so the last entry of the forecast repeats the last move; for its own, pass the "
+            "data with one more step that is missing (NaN), and its move, and read the last entry "
+            "but one.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     if name == chain.latent:
         return states
-    site = plan.sites[chain.site]
-    if len([c for c in plan.structure.composites if c.site == chain.site]) > 1 or not site.density:
-        raise ValueError(
-            f"the emissions of site '{name}' have no distribution to forecast with; forecast "
-            f"'{chain.latent}' and go on from its probabilities."
-        )
-    emission = site.density.distribution(params)
-    outer = emission.batch_shape[: len(emission.batch_shape) - len(site.inner_shape)]
-    if len(outer) > 1 and outer[-2] > 1:
+    emission = _emission(plan, params, chain.site)
+    if len(emission.batch_shape) > 1 and emission.batch_shape[-2] > 1:
         raise ValueError(
             f"the emissions of site '{name}' vary in time, so those of the next step are unknown; "
             f"forecast '{chain.latent}' and go on from its probabilities."
         )
-    parts = emission.to_event(len(site.inner_shape)) if site.inner_shape else emission
     shape = (*states.batch_shape, states.probs.shape[-1])
-    return dist.MixtureSameFamily(states, parts.expand(shape), validate_args=False)
+    return dist.MixtureSameFamily(states, emission.expand(shape), validate_args=False)
+
+
+def _emission(plan: Plan, params: Params, name: str) -> Any:
+    """The distribution of the data of a chain in each state, batch ``(..., K)``."""
+    site = plan.sites[name]
+    parts = [c.latent for c in plan.structure.composites if c.site == name and not c.time]
+    members = [site, *(plan.sites[part] for part in parts)]
+    if any(each.density is None for each in members):
+        raise ValueError(
+            f"the emissions of site '{name}' have no distribution to forecast with; forecast "
+            "the state of its chain and go on from its probabilities."
+        )
+    emission, *weights = (each.density.distribution(params) for each in members if each.density)
+    if site.inner_shape:
+        emission = emission.to_event(len(site.inner_shape))
+    for choice in weights:  # at most one: the state's emission is itself a mixture
+        count = (*choice.batch_shape, choice.probs.shape[-1])
+        shape = torch.broadcast_shapes(emission.batch_shape, count)
+        emission = dist.MixtureSameFamily(
+            choice.expand(shape[:-1]), emission.expand(shape), validate_args=False
+        )
+    return emission
 
 
 def _rows_first(plan: Plan, name: str, rest: tuple[str, ...], steps: Tensor, event: int) -> Tensor:

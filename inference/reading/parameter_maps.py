@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions.constraints import positive_ordered_vector
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ember.inference.families import safe_log
-from ember.inference.shapes import append_dims
+from ember.inference.shapes import append_dims, unexpanded
 from ember.inference.structure import Parameter, Structure
 
 __all__ = ["ArgumentMap", "ArgumentValues", "Table", "match_argument", "probe_values"]
@@ -118,7 +119,7 @@ def match_argument(
     probes: Sequence[Mapping[str, Tensor]],
 ) -> ArgumentMap | None:
     """The map of one argument, or None if it is none of the kinds that a map can describe."""
-    values = [_collapse(value.detach(), argument.event_dim) for value in argument.values]
+    values = [unexpanded(value.detach(), argument.event_dim) for value in argument.values]
     if all(value.shape == values[0].shape for value in values[1:]):
         if all(torch.equal(value, values[0]) for value in values[1:]):
             return _constant(argument, values[0])
@@ -214,7 +215,7 @@ def _is_positive(support: Any) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     bound = getattr(support, "lower_bound", None)
-    if support in (constraints.simplex, constraints.unit_interval):
+    if support in (constraints.simplex, constraints.unit_interval, positive_ordered_vector):
         return True
     return bound is not None and bool((torch.as_tensor(bound) >= 0).all())
 
@@ -257,14 +258,6 @@ def _constant(argument: ArgumentValues, value: Tensor) -> ArgumentMap:
     batch_shape = value.shape[: value.dim() - argument.event_dim]
     index = torch.zeros(batch_shape, dtype=torch.long)
     return ArgumentMap(argument.domain, "raw", None, index, torch.zeros(batch_shape), value)
-
-
-def _collapse(value: Tensor, event_dim: int) -> Tensor:
-    """Undoes ``expand``: batch dims of stride 0 become dims of size 1."""
-    for dim in range(value.dim() - event_dim):
-        if value.size(dim) > 1 and value.stride(dim) == 0:
-            value = value.narrow(dim, 0, 1)
-    return value
 
 
 def _rows(value: Tensor, event_dim: int) -> Tensor:

@@ -22,6 +22,7 @@ from ember.inference.reading.parameter_maps import (
 )
 from ember.inference.reading.predictors import predictors_of
 from ember.inference.reading.recognition import arguments_of, recognise, unwrap
+from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.superposition_matching import match_superposition
 from ember.inference.shapes import append_dims, compact
 from ember.inference.structure import Structure
@@ -44,7 +45,7 @@ def probe(structure: Structure) -> Probes:
     """Runs the model at a few random valid parameter values.
 
     Raises:
-        ValueError: If sites or shapes change with the parameters.
+        ValueError: If sites or shapes change with the parameters, or with nothing at all.
     """
     params = [probe_values(structure, seed) for seed in range(PROBES)]
     traces: list[Any] = []
@@ -57,6 +58,8 @@ def probe(structure: Structure) -> Probes:
             return Probes([], [], f"the model fails at random parameters ({error})")
         except (RuntimeError, ArithmeticError, IndexError) as error:
             return Probes([], [], f"the model fails at random parameters ({error})")
+    # At the start noise may be multiplied by zero, here it is not.
+    check_repeatable(traces[0], structure.trace(params[0]))
     return Probes(params, traces, moves=Moves(structure, params, traces))
 
 

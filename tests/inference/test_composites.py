@@ -218,6 +218,64 @@ def test_forecasts_add_up_to_the_log_likelihood() -> None:
     torch.testing.assert_close(states[:, -1], last)
 
 
+def by_hand(initial: Tensor, moves: Tensor, density: Tensor) -> Tensor:
+    """Each step's state given all data before it; ``DiscreteHMM`` moves once before it emits."""
+    now, ahead = initial, []
+    for move, seen in zip(moves, density, strict=True):
+        now = now @ move
+        ahead.append(now)
+        now = now * seen / (now * seen).sum()
+    return torch.stack(ahead)
+
+
+def test_forecasts_of_emissions_that_are_mixtures() -> None:
+    start = {
+        "weights": torch.tensor([[0.3, 0.7], [0.6, 0.4]]),
+        "locs": torch.tensor([[-1.0, 0.5], [3.0, 5.0]]),
+    }
+    fit = EM(mixture_emissions, seed=0, init=start).fit(X)
+    weights, locs = fit.params["weights"], fit.params["locs"]
+    parts = torch.distributions.Normal(locs, 1.0)
+    density = (weights * parts.log_prob(X[:, None, None]).exp()).sum(-1)
+    moves = fit.params["transition"].expand(T, K, K)
+    states = by_hand(fit.params["initial"], moves, density)
+    ahead = fit.forecast("x")
+    assert ahead.batch_shape == (T + 1,)
+    densities = ahead.log_prob(torch.cat([X, X[:1]]))[:T]
+    torch.testing.assert_close(densities, (states * density).sum(-1).log())
+    assert float(densities.sum()) == pytest.approx(fit.log_likelihood, rel=1e-12)
+    mean = (states[:, :, None] * weights * locs).sum((-2, -1))
+    square = (states[:, :, None] * weights * (locs.square() + 1.0)).sum((-2, -1))
+    torch.testing.assert_close(ahead.mean[:T], mean)
+    torch.testing.assert_close(ahead.variance[:T], square - mean.square())
+    below = (states[:, :, None] * weights * parts.cdf(X[:, None, None])).sum((-2, -1))
+    torch.testing.assert_close(ahead.cdf(torch.cat([X, X[:1]]))[:T], below)
+    draws = ahead.sample(torch.Size([20_000]))
+    assert draws.shape == (20_000, T + 1)
+    torch.testing.assert_close(draws.mean(0), ahead.mean, atol=0.1, rtol=0.0)
+
+
+def test_forecasts_where_moves_vary_say_what_is_not_known() -> None:
+    fit = EM(moves_vary, seed=0).fit(X)
+    logits = fit.params["slope"] * SLOPES[:, 1:]
+    moves = torch.stack([torch.zeros_like(logits), logits], -1).softmax(-1)
+    density = torch.distributions.Normal(fit.params["locs"], 1.0).log_prob(X[:, None]).exp()
+    truth = by_hand(fit.params["initial"], moves, density)
+    with pytest.warns(RuntimeWarning, match="moves of site 'state' vary in time.*last entry"):
+        states = fit.forecast("state").probs
+    torch.testing.assert_close(states[:T], truth)
+    with pytest.warns(RuntimeWarning, match="vary in time"):
+        data = fit.forecast("x")
+    assert float(data.log_prob(torch.cat([X, X[:1]]))[:T].sum()) == pytest.approx(
+        fit.log_likelihood, rel=1e-12
+    )
+    # The way out: a last step that is missing has a forecast of its own.
+    gone = torch.where(torch.arange(T) == T - 1, torch.nan, X)
+    with pytest.warns(RuntimeWarning, match="vary in time"):
+        again = fit.forecast("state", gone).probs
+    torch.testing.assert_close(again[T - 1], truth[T - 1])
+
+
 def test_pairs_have_the_marginals_of_states() -> None:
     x = torch.stack([X, X.flip(0)]).unsqueeze(-1)
     fit = EM(hidden_markov_gaussian, seed=0).fit(x, states=2)

@@ -1,6 +1,7 @@
 """Several starts: the batch against one start at a time, what is carried on, what is recorded."""
 
 import math
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference import EM, Fit
+from ember.inference import EM, SVI, Fit
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
 from ember.inference.hard import hard_e_step
@@ -248,6 +249,21 @@ def test_the_few_carried_on_find_what_all_would(
     assert bool((fit.times.diff() >= 0).all())
     line = next(line for line in str(fit).splitlines() if "starts" in line)
     assert f"{sum(fit.starts.carried)} of them run to the end" in line
+
+
+@pytest.mark.parametrize("restarts", [1, 6])
+def test_seconds_are_those_of_the_whole_fit(restarts: int) -> None:
+    x = spread()
+    for method in (
+        EM(EXAMPLES["mixture"].model, seed=0, restarts=restarts),
+        EM(EXAMPLES["mixture"].model, seed=0, restarts=restarts, assignment="hard"),
+        SVI(EXAMPLES["mixture"].model, seed=0, steps=5),
+    ):
+        began = time.perf_counter()
+        fit = method.fit(x)
+        whole = time.perf_counter() - began
+        assert float(fit.times[-1]) < fit.seconds <= whole
+        assert fit.seconds > 0.9 * whole
 
 
 def test_one_start_says_nothing_of_starts() -> None:

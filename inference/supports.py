@@ -1,0 +1,58 @@
+"""Supports of parameters, and whether a closed form of the M-step can leave them."""
+
+import math
+from typing import Any
+
+import pyro.distributions.constraints as constraints
+import torch
+
+__all__ = ["is_natural", "shown"]
+
+REAL = ("real", "real_vector")
+MATRICES = ("positive_definite", "lower_cholesky", "softplus_lower_cholesky")
+
+
+def is_natural(kind: str, link: str, support: Any) -> bool:
+    """Whether a parameter may take every value that the closed form of its slot can.
+
+    Args:
+        kind: The kind of the slot (see ``families.py``).
+        link: How the parameter feeds it.
+        support: The constraint under which the model declares the parameter.
+    """
+    base = _base(support)
+    if kind in ("location", "vector", "coefficients") or link in ("exp", "sigmoid", "softmax"):
+        return _is_one_of(base, REAL)
+    if kind == "rate":
+        return _bounds(base) == (0.0, None)
+    if kind == "probability":
+        return _bounds(base) == (0.0, 1.0)
+    return _is_one_of(base, ("simplex",) if kind == "simplex" else MATRICES)
+
+
+def shown(support: Any) -> str:
+    """A support as a reader of the model knows it, such as "Interval(0.5, 2.5)"."""
+    base = _base(support)
+    named = next((n for n in constraints.__all__ if getattr(constraints, n) is base), "")
+    limits = [f"{bound:g}" for bound in _bounds(base) or () if bound is not None]
+    return named or f"{type(base).__name__.strip('_')}({', '.join(limits)})"
+
+
+def _base(support: Any) -> Any:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def _is_one_of(support: Any, names: tuple[str, ...]) -> bool:
+    return any(support is getattr(constraints, name) for name in names)
+
+
+def _bounds(support: Any) -> tuple[float | None, float | None] | None:
+    """The least and the greatest value of a support that is an interval; None if it is none."""
+    lower, upper = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    if lower is None and upper is None:
+        return None
+    if any(bound is not None and torch.as_tensor(bound).numel() != 1 for bound in (lower, upper)):
+        return math.nan, None  # bounds that vary from entry to entry
+    return None if lower is None else float(lower), None if upper is None else float(upper)
