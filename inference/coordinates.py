@@ -33,9 +33,9 @@ class Coordinates:
         self._shapes = [
             torch.Size(transform_to(p.support).inverse_shape(p.shape)) for p in self._parameters
         ]
-        bounds = [self._bound(p) for p in self._parameters]
-        each = zip(bounds, self._shapes, strict=True)
-        self._bounds = torch.cat([torch.full((shape.numel(),), bound) for bound, shape in each])
+        each = zip(self._parameters, self._shapes, strict=True)
+        bounds = [torch.full((shape.numel(),), self._bound(p)) for p, shape in each]
+        self._bounds = torch.cat(bounds) if bounds else torch.empty(0)
 
     def _bound(self, parameter: Parameter) -> float:
         """The size from which on a coordinate is at rest; a real one never is."""

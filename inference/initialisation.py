@@ -14,13 +14,15 @@ its own starting values, by the same M-step that the loop uses. The kinds of sta
                 responsibilities row by row mends it ("points" is the remedy); yet among several
                 starts it now and then finds the optimum that clusters do not lead to.
 "sticky"        for chains: states are levels of the data (quantiles of their first principal
-                component), and moves are persistent, whatever the labels of neighbouring steps
-                are. The same as "kmeans" where there is no chain
+                component). The same as "kmeans" where there is no chain
 "windows"       k-means on the steps of a chain next to the one before and the one after: where few
                 values are emitted, what tells states apart is the order in which they come. The
                 same as "kmeans" where there is no chain
 "prior"         parameters drawn from the model's own priors, without responsibilities
 ==============  ==================================================================================
+
+A chain starts with persistent moves, whatever the labels of neighbouring steps are; at "windows"
+and "random" alone its moves are those of the labels.
 
 A latent without data of its own starts at random, whatever the kind. With several starts the first
 is the wished one and the others are of several kinds (``start_kinds``), since no kind is best for
@@ -57,8 +59,9 @@ __all__ = [
 Init = str | Mapping[str, Tensor] | Callable[..., Mapping[str, Tensor]]
 BLEND = 0.05  # share of the uniform in a k-means start: a probability of exactly 0 would stay 0
 COMPLETIONS = 3  # of rows with missing entries, the responsibilities being as they are
-STAY = 0.9  # weight of staying in a sticky start, the rest goes to all states alike
-STAYS = (0.6, 0.98)  # its range in starts that should differ
+FROM_DATA = ("windows", "random")  # kinds whose labels say how a chain moves
+STAY = 0.9  # weight of staying at other kinds, the rest goes to all states alike
+STAYS = (0.6, 0.98)  # its range in sticky starts that should differ
 FOR_CHAINS = ("windows", "sticky")
 OTHERS = ("points", "random", "kmeans")  # the kinds that further starts go through in turn
 
@@ -166,9 +169,9 @@ def _from_responsibilities(
         name: clusters[name] if name in clusters else _random(plan, name)
         for name in plan.structure.latent
     }
-    if how != "sticky":
+    if how in FROM_DATA:
         return params_from(plan, params, responsibilities)
-    stay = float(torch.empty(()).uniform_(*STAYS)) if varied else STAY
+    stay = float(torch.empty(()).uniform_(*STAYS)) if varied and how == "sticky" else STAY
     return _completed(plan, params, weights_of(plan, responsibilities, stay))
 
 

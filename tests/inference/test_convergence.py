@@ -66,8 +66,12 @@ def simulated_clusters() -> Tensor:
 
 def test_probabilities_that_have_come_to_zero_hold_up_no_others() -> None:
     x = drifting_chain()
-    em = EM(hidden_markov_poisson, "mle", seed=0, max_iter=300)
-    fit = em.fit(x, states=3)
+    start = {
+        "rates": torch.tensor([0.5, 1.5, 4.5], dtype=torch.float64),
+        "initial": torch.full((3,), 1.0 / 3.0, dtype=torch.float64),
+        "transition": (0.4 * torch.eye(3) + 0.2).double(),
+    }
+    fit = EM(hidden_markov_poisson, "mle", init=start, max_iter=300).fit(x, states=3)
     assert fit.converged
     # Thousands of plain steps come no higher.
     assert fit.log_likelihood == pytest.approx(-222.0468755, abs=1e-6)
