@@ -29,6 +29,7 @@ from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
     batch_shape,
     check_declared,
+    check_given,
     check_local,
     check_observed,
     check_plates,
@@ -139,6 +140,7 @@ def read_structure(
             to fit. The message names the site.
     """
     plain = _first_run(model, arguments, start or {})
+    check_given(plain, start or {})
     unknown = sorted((integrate or {}).keys() - plain.nodes.keys())
     if unknown:
         raise ValueError(f"integrate names '{unknown[0]}', which is not a site of the model.")

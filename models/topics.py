@@ -42,7 +42,9 @@ def topic_model(x: Tensor, topics: int, *, prior: Prior | None = None) -> None:
     `"probs"`      (K, V)                 1.1: a tenth of each word in each topic
     ============== ====================== ========================================================
 
-    The likelihood of the order of the words is meant: no multinomial coefficients are in it.
+    The likelihood of the order of the words is meant: no multinomial coefficients are in it. New
+    documents are folded in by a fit of `pyro.condition(topic_model, data={"probs": probs})`, which
+    holds the topics and estimates the weights of these documents.
 
     Args:
         x: counts (M, V) of words in documents, dense or a sparse COO tensor, of an integer or

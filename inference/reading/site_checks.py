@@ -1,6 +1,6 @@
 """What a site must fulfil before any work begins; each failure is one sentence with its remedy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,10 +16,32 @@ from torch import Tensor
 __all__ = [
     "batch_shape",
     "check_declared",
+    "check_given",
     "check_local",
     "check_observed",
     "check_plates",
 ]
+
+
+def check_given(plain: Trace, given: Mapping[str, Tensor]) -> None:
+    """Refuses estimates of another shape than the parameter has for the data at hand."""
+    nodes: dict[str, Any] = dict(plain.nodes)
+    for name in given.keys() & nodes.keys():
+        site, old = nodes[name], tuple(given[name].shape)
+        declared = site["fn"].shape() if site["type"] == "sample" else _initial_shape(site)
+        if declared is not None and tuple(declared) != old:
+            raise ValueError(
+                f"parameter '{name}' was estimated with shape {old}, but for these data the model "
+                f"declares {tuple(declared)}: it belongs to the rows of the fit. Estimate it for "
+                "the new ones with the other parameters held, as data of "
+                "pyro.condition(model, data={...})."
+            )
+
+
+def _initial_shape(site: Any) -> tuple[int, ...] | None:
+    """The shape of a ``pyro.param`` statement's initial value, if it is given as a tensor."""
+    given = [value for value in site["args"][1:2] if isinstance(value, Tensor)]
+    return tuple(given[0].shape) if given else None
 
 
 def check_plates(site: Any) -> None:

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from pyro import poutine
@@ -182,6 +183,23 @@ def test_topics_take_the_steps_of_plsa(words: int, objective: Any, prior_draw: A
     documents, codes = x.nonzero(as_tuple=True)
     joint = ours["weights"][documents] * ours["probs"].T[codes]
     torch.testing.assert_close(z, joint / joint.sum(1, keepdim=True))
+
+
+def test_new_documents_are_folded_in_by_conditioning() -> None:
+    x = corpus(length=60)
+    fit = EM(topic_model, seed=0).fit(x[:25], K)
+    refusal = r"'weights' was estimated with shape \(25, 3\)"
+    with pytest.raises(ValueError, match=refusal):
+        fit.predict(x[25:])
+    with pytest.raises(ValueError, match=refusal):
+        fit.posterior("assignment", x[25:])
+    probs = fit.params["probs"]
+    folded = EM(pyro.condition(topic_model, data={"probs": probs}), tol=1e-12).fit(x[25:], K)
+    assert folded.params.keys() == {"weights"}
+    weights, words = np.full((5, K), 1.0 / K), x[25:].numpy()
+    for _ in range(3000):
+        weights, _ = _plsa(words, weights, probs.numpy(), 0.1, 1)
+    np.testing.assert_allclose(folded.params["weights"].numpy(), weights, atol=1e-6)
 
 
 def test_looking_up_equals_the_reference_path() -> None:
