@@ -251,7 +251,8 @@ class _Lbfgs:
             s, y = point - self._last[0], self._last[1] - gradient
             s = torch.where(self._coordinates.at_rest(point) | ~torch.isfinite(s), 0.0, s)
             finite = bool(torch.isfinite(s).all() and torch.isfinite(y).all())
-            if finite and float(s @ y) > 1e-12 * float(s.norm() * y.norm()):
+            told = float(y @ y) > 0.0  # a curvature may be too small for its square
+            if finite and told and float(s @ y) > 1e-12 * float(s.norm() * y.norm()):
                 self._pairs = [*self._pairs, (s, y)][-self.MEMORY :]
         self._last = (point, gradient)
 

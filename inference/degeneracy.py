@@ -5,15 +5,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ember.inference.answers.sequences import base_name
 from ember.inference.families import Categorical, MultivariateNormal, Normal, Regression
 from ember.inference.statistics import Group, Statistics
+from ember.inference.structure import Parameter
 from ember.inference.superposition import Superposed
 
-__all__ = ["Degenerate", "check_maximiser", "check_scales", "emptied_states", "idle_entries"]
+__all__ = [
+    "Degenerate",
+    "check_maximiser",
+    "check_scales",
+    "emptied_states",
+    "idle_entries",
+    "near_singular",
+]
 
 EMPTIED = 1e-6  # expected observations of a state
+MATRICES = (constraints.positive_definite, constraints.lower_cholesky)
+ILL_CONDITIONED = 1e7  # condition number of a matrix that eats up half the digits
 COLLAPSED = 1e-10  # variance of a component over the variance of all data, along any direction
 
 
@@ -75,11 +86,15 @@ def _judge(
             return empty, ~torch.isfinite(precision).flatten(1).all(-1), _COLLAPSED
         case _:
             n, scatter = coefficients
-            return n <= tiny, _is_singular(n, scatter, statistics), _COLLAPSED
+            return n <= tiny, _is_singular(n, scatter, statistics), _SINGULAR
 
 
 _COLLAPSED = (
     "has collapsed: its variance has shrunk to (almost) nothing, where the likelihood has no bound"
+)
+_SINGULAR = (
+    "has collapsed: in a direction its variance has shrunk to (almost) nothing, where the "
+    "likelihood has no bound (columns that determine each other do that to every component)"
 )
 _UNBOUNDED = "has a prior density without bound (concentration below 1) and too few observations"
 
@@ -125,6 +140,22 @@ def _smallest_variance(statistics: Statistics) -> float:
     """The smallest variance of a column of normal data, 0 where there is none."""
     found = [_variances(group, sums) for group, sums in statistics.groups.values()]
     return max(0.0, min((float(v.min()) for v in found if v is not None), default=0.0))
+
+
+def near_singular(
+    parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]
+) -> tuple[str, float] | None:
+    """The matrix parameter with the largest condition number, if that eats up half the digits.
+
+    The objective is then no more exact than the square root of a number's own precision.
+    """
+    found = {
+        name: float(torch.linalg.cond(params[name].detach()).nan_to_num(nan=torch.inf).max())
+        for name, parameter in parameters.items()
+        if parameter.support in MATRICES and params[name].numel()
+    }
+    worst = max(found, key=lambda name: found[name], default=None)
+    return None if worst is None or found[worst] < ILL_CONDITIONED else (worst, found[worst])
 
 
 def check_scales(statistics: Statistics, params: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from ember.inference.answers.labels import in_canonical_order
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import Monitor, Movement, StopReason
 from ember.inference.coordinates import Coordinates
-from ember.inference.degeneracy import Degenerate, emptied_states, idle_entries
+from ember.inference.degeneracy import Degenerate, emptied_states, idle_entries, near_singular
 from ember.inference.explanation import Explanation, explain
 from ember.inference.families import IMPOSSIBLE
 from ember.inference.fit import Fit
@@ -325,7 +325,7 @@ class EM:
                     break
                 failure = monitor.failure(current.objective, step.statistics.objective)
                 if failure is not None:
-                    reason, warning = failure, f"{self.name}: {failure.value}"
+                    reason, warning = self._explained(plan, failure, step.statistics.params)
                     break
                 current = step.statistics
                 # A fall within rounding is no fall; the record keeps the best value seen.
@@ -356,6 +356,19 @@ class EM:
             stop=reason,
             plan=plan,
             warning=warning,
+        )
+
+    def _explained(
+        self, plan: Plan, failure: StopReason, params: Mapping[str, Tensor]
+    ) -> tuple[StopReason, str]:
+        """Why an iteration went wrong, and a warning that says so."""
+        found = near_singular(plan.structure.parameters, params)
+        if failure is not StopReason.DECREASED or found is None:
+            return failure, f"{self.name}: {failure.value}"
+        return StopReason.ROUNDED, (
+            f"{self.name}: {StopReason.ROUNDED.value}. A matrix of site '{found[0]}' is all but "
+            f"singular (condition number {found[1]:.0e}): drop columns that others all but "
+            "determine, or give it a prior that keeps it away from that."
         )
 
 

@@ -19,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["RATIOS", "log_rising"]
+from ember.inference.families import safe_log
+
+__all__ = ["exact_log_prob", "log_rising"]
 
 LARGE = 1e4
 
@@ -69,10 +71,28 @@ def _student(fn: Any, x: Tensor) -> Tensor:
     return torch.as_tensor(constant - 0.5 * (df + 1.0) * torch.log1p(squared / df))
 
 
+def _zero_inflated(fn: Any, x: Tensor) -> Tensor:
+    gate, logits = fn.__dict__.get("gate"), fn.__dict__.get("gate_logits")
+    if gate is None:
+        shut, is_open = F.logsigmoid(logits), F.logsigmoid(-logits)
+    else:
+        shut, is_open = safe_log(gate), torch.log1p(-gate)
+    count = is_open + exact_log_prob(fn.base_dist, x)
+    return torch.where(x == 0, torch.logaddexp(shut, count), count)
+
+
+def exact_log_prob(fn: Any, x: Tensor) -> Tensor:
+    """The log density of a distribution, by the formulas above where it is one of theirs."""
+    log_prob: Tensor = RATIOS.get(type(fn), type(fn).log_prob)(fn, x)
+    return log_prob
+
+
 RATIOS: dict[type, Callable[[Any, Tensor], Tensor]] = {
     dist.NegativeBinomial: _negative_binomial,
     dist.GammaPoisson: _gamma_poisson,
     dist.BetaBinomial: _beta_binomial,
     dist.DirichletMultinomial: _dirichlet_multinomial,
     dist.StudentT: _student,
+    dist.ZeroInflatedDistribution: _zero_inflated,
+    dist.ZeroInflatedNegativeBinomial: _zero_inflated,
 }

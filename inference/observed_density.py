@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.families import safe_log
-from ember.inference.gamma_ratios import RATIOS
+from ember.inference.gamma_ratios import exact_log_prob
 from ember.inference.shapes import prepend_dims
 
 __all__ = ["observed_log_prob", "row_patterns"]
@@ -20,11 +20,8 @@ def observed_log_prob(fn: Any, value: Tensor) -> Tensor:
     For distributions without natural parameters to work with: the covariance of the observed
     entries is factorised for every row and pattern that differ.
     """
-    if type(fn) in RATIOS:
-        return RATIOS[type(fn)](fn, value)
     if not isinstance(fn, dist.MultivariateNormal) or not bool(value.isnan().any()):
-        log_prob: Tensor = fn.log_prob(value)
-        return log_prob
+        return exact_log_prob(fn, value)
     return _by_covariance(fn.loc, fn.covariance_matrix, value)
 
 

@@ -131,9 +131,15 @@ class Plan:
             other = self.other_log_probs(params)
         leaves = [t.requires_grad_() for t in natural.values()]
         with torch.enable_grad():
-            tensors = self.tensors(natural, other)
-            pairs = zip(self.factors, tensors, strict=True)
-            total = torch.stack([(weights[f.name] * t).sum() for f, t in pairs]).sum()
+            tensors = dict(
+                zip((f.name for f in self.factors), self.tensors(natural, other), strict=True)
+            )
+            # What is impossible has no weight, whatever a start has drawn.
+            weights = {
+                name: torch.where(t.detach() <= 0.1 * IMPOSSIBLE, 0.0, weights[name])
+                for name, t in tensors.items()
+            }
+            total = torch.stack([(weights[name] * t).sum() for name, t in tensors.items()]).sum()
             gradients = torch.autograd.grad(total, leaves) if leaves else ()
         groups = {key: (self.groups[key], g) for key, g in zip(natural, gradients, strict=True)}
         posteriors = {name: weights[name] for name in other}

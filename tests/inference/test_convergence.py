@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference import EM
+from ember.inference.acceleration import EMMap, _Lbfgs
 from ember.inference.coordinates import Coordinates
 from ember.inference.structure import Parameter
 from ember.models import hidden_markov_poisson
@@ -251,3 +252,33 @@ def test_unidentified_parameters_still_stop() -> None:
     shares = torch.bincount(x, minlength=4).double() / len(x)
     best = float((shares[x].log()).sum())
     assert fit.log_likelihood == pytest.approx(best, rel=1e-8)
+
+
+def test_a_curvature_too_small_for_its_square_ends_nothing() -> None:
+    def chain(x: Tensor) -> None:
+        start = pyro.param("start", torch.zeros(2, dtype=torch.float64))
+        moves = pyro.param("moves", torch.zeros(2, 2, dtype=torch.float64))
+        words = pyro.param("words", torch.zeros(2, 3, dtype=torch.float64))
+        hmm = dist.DiscreteHMM(
+            start.log_softmax(-1), moves.log_softmax(-1), dist.Categorical(logits=words)
+        )
+        pyro.sample("x", hmm, obs=x)
+
+    x = torch.randint(0, 3, (30,), generator=torch.Generator().manual_seed(1))
+    best = EM(chain, "mle", seed=1, restarts=4, accelerate="squarem").fit(x).log_likelihood
+    fit = EM(chain, "mle", seed=1, restarts=4).fit(x)
+    assert fit.log_likelihood >= best - 1e-6
+
+
+def test_quasi_newton_keeps_no_pair_whose_curvature_vanishes() -> None:
+    coordinates = Coordinates(
+        {"x": Parameter("x", constraints.real, torch.Size([2]), (), False, torch.zeros(2))}
+    )
+    scheme = _Lbfgs(EMMap(lambda _: None, lambda _: {}), coordinates)  # type: ignore[arg-type, return-value]
+    tiny = torch.tensor([1e-170, 0.0], dtype=torch.float64)
+    scheme._remember(torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
+    scheme._remember(torch.ones(2, dtype=torch.float64), -tiny)
+    assert not scheme._pairs
+    scheme._remember(2.0 * torch.ones(2, dtype=torch.float64), -tiny - 1.0)
+    assert len(scheme._pairs) == 1
+    assert bool(scheme._direction(tiny).isfinite().all())

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
+from ember.inference.convergence import StopReason
+from ember.models import gaussian_mixture
 
 
 def spread() -> Tensor:
@@ -177,3 +179,19 @@ def test_m_step_by_hand_raises_an_error_that_names_the_component() -> None:
     }
     with pytest.raises(ArithmeticError, match="component 1 of site 'precisions'"):
         em.m_step(em.e_step(params, x))
+
+
+@pytest.mark.parametrize("components", [1, 2])
+def test_columns_that_determine_each_other_are_named_where_rounding_takes_over(
+    components: int,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    two = torch.randn(100, 2, generator=generator, dtype=torch.float64)
+    two[:50] += 3.0
+    noise = 1e-4 * torch.randn(100, 1, generator=generator, dtype=torch.float64)
+    x = torch.cat([two, two.sum(1, keepdim=True) + noise], 1)
+    with pytest.warns(RuntimeWarning, match=r"'precisions' is all but singular .* drop columns"):
+        fit = EM(gaussian_mixture, "mle", seed=0).fit(x, components)
+    assert fit.stop is StopReason.ROUNDED
+    assert not fit.converged
+    assert bool((fit.history.diff() >= 0).all())

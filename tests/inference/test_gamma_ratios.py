@@ -41,6 +41,16 @@ CASES: dict[str, tuple[Make, Tensor, Any]] = {
         DRAWS,
         dist.Multinomial(8, THIRDS),
     ),
+    "zero-inflated": (
+        lambda r: dist.ZeroInflatedNegativeBinomial(r, logits=(MEAN / r).log(), gate=0.3 * HALF),
+        COUNTS,
+        dist.ZeroInflatedPoisson(MEAN, gate=0.3 * HALF),
+    ),
+    "zero-inflated by logits": (
+        lambda r: dist.ZeroInflatedDistribution(dist.GammaPoisson(r, r / MEAN), gate_logits=HALF),
+        COUNTS,
+        dist.ZeroInflatedDistribution(dist.Poisson(MEAN), gate_logits=HALF),
+    ),
     "Student": (lambda r: dist.StudentT(r, HALF, MEAN), COUNTS - 4.0, dist.Normal(HALF, MEAN)),
 }
 

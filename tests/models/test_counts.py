@@ -293,3 +293,16 @@ def test_counts_without_overdispersion_end_at_the_poisson(zeros: str | None) -> 
     assert two.converged
     assert two.log_likelihood == pytest.approx(one.log_likelihood, rel=1e-6)
     assert two.log_likelihood <= one.log_likelihood + 1e-9 * abs(one.log_likelihood)
+
+
+def test_zero_inflation_is_no_worse_than_none_from_any_start() -> None:
+    """A drawn share of structural zeros must not outweigh what the positive counts say."""
+    generator = torch.Generator().manual_seed(0)
+    low, high = torch.full((60,), 3.0), torch.full((60,), 25.0)
+    x = torch.cat([torch.zeros(40), torch.poisson(torch.cat([low, high]), generator)])
+    for family in ("poisson", "negative_binomial"):
+        plain = EM(count_mixture, "mle", seed=0, restarts=4).fit(x, 2, family=family)
+        for init in ("kmeans", "points", "hierarchical"):
+            em = EM(count_mixture, "mle", seed=0, init=init)
+            fit = em.fit(x, 2, family=family, zeros="inflated")
+            assert fit.log_likelihood > plain.log_likelihood + 1.0
