@@ -208,18 +208,24 @@ class EM:
     def fit(self, *args: Any, **kwargs: Any) -> Fit:
         """Runs EM on the model's own arguments, from every start, and keeps the best result.
 
+        An interrupt (Ctrl-C) ends it with the best result so far, once there is one.
+
         Raises:
             ValueError: If the model or its data cannot be handled; the message names the site.
         """
         began = time.perf_counter()
         with sheltered(self.seed, (args, kwargs)):
             best, misread = self._fit(self._plan(args, kwargs), began), set[str]()
-            # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
-            while found := best.plan.misread_sites(best.params):
-                if best.stop is StopReason.INTERRUPTED:
-                    break
-                misread.update(found)
-                best = self._fit(self._plan(args, kwargs, misread), began)
+            try:
+                # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
+                while found := best.plan.misread_sites(best.params):
+                    if best.stop is StopReason.INTERRUPTED:
+                        break
+                    misread.update(found)
+                    best = self._fit(self._plan(args, kwargs, misread), began)
+                self._put_in_order(best)
+            except KeyboardInterrupt:
+                best.stop = StopReason.INTERRUPTED
         best.seconds = time.perf_counter() - began
         if best.warning:
             warnings.warn(best.warning, RuntimeWarning, stacklevel=2)
@@ -239,11 +245,14 @@ class EM:
         if self.escape and best.converged:
             best = split_and_merge(plan, best, run, close)
         best.evaluations += len(self.anneal)
+        return best
+
+    def _put_in_order(self, best: Fit) -> None:
+        """Numbers the states by their share of the data, unless their numbers have a meaning."""
         # A warning may name a component by its number, which must then stay.
         named = best.warning and best.stop is not StopReason.MAX_ITER
         if isinstance(self.init, str) and not named:
-            best.params = in_canonical_order(plan, best.params)
-        return best
+            best.params = in_canonical_order(best.plan, best.params)
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """The plan for these arguments, as a table: role, plates and update of every site."""
@@ -301,62 +310,65 @@ class EM:
                 "init={...}, or check the model's supports."
             )
         history, times = [current.objective], [time.perf_counter() - began]
-        with progress_bar(self.progress, limit, self.name) as tick:
-            for _ in range(limit):
-                if not plan.structure.parameters:
-                    reason = StopReason.NO_PARAMETERS
-                    break
-                if not plan.is_incomplete:
-                    current, reason = _maximise_fully(em, current), StopReason.NO_LATENTS
-                    history.append(max(current.objective, history[-1]))
+        try:
+            with progress_bar(self.progress, limit, self.name) as tick:
+                for _ in range(limit):
+                    if not plan.structure.parameters:
+                        reason = StopReason.NO_PARAMETERS
+                        break
+                    if not plan.is_incomplete:
+                        current, reason = _maximise_fully(em, current), StopReason.NO_LATENTS
+                        times.append(time.perf_counter() - began)
+                        history.append(max(current.objective, history[-1]))
+                        break
+                    try:
+                        step = iterate(current)
+                    except Degenerate as error:
+                        reason, warning = StopReason.DEGENERATE, str(error)
+                        break
+                    except (RuntimeError, ValueError) as error:
+                        reason = StopReason.FAILED
+                        warning = f"{self.name}: {reason.value} ({error})"
+                        break
+                    failure = monitor.failure(current.objective, step.statistics.objective)
+                    if failure is not None:
+                        reason, warning = failure, f"{self.name}: {failure.value}"
+                        break
+                    current = step.statistics
                     times.append(time.perf_counter() - began)
-                    break
-                try:
-                    step = iterate(current)
-                except Degenerate as error:
-                    reason, warning = StopReason.DEGENERATE, str(error)
-                    break
-                except KeyboardInterrupt:
-                    reason = StopReason.INTERRUPTED
-                    break
-                except (RuntimeError, ValueError) as error:
-                    reason = StopReason.FAILED
-                    warning = f"{self.name}: {reason.value} ({error})"
-                    break
-                failure = monitor.failure(current.objective, step.statistics.objective)
-                if failure is not None:
-                    reason, warning = failure, f"{self.name}: {failure.value}"
-                    break
-                current = step.statistics
-                # A fall within rounding is no fall; the record keeps the best value seen.
-                history.append(max(current.objective, history[-1]))
-                times.append(time.perf_counter() - began)
-                tick(current.objective)
-                found = monitor.check(current.objective, step.movement)
-                if found is not None:
-                    reason = found
-                    break
-        if not warning and self.objective == "mle":  # a prior determines what data leave open
-            keys = {n: plan.forms[n][0] for n in plan.structure.latent if n in plan.forms}
-            warning = emptied_states(current, keys, plan.structure.steps)
-        warning = warning or idle_entries(current, plan.priors)
+                    # A fall within rounding is no fall; the record keeps the best value seen.
+                    history.append(max(current.objective, history[-1]))
+                    tick(current.objective)
+                    found = monitor.check(current.objective, step.movement)
+                    if found is not None:
+                        reason = found
+                        break
+            if not warning and self.objective == "mle":  # a prior determines what data leave open
+                keys = {n: plan.forms[n][0] for n in plan.structure.latent if n in plan.forms}
+                warning = emptied_states(current, keys, plan.structure.steps)
+            warning = warning or idle_entries(current, plan.priors)
+            final = self._softly(plan, current)
+        except KeyboardInterrupt:
+            reason, warning, final = StopReason.INTERRUPTED, "", self._softly(plan, current)
         if reason is StopReason.MAX_ITER:
             warning = f"{self.name}: {reason.value}"
-        if self.assignment == "hard":  # the history holds the classification objective
-            current = plan.e_step(current.params)
         return Fit(
             method=self.name,
             objective=self.objective,
-            params=current.params,
-            log_likelihood=current.log_likelihood,
-            log_posterior=current.objective,
+            params=final.params,
+            log_likelihood=final.log_likelihood,
+            log_posterior=final.objective,
             history=torch.tensor(history, dtype=torch.float64),
-            times=torch.tensor(times, dtype=torch.float64),
+            times=torch.tensor(times[: len(history)], dtype=torch.float64),
             evaluations=em.evaluations,
             stop=reason,
             plan=plan,
             warning=warning,
         )
+
+    def _softly(self, plan: Plan, current: Statistics) -> Statistics:
+        """The E-step that a fit reports; of a hard one the history has the other objective."""
+        return current if self.assignment == "soft" else plan.e_step(current.params)
 
 
 def _maximise_fully(em: EMMap, statistics: Statistics) -> Statistics:
