@@ -33,6 +33,7 @@ from ember.inference.options import (
 )
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
+from ember.inference.reading.model_errors import unevaluated
 from ember.inference.starts.annealing import annealed
 from ember.inference.starts.restarts import GIVEN, ImpossibleStart, Start, best_of
 from ember.inference.starts.split_merge import check_mixture, split_and_merge
@@ -279,9 +280,9 @@ class EM:
         return plan.e_step if self.assignment == "soft" else functools.partial(hard_e_step, plan)
 
     def _starts(self, plan: Plan) -> list[Start]:
-        """The chosen start, then others; those from which a component degenerates at once drop."""
+        """The chosen start, then others; those that degenerate or fail at once drop."""
         starts: list[Start] = []
-        failures: list[Degenerate] = []
+        failures: list[str] = []
         for wish in start_kinds(self.init, self.restarts, bool(plan.chains)):
             kind = wish if isinstance(wish, str) else GIVEN
             try:
@@ -289,9 +290,13 @@ class EM:
                 params = starting_params(plan, wish, varied)
                 starts.append(Start(kind, annealed(plan, params, self.anneal)))
             except Degenerate as error:
-                failures.append(error)
+                failures.append(str(error))
+            except (RuntimeError, ArithmeticError) as error:
+                if callable(wish):  # it may be at fault itself
+                    raise
+                failures.append(unevaluated(self.model, error))
         if not starts:
-            raise ValueError(f"no start is possible: {failures[0]}") from failures[0]
+            raise ValueError(f"no start is possible: {failures[0]}")
         return starts
 
     def _run(
@@ -303,7 +308,10 @@ class EM:
         iterate = accelerated(how, em, coordinates)
         monitor, reason, warning = Monitor(self.tol), StopReason.MAX_ITER, ""
         limit = self.max_iter if limit is None else limit
-        current = em.e_step(params)
+        try:
+            current = em.e_step(params)
+        except (RuntimeError, ArithmeticError) as error:
+            raise ImpossibleStart(unevaluated(self.model, error)) from error
         if not math.isfinite(current.objective) or current.objective <= 0.1 * IMPOSSIBLE:
             raise ImpossibleStart(
                 "the data have no finite density at the starting parameters; start elsewhere with "

@@ -68,7 +68,7 @@ def run_together(
         if not any(track.history for track in tracks):
             raise
         return tracks, True
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, ArithmeticError):
         pass  # the tracks hold what was reached; the loop for one start will name the trouble
     return tracks, False
 

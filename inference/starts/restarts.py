@@ -39,7 +39,7 @@ Run = Callable[[dict[str, Tensor], int], Fit]
 
 
 class ImpossibleStart(ValueError):
-    """The data have no finite density at the starting parameters."""
+    """The data have no finite density at the starting parameters, or the model fails there."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,12 @@ def best_of(
         runners, interrupted = _together(stack, starts, limit, began, jumps)
     else:
         runners, interrupted = _in_turn(starts, run, min(FEW, limit))
+    if not any(runner.history for runner in runners):
+        # The batch could not begin, perhaps for one start alone.
+        runners, interrupted = _in_turn(starts, run, min(FEW, limit))
     possible = sorted((r for r in runners if r.history), key=lambda r: r.rank, reverse=True)
     if not possible:
-        run(starts[0].params, 0)  # says why there is no density
+        run(starts[0].params, 0)  # says why
     count = max(FEWEST, len(starts) // SHARE)
     for place, runner in enumerate(possible):
         sound = any(other.carried and not other.degenerate for other in possible)

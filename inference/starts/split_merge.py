@@ -26,13 +26,13 @@ from torch import Tensor
 
 from ember.inference.answers.labels import numberings
 from ember.inference.convergence import StopReason
-from ember.inference.degeneracy import Degenerate
 from ember.inference.expectation.enumeration import align
 from ember.inference.fit import Fit
 from ember.inference.initialisation import BLEND, params_from
 from ember.inference.plan import Plan
 from ember.inference.starts.clustering import KMEANS_TRIES, cluster, standardise
 from ember.inference.starts.features import features
+from ember.inference.starts.restarts import ImpossibleStart
 
 __all__ = ["check_mixture", "split_and_merge"]
 
@@ -80,7 +80,7 @@ def split_and_merge(plan: Plan, fit: Fit, run: Callable[[Params], Fit], toleranc
             for triple in _candidates(plan, fit.params):
                 try:
                     attempt = run(_exchanged(plan, fit.params, triple))
-                except Degenerate:
+                except (ArithmeticError, RuntimeError, ImpossibleStart):
                     continue
                 spent += attempt.evaluations
                 last = float(fit.history[-1])
