@@ -89,6 +89,8 @@ def _convert(value: Any, where: str) -> Any:
     if scipy.sparse.issparse(value):
         value = _sparse_tensor(value)
     if isinstance(value, Tensor):
+        if value.requires_grad:  # data are constants, with respect to which none is recorded
+            value = value.detach()
         return value.double() if value.is_floating_point() else value
     if type(value) is dict:
         return {key: _convert(item, f"{where}[{key!r}]") for key, item in value.items()}

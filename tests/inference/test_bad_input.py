@@ -106,6 +106,12 @@ def test_arrays_and_frames_are_taken_for_tensors() -> None:
     assert EM(gaussians, seed=0).fit(pd.Series(X.numpy())).log_posterior == truth
 
 
+def test_data_that_record_gradients_are_constants() -> None:
+    fit = EM(gaussians, seed=0).fit(X.clone().requires_grad_())
+    assert fit.log_posterior == EM(gaussians, seed=0).fit(X).log_posterior
+    assert not any(value.requires_grad for value in fit.params.values())
+
+
 def test_an_error_of_the_model_itself_is_its_own() -> None:
     with pytest.raises(TypeError, match="compnents"):
         EM(gaussians).fit(X, compnents=3)
