@@ -62,8 +62,9 @@ class EM:
     space in which the model declares them (the same optimum as Pyro's ``AutoDelta``); with
     ``"mle"`` they are left out. The objective never falls.
 
-    NaN in the data stands for an entry that is missing at random, and drops out of the likelihood:
-    of a multivariate normal row the density is that of its observed entries, whatever the pattern.
+    NaN in the data (or a masked entry of an array, or pandas' ``NA``) stands for an entry that is
+    missing at random, and drops out of the likelihood: of a multivariate normal row the density is
+    that of its observed entries, whatever the pattern.
 
     Args:
         model: A Pyro function (or ``PyroModule``) that takes the data.
