@@ -45,9 +45,10 @@ class Arguments(NamedTuple):
 def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
     """Converts arrays and data frames to tensors and floating-point data to float64.
 
-    Integers, booleans, strings and everything else pass through unchanged. EM sums over the
-    data and asks that the objective never falls by more than rounding; float32 cannot hold
-    that promise, so float32 data is computed in float64.
+    Masked entries of an array, and pandas' own missing values, become NaN. Integers, booleans,
+    strings and everything else pass through unchanged. EM sums over the data and asks that the
+    objective never falls by more than rounding; float32 cannot hold that promise, so float32 data
+    is computed in float64.
 
     Raises:
         TypeError: If a data frame or array holds something other than numbers.
@@ -75,6 +76,8 @@ def _listed(value: Any, position: int) -> Any:
 
 
 def _convert(value: Any, where: str) -> Any:
+    if isinstance(value, pd.api.extensions.ExtensionArray):
+        value = pd.Series(value)
     if isinstance(value, (pd.DataFrame, pd.Series)):
         value = _table(value)
     if isinstance(value, np.ndarray):
@@ -83,12 +86,16 @@ def _convert(value: Any, where: str) -> Any:
                 f"{where} has dtype {value.dtype}; pass numbers only "
                 "(select the numeric columns, or encode categories as integers 0, 1, ...)."
             )
+        if np.ma.is_masked(value):  # of integers too: NaN alone says that an entry is missing
+            value = np.ma.filled(value.astype("float64"), np.nan)
         value = np.ascontiguousarray(value)
         # Data frames hand out read-only views, of which torch makes no tensor without complaint.
         value = torch.from_numpy(value if value.flags.writeable else value.copy())
     if scipy.sparse.issparse(value):
         value = _sparse_tensor(value)
     if isinstance(value, Tensor):
+        if value.requires_grad:  # data are constants, with respect to which none is recorded
+            value = value.detach()
         return value.double() if value.is_floating_point() else value
     if type(value) is dict:
         return {key: _convert(item, f"{where}[{key!r}]") for key, item in value.items()}

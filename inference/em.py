@@ -1,40 +1,35 @@
 """Expectation-maximisation for Pyro models: initialise, E-step, M-step, check convergence."""
 
-import dataclasses
 import functools
 import itertools
-import math
 import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ember.inference.acceleration import EMMap, accelerated
 from ember.inference.answers.labels import in_canonical_order
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import Monitor, Movement, StopReason
 from ember.inference.coordinates import Coordinates
-from ember.inference.degeneracy import Degenerate, emptied_states, idle_entries, near_singular
+from ember.inference.degeneracy import Degenerate
 from ember.inference.explanation import Explanation, explain
-from ember.inference.families import IMPOSSIBLE
 from ember.inference.fit import Fit
-from ember.inference.hard import hard_e_step
 from ember.inference.initialisation import Init, check_params, start_kinds, starting_params
+from ember.inference.loop import Loop, expectation
 from ember.inference.maximisation import maximise
 from ember.inference.options import (
     check_anneal,
     check_assignment,
     check_escape,
     check_options,
-    progress_bar,
 )
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
+from ember.inference.reading.model_errors import unevaluated
 from ember.inference.starts.annealing import annealed
-from ember.inference.starts.restarts import GIVEN, ImpossibleStart, Start, best_of
+from ember.inference.starts.restarts import GIVEN, Start, best_of
 from ember.inference.starts.split_merge import check_mixture, split_and_merge
 from ember.inference.statistics import Statistics
 from ember.inference.structure import Model
@@ -61,8 +56,9 @@ class EM:
     space in which the model declares them (the same optimum as Pyro's ``AutoDelta``); with
     ``"mle"`` they are left out. The objective never falls.
 
-    NaN in the data stands for an entry that is missing at random, and drops out of the likelihood:
-    of a multivariate normal row the density is that of its observed entries, whatever the pattern.
+    NaN in the data (or a masked entry of an array, or pandas' ``NA``) stands for an entry that is
+    missing at random, and drops out of the likelihood: of a multivariate normal row the density is
+    that of its observed entries, whatever the pattern.
 
     Args:
         model: A Pyro function (or ``PyroModule``) that takes the data.
@@ -154,6 +150,10 @@ class EM:
         """How tables and pictures call this method."""
         return f"EM ({self.objective.upper()})"
 
+    @property
+    def _hard(self) -> bool:
+        return self.assignment == "hard"
+
     # -- the four steps -----------------------------------------------------------------------
 
     def initialise(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -174,7 +174,7 @@ class EM:
             )
         with sheltered(self.seed, (args, kwargs)):
             plan = self._plan(args, kwargs)
-            return self._expectation(plan)(check_params(plan, params))
+            return expectation(plan, self._hard)(check_params(plan, params))
 
     def m_step(self, stats: Statistics) -> dict[str, Tensor]:
         """Parameters that maximise the expected log joint (with the prior, for MAP).
@@ -208,18 +208,24 @@ class EM:
     def fit(self, *args: Any, **kwargs: Any) -> Fit:
         """Runs EM on the model's own arguments, from every start, and keeps the best result.
 
+        An interrupt (Ctrl-C) ends it with the best result so far, once there is one.
+
         Raises:
             ValueError: If the model or its data cannot be handled; the message names the site.
         """
         began = time.perf_counter()
         with sheltered(self.seed, (args, kwargs)):
             best, misread = self._fit(self._plan(args, kwargs), began), set[str]()
-            # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
-            while found := best.plan.misread_sites(best.params):
-                if best.stop is StopReason.INTERRUPTED:
-                    break
-                misread.update(found)
-                best = self._fit(self._plan(args, kwargs, misread), began)
+            try:
+                # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
+                while found := best.plan.misread_sites(best.params):
+                    if best.stop is StopReason.INTERRUPTED:
+                        break
+                    misread.update(found)
+                    best = self._fit(self._plan(args, kwargs, misread), began)
+                self._put_in_order(best)
+            except KeyboardInterrupt:
+                best.stop = StopReason.INTERRUPTED
         best.seconds = time.perf_counter() - began
         if best.warning:
             warnings.warn(best.warning, RuntimeWarning, stacklevel=2)
@@ -231,7 +237,7 @@ class EM:
         if self.escape:
             check_mixture(plan)
         run = functools.partial(self._run, plan, began)
-        close, hard = REACHED * self.tol, self.assignment == "hard"
+        close, hard = REACHED * self.tol, self._hard
         best = best_of(
             plan, self._starts(plan), run, self.max_iter, close, began,
             maximum=hard, jumps=self.accelerate is not None and not hard,
@@ -239,11 +245,14 @@ class EM:
         if self.escape and best.converged:
             best = split_and_merge(plan, best, run, close)
         best.evaluations += len(self.anneal)
+        return best
+
+    def _put_in_order(self, best: Fit) -> None:
+        """Numbers the states by their share of the data, unless their numbers have a meaning."""
         # A warning may name a component by its number, which must then stay.
         named = best.warning and best.stop is not StopReason.MAX_ITER
         if isinstance(self.init, str) and not named:
-            best.params = in_canonical_order(plan, best.params)
-        return best
+            best.params = in_canonical_order(best.plan, best.params)
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """The plan for these arguments, as a table: role, plates and update of every site."""
@@ -266,13 +275,10 @@ class EM:
         self._latest = ((key, names), plan, (args, kwargs))
         return plan
 
-    def _expectation(self, plan: Plan) -> Callable[[Mapping[str, Tensor]], Statistics]:
-        return plan.e_step if self.assignment == "soft" else functools.partial(hard_e_step, plan)
-
     def _starts(self, plan: Plan) -> list[Start]:
-        """The chosen start, then others; those from which a component degenerates at once drop."""
+        """The chosen start, then others; those that degenerate or fail at once drop."""
         starts: list[Start] = []
-        failures: list[Degenerate] = []
+        failures: list[str] = []
         for wish in start_kinds(self.init, self.restarts, bool(plan.chains)):
             kind = wish if isinstance(wish, str) else GIVEN
             try:
@@ -280,104 +286,18 @@ class EM:
                 params = starting_params(plan, wish, varied)
                 starts.append(Start(kind, annealed(plan, params, self.anneal)))
             except Degenerate as error:
-                failures.append(error)
+                failures.append(str(error))
+            except (RuntimeError, ArithmeticError) as error:
+                if callable(wish):  # it may be at fault itself
+                    raise
+                failures.append(unevaluated(self.model, error))
         if not starts:
-            raise ValueError(f"no start is possible: {failures[0]}") from failures[0]
+            raise ValueError(f"no start is possible: {failures[0]}")
         return starts
 
     def _run(
         self, plan: Plan, began: float, params: dict[str, Tensor], limit: int | None = None
     ) -> Fit:
-        em = EMMap(self._expectation(plan), lambda statistics: maximise(plan, statistics))
-        coordinates = Coordinates(plan.structure.parameters, plan.superposed_parameters())
-        how = self.accelerate if self.assignment == "soft" else None
-        iterate = accelerated(how, em, coordinates)
-        monitor, reason, warning = Monitor(self.tol), StopReason.MAX_ITER, ""
-        limit = self.max_iter if limit is None else limit
-        current = em.e_step(params)
-        if not math.isfinite(current.objective) or current.objective <= 0.1 * IMPOSSIBLE:
-            raise ImpossibleStart(
-                "the data have no finite density at the starting parameters; start elsewhere with "
-                "init={...}, or check the model's supports."
-            )
-        history, times = [current.objective], [time.perf_counter() - began]
-        with progress_bar(self.progress, limit, self.name) as tick:
-            for _ in range(limit):
-                if not plan.structure.parameters:
-                    reason = StopReason.NO_PARAMETERS
-                    break
-                if not plan.is_incomplete:
-                    current, reason = _maximise_fully(em, current), StopReason.NO_LATENTS
-                    history.append(max(current.objective, history[-1]))
-                    times.append(time.perf_counter() - began)
-                    break
-                try:
-                    step = iterate(current)
-                except Degenerate as error:
-                    reason, warning = StopReason.DEGENERATE, str(error)
-                    break
-                except KeyboardInterrupt:
-                    reason = StopReason.INTERRUPTED
-                    break
-                except (RuntimeError, ValueError) as error:
-                    reason = StopReason.FAILED
-                    warning = f"{self.name}: {reason.value} ({error})"
-                    break
-                failure = monitor.failure(current.objective, step.statistics.objective)
-                if failure is not None:
-                    reason, warning = self._explained(plan, failure, step.statistics.params)
-                    break
-                current = step.statistics
-                # A fall within rounding is no fall; the record keeps the best value seen.
-                history.append(max(current.objective, history[-1]))
-                times.append(time.perf_counter() - began)
-                tick(current.objective)
-                found = monitor.check(current.objective, step.movement)
-                if found is not None:
-                    reason = found
-                    break
-        if not warning and self.objective == "mle":  # a prior determines what data leave open
-            keys = {n: plan.forms[n][0] for n in plan.structure.latent if n in plan.forms}
-            warning = emptied_states(current, keys, plan.structure.steps)
-        warning = warning or idle_entries(current, plan.priors)
-        if reason is StopReason.MAX_ITER:
-            warning = f"{self.name}: {reason.value}"
-        if self.assignment == "hard":  # the history holds the classification objective
-            current = plan.e_step(current.params)
-        return Fit(
-            method=self.name,
-            objective=self.objective,
-            params=current.params,
-            log_likelihood=current.log_likelihood,
-            log_posterior=current.objective,
-            history=torch.tensor(history, dtype=torch.float64),
-            times=torch.tensor(times, dtype=torch.float64),
-            evaluations=em.evaluations,
-            stop=reason,
-            plan=plan,
-            warning=warning,
-        )
-
-    def _explained(
-        self, plan: Plan, failure: StopReason, params: Mapping[str, Tensor]
-    ) -> tuple[StopReason, str]:
-        """Why an iteration went wrong, and a warning that says so."""
-        found = near_singular(plan.structure.parameters, params)
-        if failure is not StopReason.DECREASED or found is None:
-            return failure, f"{self.name}: {failure.value}"
-        return StopReason.ROUNDED, (
-            f"{self.name}: {StopReason.ROUNDED.value}. A matrix of site '{found[0]}' is all but "
-            f"singular (condition number {found[1]:.0e}): drop columns that others all but "
-            "determine, or give it a prior that keeps it away from that."
-        )
-
-
-def _maximise_fully(em: EMMap, statistics: Statistics) -> Statistics:
-    """Without latents the statistics are fixed: repeat the M-step until its parts agree."""
-    for _ in range(100):
-        params = em.m_step(statistics)
-        settled = Coordinates.distance(statistics.params, params) <= 1e-13
-        statistics = dataclasses.replace(statistics, params=params)
-        if settled:
-            break
-    return em.e_step(statistics.params)
+        """The fit from one start."""
+        loop = Loop(plan, self.name, self._hard, self.accelerate, self.tol, self.progress, began)
+        return loop(params, self.max_iter if limit is None else limit)

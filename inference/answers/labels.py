@@ -367,9 +367,13 @@ def _same_density(plan: Plan, before: Params, after: Params) -> bool:
     """Whether renumbering left the log joint as it was, as it must for exchangeable states.
 
     A density may go on outside the support (that of ordered locations does), where no fit may end.
+    Where the model cannot be evaluated, nothing is known, and the numbers stay.
     """
     if not _in_support(plan, after):
         return False
     with torch.no_grad():
-        old, new = (float(plan.log_evidence(p) + plan.log_prior(p)) for p in (before, after))
+        try:
+            old, new = (float(plan.log_evidence(p) + plan.log_prior(p)) for p in (before, after))
+        except (RuntimeError, ArithmeticError):
+            return False
     return abs(new - old) <= 1e-9 * (1.0 + abs(old)) or (old == new)

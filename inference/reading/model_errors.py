@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["tidy_errors"]
+__all__ = ["tidy_errors", "unevaluated"]
 
 
 @contextlib.contextmanager
@@ -32,13 +32,27 @@ def tidy_errors(model: Any, when: str) -> Iterator[None]:
             message += "; the model raised this on its arguments: check their names and types."
         raise type(error)(message) from error
     except (RuntimeError, IndexError, ArithmeticError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        line = _line_of(model, error)
         raise ValueError(
-            f"the model cannot be run on these arguments{when} ({type(error).__name__}: {reason}"
-            f"{f', in the line `{line}`' if line else ''}); check the shapes of the data and the "
-            "options passed to the model."
+            f"the model cannot be run on these arguments{when} ({_reason(model, error)}); check "
+            "the shapes of the data and the options passed to the model."
         ) from error
+
+
+def unevaluated(model: Any, error: Exception) -> str:
+    """One sentence for a start at which a model fails that runs elsewhere."""
+    return (
+        f"the model cannot be evaluated at the starting parameters ({_reason(model, error)}); "
+        "start elsewhere with init={...}, or check that the constraint of each parameter allows "
+        "only values at which the model is defined."
+    )
+
+
+def _reason(model: Any, error: Exception) -> str:
+    """The kind of an error, its first line, and the model's line at which it arose."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    line = _line_of(model, error)
+    where = f", in the line `{line}`" if line else ""
+    return f"{type(error).__name__.lstrip('_')}: {reason.rstrip('.')}{where}"
 
 
 def _line_of(model: Any, error: BaseException) -> str:

@@ -51,6 +51,9 @@ def run_together(
     Returns:
         A track for each start, and whether the run was interrupted. A start at which the data
         have no finite density has an empty history.
+
+    Raises:
+        KeyboardInterrupt: If the run was interrupted before it had reached anything.
     """
     tracks = [Track(start) for start in starts]
     batch = _Batch(stack, tracks)
@@ -62,8 +65,10 @@ def run_together(
                 break
             batch.step(jumps)
     except KeyboardInterrupt:
+        if not any(track.history for track in tracks):
+            raise
         return tracks, True
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, ArithmeticError):
         pass  # the tracks hold what was reached; the loop for one start will name the trouble
     return tracks, False
 
@@ -159,7 +164,8 @@ class _Batch:
         """Makes a state the current one and hands every start its own."""
         self._current = state
         for i, (track, value) in enumerate(zip(self.live, state.objectives.tolist(), strict=True)):
-            # A fall within rounding is no fall; the record keeps the best value seen.
-            track.history.append(max([value, *track.history[-1:]]))
-            track.moments.append(time.perf_counter())
             track.params = chosen(state.params, i)
+            track.moments.append(time.perf_counter())
+            # A fall within rounding is no fall; the record keeps the best value seen. It comes
+            # last: after an interrupt its length says how far the start has come.
+            track.history.append(max([value, *track.history[-1:]]))

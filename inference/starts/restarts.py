@@ -39,7 +39,7 @@ Run = Callable[[dict[str, Tensor], int], Fit]
 
 
 class ImpossibleStart(ValueError):
-    """The data have no finite density at the starting parameters."""
+    """The data have no finite density at the starting parameters, or the model fails there."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,10 @@ class _Runner:
         ended = self.fit is not None and self.fit.stop is not StopReason.MAX_ITER
         if ended or (self.fit is not None and short >= limit):
             return
-        fit = run(self.params, max(limit - short, 0))
+        try:
+            fit = run(self.params, max(limit - short, 0))
+        except KeyboardInterrupt:  # before its first step: what the short run reached counts
+            fit = dataclasses.replace(run(self.params, 0), stop=StopReason.INTERRUPTED)
         # The first E-step of the long run repeats the last one of the short run.
         history = torch.tensor([*self.history[:-1], *fit.history.tolist()], dtype=torch.float64)
         self.fit = dataclasses.replace(
@@ -112,6 +115,7 @@ def best_of(
 
     Raises:
         ImpossibleStart: If the data have a finite density at no start.
+        KeyboardInterrupt: If interrupted before the first start was found to have one.
     """
     if len(starts) == 1:
         runners, interrupted = _in_turn(starts, run, limit)
@@ -120,9 +124,12 @@ def best_of(
         runners, interrupted = _together(stack, starts, limit, began, jumps)
     else:
         runners, interrupted = _in_turn(starts, run, min(FEW, limit))
+    if not any(runner.history for runner in runners):
+        # The batch could not begin, perhaps for one start alone.
+        runners, interrupted = _in_turn(starts, run, min(FEW, limit))
     possible = sorted((r for r in runners if r.history), key=lambda r: r.rank, reverse=True)
     if not possible:
-        run(starts[0].params, 0)  # says why there is no density
+        run(starts[0].params, 0)  # says why
     count = max(FEWEST, len(starts) // SHARE)
     for place, runner in enumerate(possible):
         sound = any(other.carried and not other.degenerate for other in possible)
@@ -146,7 +153,7 @@ def _together(
             start.kind,
             track.params,
             track.history,
-            [moment - began for moment in track.moments],
+            [moment - began for moment in track.moments[: len(track.history)]],
             track.passes,
             track.degenerate,
         )
@@ -165,6 +172,10 @@ def _in_turn(starts: Sequence[Start], run: Run, steps: int) -> tuple[list[_Runne
             fit = run(start.params, steps)
         except ImpossibleStart:
             continue
+        except KeyboardInterrupt:
+            if not any(each.history for each in runners):
+                raise
+            return runners, True
         runner.params, runner.fit, runner.degenerate = fit.params, fit, fit.is_degenerate
         runner.history, runner.times = fit.history.tolist(), fit.times.tolist()
         runner.passes, runner.carried = fit.evaluations, fit.converged

@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 
 from ember.inference.answers.labels import numberings
-from ember.inference.degeneracy import Degenerate
+from ember.inference.convergence import StopReason
 from ember.inference.expectation.enumeration import align
 from ember.inference.fit import Fit
 from ember.inference.initialisation import BLEND, params_from
 from ember.inference.plan import Plan
 from ember.inference.starts.clustering import KMEANS_TRIES, cluster, standardise
 from ember.inference.starts.features import features
+from ember.inference.starts.restarts import ImpossibleStart
 
 __all__ = ["check_mixture", "split_and_merge"]
 
@@ -68,25 +69,32 @@ def split_and_merge(plan: Plan, fit: Fit, run: Callable[[Params], Fit], toleranc
         fit: A fit at an optimum.
         run: The whole loop from given parameters.
         tolerance: Share of the objective that counts as a rise.
+
+    An interrupt ends it with the best fit so far.
     """
     found: Fit | None = fit
-    while found is not None:
-        fit = found
-        found = None
-        spent = 0
-        for triple in _candidates(plan, fit.params):
-            try:
-                attempt = run(_exchanged(plan, fit.params, triple))
-            except Degenerate:
-                continue
-            spent += attempt.evaluations
-            last = float(fit.history[-1])
-            rise = float(attempt.history[-1]) - last
-            if not attempt.is_degenerate and rise > tolerance * (1.0 + abs(last)):
-                found = _continued(fit, attempt, spent)
-                break
-        else:
-            fit = dataclasses.replace(fit, evaluations=fit.evaluations + spent)
+    try:
+        while found is not None:
+            fit, found = found, None
+            spent = 0
+            for triple in _candidates(plan, fit.params):
+                try:
+                    attempt = run(_exchanged(plan, fit.params, triple))
+                except (ArithmeticError, RuntimeError, ImpossibleStart):
+                    continue
+                spent += attempt.evaluations
+                last = float(fit.history[-1])
+                rise = float(attempt.history[-1]) - last
+                if not attempt.is_degenerate and rise > tolerance * (1.0 + abs(last)):
+                    found = _continued(fit, attempt, spent)
+                if attempt.stop is StopReason.INTERRUPTED:
+                    raise KeyboardInterrupt
+                if found is not None:
+                    break
+            else:
+                fit = dataclasses.replace(fit, evaluations=fit.evaluations + spent)
+    except KeyboardInterrupt:
+        return dataclasses.replace(found or fit, stop=StopReason.INTERRUPTED)
     return fit
 
 

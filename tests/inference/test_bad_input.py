@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
+from ember.inference.arguments import prepare
 
 X = torch.linspace(-2.0, 3.0, 12, dtype=torch.float64).cos() * 2.0
 COUNTS = torch.tensor([0.0, 1.0, 3.0, 2.0, 7.0, 4.0])
@@ -104,6 +105,38 @@ def test_arrays_and_frames_are_taken_for_tensors() -> None:
     truth = EM(gaussians, seed=0).fit(X).log_posterior
     assert EM(gaussians, seed=0).fit(X.numpy()).log_posterior == truth
     assert EM(gaussians, seed=0).fit(pd.Series(X.numpy())).log_posterior == truth
+
+
+HIDDEN = torch.tensor([True, False, False, False, True, False])
+GAPPY = torch.where(HIDDEN, torch.nan, COUNTS)
+WHOLE = [9, 1, 3, 2, 9, 4]  # at the hidden places, what no fit should see
+NULLABLE = pd.Series(WHOLE, dtype="Int64").mask(pd.Series(HIDDEN.numpy()))
+GAPS: dict[str, Any] = {
+    "masked reals": np.ma.masked_array(np.array(WHOLE, dtype=float), HIDDEN.numpy()),
+    "masked integers": np.ma.masked_array(WHOLE, HIDDEN.numpy()),
+    "nullable series": NULLABLE,
+    "nullable array": NULLABLE.array,
+}
+
+
+@pytest.mark.parametrize("name", GAPS)
+def test_masked_and_nullable_entries_are_missing(name: str) -> None:
+    truth = EM(poissons, seed=0).fit(GAPPY)
+    fit = EM(poissons, seed=0).fit(GAPS[name])
+    assert fit.log_posterior == truth.log_posterior
+    assert torch.equal(fit.params["rates"], truth.params["rates"])
+
+
+def test_what_masks_nothing_stays_whole_numbers() -> None:
+    for whole in (np.ma.masked_array(WHOLE), pd.array(WHOLE, dtype="Int64")):
+        (tensor,) = prepare((whole,), {}).args
+        assert torch.equal(tensor, torch.tensor(WHOLE))
+
+
+def test_data_that_record_gradients_are_constants() -> None:
+    fit = EM(gaussians, seed=0).fit(X.clone().requires_grad_())
+    assert fit.log_posterior == EM(gaussians, seed=0).fit(X).log_posterior
+    assert not any(value.requires_grad for value in fit.params.values())
 
 
 def test_an_error_of_the_model_itself_is_its_own() -> None:
