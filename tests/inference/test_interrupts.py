@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference import EM, Fit, em
+from ember.inference import EM, Fit, em, loop
 from ember.inference.convergence import StopReason
 from ember.inference.plan import Plan
 from ember.inference.starts import split_merge
@@ -24,8 +24,8 @@ STEPS = [
     (Stack, "e_step"),
     (Stack, "m_step"),
     (Structure, "trace"),
-    (em, "maximise"),
-    (em, "idle_entries"),
+    (loop, "maximise"),
+    (loop, "idle_entries"),
     (em, "in_canonical_order"),
     (split_merge, "params_from"),
 ]
