@@ -21,7 +21,7 @@ from ember.inference.convergence import Movement
 from ember.inference.coordinates import Coordinates
 from ember.inference.statistics import Statistics
 
-__all__ = ["EMMap", "Step", "accelerated"]
+__all__ = ["EMMap", "Step", "accelerated", "extrapolated"]
 
 
 class EMMap:
@@ -147,20 +147,38 @@ class _Squarem:
         second: Mapping[str, Tensor],
     ) -> tuple[float, dict[str, Tensor] | None]:
         """The length ``a`` and the parameters there; None where ``a`` is 1 or nothing moves."""
-        x0, x1, x2 = (self._coordinates.flatten(p) for p in (start, first, second))
-        r, v = x1 - x0, x2 - 2.0 * x1 + x0
-        usable = torch.isfinite(r) & torch.isfinite(v) & ~self._coordinates.at_rest(x2)
-        r, v = torch.where(usable, r, 0.0), torch.where(usable, v, 0.0)
-        bend = float(v.norm())
-        if bend == 0.0:
-            return 1.0, None
-        length = min(max(1.0, float(r.norm()) / bend), self._largest)
+        largest = torch.tensor(self._largest, dtype=torch.float64)
+        reached, x = extrapolated(self._coordinates, (start, first, second), largest)
+        length = float(reached)
         if length == 1.0:
             return 1.0, None
-        # Coordinates on the boundary cannot be extrapolated; they take the second EM step.
-        x = torch.where(usable, x0 + 2.0 * length * r + length**2 * v, x2)
         params = self._coordinates.unflatten(x)
         return length, params if _is_finite(params) else None
+
+
+def extrapolated(
+    coordinates: Coordinates,
+    steps: tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor]],
+    largest: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The length ``a`` of SQUAREM's jump and the coordinates there, for any leading dims.
+
+    Coordinates on the boundary cannot be extrapolated; they take the second EM step.
+
+    Args:
+        coordinates: The free reals of the parameters.
+        steps: Where the jump starts, and the parameters after one EM step and after two.
+        largest: The bound on the length, of the leading dims' shape.
+    """
+    x0, x1, x2 = (coordinates.flatten(params) for params in steps)
+    r, v = x1 - x0, x2 - 2.0 * x1 + x0
+    usable = torch.isfinite(r) & torch.isfinite(v) & ~coordinates.at_rest(x2)
+    r, v = torch.where(usable, r, 0.0), torch.where(usable, v, 0.0)
+    bend = v.norm(dim=-1)
+    length = torch.where(bend > 0.0, r.norm(dim=-1) / bend, 1.0)
+    length = torch.minimum(length.clamp_min(1.0), largest)
+    a = length.unsqueeze(-1)
+    return length, torch.where(usable, x0 + 2.0 * a * r + a**2 * v, x2)
 
 
 class _Anderson:

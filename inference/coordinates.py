@@ -8,6 +8,7 @@ from torch.distributions import constraints, transform_to
 
 from ember.inference.statistics import Statistics
 from ember.inference.structure import Parameter
+from ember.inference.supports import base_support
 
 __all__ = ["Coordinates"]
 
@@ -39,11 +40,9 @@ class Coordinates:
 
     def _bound(self, parameter: Parameter) -> float:
         """The size from which on a coordinate is at rest; a real one never is."""
-        support = parameter.support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
         if parameter.name in self._roots:
             return torch.inf
+        support = base_support(parameter.support)
         if support in (constraints.simplex, constraints.unit_interval):
             return LEAST["probability"]
         is_positive = support in (constraints.positive, constraints.nonnegative)

@@ -48,6 +48,7 @@ from ember.inference.starts.clustering import KMEANS_TRIES, cluster, levels, sta
 from ember.inference.starts.features import dims_of, features, windows
 from ember.inference.starts.prior_draws import draw_from_priors
 from ember.inference.starts.weights import weights_of
+from ember.inference.supports import base_support
 
 __all__ = [
     "check_params",
@@ -142,8 +143,7 @@ def check_params(plan: Plan, params: Mapping[str, Any], partial: bool = False) -
 
 def _within(support: Any, value: Tensor) -> bool:
     """Whether a value lies in a support or at its lower bound, which an M-step may reach."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = base_support(support)
     if isinstance(support, constraints.greater_than):
         return bool((value >= support.lower_bound).all())
     return bool(torch.as_tensor(support.check(value)).all())

@@ -31,7 +31,7 @@ from ember.inference.slots import Slot
 from ember.inference.statistics import Group, Statistics
 from ember.inference.structure import Parameter
 from ember.inference.superposition import Superposed, SuperposedRate
-from ember.inference.supports import is_natural, shown
+from ember.inference.supports import all_within, is_natural, shown
 
 __all__ = ["Update", "maximise", "updates"]
 
@@ -84,7 +84,7 @@ def maximise(plan: Plan, statistics: Statistics) -> dict[str, Tensor]:
                 found = _coefficients(plan, update, statistics, params)
             else:
                 found = {update.name: _closed_form(plan, update, statistics, params)}
-            if update.how == IN_SUPPORT and not _in_support(plan, found):
+            if update.how == IN_SUPPORT and not all_within(plan.structure.parameters, found):
                 numeric += found
             else:
                 params.update(found)
@@ -160,11 +160,6 @@ def _choose(plan: Plan, parameter: Parameter) -> Update:
         return Update(name, "closed form", reason, first.kind, link, usages)
     reason += f"; numerical where it leaves the support {shown(parameter.support)}"
     return Update(name, IN_SUPPORT, reason, first.kind, link, usages)
-
-
-def _in_support(plan: Plan, params: Mapping[str, Tensor]) -> bool:
-    known = plan.structure.parameters
-    return all(bool(torch.as_tensor(known[n].support.check(v)).all()) for n, v in params.items())
 
 
 def _arguments(plan: Plan, site: str, name: str) -> list[str]:
@@ -348,7 +343,7 @@ def _numerical(
     with torch.no_grad():
         moved = coordinates.unflatten(best)
         for name, value in moved.items():
-            if not _in_support(plan, {name: value}):
+            if not all_within(plan.structure.parameters, {name: value}):
                 # So near to an open edge of the support that rounding took it there.
                 moved[name] = torch.nextafter(value, params[name])
     return {**params, **{name: value.detach().clone() for name, value in moved.items()}}

@@ -1,12 +1,14 @@
-"""Supports of parameters, and whether a closed form of the M-step can leave them."""
+"""Supports of parameters: what they are of, and whether values and closed forms stay in them."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pyro.distributions.constraints as constraints
 import torch
+from torch import Tensor
 
-__all__ = ["is_natural", "shown"]
+__all__ = ["all_within", "base_support", "is_natural", "shown"]
 
 REAL = ("real", "real_vector")
 MATRICES = ("positive_definite", "lower_cholesky", "softplus_lower_cholesky")
@@ -20,7 +22,7 @@ def is_natural(kind: str, link: str, support: Any) -> bool:
         link: How the parameter feeds it.
         support: The constraint under which the model declares the parameter.
     """
-    base = _base(support)
+    base = base_support(support)
     if kind in ("location", "vector", "coefficients") or link in ("exp", "sigmoid", "softmax"):
         return _is_one_of(base, REAL)
     if kind == "rate":
@@ -32,16 +34,23 @@ def is_natural(kind: str, link: str, support: Any) -> bool:
 
 def shown(support: Any) -> str:
     """A support as a reader of the model knows it, such as "Interval(0.5, 2.5)"."""
-    base = _base(support)
+    base = base_support(support)
     named = next((n for n in constraints.__all__ if getattr(constraints, n) is base), "")
     limits = [f"{bound:g}" for bound in _bounds(base) or () if bound is not None]
     return named or f"{type(base).__name__.strip('_')}({', '.join(limits)})"
 
 
-def _base(support: Any) -> Any:
+def base_support(support: Any) -> Any:
+    """The support of one entry (or vector, or matrix) of a parameter of many."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support
+
+
+def all_within(parameters: Mapping[str, Any], params: Mapping[str, Tensor]) -> bool:
+    """Whether every value lies in the support that the model declares for its parameter."""
+    checks = (parameters[name].support.check(value) for name, value in params.items())
+    return all(bool(torch.as_tensor(each).all()) for each in checks)
 
 
 def _is_one_of(support: Any, names: tuple[str, ...]) -> bool:

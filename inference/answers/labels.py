@@ -22,6 +22,7 @@ from ember.inference.plan import Plan
 from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.parameter_maps import probe_values
 from ember.inference.shapes import prepend_dims
+from ember.inference.supports import all_within
 
 if TYPE_CHECKING:
     from ember.inference.fit import Fit
@@ -159,7 +160,9 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
                 continue
             moved = permute(plan, found, latent, order)
             elsewhere = permute(plan, probe, latent, order)
-            if _in_support(plan, moved) and _same_density(plan, probe, elsewhere):
+            if all_within(plan.structure.parameters, moved) and _same_density(
+                plan, probe, elsewhere
+            ):
                 found = moved
     return found
 
@@ -357,19 +360,13 @@ def _same_data(one: Plan, two: Plan) -> bool:
     )
 
 
-def _in_support(plan: Plan, params: Params) -> bool:
-    """Whether every parameter is a valid value of its site."""
-    known = plan.structure.parameters.values()
-    return all(bool(torch.as_tensor(p.support.check(params[p.name])).all()) for p in known)
-
-
 def _same_density(plan: Plan, before: Params, after: Params) -> bool:
     """Whether renumbering left the log joint as it was, as it must for exchangeable states.
 
     A density may go on outside the support (that of ordered locations does), where no fit may end.
     Where the model cannot be evaluated, nothing is known, and the numbers stay.
     """
-    if not _in_support(plan, after):
+    if not all_within(plan.structure.parameters, after):
         return False
     with torch.no_grad():
         try:

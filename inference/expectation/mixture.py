@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.enumeration import Factor, same_scale
-from ember.inference.factors import FormFactor
+from ember.inference.factors import FormFactor, at_cells
 
 __all__ = ["MixtureKernel", "mixture_kernel"]
 
@@ -58,8 +58,8 @@ class MixtureKernel:
             The log evidence ``(R,)`` and, for each group, its gradient ``(R, C, P)``.
         """
         prior_key, prior = self.prior
-        log_weights = (natural[prior_key][:, prior.cells].flatten(2) @ prior.statistics).flatten(1)
-        blocks = [natural[key][:, form.cells].flatten(2) for key, form in self.data]
+        log_weights = prior.log_prob(natural[prior_key])
+        blocks = [at_cells(natural[key], form.cells).flatten(2) for key, form in self.data]
         sizes = [block.shape[2] for block in blocks]
         total, sums, counts = self._sweep(torch.cat(blocks, 2), log_weights)
         gradients = {key: torch.zeros_like(eta) for key, eta in natural.items()}

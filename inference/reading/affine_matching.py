@@ -25,6 +25,7 @@ from ember.inference.reading.predictors import Predictor
 from ember.inference.reading.recognition import unwrap
 from ember.inference.shapes import compact
 from ember.inference.structure import Structure
+from ember.inference.supports import base_support
 
 __all__ = ["Moves", "match_affine"]
 
@@ -158,15 +159,11 @@ def _sources(
 
 
 def _is_real(support: Any) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support is constraints.real or support is constraints.real_vector
+    return base_support(support) in (constraints.real, constraints.real_vector)
 
 
 def _is_positive(support: Any) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support in (constraints.positive, constraints.nonnegative)
+    return base_support(support) in (constraints.positive, constraints.nonnegative)
 
 
 def _weights(

@@ -24,6 +24,7 @@ from torch.distributions import constraints, transform_to
 from ember.inference.families import safe_log
 from ember.inference.shapes import append_dims, unexpanded
 from ember.inference.structure import Parameter, Structure
+from ember.inference.supports import base_support
 
 __all__ = ["ArgumentMap", "ArgumentValues", "Table", "match_argument", "probe_values"]
 
@@ -212,8 +213,7 @@ def _eligible(
 
 
 def _is_positive(support: Any) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = base_support(support)
     bound = getattr(support, "lower_bound", None)
     if support in (constraints.simplex, constraints.unit_interval, positive_ordered_vector):
         return True

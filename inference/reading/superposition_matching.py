@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
 from ember.inference.reading.affine import joined
@@ -31,6 +30,7 @@ from ember.inference.reading.operators import (
 from ember.inference.reading.recognition import unwrap
 from ember.inference.structure import Structure
 from ember.inference.superposition import Operator, SuperposedRate
+from ember.inference.supports import base_support
 
 __all__ = ["match_superposition"]
 
@@ -138,8 +138,7 @@ def _leaves(output: Tensor) -> set[int]:
 
 def _is_half_line(support: Any) -> bool:
     """Whether a support is all of the non-negative (or positive) numbers, entry by entry."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = base_support(support)
     lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
     return lower is not None and upper is None and bool((torch.as_tensor(lower) == 0).all())
 

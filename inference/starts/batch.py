@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ember.inference.acceleration import extrapolated
 from ember.inference.convergence import Monitor
 from ember.inference.coordinates import Coordinates
 from ember.inference.families import IMPOSSIBLE
@@ -115,17 +116,9 @@ class _Batch:
 
     def _jump(self, start: Params, first: State, second: Params) -> State:
         """The state after the jump of each start, or after its EM step where that is higher."""
-        x0, x1, x2 = (self._coordinates.flatten(p) for p in (start, first.params, second))
-        r, v = x1 - x0, x2 - 2.0 * x1 + x0
-        usable = torch.isfinite(r) & torch.isfinite(v) & ~self._coordinates.at_rest(x2)
-        r, v = torch.where(usable, r, 0.0), torch.where(usable, v, 0.0)
-        length = (r.norm(dim=1) / v.norm(dim=1)).nan_to_num(nan=1.0, posinf=1.0)
-        length = torch.minimum(length.clamp_min(1.0), self._largest)
-        a = length.unsqueeze(1)
-        # Coordinates on the boundary cannot be extrapolated; they take the second EM step.
-        target = torch.where(usable, x0 + 2.0 * a * r + a * a * v, x2)
-        far = (length > 1.0) & (torch.isfinite(target) | ~usable).all(1)
-        goal = second
+        steps = (start, first.params, second)
+        length, target = extrapolated(self._coordinates, steps, self._largest)
+        far, goal = length > 1.0, second
         if bool(far.any()):
             jumped = self._coordinates.unflatten(torch.where(far.unsqueeze(1), target, 0.0))
             finite = [each.isfinite().reshape(len(far), -1).all(1) for each in jumped.values()]

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import align
 from ember.inference.plan import Plan
 from ember.inference.reading.lookup import MANY_LEVELS, levels_of
 
-__all__ = ["dims_of", "features", "windows"]
+__all__ = ["dims_of", "features", "inside_chain", "windows"]
 
 
 def dims_of(plan: Plan, name: str) -> tuple[str, ...]:
@@ -57,18 +58,23 @@ def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:
     return value.permute(*first, *rest).reshape(rows, -1)
 
 
+def inside_chain(chain: Chain, plates: tuple[str, ...]) -> Tensor:
+    """Which steps belong to a chain, ``(T, *plates)``, dims of size 1 where it makes no odds."""
+    order = torch.arange(chain.steps).reshape(-1, *(1,) * len(plates))
+    if chain.lengths is None:
+        return order < chain.steps
+    dims, lengths = chain.lengths
+    return order < align(lengths, dims, plates)
+
+
 def windows(plan: Plan, name: str, rows: Tensor) -> Tensor:
     """Each step of a chain next to the one before and the one after it, which may be missing."""
     places = plan.places(name)
     chain = plan.chains[name]
     time = places.index(chain.time)
     steps = rows.reshape(*(plan.sizes[s] for s in places), -1).movedim(time, 0)
-    if chain.lengths is not None:
-        dims, lengths = chain.lengths
-        plates = tuple(place for i, place in enumerate(places) if i != time)
-        order = torch.arange(len(steps)).reshape(-1, *(1,) * len(plates))
-        inside = order < align(lengths, dims, plates)
-        steps = torch.where(inside.unsqueeze(-1), steps, torch.nan)
+    inside = inside_chain(chain, tuple(place for i, place in enumerate(places) if i != time))
+    steps = torch.where(inside.unsqueeze(-1), steps, torch.nan)
     edge = torch.full_like(steps[:1], torch.nan)
     three = torch.cat([steps, torch.cat([edge, steps[:-1]]), torch.cat([steps[1:], edge])], -1)
     return three.movedim(0, time).reshape(len(rows), -1)

@@ -117,16 +117,13 @@ def best_of(
         ImpossibleStart: If the data have a finite density at no start.
         KeyboardInterrupt: If interrupted before the first start was found to have one.
     """
-    if len(starts) == 1:
-        runners, interrupted = _in_turn(starts, run, limit)
-    elif can_stack(plan):
-        stack = Stack(plan, maximum)
-        runners, interrupted = _together(stack, starts, limit, began, jumps)
-    else:
-        runners, interrupted = _in_turn(starts, run, min(FEW, limit))
+    runners, interrupted = list[_Runner](), False
+    if len(starts) > 1 and can_stack(plan):
+        runners, interrupted = _together(Stack(plan, maximum), starts, limit, began, jumps)
     if not any(runner.history for runner in runners):
-        # The batch could not begin, perhaps for one start alone.
-        runners, interrupted = _in_turn(starts, run, min(FEW, limit))
+        # There is no batch, or it could not begin, perhaps for one start alone.
+        steps = limit if len(starts) == 1 else min(FEW, limit)
+        runners, interrupted = _in_turn(starts, run, steps)
     possible = sorted((r for r in runners if r.history), key=lambda r: r.rank, reverse=True)
     if not possible:
         run(starts[0].params, 0)  # says why

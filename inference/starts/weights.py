@@ -8,7 +8,7 @@ from torch import Tensor
 from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import align
 from ember.inference.plan import Plan
-from ember.inference.starts.features import dims_of
+from ember.inference.starts.features import dims_of, inside_chain
 
 __all__ = ["weights_of"]
 
@@ -49,10 +49,7 @@ def _chain_weights(
     """Of a chain's first state and of its moves, neighbouring steps independent or ``stay``ing."""
     *plates, time, state = dims = dims_of(plan, name)
     each = align(responsibilities, dims, (time, *plates, state))
-    if chain.lengths is not None:
-        own, lengths = chain.lengths
-        order = torch.arange(chain.steps).reshape(-1, *(1,) * len(plates))
-        each = each * (order < align(lengths, own, tuple(plates))).unsqueeze(-1)
+    each = each * inside_chain(chain, tuple(plates)).unsqueeze(-1)
     scale = plan.scales[name]
     weighed = each
     if scale is not None:

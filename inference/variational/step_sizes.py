@@ -24,6 +24,7 @@ from torch.distributions import biject_to, constraints, transform_to
 
 from ember.inference.plan import Plan
 from ember.inference.structure import Parameter
+from ember.inference.supports import base_support
 
 __all__ = ["ScaledAdam", "curvatures", "natural_lengths"]
 
@@ -173,9 +174,7 @@ def _observations(plan: Plan) -> float:
 
 def _has_units(parameter: Parameter, shape: torch.Size) -> Tensor:
     """Which unconstrained coordinates are in the units of the data: True for each that is."""
-    support: Any = parameter.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = base_support(parameter.support)
     if any(support is real for real in REALS):
         return torch.ones(shape, dtype=torch.bool)
     if not any(support is matrix for matrix in MATRICES):

@@ -1,17 +1,16 @@
 """Forward-backward and Viterbi against every path, 50-digit arithmetic, and very long chains."""
 
 import dataclasses
-import functools
 import itertools
 
-import mpmath
 import pytest
 import torch
 from torch import Tensor
 
-from ember.inference.expectation import chain, chain_blocks, chain_log, chain_scaled
+from ember.inference.expectation import chain, chain_log, chain_scaled
 from ember.inference.expectation.chain import Potentials, chain_log_evidence
 from ember.inference.expectation.chain_step import Chain, ChainStep
+from tests.inference.chain_checks import fifty_digits, in_blocks, only_log_space
 
 T, R, K = 6, 3, 3
 
@@ -45,10 +44,6 @@ def every_path(chains: Potentials, r: int) -> tuple[list[tuple[int, ...]], Tenso
     return paths, torch.stack(joints)
 
 
-def only_log_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain, "scaled_forward_backward", lambda chains: None)
-
-
 @pytest.mark.parametrize("in_log_space", [False, True])
 @pytest.mark.parametrize("blocks", [1, 2, 3, 6])
 @pytest.mark.parametrize("lengths", [None, torch.tensor([6, 3, 1])])
@@ -62,9 +57,7 @@ def test_evidence_gradient_and_best_path_equal_every_path(
     in_log_space: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cut = functools.partial(chain_blocks.cut, count=blocks)
-    monkeypatch.setattr(chain_scaled, "cut", cut)
-    monkeypatch.setattr(chain_log, "cut", cut)
+    in_blocks(monkeypatch, blocks)
     if in_log_space:
         only_log_space(monkeypatch)
     chains = random_chains(times, own, lengths)
@@ -120,32 +113,11 @@ def test_nearly_deterministic_chain_against_fifty_digits(
     emission = 5.0 * torch.randn(steps, 1, states)
     initial = torch.tensor([[0.2, 0.3, 0.5]]).log()
     emission.requires_grad_()
-    evidence = chain_log_evidence(Potentials(initial, matrix.log()[None, None], emission)).sum()
+    chains = Potentials(initial, matrix.log()[None, None], emission)
+    evidence = chain_log_evidence(chains).sum()
     (marginals,) = torch.autograd.grad(evidence, emission)
-
-    mp = mpmath.mp.clone()
-    mp.dps = 50
-    moves = [[mp.mpf(float(p)) for p in row] for row in matrix.log().exp()]
-    weights = [[mp.exp(mp.mpf(float(v))) for v in row[0]] for row in emission.detach()]
-    forward = [[mp.exp(mp.mpf(float(initial[0, k]))) * weights[0][k] for k in range(states)]]
-    for w in weights[1:]:
-        last = forward[-1]
-        sums = [mp.fsum(last[i] * moves[i][j] for i in range(states)) for j in range(states)]
-        forward.append([s * v for s, v in zip(sums, w, strict=True)])
-    backward = [[mp.mpf(1)] * states]
-    for w in reversed(weights[1:]):
-        after = [b * v for b, v in zip(backward[0], w, strict=True)]
-        backward.insert(
-            0, [mp.fsum(moves[i][j] * after[j] for j in range(states)) for i in range(states)]
-        )
-    total = mp.fsum(forward[-1])
-    assert float(evidence.detach()) == pytest.approx(float(mp.log(total)), rel=1e-13)
-    truth = torch.tensor(
-        [
-            [float(f * b / total) for f, b in zip(fs, bs, strict=True)]
-            for fs, bs in zip(forward, backward, strict=True)
-        ]
-    )
+    exact, truth = fifty_digits(chains)
+    assert float(evidence.detach()) == pytest.approx(exact, rel=1e-13)
     torch.testing.assert_close(marginals[:, 0], truth, rtol=1e-9, atol=1e-14)
 
 
@@ -187,9 +159,7 @@ def test_blocks_do_not_change_a_long_chain(monkeypatch: pytest.MonkeyPatch) -> N
     chains = Potentials(torch.zeros(2, 3).log_softmax(-1), matrix[None, None], emission, lengths)
     results = []
     for blocks in (1, 7, 31, 300):
-        cut = functools.partial(chain_blocks.cut, count=blocks)
-        monkeypatch.setattr(chain_scaled, "cut", cut)
-        monkeypatch.setattr(chain_log, "cut", cut)
+        in_blocks(monkeypatch, blocks)
         smoothed = chain_scaled.scaled_forward_backward(chains)
         assert smoothed is not None
         path, best = chain_log.viterbi(chains)
@@ -210,9 +180,7 @@ def test_chains_that_share_a_matrix_are_as_if_each_had_its_own(
     in_log_space: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cut = functools.partial(chain_blocks.cut, count=blocks)
-    monkeypatch.setattr(chain_scaled, "cut", cut)
-    monkeypatch.setattr(chain_log, "cut", cut)
+    in_blocks(monkeypatch, blocks)
     if in_log_space:
         only_log_space(monkeypatch)
     rows, groups = 6, 2

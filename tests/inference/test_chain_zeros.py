@@ -1,15 +1,14 @@
 """Chains with moves, first states and data of probability zero: the scaled recursions hold."""
 
-import functools
 import itertools
 
-import mpmath
 import pytest
 import torch
 from torch import Tensor
 
-from ember.inference.expectation import chain, chain_blocks, chain_log, chain_scaled
+from ember.inference.expectation import chain_log, chain_scaled
 from ember.inference.expectation.chain import Potentials, chain_log_evidence
+from tests.inference.chain_checks import fifty_digits, in_blocks, only_log_space
 
 K = 3
 
@@ -52,7 +51,7 @@ def with_zeros(tensor: Tensor, share: float) -> Tensor:
 def test_random_zeros_equal_every_path(
     times: int, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chain_scaled, "cut", functools.partial(chain_blocks.cut, count=blocks))
+    in_blocks(monkeypatch, blocks)
     steps, tried = 5, 0
     paths = torch.tensor(list(itertools.product(range(K), repeat=steps)))
     for _ in range(60):
@@ -94,27 +93,9 @@ def test_a_left_right_chain_against_fifty_digits(gap: float) -> None:
     chains = left_right(steps, states, gap)
     assert is_scaled(chains)
     evidence, _, _, marginals = expectations(chains)
-    mp = mpmath.mp.clone()
-    mp.dps = 50
-    moves = [[mp.exp(mp.mpf(float(v))) for v in row] for row in chains.transition[0, 0]]
-    weights = [[mp.exp(mp.mpf(float(v))) for v in row[0]] for row in chains.emission]
-    forward = [[weights[0][0], *[mp.mpf(0)] * (states - 1)]]
-    for w in weights[1:]:
-        last = forward[-1]
-        sums = [mp.fsum(last[i] * moves[i][j] for i in range(states)) for j in range(states)]
-        forward.append([s * v for s, v in zip(sums, w, strict=True)])
-    backward = [[mp.mpf(1)] * states]
-    for w in reversed(weights[1:]):
-        after = [b * v for b, v in zip(backward[0], w, strict=True)]
-        sums = [mp.fsum(moves[i][j] * after[j] for j in range(states)) for i in range(states)]
-        backward.insert(0, sums)
-    total = mp.fsum(forward[-1])
-    assert float(evidence) == pytest.approx(float(mp.log(total)), rel=1e-14)
-    truth = [
-        [float(f * b / total) for f, b in zip(fs, bs, strict=True)]
-        for fs, bs in zip(forward, backward, strict=True)
-    ]
-    torch.testing.assert_close(marginals[:, 0], torch.tensor(truth), rtol=1e-11, atol=1e-14)
+    exact, truth = fifty_digits(chains)
+    assert float(evidence) == pytest.approx(exact, rel=1e-14)
+    torch.testing.assert_close(marginals[:, 0], truth, rtol=1e-11, atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +107,7 @@ def test_a_long_left_right_chain_as_in_log_space(
     chains = left_right(steps, 5, gap, rows)
     assert is_scaled(chains)
     ours = expectations(chains)
-    monkeypatch.setattr(chain, "scaled_forward_backward", lambda chains: None)
+    only_log_space(monkeypatch)
     for one, other in zip(ours, expectations(chains), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
@@ -138,7 +119,7 @@ def test_a_state_may_come_back_in_between(blocks: int, monkeypatch: pytest.Monke
     Going forward the winner is lost in the first third, going backward in the last: where they
     meet both recursions agree on the loser.
     """
-    monkeypatch.setattr(chain_scaled, "cut", functools.partial(chain_blocks.cut, count=blocks))
+    in_blocks(monkeypatch, blocks)
     emission = torch.zeros(120, 1, 2)
     emission[:40, 0, 1], emission[80:, 0, 1] = -50.0, -50.0
     emission[40:80, 0, 0] = -125.0
