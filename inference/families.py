@@ -233,6 +233,8 @@ class MultivariateNormal(Family):
 class Regression(Family):
     """``T = (1, vech(u u'))`` with ``u = (x, y)``: coefficients ``b`` and precision ``r`` of ``y``.
 
+    Both are in the coordinates of a frame (``design.py``), in which their products lose no digits.
+
     The log density is ``(log r - r (y - x'b)^2) / 2`` up to a constant.
     """
 
@@ -248,7 +250,7 @@ class Regression(Family):
 
     def contribution(self, slot: int, statistics: Tensor, slots: Slots) -> list[Tensor]:
         b, r = slots
-        squares = statistics[..., 1 + _vech_positions(b.shape[-1] + 1)]
+        squares = self.products(statistics, b.shape[-1] + 1)
         if slot == 0:
             weight = r[:, None, None]
             return [(weight * squares)[:, :-1, -1], weight * squares[:, :-1, :-1]]
@@ -261,6 +263,18 @@ class Regression(Family):
         """``T`` of shape ``(..., P)`` with ``P = 1 + (F + 1)(F + 2) / 2``."""
         rows, columns, _ = _vech_indices(u.shape[-1])
         return torch.cat([torch.ones_like(u[..., :1]), u[..., rows] * u[..., columns]], -1)
+
+    @staticmethod
+    def products(statistics: Tensor, dim: int) -> Tensor:
+        """The sum of ``u u'`` of each cell, ``(C, F + 1, F + 1)``."""
+        return statistics[..., 1 + _vech_positions(dim)]
+
+    @staticmethod
+    def turned(statistics: Tensor, turn: Tensor) -> Tensor:
+        """Statistics of ``turn @ u`` from those of ``u``."""
+        rows, columns, _ = _vech_indices(len(turn))
+        squares = turn @ Regression.products(statistics, len(turn)) @ turn.mT
+        return torch.cat([statistics[..., :1], squares[..., rows, columns]], -1)
 
 
 @functools.cache

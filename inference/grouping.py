@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.design import Frame, frame_of
 from ember.inference.factors import Site
 from ember.inference.shapes import append_dims
 from ember.inference.statistics import Group
@@ -33,7 +34,12 @@ def group_sites(
         indices = [p.reshape(row.shape[:-1]) for p, row in zip(places, rows, strict=True)]
         form = pooled[0].form
         assert form is not None
-        at_entry, at_cell = _references(pooled, indices, len(combinations))
+        at_entry: Any
+        at_cell: Tensor | Frame | None
+        if form.design is not None:
+            at_entry = at_cell = _frame(pooled)
+        else:
+            at_entry, at_cell = _references(pooled, indices, len(combinations))
         groups[key] = Group(key, form.family, form.slots, combinations, at_cell)
         for site, index in zip(pooled, indices, strict=True):
             cells[site.name] = (key, index, at_entry)
@@ -54,6 +60,21 @@ def cells_of(site: Site) -> Tensor:
     rows = _slot_rows(site)
     flat: Tensor = torch.unique(_flat(rows), dim=0, return_inverse=True)[1]
     return flat.reshape(rows.shape[:-1])
+
+
+def _frame(pooled: list[Site]) -> Frame:
+    """The frame of the designs of all sites together."""
+    rows = []
+    for site in pooled:
+        assert site.form is not None
+        assert site.form.design is not None
+        x, y, weights = site.form.design(site.value)
+        if site.mask is not None:
+            shape = torch.broadcast_shapes(weights.shape, site.mask.shape)
+            weights = torch.where(site.mask, weights, 0.0)
+            x, y = x.expand(*shape, x.shape[-1]), y.expand(shape)
+        rows.append((x.reshape(-1, x.shape[-1]), y.reshape(-1), weights.reshape(-1)))
+    return frame_of(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
 def _references(

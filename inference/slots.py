@@ -75,12 +75,15 @@ class Form:
     """A site in exponential-family form.
 
     ``indices`` holds, for each slot, the row of its table (batch-shaped); ``statistics(value)``
-    gives ``T`` of shape ``(*batch, P)`` and the base measure ``h``, or None where it is zero.
+    gives ``T`` of shape ``(*batch, P)`` and the base measure ``h``, or None where it is zero. The
+    second argument is what the data are measured from: the mean of what ``centred`` gives, or in a
+    regression the frame of the features, responses and weights that ``design`` gives.
     """
 
     family: Family
     slots: tuple[Slot, ...]
     indices: tuple[Tensor, ...]
-    statistics: Callable[[Tensor, Tensor | float], tuple[Tensor, Tensor | None]]
+    statistics: Callable[[Tensor, Any], tuple[Tensor, Tensor | None]]
     event_dim: int = 0
     centred: Callable[[Tensor], Tensor] | None = None
+    design: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None

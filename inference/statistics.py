@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ember.inference.families import Family
+from ember.inference.design import Frame
+from ember.inference.families import Family, Regression
 from ember.inference.slots import Slot
 
 if TYPE_CHECKING:
@@ -24,19 +25,22 @@ class Group:
     """Sites of one family that read the same slots; their statistics are pooled, cell by cell.
 
     A *cell* is a combination of slot rows: ``cells`` has shape ``(C, slots)``. ``reference`` is
-    subtracted from the data and from the location, so that squares lose no digits.
+    subtracted from the data and from the location, so that squares lose no digits; that of a
+    regression is a frame of its features.
     """
 
     key: tuple[Any, ...]
     family: Family
     slots: tuple[Slot, ...]
     cells: Tensor
-    reference: Tensor | None = None
+    reference: Tensor | Frame | None = None
 
     def slot_values(self, params: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The value of each slot in each cell; a location is relative to the reference."""
         values = [slot.values(params)[self.cells[:, i]] for i, slot in enumerate(self.slots)]
-        if self.reference is not None:
+        if isinstance(self.reference, Frame):
+            values[0] = self.reference.relative(values[0])
+        elif self.reference is not None:
             values[0] = values[0] - self.reference
         return tuple(values)
 
@@ -63,7 +67,7 @@ class Group:
         """The canonical coefficients of one slot in each cell, locations absolute."""
         values = self.slot_values(params)
         coefficients = self.family.contribution(slot, statistics, values)
-        if slot == 0 and self.reference is not None:
+        if slot == 0 and isinstance(self.reference, Tensor):
             linear, precision = coefficients
             if self.slots[0].kind == "vector":
                 moved = (precision @ self.reference.unsqueeze(-1)).squeeze(-1)
@@ -155,8 +159,12 @@ def _merge(one: tuple[Group, Tensor], other: tuple[Group, Tensor]) -> tuple[Grou
     (left, left_statistics), (right, right_statistics) = one, other
     cells, place = torch.unique(torch.cat([left.cells, right.cells]), dim=0, return_inverse=True)
     in_left, in_right = place[: len(left.cells)], place[len(left.cells) :]
-    reference = None
-    if left.reference is not None and right.reference is not None:
+    reference: Tensor | Frame | None = None
+    if isinstance(left.reference, Frame) and isinstance(right.reference, Frame):
+        reference = left.reference
+        turn = reference.from_other(right.reference)
+        right_statistics = Regression.turned(right_statistics, turn)
+    elif isinstance(left.reference, Tensor) and isinstance(right.reference, Tensor):
         reference = left.reference.new_zeros((len(cells), *left.reference.shape[1:]))
         reference[in_right] = right.reference
         reference[in_left] = left.reference

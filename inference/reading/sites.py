@@ -190,7 +190,8 @@ def _family(
             if superposed is not None:
                 maps[argument] = (argument, superposed)
                 continue
-        if found is None and probes.moves is not None:
+        if probes.moves is not None and (found is None or _multiplies(found[1])):
+            # A number that multiplies one parameter may hide others in its rounding.
             domain = arguments[0][argument][0][0]
             affine = match_affine(name, predictors_of(base, argument, domain), probes.moves)
             if affine is not None:
@@ -211,6 +212,12 @@ def _family(
     if isinstance(form, str):
         return None, density, form
     return form, density, ""
+
+
+def _multiplies(found: ArgumentMap) -> bool:
+    """Whether a real argument is a parameter's entry times a number."""
+    coefficients = found.coefficient[found.coefficient != 0]
+    return found.domain == "real" and found.space == "raw" and bool((coefficients != 1.0).any())
 
 
 def _match(

@@ -88,7 +88,7 @@ def _group(group: Group, shapes: Mapping[str, torch.Size], count: int) -> Group:
         for i, slot in enumerate(group.slots)
     ]
     reference = group.reference
-    if reference is not None:
+    if isinstance(reference, Tensor):  # a frame of features is that of all values
         reference = reference.repeat(count, *(1,) * (reference.dim() - 1))
     slots = tuple(_slot(slot, shapes, count) for slot in group.slots)
     return Group(group.key, group.family, slots, torch.stack(columns, 1), reference)
