@@ -17,17 +17,16 @@ from pyro.infer import config_enumerate
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_site_shape
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ember.inference.arguments import Arguments, Promoted
 from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
+from ember.inference.reading.enumeration_checks import check_dims
 from ember.inference.reading.model_errors import tidy_errors
 from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
-    batch_shape,
     check_declared,
     check_given,
     check_local,
@@ -84,6 +83,26 @@ class Structure:
         chains = (c.initial for c in self.composites if c.steps is not None)
         wanted = {*self.latent, *self.observed, *chains}
         return tuple(name for name in self.plates if name in wanted)
+
+    @property
+    def plain_factors(self) -> list[str]:
+        """Names of the factors that are sites of the model as it is written."""
+        parts = {name for c in self.composites for name in (c.site, c.latent, c.initial)}
+        return [name for name in self.factor_names if name not in parts]
+
+    @property
+    def enumerated(self) -> list[str]:
+        """Names of the latent sites that Pyro enumerates."""
+        return [name for name in self.plain_factors if name in self.latent]
+
+    def single(self, params: Mapping[str, Tensor], first: int) -> tuple[Trace, dict[str, int]]:
+        """Runs the model at ``params`` with one value for each latent site, as numbered."""
+        at = _At(params, fix_latents=True, first=first)
+        with validation_enabled(False), at, Promoted():
+            trace = poutine.trace(self.model).get_trace(
+                *self.arguments.args, **self.arguments.kwargs
+            )
+        return trace, at.chosen
 
     def trace(self, params: Mapping[str, Tensor]) -> Trace:
         """Runs the model at ``params`` with every latent site enumerated, dims named."""
@@ -196,14 +215,9 @@ def read_structure(
         trace, again = structure.trace(at_start), structure.trace(at_start)
     check_repeatable(trace, again)
     check_local(plain, trace, parameters)
-    parts = {name for c in composites for name in (c.site, c.latent, c.initial)}
-    for name in structure.factor_names:
-        if name in parts:
-            continue
-        site = trace.nodes[name]
-        # Pyro's own shape rules; they look at the shape of the log probability only.
-        shape = batch_shape(name, site)
-        check_site_shape({**site, "log_prob": torch.empty(()).expand(shape)}, nesting)
+    enumerated = structure.enumerated
+    for name in structure.plain_factors:
+        check_dims(name, trace.nodes[name], nesting, enumerated)
     for name in observed:
         check_observed(name, trace.nodes[name])
     return Structure(**{**structure.__dict__, "signature": _signature(trace)}), trace
@@ -225,10 +239,16 @@ class _At(Messenger):
     """Fixes parameter sites at given values, others at their default start; never draws them."""
 
     def __init__(
-        self, params: Mapping[str, Tensor], fix_latents: bool = False, draw_data: bool = False
+        self,
+        params: Mapping[str, Tensor],
+        fix_latents: bool = False,
+        draw_data: bool = False,
+        first: int | None = None,
     ) -> None:
         super().__init__()
         self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
+        self.first = first  # number of the first latent's value; the others' follow, each by one
+        self.chosen: dict[str, int] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if self.draw_data and msg["is_observed"] and not _is_computed(msg):
@@ -242,7 +262,9 @@ class _At(Messenger):
             msg["infer"]["enumerate"] = "parallel"  # whatever the model asks for
             if self.fix_latents and getattr(msg["fn"], "has_enumerate_support", False):
                 # One value for all rows: a draw for each would gather a parameter for each.
-                msg["value"] = msg["fn"].enumerate_support(expand=False)[0]
+                values = msg["fn"].enumerate_support(expand=False)
+                number = 0 if self.first is None else (self.first + len(self.chosen)) % len(values)
+                msg["value"], self.chosen[msg["name"]] = values[number], number
                 msg["done"] = True
             return
         if msg["name"] in self.params:
