@@ -322,8 +322,11 @@ class Plan:
     # -- the objective and what the M-step maximises --------------------------------------------
 
     def log_prior(self, params: Params) -> Tensor:
-        """The log prior density of the parameter sites; zero for maximum likelihood."""
-        total = torch.zeros((), dtype=torch.float64)
+        """The log prior density of the parameter sites; zero for maximum likelihood.
+
+        That of parameters held by ``pyro.condition`` is a constant of it.
+        """
+        total = torch.as_tensor(self.notes["held_density"], dtype=torch.float64)
         asked = self.asked_log_probs(
             params, [n for n, prior in self.priors.items() if prior.site.density is None]
         )

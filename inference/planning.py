@@ -14,6 +14,7 @@ from ember.inference.factors import FormFactor, Site
 from ember.inference.grouping import group_of, group_sites
 from ember.inference.missing import GapFactor, compile_site, starting_eta
 from ember.inference.plan import Params, Plan, PriorSite
+from ember.inference.reading.held import held_density
 from ember.inference.reading.idle_latents import idle_entries
 from ember.inference.reading.lookup import compile_lookup
 from ember.inference.reading.misreading import MISREAD
@@ -102,6 +103,7 @@ def build_plan(
     )
     references = {name: reference for name, (_, _, reference) in cells.items()}
     plan.notes["starting_eta"] = starting_eta(sites, forms, references)
+    plan.notes["held_density"] = held_density(trace, structure.held) if objective == "map" else 0.0
     plan.notes["idle"] = frozenset(idle)
     plan.notes["plate_names"] = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
     asked = {n: plan.site(n) for n in plan.opaque_sites() if plan.site(n).density is None}

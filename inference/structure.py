@@ -5,8 +5,8 @@ maximised in the M-step. By default discrete unobserved sites are latent (as und
 ``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -24,6 +24,7 @@ from ember.inference.arguments import Arguments, Promoted
 from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
 from ember.inference.reading.enumeration_checks import check_dims
+from ember.inference.reading.held import held_sites, is_conditioned
 from ember.inference.reading.model_errors import tidy_errors
 from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
@@ -75,6 +76,7 @@ class Structure:
     plates: dict[str, tuple[str, ...]]
     steps: frozenset[str] = frozenset()
     composites: tuple[Composite, ...] = ()
+    held: tuple[str, ...] = ()
     signature: tuple[Any, ...] = field(repr=False, default=())
 
     @property
@@ -104,13 +106,20 @@ class Structure:
             )
         return trace, at.chosen
 
-    def trace(self, params: Mapping[str, Tensor]) -> Trace:
-        """Runs the model at ``params`` with every latent site enumerated, dims named."""
+    def trace(
+        self, params: Mapping[str, Tensor], given: Mapping[str, Tensor] | None = None
+    ) -> Trace:
+        """Runs the model at ``params`` with every latent site enumerated, dims named.
+
+        Args:
+            params: The parameters.
+            given: Other values for some observed sites.
+        """
         # The plain run has validated model and data; the others need not check them again.
         with (
             validation_enabled(False),
             poutine.enum(first_available_dim=-self.nesting - 1),
-            _At(params),
+            _At(params, given=given or {}),
             Promoted(),
         ):
             trace = poutine.trace(config_enumerate(self.model, default="parallel")).get_trace(
@@ -125,7 +134,7 @@ class Structure:
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
         """Draws latent and observed sites from the model at ``params``."""
-        with _At(params, draw_data=True), Promoted():
+        with _At(params, draw_data=True, held=self.held), Promoted():
             trace = poutine.trace(self.model).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
             )
@@ -158,7 +167,7 @@ def read_structure(
             are undeclared, the model draws random numbers outside its sites, or it has nothing
             to fit. The message names the site.
     """
-    plain = _first_run(model, arguments, start or {})
+    plain, conditioned = _first_run(model, arguments, start or {})
     check_given(plain, start or {})
     unknown = sorted((integrate or {}).keys() - plain.nodes.keys())
     if unknown:
@@ -200,10 +209,6 @@ def read_structure(
                 plates[part.latent] = own
                 own = (*own, part.time) if part.time else own
             plates[name] = own
-    if not observed:
-        raise ValueError(
-            "the model observes nothing: give at least one pyro.sample site its data with obs=..."
-        )
     steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
     structure = Structure(
         model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps,
@@ -211,6 +216,21 @@ def read_structure(
     )  # fmt: skip
     when = " once its latent sites take all their values in a dim on the left"
     at_start = {name: p.start for name, p in parameters.items()}
+    candidates = [
+        name
+        for name in observed
+        if name in conditioned - {c.site for c in composites}
+        and _is_continuous(plain.nodes[name]["fn"])
+    ]
+    if candidates:
+        with tidy_errors(model, ""):
+            held = held_sites(structure, candidates, at_start, plain)
+        left = tuple(name for name in observed if name not in held)
+        structure = replace(structure, observed=left, held=held)
+    if not structure.observed:
+        raise ValueError(
+            "the model observes nothing: give at least one pyro.sample site its data with obs=..."
+        )
     with tidy_errors(model, when):
         trace, again = structure.trace(at_start), structure.trace(at_start)
     check_repeatable(trace, again)
@@ -218,21 +238,25 @@ def read_structure(
     enumerated = structure.enumerated
     for name in structure.plain_factors:
         check_dims(name, trace.nodes[name], nesting, enumerated)
-    for name in observed:
+    for name in structure.observed:
         check_observed(name, trace.nodes[name])
-    return Structure(**{**structure.__dict__, "signature": _signature(trace)}), trace
+    return replace(structure, signature=_signature(trace)), trace
 
 
-def _first_run(model: Model, arguments: Arguments, start: Mapping[str, Tensor]) -> Trace:
-    """The plain run, which validates model and data."""
+def _first_run(
+    model: Model, arguments: Arguments, start: Mapping[str, Tensor]
+) -> tuple[Trace, set[str]]:
+    """The plain run, which validates model and data, and the sites that are conditioned."""
     for tensor in arguments.tensors:
         if not tensor.numel():
             raise ValueError(
                 f"the data are empty (a tensor of shape {tuple(tensor.shape)}); pass at least two "
                 "rows."
             )
-    with tidy_errors(model, ""), _At(start, fix_latents=True), Promoted():
-        return poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    at = _At(start, fix_latents=True)
+    with tidy_errors(model, ""), at, Promoted():
+        trace = poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    return trace, at.conditioned
 
 
 class _At(Messenger):
@@ -244,14 +268,24 @@ class _At(Messenger):
         fix_latents: bool = False,
         draw_data: bool = False,
         first: int | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        held: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
         self.first = first  # number of the first latent's value; the others' follow, each by one
         self.chosen: dict[str, int] = {}
+        self.given, self.held = given or {}, held
+        self.conditioned: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if self.draw_data and msg["is_observed"] and not _is_computed(msg):
+        name = msg["name"]
+        if msg["is_observed"] and is_conditioned(name):
+            self.conditioned.add(name)
+        if name in self.given and msg["is_observed"]:
+            msg["value"] = self.given[name]
+        draws = self.draw_data and name not in self.held and not _is_computed(msg)
+        if draws and msg["is_observed"]:
             data, msg["value"] = msg["value"], None
             msg["is_observed"], msg["done"] = False, False
             draw_composite(msg, data)
