@@ -10,6 +10,7 @@ describes are asked of the model again.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ember.inference.expectation.chain import Potentials
 from ember.inference.expectation.chain_step import Chain
-from ember.inference.expectation.enumeration import Contraction, Factor, Scale
+from ember.inference.expectation.enumeration import Contraction, Factor, Scale, align
 from ember.inference.expectation.mixture import MixtureKernel
 from ember.inference.factors import FormFactor, Site, statistics_of
 from ember.inference.families import IMPOSSIBLE
@@ -272,7 +273,7 @@ class Plan:
             (*self.factors, *kept), self.latents(), self.sizes, list(self.chains.values())
         )
         with torch.no_grad():
-            own = self.all_tensors(params)
+            own = self._whole_tensors(params)
         with torch.enable_grad():
             leaves = [
                 t.reshape([n for n in shape if n > 1]).clone().requires_grad_()
@@ -290,6 +291,22 @@ class Plan:
             out.append(torch.where(total > 0, weights / total, alike))
         return out
 
+    def _whole_tensors(self, params: Params) -> list[Tensor]:
+        """The log probability of every factor, entries of latents that sum to one not left out."""
+        tensors = self.all_tensors(params)
+        for i, factor in enumerate(self.factors):
+            if factor.name not in self.notes["idle"]:
+                continue
+            site = dataclasses.replace(self.sites[factor.name], mask=None)
+            if site.density is None:
+                log_prob = model_log_prob(site, self.structure.trace(params))
+            else:
+                density = dataclasses.replace(site.density, mask=None)
+                log_prob = density.log_prob(params, site.value)
+            whole = align(*site.layout.pack(log_prob), factor.dims)
+            tensors[i] = whole.expand(tensors[i].shape)
+        return tensors
+
     def places(self, name: str) -> tuple[str, ...]:
         """The dims in which a latent has a value each: its plates, and the steps of a chain."""
         site = self.sites[name]
@@ -305,8 +322,11 @@ class Plan:
     # -- the objective and what the M-step maximises --------------------------------------------
 
     def log_prior(self, params: Params) -> Tensor:
-        """The log prior density of the parameter sites; zero for maximum likelihood."""
-        total = torch.zeros((), dtype=torch.float64)
+        """The log prior density of the parameter sites; zero for maximum likelihood.
+
+        That of parameters held by ``pyro.condition`` is a constant of it.
+        """
+        total = torch.as_tensor(self.notes["held_density"], dtype=torch.float64)
         asked = self.asked_log_probs(
             params, [n for n, prior in self.priors.items() if prior.site.density is None]
         )

@@ -14,6 +14,8 @@ from ember.inference.factors import FormFactor, Site
 from ember.inference.grouping import group_of, group_sites
 from ember.inference.missing import GapFactor, compile_site, starting_eta
 from ember.inference.plan import Params, Plan, PriorSite
+from ember.inference.reading.held import held_density
+from ember.inference.reading.idle_latents import idle_entries
 from ember.inference.reading.lookup import compile_lookup
 from ember.inference.reading.misreading import MISREAD
 from ember.inference.reading.opaque import factor_dims, model_dependencies
@@ -55,7 +57,10 @@ def build_plan(
     probes = probe(structure) if probing else Probes([], [], "the reference path looks for no maps")
     unread = Probes([], [], MISREAD)
     by_site = {n: unread if n in misread else probes for n in structure.plates}
-    sites = {n: read_site(n, structure, by_site[n], trace) for n in structure.factor_names}
+    idle = idle_entries(structure, probes.traces)
+    sites = {
+        n: read_site(n, structure, by_site[n], trace, idle.get(n)) for n in structure.factor_names
+    }
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     groups, cells = group_sites(sites)
@@ -98,6 +103,8 @@ def build_plan(
     )
     references = {name: reference for name, (_, _, reference) in cells.items()}
     plan.notes["starting_eta"] = starting_eta(sites, forms, references)
+    plan.notes["held_density"] = held_density(trace, structure.held) if objective == "map" else 0.0
+    plan.notes["idle"] = frozenset(idle)
     plan.notes["plate_names"] = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
     asked = {n: plan.site(n) for n in plan.opaque_sites() if plan.site(n).density is None}
     plan.notes["dependencies"] = model_dependencies(structure, asked)

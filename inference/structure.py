@@ -5,8 +5,8 @@ maximised in the M-step. By default discrete unobserved sites are latent (as und
 ``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -17,17 +17,17 @@ from pyro.infer import config_enumerate
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_site_shape
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ember.inference.arguments import Arguments, Promoted
 from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
+from ember.inference.reading.enumeration_checks import check_dims
+from ember.inference.reading.held import held_sites, is_conditioned
 from ember.inference.reading.model_errors import tidy_errors
 from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
-    batch_shape,
     check_declared,
     check_given,
     check_local,
@@ -76,6 +76,7 @@ class Structure:
     plates: dict[str, tuple[str, ...]]
     steps: frozenset[str] = frozenset()
     composites: tuple[Composite, ...] = ()
+    held: tuple[str, ...] = ()
     signature: tuple[Any, ...] = field(repr=False, default=())
 
     @property
@@ -85,13 +86,40 @@ class Structure:
         wanted = {*self.latent, *self.observed, *chains}
         return tuple(name for name in self.plates if name in wanted)
 
-    def trace(self, params: Mapping[str, Tensor]) -> Trace:
-        """Runs the model at ``params`` with every latent site enumerated, dims named."""
+    @property
+    def plain_factors(self) -> list[str]:
+        """Names of the factors that are sites of the model as it is written."""
+        parts = {name for c in self.composites for name in (c.site, c.latent, c.initial)}
+        return [name for name in self.factor_names if name not in parts]
+
+    @property
+    def enumerated(self) -> list[str]:
+        """Names of the latent sites that Pyro enumerates."""
+        return [name for name in self.plain_factors if name in self.latent]
+
+    def single(self, params: Mapping[str, Tensor], first: int) -> tuple[Trace, dict[str, int]]:
+        """Runs the model at ``params`` with one value for each latent site, as numbered."""
+        at = _At(params, fix_latents=True, first=first)
+        with validation_enabled(False), at, Promoted():
+            trace = poutine.trace(self.model).get_trace(
+                *self.arguments.args, **self.arguments.kwargs
+            )
+        return trace, at.chosen
+
+    def trace(
+        self, params: Mapping[str, Tensor], given: Mapping[str, Tensor] | None = None
+    ) -> Trace:
+        """Runs the model at ``params`` with every latent site enumerated, dims named.
+
+        Args:
+            params: The parameters.
+            given: Other values for some observed sites.
+        """
         # The plain run has validated model and data; the others need not check them again.
         with (
             validation_enabled(False),
             poutine.enum(first_available_dim=-self.nesting - 1),
-            _At(params),
+            _At(params, given=given or {}),
             Promoted(),
         ):
             trace = poutine.trace(config_enumerate(self.model, default="parallel")).get_trace(
@@ -106,7 +134,7 @@ class Structure:
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
         """Draws latent and observed sites from the model at ``params``."""
-        with _At(params, draw_data=True), Promoted():
+        with _At(params, draw_data=True, held=self.held), Promoted():
             trace = poutine.trace(self.model).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
             )
@@ -139,7 +167,7 @@ def read_structure(
             are undeclared, the model draws random numbers outside its sites, or it has nothing
             to fit. The message names the site.
     """
-    plain = _first_run(model, arguments, start or {})
+    plain, conditioned = _first_run(model, arguments, start or {})
     check_given(plain, start or {})
     unknown = sorted((integrate or {}).keys() - plain.nodes.keys())
     if unknown:
@@ -181,10 +209,6 @@ def read_structure(
                 plates[part.latent] = own
                 own = (*own, part.time) if part.time else own
             plates[name] = own
-    if not observed:
-        raise ValueError(
-            "the model observes nothing: give at least one pyro.sample site its data with obs=..."
-        )
     steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
     structure = Structure(
         model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps,
@@ -192,46 +216,76 @@ def read_structure(
     )  # fmt: skip
     when = " once its latent sites take all their values in a dim on the left"
     at_start = {name: p.start for name, p in parameters.items()}
+    candidates = [
+        name
+        for name in observed
+        if name in conditioned - {c.site for c in composites}
+        and _is_continuous(plain.nodes[name]["fn"])
+    ]
+    if candidates:
+        with tidy_errors(model, ""):
+            held = held_sites(structure, candidates, at_start, plain)
+        left = tuple(name for name in observed if name not in held)
+        structure = replace(structure, observed=left, held=held)
+    if not structure.observed:
+        raise ValueError(
+            "the model observes nothing: give at least one pyro.sample site its data with obs=..."
+        )
     with tidy_errors(model, when):
         trace, again = structure.trace(at_start), structure.trace(at_start)
     check_repeatable(trace, again)
     check_local(plain, trace, parameters)
-    parts = {name for c in composites for name in (c.site, c.latent, c.initial)}
-    for name in structure.factor_names:
-        if name in parts:
-            continue
-        site = trace.nodes[name]
-        # Pyro's own shape rules; they look at the shape of the log probability only.
-        shape = batch_shape(name, site)
-        check_site_shape({**site, "log_prob": torch.empty(()).expand(shape)}, nesting)
-    for name in observed:
+    enumerated = structure.enumerated
+    for name in structure.plain_factors:
+        check_dims(name, trace.nodes[name], nesting, enumerated)
+    for name in structure.observed:
         check_observed(name, trace.nodes[name])
-    return Structure(**{**structure.__dict__, "signature": _signature(trace)}), trace
+    return replace(structure, signature=_signature(trace)), trace
 
 
-def _first_run(model: Model, arguments: Arguments, start: Mapping[str, Tensor]) -> Trace:
-    """The plain run, which validates model and data."""
+def _first_run(
+    model: Model, arguments: Arguments, start: Mapping[str, Tensor]
+) -> tuple[Trace, set[str]]:
+    """The plain run, which validates model and data, and the sites that are conditioned."""
     for tensor in arguments.tensors:
         if not tensor.numel():
             raise ValueError(
                 f"the data are empty (a tensor of shape {tuple(tensor.shape)}); pass at least two "
                 "rows."
             )
-    with tidy_errors(model, ""), _At(start, fix_latents=True), Promoted():
-        return poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    at = _At(start, fix_latents=True)
+    with tidy_errors(model, ""), at, Promoted():
+        trace = poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    return trace, at.conditioned
 
 
 class _At(Messenger):
     """Fixes parameter sites at given values, others at their default start; never draws them."""
 
     def __init__(
-        self, params: Mapping[str, Tensor], fix_latents: bool = False, draw_data: bool = False
+        self,
+        params: Mapping[str, Tensor],
+        fix_latents: bool = False,
+        draw_data: bool = False,
+        first: int | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        held: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
+        self.first = first  # number of the first latent's value; the others' follow, each by one
+        self.chosen: dict[str, int] = {}
+        self.given, self.held = given or {}, held
+        self.conditioned: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if self.draw_data and msg["is_observed"] and not _is_computed(msg):
+        name = msg["name"]
+        if msg["is_observed"] and is_conditioned(name):
+            self.conditioned.add(name)
+        if name in self.given and msg["is_observed"]:
+            msg["value"] = self.given[name]
+        draws = self.draw_data and name not in self.held and not _is_computed(msg)
+        if draws and msg["is_observed"]:
             data, msg["value"] = msg["value"], None
             msg["is_observed"], msg["done"] = False, False
             draw_composite(msg, data)
@@ -242,7 +296,9 @@ class _At(Messenger):
             msg["infer"]["enumerate"] = "parallel"  # whatever the model asks for
             if self.fix_latents and getattr(msg["fn"], "has_enumerate_support", False):
                 # One value for all rows: a draw for each would gather a parameter for each.
-                msg["value"] = msg["fn"].enumerate_support(expand=False)[0]
+                values = msg["fn"].enumerate_support(expand=False)
+                number = 0 if self.first is None else (self.first + len(self.chosen)) % len(values)
+                msg["value"], self.chosen[msg["name"]] = values[number], number
                 msg["done"] = True
             return
         if msg["name"] in self.params:

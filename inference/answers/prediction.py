@@ -58,10 +58,10 @@ def _partly_observed(plan: Plan, name: str, found: Mapping[str, Tensor]) -> Tens
     """The posterior of a site given with ``obs_mask``: certain where it was observed."""
     hidden, shown = plan.sites[f"{name}_unobserved"], plan.sites[f"{name}_observed"]
     posterior = found[hidden.name]
-    assert hidden.mask is not None
+    assert shown.mask is not None
     support = _support(plan, hidden.name)
     known = (shown.value.unsqueeze(-1) == support).to(posterior.dtype)
-    mask = hidden.mask.reshape(hidden.mask.shape[hidden.mask.dim() - posterior.dim() + 1 :])
+    mask = ~shown.mask.reshape(shown.mask.shape[max(0, shown.mask.dim() - posterior.dim() + 1) :])
     return torch.where(mask.unsqueeze(-1), posterior, known)
 
 

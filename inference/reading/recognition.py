@@ -5,52 +5,22 @@ form whose slots point at parameters, which is what a closed M-step needs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.reading.regression import regression
+from ember.inference.reading.unwrapping import MATRICES, given_arguments, unwrap
 from ember.inference.rules import COUNTED, RULES
-from ember.inference.shapes import append_dims
 from ember.inference.slots import Form
 from ember.inference.superposition import SuperposedRate, superposed_form
 
-__all__ = ["Unwrapped", "arguments_of", "recognise", "unwrap"]
-
-MATRICES = ("precision_matrix", "covariance_matrix", "scale_tril")
-
-
-@dataclass(frozen=True)
-class Unwrapped:
-    """A distribution without its wrappers: base, number of event dims made of batch dims, mask."""
-
-    base: Any
-    reinterpreted: int
-    mask: Tensor | None
-
-
-def unwrap(fn: Any) -> Unwrapped:
-    """Strips ``to_event``, ``mask`` and ``expand`` from a distribution."""
-    reinterpreted = 0
-    masks: list[tuple[Tensor, int]] = []
-    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
-        if isinstance(fn, Independent):
-            reinterpreted += fn.reinterpreted_batch_ndims
-        elif isinstance(fn, MaskedDistribution) and fn._mask is not True:
-            masks.append((torch.as_tensor(fn._mask), reinterpreted))
-        fn = fn.base_dist
-    mask = None
-    for part, outside in masks:
-        part = append_dims(part, reinterpreted - outside)
-        mask = part if mask is None else mask & part
-    return Unwrapped(fn, reinterpreted, mask)
+__all__ = ["arguments_of", "recognise", "unwrap"]
 
 
 def arguments_of(base: Any) -> dict[str, list[tuple[str, int, Tensor]]]:
@@ -68,15 +38,11 @@ def arguments_of(base: Any) -> dict[str, list[tuple[str, int, Tensor]]]:
         few = getattr(base, given).shape[:-2].numel() <= 1000
         matrices = [(name, 2, getattr(base, name)) for name in (names if few else names[:1])]
         return {"loc": [("vector", 1, base.loc)], "matrix": matrices}
-    found = {}
-    for name, constraint in base.arg_constraints.items():
-        alternatives = {"probs", "logits", *MATRICES}
-        if name in alternatives and name not in base.__dict__:
-            continue
-        value = getattr(base, name, None)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            found[name] = [(_domain(constraint), constraint.event_dim, value)]
-    return found
+    return {
+        name: [(_domain(base.arg_constraints[name]), event_dim, value)]
+        for name, (event_dim, value) in given_arguments(base).items()
+        if value.is_floating_point()
+    }
 
 
 def _domain(constraint: Any) -> str:

@@ -58,7 +58,7 @@ def replicated(plan: Plan, count: int) -> Plan:
 
 def log_priors(plan: Plan, params: Mapping[str, Tensor], count: int) -> Tensor:
     """The log prior density of each value, ``(R,)``, by a replicated plan."""
-    total = torch.zeros(count)
+    total = torch.full((count,), plan.notes["held_density"])
     for name, prior in plan.priors.items():
         assert prior.site.density is not None
         log_prob = prior.site.density.log_prob(params, params[name]) * prior.scale

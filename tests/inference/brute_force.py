@@ -138,7 +138,7 @@ def log_prob_of(site: Any, latent: bool, states: int) -> Tensor:
     mask = site["mask"]
     if mask is not None:
         mask = torch.as_tensor(mask)
-        # A latent that is masked away is summed over nothing: it must not count.
+        # A latent masked with all below it sums to one (others: tests/inference/pyro_evidence.py).
         missing = -float(np.log(states)) if latent else 0.0
         log_prob = torch.where(mask, log_prob, torch.full((), missing, dtype=torch.float64))
     return torch.as_tensor((log_prob * site["scale"]).sum())

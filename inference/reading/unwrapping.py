@@ -1,0 +1,53 @@
+"""A distribution without its wrappers, and what it was made from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from torch import Tensor
+
+from ember.inference.shapes import append_dims
+
+__all__ = ["MATRICES", "Unwrapped", "given_arguments", "unwrap"]
+
+MATRICES = ("precision_matrix", "covariance_matrix", "scale_tril")
+
+
+@dataclass(frozen=True)
+class Unwrapped:
+    """A distribution without its wrappers: base, number of event dims made of batch dims, mask."""
+
+    base: Any
+    reinterpreted: int
+    mask: Tensor | None
+
+
+def unwrap(fn: Any) -> Unwrapped:
+    """Strips ``to_event``, ``mask`` and ``expand`` from a distribution."""
+    reinterpreted = 0
+    masks: list[tuple[Tensor, int]] = []
+    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
+        if isinstance(fn, Independent):
+            reinterpreted += fn.reinterpreted_batch_ndims
+        elif isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            masks.append((torch.as_tensor(fn._mask), reinterpreted))
+        fn = fn.base_dist
+    mask = None
+    for part, outside in masks:
+        part = append_dims(part, reinterpreted - outside)
+        mask = part if mask is None else mask & part
+    return Unwrapped(fn, reinterpreted, mask)
+
+
+def given_arguments(base: Any) -> dict[str, tuple[int, Tensor]]:
+    """The tensors that a distribution was made from: name to (event dims, value)."""
+    found = {}
+    for name, constraint in base.arg_constraints.items():
+        alternatives = {"probs", "logits", *MATRICES}
+        if name in alternatives and name not in base.__dict__:
+            continue
+        value = getattr(base, name, None)
+        if isinstance(value, Tensor):
+            found[name] = (constraint.event_dim, value)
+    return found
