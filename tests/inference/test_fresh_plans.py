@@ -98,7 +98,11 @@ class Line(PyroModule):
 def test_data_that_are_no_argument_are_read_anew() -> None:
     """In closures, partial functions and modules, at once invisible where the slope is zero."""
     held, x, module = torch.tensor(ROWS), torch.tensor(ROWS), Line()
-    models: list[Any] = [lambda: line(held), functools.partial(line, x), functools.partial(module, x[:, 1])]
+    models: list[Any] = [
+        lambda: line(held),
+        functools.partial(line, x),
+        functools.partial(module, x[:, 1]),
+    ]
     for model, data in zip(models, (held[:, 0], x[:, 0], module.x), strict=True):
         em = EM(model, "mle")
         em.fit()
