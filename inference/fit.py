@@ -17,6 +17,7 @@ from pyro import validation_enabled
 from torch import Tensor
 
 from ember.inference.answers import forecasting, imputation, labels, prediction
+from ember.inference.answers.impossible import warn_if_impossible
 from ember.inference.arguments import prepare, sheltered
 from ember.inference.convergence import StopReason
 from ember.inference.options import check_count
@@ -105,14 +106,20 @@ class Fit:
             **kwargs: Keyword arguments of the model to change.
 
         Returns:
-            A ``Categorical`` with ``probs`` of shape ``(N, K)``.
+            A ``Categorical`` with ``probs`` of shape ``(N, K)``; NaN for impossible data.
+
+        Warns:
+            RuntimeWarning: If data have probability zero at the estimates.
 
         Raises:
             ValueError: If no latent site has this name.
         """
         with sheltered(data=(self._data, args)):
             plan = self.plan_for(args, kwargs)
-            return dist.Categorical(probs=prediction.posterior(plan, self.params, name))
+            probs = prediction.posterior(plan, self.params, name)
+            warn_if_impossible(plan, self.params, probs)
+            valid = False if probs.isnan().any() else None
+            return dist.Categorical(probs=probs, validate_args=valid)
 
     def posterior_pairs(self, name: str, *args: Any, **kwargs: Any) -> Tensor:
         """Posterior of each two neighbouring states of a chain given the data and the estimates.
@@ -123,13 +130,20 @@ class Fit:
             **kwargs: Keyword arguments of the model to change.
 
         Returns:
-            ``p(z_t = i, z_(t+1) = j | data)``, shape ``(*plates, T - 1, K, K)``.
+            ``p(z_t = i, z_(t+1) = j | data)``, shape ``(*plates, T - 1, K, K)``; NaN for
+            impossible data.
+
+        Warns:
+            RuntimeWarning: If data have probability zero at the estimates.
 
         Raises:
             ValueError: If the site is not the state of a chain.
         """
         with sheltered(data=(self._data, args)):
-            return forecasting.posterior_pairs(self.plan_for(args, kwargs), self.params, name)
+            plan = self.plan_for(args, kwargs)
+            pairs = forecasting.posterior_pairs(plan, self.params, name)
+            warn_if_impossible(plan, self.params, pairs)
+            return pairs
 
     def forecast(self, name: str, *args: Any, **kwargs: Any) -> Any:
         r"""One-step-ahead distributions of a chain: of its state, or of its data.
@@ -149,18 +163,23 @@ class Fit:
 
         Returns:
             A ``Categorical`` over the states, or a ``MixtureSameFamily`` of the emissions; batch
-            shape ``(*plates, T + 1)``.
+            shape ``(*plates, T + 1)``. After data of probability zero it is NaN.
 
         Warns:
-            RuntimeWarning: If the chain's moves vary in time. The one past the data is not known,
-                and the last entry repeats the last move; for its own, pass data with one more
-                step, which is missing (NaN), and read the last entry but one.
+            RuntimeWarning: If data have probability zero at the estimates; and if the chain's
+                moves vary in time. The one past the data is not known, and the last entry repeats
+                the last move; for its own, pass data with one more step, which is missing (NaN),
+                and read the last entry but one.
 
         Raises:
             ValueError: If the site belongs to no chain, or its emissions vary in time.
         """
         with sheltered(data=(self._data, args)):
-            return forecasting.forecast(self.plan_for(args, kwargs), self.params, name)
+            plan = self.plan_for(args, kwargs)
+            ahead = forecasting.forecast(plan, self.params, name)
+            states = ahead if isinstance(ahead, dist.Categorical) else ahead.mixture_distribution
+            warn_if_impossible(plan, self.params, states.probs)
+            return ahead
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """The most probable joint value of the latent sites (for a chain: the Viterbi path).
@@ -171,10 +190,17 @@ class Fit:
 
         Returns:
             A tensor of values, ``(N,)`` for a mixture; a dict of them if there are several
-            latent sites.
+            latent sites. For data of probability zero there is no most probable value: NaN
+            stands there, or -1 if the values are whole numbers.
+
+        Warns:
+            RuntimeWarning: If data have probability zero at the estimates.
         """
         with sheltered(data=(self._data, args)):
-            return prediction.predict(self.plan_for(args, kwargs), self.params)
+            plan = self.plan_for(args, kwargs)
+            values = prediction.predict(plan, self.params)
+            warn_if_impossible(plan, self.params, values)
+            return values
 
     def log_prob(self, *args: Any, **kwargs: Any) -> Tensor:
         """Log likelihood of each row, ``(N,)``, latents integrated out, weights left aside."""
@@ -200,6 +226,10 @@ class Fit:
 
         Returns:
             A tensor like the data; a dict by site name if the model has several observed sites.
+            Entries that are missing from data of probability zero stay missing.
+
+        Warns:
+            RuntimeWarning: If data have probability zero at the estimates.
 
         Raises:
             ValueError: If ``draws`` is below 1, or a distribution has no mean to impute.
@@ -217,7 +247,10 @@ class Fit:
         if draws is not None:
             check_count("draws", draws)
         with sheltered(_fresh(seed) if draws else seed, (self._data, args)):
-            return imputation.impute(self.plan_for(args, kwargs), self.params, draws)
+            plan = self.plan_for(args, kwargs)
+            filled = imputation.impute(plan, self.params, draws)
+            warn_if_impossible(plan, self.params, filled)
+            return filled
 
     def sample(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
         """Draws ``n`` rows of all latent and observed sites from the fitted model.

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-__all__ = ["check_choice", "check_options", "progress_bar"]
+__all__ = ["OBJECTIVES", "check_choice", "check_options", "progress_bar"]
 
 OBJECTIVES = ("map", "mle")
 INITS = ("kmeans", "points", "random", "hierarchical", "prior", "sticky", "windows")

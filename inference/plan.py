@@ -261,7 +261,8 @@ class Plan:
             maximum: Whether to maximise over the latents instead of summing.
 
         Returns:
-            A tensor of each probe's dims; over the latents' values it sums to one.
+            A tensor of each probe's dims; over the latents' values it sums to one. It is NaN for
+            data of probability zero, which no posterior explains.
         """
         shapes = [[self.sizes[d] for d in probe.dims] for probe in probes]
         kept = [
@@ -279,8 +280,10 @@ class Plan:
                 t.reshape([n for n in shape if n > 1]).clone().requires_grad_()
                 for t, shape in zip(given, shapes, strict=True)
             ]
-            total = contraction.total(contraction([*own, *leaves], maximum), weighted=False)
-            found = torch.autograd.grad(total, leaves, allow_unused=True) if leaves else ()
+            parts = [p for p in contraction([*own, *leaves], maximum) if p.requires_grad]
+            # NaN finds its way back to all that an impossible part depends on.
+            ones = [torch.where(p <= 0.1 * IMPOSSIBLE, torch.nan, 1.0) for p in parts]
+            found = torch.autograd.grad(parts, leaves, ones, allow_unused=True) if parts else ()
         out = []
         for probe, shape, leaf, g in zip(probes, shapes, leaves, found, strict=True):
             weights = (torch.ones_like(leaf) if g is None else g).reshape(shape)
@@ -288,7 +291,7 @@ class Plan:
             total = weights.sum(over, keepdim=True) if over else torch.ones(())
             # Beyond the end of a chain nothing is known: every value is as likely as another.
             alike = 1.0 / torch.Size([shape[i] for i in over]).numel()
-            out.append(torch.where(total > 0, weights / total, alike))
+            out.append(torch.where(total == 0, alike, weights / total))
         return out
 
     def _whole_tensors(self, params: Params) -> list[Tensor]:

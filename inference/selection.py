@@ -238,7 +238,7 @@ def _entropy(fit: Fit) -> float:
         return total
     with sheltered(data=fit.plan.structure.arguments):
         for name, t in fit.plan.posterior(fit.params, latents).items():
-            entropy = -torch.special.xlogy(t, t).sum(-1)
+            entropy = -torch.special.xlogy(t, t).sum(-1).nan_to_num()
             if name in fit.plan.chains:
                 entropy = entropy * _inside(fit.plan, name)
             scale = fit.plan.scales[name]

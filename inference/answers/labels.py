@@ -137,7 +137,7 @@ def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
     names = list(_members(plan, latent))
     found, weight = plan.posterior(params, names), torch.zeros(())
     for name in names:
-        own, scale = found[name], plan.scales[name]
+        own, scale = found[name].nan_to_num(), plan.scales[name]
         if scale is not None:  # a row that counts three times explains three rows
             own = own * spread(scale.tensor, scale.dims, plan.places(name)).unsqueeze(-1)
         weight = weight + own.reshape(-1, own.shape[-1]).sum(0)
@@ -330,7 +330,7 @@ def _same_states(one: Plan, ones: Sequence[str], two: Plan, twos: Sequence[str])
 def _posterior(plan: Plan, params: Params, names: Sequence[str]) -> Tensor:
     """Posterior of all members of a numbering, one row for each entry: ``(M, K)``."""
     found = plan.posterior(params, list(names))
-    return torch.cat([found[name].reshape(-1, found[name].shape[-1]) for name in names])
+    return torch.cat([found[name].flatten(0, -2).nan_to_num() for name in names])
 
 
 def _disagreement(reference: Fit, plan: Plan, params: Params, latent: str) -> Any:

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.answers.impossible import blank
 from ember.inference.answers.sequences import members, stack
 from ember.inference.plan import Plan
-from ember.inference.shapes import prepend_dims
+from ember.inference.shapes import append_dims, prepend_dims
 
 __all__ = ["posterior", "predict", "sample"]
 
@@ -34,7 +35,7 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def predict(plan: Plan, params: Mapping[str, Tensor]) -> Any:
-    """The most probable joint value of all latent sites.
+    """The most probable joint value of all latent sites; NaN or -1 for impossible data.
 
     Raises:
         ValueError: If the model has no latent sites.
@@ -48,7 +49,9 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Any:
         name = latent.removesuffix("_unobserved")
         partly = name != latent and f"{name}_observed" in plan.sites
         marginal = _partly_observed(plan, name, best) if partly else best[latent]
-        values[name if partly else latent] = _support(plan, latent)[marginal.argmax(-1)]
+        chosen = _support(plan, latent)[marginal.argmax(-1)]
+        gone = append_dims(marginal.isnan().any(-1), chosen.dim() - marginal.dim() + 1)
+        values[name if partly else latent] = blank(chosen, gone)
     leading = {name: value.dim() for name, value in values.items()}
     joined = stack(values, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined

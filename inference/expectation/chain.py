@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from ember.inference.expectation.chain_blocks import Potentials, by_group
 from ember.inference.expectation.chain_log import log_forward_backward, log_pairs, viterbi
 from ember.inference.expectation.chain_scaled import Smoothed, scaled_forward_backward
+from ember.inference.families import IMPOSSIBLE
 
 __all__ = ["Potentials", "chain_log_evidence", "pair_marginals", "predictions"]
 
@@ -112,17 +113,20 @@ class _Path(torch.autograd.Function):
 
 
 def pair_marginals(chains: Potentials) -> Tensor:
-    """Posterior of each two neighbouring states, ``(T - 1, R, K, K)``; zero past a chain's end."""
+    """Posterior of each two neighbouring states, ``(T - 1, R, K, K)``; zero past a chain's end.
+
+    It is NaN for a chain that is impossible.
+    """
     steps, rows, states = chains.emission.shape
     own = chains.transition.repeat_interleave(rows // chains.transition.shape[1], 1)
     full = own.expand(max(steps - 1, 1), rows, states, states)
     each = Potentials(chains.initial, full, chains.emission, chains.lengths)
     with torch.enable_grad():
         transition = full.clone().requires_grad_()
-        total = chain_log_evidence(
+        evidence = chain_log_evidence(
             Potentials(each.initial, transition, each.emission, each.lengths)
-        ).sum()
-        (pairs,) = torch.autograd.grad(total, transition)
+        )
+        (pairs,) = torch.autograd.grad(evidence, transition, _nan_if_impossible(evidence))
     found: Tensor = pairs[: steps - 1]
     return found
 
@@ -130,7 +134,8 @@ def pair_marginals(chains: Potentials) -> Tensor:
 def predictions(chains: Potentials) -> Tensor:
     """Each step's state given all earlier data, one step beyond the last: ``(T + 1, R, K)``.
 
-    Past the end of a chain its state keeps moving unobserved.
+    Past the end of a chain its state keeps moving unobserved. After a step that is impossible given
+    those before it, it is NaN.
     """
     emission, moves = chains.emission, chains.transition
     if chains.lengths is not None:
@@ -141,4 +146,10 @@ def predictions(chains: Potentials) -> Tensor:
         moves = torch.cat([moves, moves[-1:]])
     apart = by_group(filtered, moves.shape[1]).unsqueeze(-1)
     ahead = torch.logsumexp(apart + moves.unsqueeze(2), -2).reshape(filtered.shape)
-    return torch.cat([chains.initial.unsqueeze(0), ahead]).softmax(-1)
+    found = torch.cat([chains.initial.unsqueeze(0), ahead]).softmax(-1)
+    found[1:] *= _nan_if_impossible(torch.logsumexp(filtered, -1, keepdim=True))
+    return found
+
+
+def _nan_if_impossible(evidence: Tensor) -> Tensor:
+    return torch.where(evidence <= 0.1 * IMPOSSIBLE, torch.nan, 1.0)

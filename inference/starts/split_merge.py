@@ -129,7 +129,8 @@ def _posterior(plan: Plan, params: Params) -> tuple[Tensor, Tensor]:
     scale = plan.scales[latent]
     rows = plan.sizes[plan.row]
     weight = torch.ones(rows) if scale is None else align(scale.tensor, scale.dims, (plan.row,))
-    return plan.posterior(params, [latent])[latent], weight.expand(rows).unsqueeze(1)
+    found = plan.posterior(params, [latent])[latent].nan_to_num()  # rows of weight zero
+    return found, weight.expand(rows).unsqueeze(1)
 
 
 def _misfit(plan: Plan, params: Params, posterior: Tensor, weight: Tensor) -> Tensor:
