@@ -12,10 +12,11 @@ from ember.inference.plan import Plan
 from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.parameter_maps import ArgumentMap
 
-__all__ = ["axis_labels", "column_names"]
+__all__ = ["WHOLE", "axis_labels", "column_names"]
 
 INTERCEPT = "intercept"
 SAME = 1e-9
+WHOLE = -1
 Names = tuple[str, ...]
 
 
@@ -27,8 +28,15 @@ def column_names(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         if all(isinstance(name, int) for name in table.columns):
             continue  # what pandas calls columns without a name
         for site in plan.structure.observed:
-            if site not in found and _holds(plan.sites[site], table):
+            if site in found:
+                continue
+            if _holds(plan.sites[site], table):
                 found[site] = names
+                continue
+            parts = ((n, table.iloc[:, [i]]) for i, n in enumerate(names))
+            own = next((n for n, column in parts if _holds(plan.sites[site], column)), None)
+            if own is not None:
+                found[site] = (own,)
     return found
 
 
@@ -44,7 +52,8 @@ def axis_labels(
         columns: The names of the observed sites' columns, from ``column_names``.
 
     Returns:
-        Parameter site to axis to names; axes and parameters without names are missing.
+        Parameter site to axis to names; axes and parameters without names are missing. Under
+        ``WHOLE`` stands the one column that all of a parameter belongs to.
     """
     labels: dict[str, dict[int, Names]] = {}
     designs = list(_tables((*args, *kwargs.values())))
@@ -53,16 +62,21 @@ def axis_labels(
     for name in plan.structure.observed:
         density = plan.sites[name].density
         for _, found in density.maps.values() if density is not None else ():
-            if isinstance(found, ArgumentMap) and name in columns:
+            if isinstance(found, ArgumentMap) and name in columns and len(found.sources) == 1:
+                own = labels.setdefault(found.sources[0], {})
                 axes = _column_axes(plan, plan.sites[name], found, len(columns[name]))
-                for axis in axes:
-                    labels.setdefault(found.sources[0], {})[axis] = columns[name]
+                own.update(dict.fromkeys(axes, columns[name]))
+                if not axes and len(columns[name]) == 1:
+                    shared = own.get(WHOLE, columns[name]) != columns[name]
+                    own[WHOLE] = () if shared else columns[name]
+                    own.update(_levels(plan, found, columns[name][0], designs))
             elif isinstance(found, AffineMap) and len(found.sources) == 1:
                 features = _feature_names(found, designs)
                 shape = plan.structure.parameters[found.sources[0]].shape
                 if features and shape and shape[-1] == len(features):
                     labels.setdefault(found.sources[0], {})[len(shape) - 1] = features
-    return labels
+    kept = {name: {a: n for a, n in axes.items() if n} for name, axes in labels.items()}
+    return {name: axes for name, axes in kept.items() if axes}
 
 
 def _tables(values: Sequence[Any]) -> Iterator[pd.DataFrame]:
@@ -71,7 +85,9 @@ def _tables(values: Sequence[Any]) -> Iterator[pd.DataFrame]:
         if isinstance(value, pd.DataFrame):
             yield value
         elif isinstance(value, pd.Series) and value.name is not None:
-            yield value.to_frame()
+            frame = value.to_frame()
+            frame.attrs = dict(value.attrs)
+            yield frame
         elif isinstance(value, Mapping):
             yield from _tables(tuple(value.values()))
 
@@ -108,6 +124,18 @@ def _column_axes(plan: Plan, site: Site, found: ArgumentMap, columns: int) -> li
     places = torch.unravel_index(found.index, batch)
     column = torch.arange(columns)
     return [a for a, place in enumerate(places) if bool((place == column).all())][-1:]
+
+
+def _levels(
+    plan: Plan, found: ArgumentMap, column: str, tables: Sequence[pd.DataFrame]
+) -> dict[int, Names]:
+    """The labels behind the codes of a column of categories, along the axis of its levels."""
+    shape = plan.structure.parameters[found.sources[0]].shape
+    for table in tables:
+        labels = tuple(map(str, table.attrs.get("labels", {}).get(column, ())))
+        if labels and found.domain == "simplex" and shape and shape[-1] == len(labels):
+            return {len(shape) - 1: labels}
+    return {}
 
 
 def _feature_names(found: AffineMap, tables: Sequence[pd.DataFrame]) -> Names | None:

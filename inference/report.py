@@ -8,6 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ember.inference.naming import WHOLE
+
 __all__ = ["entry_label", "entry_rows", "estimates"]
 
 LARGEST = 64  # entries that are shown in full
@@ -17,7 +19,8 @@ Axes = Mapping[int, Sequence[str]]
 def estimates(params: Mapping[str, Tensor], labels: Mapping[str, Axes]) -> str:
     """A block for every parameter: small ones in full, with the columns' names where known."""
     return "\n".join(
-        f"  {name}:{_show(value, labels.get(name, {}))}" for name, value in params.items()
+        f"  {name}{_of(labels.get(name, {}))}:{_show(value, labels.get(name, {}))}"
+        for name, value in params.items()
     )
 
 
@@ -26,13 +29,21 @@ def entry_rows(params: Mapping[str, Tensor], labels: Mapping[str, Axes]) -> Iter
     for name, value in params.items():
         axes = labels.get(name, {})
         for index in np.ndindex(*value.shape):
-            columns = [str(names[index[axis]]) for axis, names in sorted(axes.items())]
+            columns = [
+                names[0] if axis == WHOLE else names[index[axis]]
+                for axis, names in sorted(axes.items())
+            ]
             yield entry_label(name, index), ", ".join(columns), float(value[index])
 
 
 def entry_label(name: str, index: Sequence[int]) -> str:
     """``name[0, 1]``, or the name alone for a scalar."""
     return f"{name}[{', '.join(map(str, index))}]" if index else name
+
+
+def _of(axes: Axes) -> str:
+    """The column that a whole parameter belongs to."""
+    return f" ({axes[WHOLE][0]})" if WHOLE in axes else ""
 
 
 def _show(value: Tensor, axes: Axes) -> str:
@@ -44,7 +55,7 @@ def _show(value: Tensor, axes: Axes) -> str:
         return f" shape {tuple(value.shape)}, from {low:.6g} to {high:.6g}"
     if not value.dim():
         return f" {float(value):.6g}"
-    if axes and value.numel():
+    if value.numel() and any(axis != WHOLE for axis in axes):
         return _indented(_table(value, axes))
     numbers = value.detach().to(torch.float64) if value.is_floating_point() else value
     lines = np.array2string(numbers.numpy(), precision=6, suppress_small=True)
