@@ -240,6 +240,7 @@ class EM:
             except KeyboardInterrupt:
                 best.stop = StopReason.INTERRUPTED
         best.seconds = time.perf_counter() - began
+        best = best.with_names(args, kwargs)
         if best.warning:
             warnings.warn(best.warning, RuntimeWarning, stacklevel=2)
         return best

@@ -139,7 +139,7 @@ class SVI:
                 pyro.get_param_store().clear()
                 fit = self._attempt(model, args, kwargs, began, misread)
         fit.seconds = time.perf_counter() - began
-        return fit
+        return fit.with_names(args, kwargs)
 
     def _attempt(
         self, model: Any, args: Any, kwargs: Any, began: float, misread: Collection[str] = ()
