@@ -81,6 +81,10 @@ class Coordinates:
         """
         return ~(vector.abs() < self._bounds)
 
+    def inside(self, vector: Tensor) -> Tensor:
+        """The vector with coordinates beyond their boundary brought back to it."""
+        return vector.clamp(-self._bounds, self._bounds)
+
     def jittered(self, params: Mapping[str, Tensor], by: float = 0.01) -> dict[str, Tensor]:
         """Parameters with a little noise, relative to the size of each coordinate."""
         flat = self.flatten(params)
@@ -95,7 +99,7 @@ class Coordinates:
         point = self.flatten(statistics.params)
         rests = self.at_rest(point)
         # At infinity a derivative is infinity times zero; nearby it is zero, as it should be.
-        near = torch.where(rests, point.clamp(-self._bounds, self._bounds), point)
+        near = torch.where(rests, self.inside(point), point)
         with torch.enable_grad():
             free = near.requires_grad_()
             params = self.unflatten(free)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.acceleration import EMMap, accelerated
+from ember.inference.certificate import Curvature, way_out
 from ember.inference.convergence import Monitor, StopReason
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import Degenerate, emptied_states, idle_entries, near_singular
@@ -27,6 +28,7 @@ from ember.inference.statistics import Statistics
 __all__ = ["Loop", "expectation"]
 
 Tick = Callable[[float], None]
+SADDLES = 10  # that one run leaves at most
 
 
 def expectation(plan: Plan, hard: bool) -> Callable[[Mapping[str, Tensor]], Statistics]:
@@ -128,8 +130,10 @@ class Loop:
             way.take(_maximise_fully(em, way.current))
             return StopReason.NO_LATENTS, ""
         coordinates = Coordinates(plan.structure.parameters, plan.superposed_parameters())
-        iterate = accelerated(None if self.hard else self.accelerate, em, coordinates)
-        monitor = Monitor(self.tol)
+        begin = functools.partial(
+            accelerated, None if self.hard else self.accelerate, em, coordinates
+        )
+        iterate, monitor, saddles = begin(), Monitor(self.tol), 0
         for _ in range(limit):
             try:
                 step = iterate(way.current)
@@ -143,9 +147,21 @@ class Loop:
             way.take(step.statistics)
             tick(way.current.objective)
             reason = monitor.check(way.current.objective, step.movement)
-            if reason is not None:
+            if reason is None:
+                continue
+            higher = self._higher(em, coordinates, way.current) if saddles < SADDLES else None
+            if higher is None:
                 return reason, ""
+            way.take(higher)
+            iterate, monitor, saddles = begin(), Monitor(self.tol), saddles + 1
         return StopReason.MAX_ITER, ""
+
+    def _higher(
+        self, em: EMMap, coordinates: Coordinates, current: Statistics
+    ) -> Statistics | None:
+        """A place above the one where the loop has come to rest, if that is no maximum."""
+        curvature = None if self.hard else Curvature.at(coordinates, current)
+        return None if curvature is None else way_out(em.e_step, coordinates, current, curvature)
 
     def _softly(self, current: Statistics) -> Statistics:
         """The E-step that a fit reports; of a hard one the history has the other objective."""
