@@ -26,7 +26,7 @@ from torch import Tensor
 from ember.inference.coordinates import Coordinates
 from ember.inference.statistics import Statistics
 
-__all__ = ["Curvature", "way_out"]
+__all__ = ["Curvature", "EStep", "climbed", "evaluated", "way_out"]
 
 EStep = Callable[[Mapping[str, Tensor]], Statistics]
 
@@ -37,6 +37,7 @@ DENSE = 48  # free reals whose complete-data information is taken as a whole
 PROBES = 6  # products with it otherwise, for its rows' lengths
 FLAT = 1e-10  # share of the largest eigenvalue below which there is no curvature
 LENGTHS = (0.3, 1.0, 3.0, 10.0)  # of the step out of a saddle, in standard deviations
+SHORTENINGS = (1.0, 0.25, 0.05, 0.01)  # of a Newton step
 RISE = 1e-10  # of the objective, relative, that rounding does not explain
 
 
@@ -50,19 +51,32 @@ class Curvature:
         units: ``T``, of shape ``(P, A)`` with a column for each direction; or ``(P,)``, a diagonal.
         curved: Along which directions the expected log joint is curved at all. The others change
             nothing, as the sum of a simplex's log-ratios does, or the data leave them open.
+        matrix: ``B``, of shape ``(P, P)``, where it is known as a whole.
     """
 
     point: Tensor
     gradient: Tensor
     units: Tensor
     curved: Tensor
+    matrix: Tensor | None
 
     @classmethod
-    def at(cls, coordinates: Coordinates, statistics: Statistics) -> "Curvature | None":
-        """The curvature at the statistics' own parameters; None where it is not finite."""
+    def at(
+        cls, coordinates: Coordinates, statistics: Statistics, among: Tensor | None = None
+    ) -> "Curvature | None":
+        """The curvature at the statistics' own parameters; None where it is not finite.
+
+        Args:
+            coordinates: The free reals of the parameters.
+            statistics: Of the place.
+            among: The coordinates that count; all those that are not at rest unless given.
+        """
         point = coordinates.flatten(statistics.params)
         gradient = coordinates.gradient(statistics)
         active = ~coordinates.at_rest(point) & point.isfinite()
+        if among is not None:
+            active = active & among
+            gradient = torch.where(active, gradient, 0.0)
         if not bool(active.any()) or not bool(gradient.isfinite().all()):
             return None
         found = _units(coordinates, statistics, active)
@@ -76,10 +90,29 @@ class Curvature:
         """A gradient with respect to directions in units of standard deviation."""
         return self.units * gradient if self.units.dim() == 1 else self.units.mT @ gradient
 
+    def length(self, direction: Tensor) -> float:
+        """The length of free reals in standard deviations, 0 where that is not known."""
+        if self.matrix is None:
+            return 0.0
+        return float((direction @ self.matrix @ direction).clamp_min(0.0).sqrt())
+
     @property
     def gain(self) -> float:
         """What a Newton step on the expected log joint would gain, to second order."""
         return 0.5 * float(self.scaled(self.gradient).square().sum())
+
+
+def climbed(
+    e_step: EStep, coordinates: Coordinates, statistics: Statistics, curvature: Curvature
+) -> Statistics | None:
+    """A higher place along Newton's step for the expected log joint, or None."""
+    direction = curvature.direction(curvature.scaled(curvature.gradient))
+    floor = statistics.objective + RISE * (1.0 + abs(statistics.objective))
+    for shortening in SHORTENINGS:
+        moved = evaluated(e_step, coordinates.unflatten(curvature.point + shortening * direction))
+        if moved is not None and moved.objective > floor:
+            return moved
+    return None
 
 
 def way_out(
@@ -105,7 +138,7 @@ def way_out(
     for sign in (1.0, -1.0):
         for length in LENGTHS:
             params = coordinates.unflatten(curvature.point + sign * length * direction)
-            moved = _evaluated(e_step, params)
+            moved = evaluated(e_step, params)
             if moved is None or not moved.objective > max(best.objective, floor):
                 break
             best = moved
@@ -124,7 +157,7 @@ def _ascending(e_step: EStep, coordinates: Coordinates, curvature: Curvature) ->
     images: list[Tensor] = []
     for _ in range(min(PRODUCTS, int(curvature.curved.sum()))):
         params = coordinates.unflatten(curvature.point + STEP * curvature.direction(basis[-1]))
-        moved = _evaluated(e_step, params)
+        moved = evaluated(e_step, params)
         if moved is None:
             return None
         image = (curvature.scaled(coordinates.gradient(moved)) - start) / STEP
@@ -145,7 +178,7 @@ def _ascending(e_step: EStep, coordinates: Coordinates, curvature: Curvature) ->
     return None
 
 
-def _evaluated(e_step: EStep, params: Mapping[str, Tensor]) -> Statistics | None:
+def evaluated(e_step: EStep, params: Mapping[str, Tensor]) -> Statistics | None:
     """The E-step at parameters nearby; None where it cannot be made."""
     if not all(bool(torch.isfinite(value).all()) for value in params.values()):
         return None
@@ -158,8 +191,8 @@ def _evaluated(e_step: EStep, params: Mapping[str, Tensor]) -> Statistics | None
 
 def _units(
     coordinates: Coordinates, statistics: Statistics, active: Tensor
-) -> tuple[Tensor, Tensor] | None:
-    """``T`` with ``T' B T = I`` over the active coordinates, and which directions are curved."""
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """``T`` with ``T' B T = I`` over the active coordinates, which are curved, and ``B``."""
     point = coordinates.flatten(statistics.params)
     product = _information(coordinates, statistics, active)
     count = int(active.sum())
@@ -170,7 +203,9 @@ def _units(
         rows = [product(torch.zeros_like(point).index_fill_(0, i, 1.0)) for i in places]
     except RuntimeError:  # an operation that cannot be differentiated twice
         return None
-    matrix = torch.stack(rows)[:, places]
+    full = torch.zeros(len(point), len(point), dtype=point.dtype)
+    full[places] = torch.stack(rows)
+    matrix = full[places][:, places]
     if not bool(matrix.isfinite().all()):
         return None
     scale = matrix.diagonal().abs().sqrt()
@@ -181,7 +216,7 @@ def _units(
     size = torch.where(curved, size, 1.0)
     units = torch.zeros(len(point), count, dtype=point.dtype)
     units[places] = vectors / size.sqrt() / scale.unsqueeze(-1)
-    return units, curved
+    return units, curved, full
 
 
 def _information(
@@ -203,7 +238,7 @@ def _information(
     return product
 
 
-def _equilibrated(product: Callable[[Tensor], Tensor], active: Tensor) -> tuple[Tensor, Tensor] | None:
+def _equilibrated(product: Callable[[Tensor], Tensor], active: Tensor) -> tuple[Tensor, Tensor, None] | None:
     """A diagonal ``T`` that gives the rows of ``T B T`` about equal lengths.
 
     Reference: Bradley & Murray (2011), *Matrix-free approximate equilibration*, arXiv:1110.2805.
@@ -216,4 +251,4 @@ def _equilibrated(product: Callable[[Tensor], Tensor], active: Tensor) -> tuple[
         if not bool(length.isfinite().all()):
             return None
         units = torch.where(length > 0.0, units / length.sqrt(), units)
-    return units, active & (length > 0.0)
+    return units, active & (length > 0.0), None

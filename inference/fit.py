@@ -33,6 +33,7 @@ CONVERGED = (
     StopReason.NO_LATENTS,
     StopReason.NO_PARAMETERS,
 )
+NAMED = (StopReason.DEGENERATE, StopReason.INFINITE, StopReason.UNBOUNDED)  # the warning says where
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Fit:
     @property
     def stop_reason(self) -> str:
         """Why the fit ended, in words."""
-        return f"{self.stop.value} ({self.warning})" if self.is_degenerate else self.stop.value
+        return f"{self.stop.value} ({self.warning})" if self.stop in NAMED else self.stop.value
 
     @property
     def converged(self) -> bool:
