@@ -10,7 +10,9 @@ effects together with their scale, :math:`\prod_j N(\theta_j \mid \mu, \tau^2)` 
 :math:`\theta_j = \mu, \tau \to 0`: effects whose scale is estimated must be integrated out.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,17 +22,19 @@ from ember.inference.coordinates import Coordinates
 from ember.inference.maximisation import Update, updates
 from ember.inference.plan import Params, Plan
 from ember.inference.statistics import Statistics
-from ember.inference.supports import EDGE, INFINITY, ends, shown
+from ember.inference.supports import EDGE, INFINITY, NATURAL, ends, shown
 
 __all__ = ["at_infinity", "collapsed_effects", "without_bound"]
 
 FAR = 10.0  # standard deviations
 NOTHING = 1e-9  # change of an objective, relative, that counts as none
 STILL = 1e-4  # Newton step of a coordinate, relative, that has not come to rest
+LEVEL = 1e-5  # change of an objective over three decades that does not count, relative
 WEAK = 1e-3  # estimates over their standard deviations, below which the data do not show them
 TRIED = 3  # coordinates asked one by one
 SHOWN = 4  # entries of a site that are named
 CLOSED = ("location", "vector", "matrix", "rate", "simplex", "probability")
+LEAST = 1e-30  # a scale of effects to begin with, whose square is still a number
 NARROWER = 1e-3  # a scale of effects at each of two steps, relative to the one before
 STRIDE = 5.0  # along a logarithm
 RISE = 1.0  # of a log density at each of two steps, if it has no bound
@@ -49,17 +53,35 @@ def at_infinity(
     curvature = Curvature.at(coordinates, statistics, mine) if suspects else None
     if curvature is None or curvature.matrix is None:
         return "", False
+    place = curvature.point
+    beyond = (place.isinf() & coordinates.places(suspects)).nonzero()[:, 0].tolist()
+    found = _named(plan, coordinates, suspects, beyond, place)
     for direction in _directions(coordinates, curvature, suspects):
-        if not _is_one_sided(e_step, coordinates, statistics, curvature.point, direction):
-            continue
-        moved = (FAR * direction).abs() > curvature.point.abs()
-        for name in suspects:
-            own = (moved & coordinates.places([name])).nonzero()[:, 0]
-            way = ends(plan.structure.parameters[name].support)
-            for end in (INFINITY, EDGE):
-                places = [i for i in own.tolist() if way[int(direction[i] > 0.0)] == end]
-                if places:
-                    return _sentence(plan, coordinates, name, places, end), end == INFINITY
+        if found[0]:
+            break
+        if _is_one_sided(e_step, coordinates, statistics, place, direction):
+            far = ((FAR * direction).abs() > place.abs()).nonzero()[:, 0].tolist()
+            found = _named(plan, coordinates, suspects, far, direction)
+    for direction in _plateaus(coordinates, curvature, suspects, plan):
+        if found[0]:
+            break
+        if _is_level(e_step, coordinates, statistics, place, direction):
+            largest = 0.5 * float(direction.abs().max())
+            far = (direction.abs() > largest).nonzero()[:, 0].tolist()
+            found = _named(plan, coordinates, suspects, far, direction)
+    return found
+
+
+def _named(
+    plan: Plan, coordinates: Coordinates, names: Sequence[str], far: list[int], direction: Tensor
+) -> tuple[str, bool]:
+    """A sentence about the first site with coordinates that lead away from all natural ends."""
+    for name in names:
+        own, way = coordinates.places([name]), ends(plan.structure.parameters[name].support)
+        for end in (INFINITY, EDGE):
+            places = [i for i in far if own[i] and way[int(direction[i] > 0.0)] == end]
+            if places:
+                return _sentence(plan, coordinates, name, places, end), end == INFINITY
     return "", False
 
 
@@ -77,17 +99,19 @@ def _directions(
     newton = curvature.direction(curvature.scaled(curvature.gradient))
     if bool((newton.abs() > STILL * point.abs()).any()):
         yield newton / curvature.length(newton)
-    rays = [torch.where(coordinates.places([name]), point, 0.0) for name in suspects]
-    for ray in rays:
+    finite = torch.where(point.isfinite(), point, 0.0)
+    for names in [suspects, *([name] for name in suspects if len(suspects) > 1)]:
+        ray = torch.where(coordinates.places(names), finite, 0.0)
         length = curvature.length(ray)
-        if 0.0 < length < WEAK:
-            yield ray / length
-    weak = point.abs() * curvature.matrix.diagonal().clamp_min(0.0).sqrt()
-    weak = torch.where((weak > 0.0) & (weak < WEAK), point.abs(), 0.0)
-    for i in torch.argsort(weak, descending=True)[:TRIED].tolist():
-        if float(weak[i]) > 0.0:
+        if length < WEAK and bool((ray != 0.0).any()):
+            yield ray / length if length > 0.0 else ray
+    information = curvature.matrix.diagonal().clamp_min(0.0)
+    weak = (information.sqrt() * finite.abs() < WEAK) & coordinates.places(suspects)
+    size = torch.where(weak, finite.abs(), 0.0)
+    for i in torch.argsort(size, descending=True)[:TRIED].tolist():
+        if float(size[i]) > 0.0:
             alone = torch.zeros_like(point)
-            alone[i] = torch.sign(point[i]) / curvature.matrix[i, i].sqrt()
+            alone[i] = torch.sign(point[i]) * information[i].rsqrt().nan_to_num(posinf=float(size[i]))
             yield alone
 
 
@@ -109,6 +133,49 @@ def _is_one_sided(
     return back is None or back.objective < reached - RISE
 
 
+def _plateaus(
+    coordinates: Coordinates, curvature: Curvature, suspects: Sequence[str], plan: Plan
+) -> Iterator[Tensor]:
+    """Directions along logarithms of which the data say next to nothing, towards infinity."""
+    parameters = plan.structure.parameters
+    logs = [n for n in suspects if ends(parameters[n].support)[0] == NATURAL]
+    upwards = [n for n in logs if ends(parameters[n].support)[1] == INFINITY]
+    places = (coordinates.places(logs) & curvature.point.isfinite()).nonzero()[:, 0]
+    if not upwards or curvature.matrix is None or not len(places):
+        return
+    values, vectors = torch.linalg.eigh(curvature.matrix[places][:, places])
+    up = coordinates.places(upwards)
+    for value, vector in list(zip(values.tolist(), vectors.mT, strict=True))[:TRIED]:
+        direction = torch.zeros_like(curvature.point)
+        direction[places] = vector / vector.abs().max()
+        high = torch.where(up, direction, 0.0)
+        if value < WEAK and float(high.abs().max()) > 0.5:
+            yield direction * torch.sign(high[high.abs().argmax()])
+
+
+def _is_level(
+    e_step: EStep,
+    coordinates: Coordinates,
+    statistics: Statistics,
+    point: Tensor,
+    direction: Tensor,
+) -> bool:
+    """Whether the objective is level for three decades back, and falls off before them.
+
+    What comes after is not asked: dispersions that large drown in the rounding of their gammas.
+    """
+    reached = statistics.objective
+    for decades in (3, 6, 9, 12, 15, 20, 30):
+        back = coordinates.unflatten(point - decades * math.log(10.0) * direction)
+        found = evaluated(e_step, back)
+        fall = math.inf if found is None else reached - found.objective
+        if decades == 3 and abs(fall) > LEVEL * (1.0 + abs(reached)):
+            return False
+        if fall > RISE:
+            return True
+    return False
+
+
 def _sentence(
     plan: Plan, coordinates: Coordinates, name: str, places: list[int], end: str
 ) -> str:
@@ -118,9 +185,10 @@ def _sentence(
     what = f"site '{name}'"
     if parameter.shape.numel() > 1 and max(numbers) < parameter.shape.numel():
         at = [torch.unravel_index(torch.tensor(i), parameter.shape) for i in numbers[:SHOWN]]
-        named = ", ".join(str([int(j) for j in index]) for index in at)
+        entries = ", ".join(str([int(j) for j in index]) for index in at)
+        named = f"{'entries' if len(numbers) > 1 else 'entry'} {entries}"
         more = f" and {len(numbers) - SHOWN} others" if len(numbers) > SHOWN else ""
-        what = f"site '{name}' (entry {named}{more})"
+        what = f"site '{name}' ({named}{more})"
     if end == INFINITY:
         return (
             f"the estimate of {what} is at infinity: the objective rises towards a limit the "
@@ -140,18 +208,24 @@ def collapsed_effects(e_step: EStep, statistics: Statistics) -> str:
     The effects are put where their prior is centred, and the prior is made narrower twice.
     """
     plan, params = statistics.plan, statistics.params
-    for name, prior in plan.priors.items():
-        density = prior.site.density
-        if density is None or not plan.structure.parameters[name].shape.numel():
-            continue
-        for argument, found in density.maps.values():
-            for scale in found.sources:
-                if argument == "loc" or scale == name or scale not in plan.structure.parameters:
-                    continue
-                for factor in (NARROWER, 1.0 / NARROWER):
-                    if _rises(e_step, plan, params, name, scale, factor):
-                        return _EFFECTS.format(scale=scale, name=name)
+    for name in plan.priors:
+        for scale in _scales_of(plan, name):
+            for factor in (NARROWER, 1.0 / NARROWER):
+                if _rises(e_step, plan, params, name, scale, factor):
+                    return _EFFECTS.format(scale=scale, name=name)
     return ""
+
+
+def _scales_of(plan: Plan, name: str) -> list[str]:
+    """Parameters that say how wide the prior of another is, or how it is otherwise shaped."""
+    density, parameters = plan.priors[name].site.density, plan.structure.parameters
+    if density is None:
+        found = sorted(plan.dependencies(name))
+    else:
+        maps = density.maps.values()
+        found = [s for argument, m in maps if argument != "loc" for s in m.sources]
+    known = [s for s in dict.fromkeys(found) if s != name and s in parameters]
+    return [s for s in known if ends(parameters[s].support) == (NATURAL, INFINITY)]
 
 
 _EFFECTS = (
@@ -167,13 +241,11 @@ def _rises(
     e_step: EStep, plan: Plan, params: Params, name: str, scale: str, factor: float
 ) -> bool:
     """Whether the objective rises at two steps towards a prior of no width, effects at its mean."""
-    density, values = plan.priors[name].site.density, []
-    assert density is not None
+    values = []
     for power in (0, 1, 2):
-        moved = {**params, scale: params[scale] * factor**power}
+        moved = {**params, scale: params[scale].clamp(LEAST, 1.0 / LEAST) * factor**power}
         try:
-            mean = density.distribution(moved).mean
-            moved[name] = mean.expand(params[name].shape).clone()
+            moved[name] = _prior_mean(plan, name, moved)
         except (NotImplementedError, RuntimeError, ValueError, AttributeError):
             return False
         found = evaluated(e_step, moved)
@@ -181,6 +253,16 @@ def _rises(
             return False
         values.append(found.objective)
     return values[1] - values[0] > RISE and values[2] - values[1] > RISE
+
+
+def _prior_mean(plan: Plan, name: str, params: Params) -> Tensor:
+    density = plan.priors[name].site.density
+    if density is None:
+        node: Any = plan.structure.trace(params).nodes[name]
+        mean = node["fn"].mean
+    else:
+        mean = density.distribution(params).mean
+    return mean.detach().expand(params[name].shape).clone()
 
 
 def without_bound(e_step: EStep, coordinates: Coordinates, statistics: Statistics) -> str:

@@ -17,6 +17,7 @@ from ember.inference.statistics import Statistics
 
 __all__ = ["Judge"]
 
+SUSPECT = (StopReason.UNSETTLED, StopReason.NON_FINITE, StopReason.FAILED)
 GAIN = 1e-6  # of a Newton step, relative to the objective, that a converged fit may leave
 
 
@@ -64,7 +65,7 @@ class Judge:
         if self.hard:
             return reason, warning
         why = collapsed_effects(self.e_step, current)
-        if not why and reason is StopReason.UNSETTLED:
+        if not why and reason in SUSPECT:
             why = without_bound(self.e_step, self.coordinates, current)
         return (StopReason.UNBOUNDED, why) if why else (reason, warning)
 
