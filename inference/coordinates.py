@@ -81,21 +81,34 @@ class Coordinates:
         """
         return ~(vector.abs() < self._bounds)
 
+    def inside(self, vector: Tensor) -> Tensor:
+        """The vector with coordinates beyond their boundary brought back to it."""
+        return vector.clamp(-self._bounds, self._bounds)
+
+    def places(self, names: Container[str]) -> Tensor:
+        """Which coordinates belong to some of the parameters."""
+        each = zip(self._parameters, self._shapes, strict=True)
+        marks = [torch.full((shape.numel(),), p.name in names) for p, shape in each]
+        return torch.cat(marks) if marks else torch.zeros(0, dtype=torch.bool)
+
     def jittered(self, params: Mapping[str, Tensor], by: float = 0.01) -> dict[str, Tensor]:
         """Parameters with a little noise, relative to the size of each coordinate."""
         flat = self.flatten(params)
         noisy = flat + by * flat.abs().clamp_min(by) * torch.randn(flat.shape)
         return self.unflatten(torch.where(torch.isfinite(flat), noisy, flat))
 
-    def gradient(self, statistics: Statistics) -> Tensor:
+    def gradient(self, statistics: Statistics, everywhere: bool = False) -> Tensor:
         """The gradient of the objective at ``statistics.params``, by Fisher's identity.
 
-        It is zero in the coordinates that are at rest.
+        Args:
+            statistics: Of the place.
+            everywhere: Whether to take it in coordinates at rest too, next to their boundary. It
+                is zero there otherwise.
         """
         point = self.flatten(statistics.params)
         rests = self.at_rest(point)
         # At infinity a derivative is infinity times zero; nearby it is zero, as it should be.
-        near = torch.where(rests, point.clamp(-self._bounds, self._bounds), point)
+        near = torch.where(rests, self.inside(point), point)
         with torch.enable_grad():
             free = near.requires_grad_()
             params = self.unflatten(free)
@@ -103,7 +116,8 @@ class Coordinates:
             (gradient,) = torch.autograd.grad(value, free)
         # A root of zero is where the square is flat, whatever the (infinite) slope of a logarithm.
         root = gradient.isnan() & (point == 0.0) if self._roots else False
-        return torch.where(rests | root, 0.0, gradient).detach()
+        still = root if everywhere else rests | root
+        return torch.where(torch.as_tensor(still), 0.0, gradient).detach()
 
     @staticmethod
     def distance(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:

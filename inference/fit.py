@@ -37,6 +37,7 @@ CONVERGED = (
     StopReason.NO_LATENTS,
     StopReason.NO_PARAMETERS,
 )
+NAMED = (StopReason.DEGENERATE, StopReason.INFINITE, StopReason.UNBOUNDED)  # the warning says where
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Fit:
     @property
     def stop_reason(self) -> str:
         """Why the fit ended, in words."""
-        return f"{self.stop.value} ({self.warning})" if self.is_degenerate else self.stop.value
+        return f"{self.stop.value} ({self.warning})" if self.stop in NAMED else self.stop.value
 
     @property
     def converged(self) -> bool:

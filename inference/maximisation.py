@@ -313,7 +313,11 @@ def _numerical(
     coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
 
     def objective(free: Tensor) -> Tensor:
-        return -plan.expected_log_joint(statistics, {**params, **coordinates.unflatten(free)})
+        moved = {**params, **coordinates.unflatten(free)}
+        try:
+            return -plan.expected_log_joint(statistics, moved)
+        except ValueError:  # rounding has taken a value to the edge of its prior's support
+            return free.sum() * 0.0 + torch.inf
 
     def negative(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
         free = torch.from_numpy(flat.copy()).requires_grad_()

@@ -7,6 +7,7 @@ which axes of which parameters a state indexes, so fits are put in one order for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ __all__ = [
     "align",
     "canonical_order",
     "component_axes",
+    "exchangeable",
     "in_canonical_order",
     "numberings",
     "permute",
@@ -39,6 +41,7 @@ __all__ = [
 
 Params = Mapping[str, Tensor]
 Axes = dict[str, set[int]]
+MOST_NUMBERS = 20_000_000  # in the factors of a model that is asked at random parameters
 
 
 def numberings(plan: Plan) -> dict[str, tuple[str, ...]]:
@@ -165,6 +168,25 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
             ):
                 found = moved
     return found
+
+
+def exchangeable(plan: Plan, latent: str) -> bool:
+    """Whether the states of a latent are mere names, by the densities at random parameters.
+
+    Data too large to be asked twice are not asked: then the states count as mere names.
+    """
+    cached: dict[str, bool] = plan.notes.setdefault("exchangeable", {})
+    label = next(shared for shared, names in numberings(plan).items() if latent in names)
+    if label not in cached:
+        states = plan.sizes.get(plan.latent_symbols[latent], 1)
+        numbers = sum(math.prod(plan.sizes[d] for d in f.dims) for f in plan.factors)
+        probe, every = probe_values(plan.structure, 0), list(range(states))
+        with torch.no_grad():
+            cached[label] = states < 2 or numbers > MOST_NUMBERS or all(
+                _same_density(plan, probe, permute(plan, probe, latent, order))
+                for order in ([1, 0, *every[2:]], [*every[1:], 0])
+            )  # fmt: skip
+    return cached[label]
 
 
 def renumbered(

@@ -1,0 +1,74 @@
+"""What a fit may say of the place where its loop has come to rest.
+
+*Converged* is a claim: the gradient is small against the curvature, there is no direction of ascent
+left, and the estimates are at a finite place. Where it does not hold, the loop is sent on
+(``higher``), or the reason to stop is another one and names the site (``verdict``).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from ember.inference.certificate import Curvature, EStep, climbed, way_out
+from ember.inference.convergence import StopReason
+from ember.inference.coordinates import Coordinates
+from ember.inference.extremes import at_infinity, collapsed_effects, without_bound
+from ember.inference.statistics import Statistics
+
+__all__ = ["Judge"]
+
+SUSPECT = (StopReason.UNSETTLED, StopReason.NON_FINITE, StopReason.FAILED)
+GAIN = 1e-6  # of a Newton step, relative to the objective, that a converged fit may leave
+
+
+@dataclass
+class Judge:
+    """Judges the places of one run.
+
+    Attributes:
+        e_step: One pass over the data.
+        coordinates: The free reals of the parameters.
+        hard: Whether the objective is that of hard assignments, which has no curvature.
+    """
+
+    e_step: EStep
+    coordinates: Coordinates
+    hard: bool
+
+    def higher(self, current: Statistics) -> Statistics | None:
+        """A place above the one where the loop has come to rest, if that is no maximum."""
+        curvature = None if self.hard else Curvature.at(self.coordinates, current)
+        if curvature is None:
+            return None
+        if curvature.gain > _tolerated(current):
+            return climbed(self.e_step, self.coordinates, current, curvature)
+        return way_out(self.e_step, self.coordinates, current, curvature)
+
+    def verdict(self, current: Statistics, reason: StopReason) -> tuple[StopReason, str]:
+        """The reason to stop where nothing higher was found, and a warning if there is one."""
+        if self.hard:
+            return reason, ""
+        curvature = Curvature.at(self.coordinates, current)
+        steep = curvature is not None and curvature.gain > _tolerated(current)
+        slopes = self.coordinates.gradient(current, everywhere=True)
+        rests = self.coordinates.at_rest(self.coordinates.flatten(current.params))
+        slide = float(torch.where(rests, slopes, 0.0).abs().nan_to_num().sum())
+        if steep or slide > _tolerated(current):
+            return self.failed(current, StopReason.UNSETTLED, "")
+        warning, infinite = at_infinity(self.e_step, self.coordinates, current)
+        return (StopReason.INFINITE if infinite else reason), warning
+
+    def failed(
+        self, current: Statistics, reason: StopReason, warning: str
+    ) -> tuple[StopReason, str]:
+        """The reason to stop where an iteration went wrong: perhaps there is no maximum."""
+        if self.hard:
+            return reason, warning
+        why = collapsed_effects(self.e_step, current)
+        if not why and reason in SUSPECT:
+            why = without_bound(self.e_step, self.coordinates, current)
+        return (StopReason.UNBOUNDED, why) if why else (reason, warning)
+
+
+def _tolerated(current: Statistics) -> float:
+    return GAIN * (1.0 + abs(current.objective))
