@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors import Site
+from ember.inference.residuals import reach_of
 from ember.inference.shapes import append_dims
 from ember.inference.statistics import Group
 
@@ -34,7 +35,12 @@ def group_sites(
         form = pooled[0].form
         assert form is not None
         at_entry, at_cell = _references(pooled, indices, len(combinations))
-        groups[key] = Group(key, form.family, form.slots, combinations, at_cell)
+        reaches = [
+            reach_of(site, index, at_entry, len(combinations))
+            for site, index in zip(pooled, indices, strict=True)
+        ]
+        reach = None if reaches[0] is None else torch.stack(reaches).amax(0)
+        groups[key] = Group(key, form.family, form.slots, combinations, at_cell, reach)
         for site, index in zip(pooled, indices, strict=True):
             cells[site.name] = (key, index, at_entry)
     return groups, cells
