@@ -58,11 +58,9 @@ def _about(origin: Tensor, kind: str, prior: Any, found: list[Tensor]) -> list[T
     """The coefficients of a location as those of its difference from the origin."""
     linear, precision = found
     normal = isinstance(prior, (dist.Normal, dist.MultivariateNormal))
-    moved = prior.loc - origin if normal else -origin
-    if kind == "vector":
-        moved = (precision @ moved.unsqueeze(-1)).squeeze(-1)
-    else:
-        moved = precision * moved
+    away = prior.loc - origin if normal else -origin
+    is_vector = kind == "vector"
+    moved = (precision @ away.unsqueeze(-1)).squeeze(-1) if is_vector else precision * away
     return [moved if normal else linear + moved, precision]
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "idle_entries",
     "least_variance",
     "near_singular",
+    "rounding",
 ]
 
 EMPTIED = 1e-6  # expected observations of a state
@@ -94,9 +95,7 @@ def _remedy(judged: Judged, what: str) -> str:
     return BETTER_PRIOR
 
 
-def _judge(
-    judged: Judged, coefficients: list[Tensor], least: Tensor
-) -> tuple[Tensor, Tensor, str]:
+def _judge(judged: Judged, coefficients: list[Tensor], least: Tensor) -> tuple[Tensor, Tensor, str]:
     tiny = 1e-250
     match judged.kind:
         case "simplex":
@@ -173,10 +172,7 @@ def _variances(group: Group, sums: Tensor) -> Tensor | None:
 def near_singular(
     parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]
 ) -> tuple[str, float] | None:
-    """The matrix parameter with the largest condition number, if that eats up half the digits.
-
-    The objective is then no more exact than the square root of a number's own precision.
-    """
+    """The matrix parameter with the largest condition number, if that eats up half the digits."""
     found = {
         name: float(torch.linalg.cond(params[name].detach()).nan_to_num(nan=torch.inf).max())
         for name, parameter in parameters.items()
@@ -186,9 +182,17 @@ def near_singular(
     return None if worst is None or found[worst] < ILL_CONDITIONED else (worst, found[worst])
 
 
-def check_scales(
-    statistics: Statistics, params: Mapping[str, Tensor], objective: str
-) -> None:
+def rounding(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]) -> float:
+    """By how much the objective is uncertain: a matrix is known to the last digit of its entries.
+
+    The last digit of a matrix of condition number ``c`` moves its log determinant by ``c`` times
+    the precision of a number.
+    """
+    found = near_singular(parameters, params)
+    return 0.0 if found is None else found[1] * torch.finfo(torch.float64).eps
+
+
+def check_scales(statistics: Statistics, params: Mapping[str, Tensor], objective: str) -> None:
     """Raises ``Degenerate`` if a scale found numerically has shrunk to nothing."""
     for group, sums in statistics.groups.values():
         slot = group.slots[-1]

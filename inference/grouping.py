@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors import Site
-from ember.inference.residuals import reach_of
+from ember.inference.residual_factors import reach_of
 from ember.inference.shapes import append_dims
 from ember.inference.statistics import Group
 
@@ -39,7 +39,8 @@ def group_sites(
             reach_of(site, index, at_entry, len(combinations))
             for site, index in zip(pooled, indices, strict=True)
         ]
-        reach = None if reaches[0] is None else torch.stack(reaches).amax(0)
+        known = [reach for reach in reaches if reach is not None]
+        reach = torch.stack(known).amax(0) if known else None
         groups[key] = Group(key, form.family, form.slots, combinations, at_cell, reach)
         for site, index in zip(pooled, indices, strict=True):
             cells[site.name] = (key, index, at_entry)

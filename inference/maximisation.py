@@ -246,7 +246,9 @@ def _closed_form(
         # An entry that feeds no observation: every value is a maximiser, the present one too.
         idle = (total[0] == 0.0) & (total[1] == 0.0)
         total = [torch.where(idle, 1.0, coefficient) for coefficient in total]
-    judged = Judged(update.name, update.kind, rows_shape, plan.objective, update.name in plan.priors)
+    judged = Judged(
+        update.name, update.kind, rows_shape, plan.objective, update.name in plan.priors
+    )
     check_maximiser(judged, total, floor)
     best = contribution_to_maximiser(update.kind, total, update.link)
     slot = _group(plan, update.usages[0]).slots[update.usages[0].slot]

@@ -28,7 +28,7 @@ from ember.inference.grouping import cells_of
 from ember.inference.missing import GapFactor
 from ember.inference.reading.misreading import misread_sites
 from ember.inference.reading.opaque import model_log_prob
-from ember.inference.residuals import ResidualFactors
+from ember.inference.residual_factors import ResidualFactors
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group, Part, Statistics
 from ember.inference.structure import Structure
@@ -104,7 +104,10 @@ class Plan:
                 exact = self.residuals.log_probs(near, self.groups, params)
             asked = {**other, **exact}
             total, found = self._gradients(
-                {key: eta for key, eta in natural.items() if key not in near}, asked, temper, maximum
+                {key: eta for key, eta in natural.items() if key not in near},
+                asked,
+                temper,
+                maximum,
             )
             groups = {
                 key: self.residuals.sums(group, params, found)
@@ -125,7 +128,8 @@ class Plan:
         maximum: bool,
     ) -> tuple[float, dict[Any, Tensor]]:
         """The log evidence, and its gradient with respect to everything it depends on."""
-        leaves = {k: t.detach().requires_grad_() for k, t in (*natural.items(), *other.items())}
+        leaves: dict[Any, Tensor] = {**natural, **other}
+        leaves = {key: value.detach().requires_grad_() for key, value in leaves.items()}
         with torch.enable_grad():
             tensors = self.tensors(leaves, leaves)
             if temper != 1.0:

@@ -19,7 +19,7 @@ from ember.inference.reading.misreading import MISREAD
 from ember.inference.reading.opaque import factor_dims, model_dependencies
 from ember.inference.reading.sites import Probes, probe, read_site
 from ember.inference.reading.tape import record
-from ember.inference.residuals import ResidualFactors
+from ember.inference.residual_factors import ResidualFactors
 from ember.inference.shapes import prepend_dims
 from ember.inference.structure import Model, Structure, read_structure
 from ember.inference.superposed_factor import SuperposedFactor, compile_superposed

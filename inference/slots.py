@@ -59,23 +59,20 @@ class Slot:
             case _:
                 return rows
 
-    def whiteners(self, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Of a matrix slot: ``W`` with ``W'W`` the precision, by one factorisation; ``log|W|``."""
-        if self.table is None:
-            return self._known_whiteners
-        return self._whitened(self.table.rows(params))
+    def roots(self, params: Mapping[str, Tensor]) -> Tensor:
+        """Of a matrix slot: the Cholesky factors of what the model declares, ``(R, D, D)``.
+
+        They are those of precisions where ``link`` is "identity", else of covariances.
+        """
+        return self._known_roots if self.table is None else self._rooted(self.table.rows(params))
 
     @functools.cached_property
-    def _known_whiteners(self) -> tuple[Tensor, Tensor]:
-        return self._whitened(self.constants)
+    def _known_roots(self) -> Tensor:
+        return self._rooted(self.constants)
 
-    def _whitened(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        factor = rows if self.link == "outer" else torch.linalg.cholesky_ex(rows)[0]
-        log_det = safe_log(factor.diagonal(dim1=-2, dim2=-1).abs()).sum(-1)
-        if self.link == "identity":
-            return factor.mT, log_det
-        one = torch.eye(factor.shape[-1], dtype=factor.dtype)
-        return torch.linalg.solve_triangular(factor, one, upper=False), -log_det
+    def _rooted(self, rows: Tensor) -> Tensor:
+        factor: Tensor = rows if self.link == "outer" else torch.linalg.cholesky_ex(rows)[0]
+        return factor
 
     def parameter(self, value: Tensor) -> Tensor:
         """Parameter rows from slot values: the inverse of ``values`` without the constants.
