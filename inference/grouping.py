@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ember.inference.design import Frame, frame_of
 from ember.inference.factors import Site
+from ember.inference.residual_factors import reach_of
 from ember.inference.shapes import append_dims
 from ember.inference.statistics import Group
 
@@ -40,7 +41,13 @@ def group_sites(
             at_entry = at_cell = _frame(pooled)
         else:
             at_entry, at_cell = _references(pooled, indices, len(combinations))
-        groups[key] = Group(key, form.family, form.slots, combinations, at_cell)
+        reaches = [
+            reach_of(site, index, at_entry, len(combinations))
+            for site, index in zip(pooled, indices, strict=True)
+        ]
+        known = [reach for reach in reaches if reach is not None]
+        reach = torch.stack(known).amax(0) if known else None
+        groups[key] = Group(key, form.family, form.slots, combinations, at_cell, reach)
         for site, index in zip(pooled, indices, strict=True):
             cells[site.name] = (key, index, at_entry)
     return groups, cells

@@ -13,7 +13,13 @@ from torch import Tensor
 from ember.inference.acceleration import EMMap, accelerated
 from ember.inference.convergence import FALL, ROUNDING, Monitor, StopReason
 from ember.inference.coordinates import Coordinates
-from ember.inference.degeneracy import Degenerate, emptied_states, idle_entries, near_singular
+from ember.inference.degeneracy import (
+    Degenerate,
+    emptied_states,
+    idle_entries,
+    near_singular,
+    rounding,
+)
 from ember.inference.families import IMPOSSIBLE
 from ember.inference.fit import Fit
 from ember.inference.hard import hard_e_step
@@ -157,7 +163,7 @@ class Loop:
                 why = f"{self.method}: {StopReason.FAILED.value} ({error})"
                 return judge.failed(way.current, StopReason.FAILED, why)
             failure = monitor.failure(way.current.objective, step.statistics.objective)
-            if failure is not None:
+            if failure is not None and not self._is_rounding(way.current, step.statistics):
                 return judge.failed(way.current, *self._explained(failure, step.statistics.params))
             way.take(step.statistics)
             tick(way.current.objective)
@@ -172,6 +178,11 @@ class Loop:
         if not self.tol:
             return StopReason.STEPS, ""
         return judge.failed(way.current, StopReason.MAX_ITER, "")
+
+    def _is_rounding(self, before: Statistics, after: Statistics) -> bool:
+        """Whether the objective fell by no more than it is uncertain."""
+        fall = before.objective - after.objective
+        return fall <= rounding(self.plan.structure.parameters, after.params)
 
     def _softly(self, current: Statistics) -> Statistics:
         """The E-step that a fit reports; of a hard one the history has the other objective."""

@@ -87,11 +87,13 @@ def _group(group: Group, shapes: Mapping[str, torch.Size], count: int) -> Group:
         _moved(group.cells[:, i], _sizes(slot.table, shapes), count).reshape(-1)
         for i, slot in enumerate(group.slots)
     ]
-    reference = group.reference
+    reference, reach = group.reference, group.reach
     if isinstance(reference, Tensor):  # a frame of features is that of all values
         reference = reference.repeat(count, *(1,) * (reference.dim() - 1))
+    if reach is not None:
+        reach = reach.repeat(count, *(1,) * (reach.dim() - 1))
     slots = tuple(_slot(slot, shapes, count) for slot in group.slots)
-    return Group(group.key, group.family, slots, torch.stack(columns, 1), reference)
+    return Group(group.key, group.family, slots, torch.stack(columns, 1), reference, reach)
 
 
 def _slot(slot: Slot, shapes: Mapping[str, torch.Size], count: int) -> Slot:
