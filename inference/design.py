@@ -49,6 +49,11 @@ class Frame:
         """``T``: coefficients of ``q`` from those of ``x``."""
         return self.factor @ self._recentring(self.centre)
 
+    @property
+    def determined(self) -> Tensor:
+        """``T`` without the rows of coordinates that are always zero."""
+        return torch.where(self.dependent.unsqueeze(-1), 0.0, self.matrix)
+
     def _recentring(self, centre: Tensor) -> Tensor:
         """What moves the height of a line from the origin to the centre of the features."""
         moved = torch.eye(len(self.line), dtype=torch.float64)

@@ -34,15 +34,11 @@ def group_sites(
         indices = [p.reshape(row.shape[:-1]) for p, row in zip(places, rows, strict=True)]
         form = pooled[0].form
         assert form is not None
-        at_entry: Any
-        at_cell: Tensor | Frame | None
-        if form.design is not None:
-            at_entry = at_cell = _frame(pooled)
-        else:
-            at_entry, at_cell = _references(pooled, indices, len(combinations))
-        groups[key] = Group(key, form.family, form.slots, combinations, at_cell)
+        at_entry, at_cell = _references(pooled, indices, len(combinations))
+        frame = None if form.design is None else _frame(pooled)
+        groups[key] = Group(key, form.family, form.slots, combinations, at_cell, frame)
         for site, index in zip(pooled, indices, strict=True):
-            cells[site.name] = (key, index, at_entry)
+            cells[site.name] = (key, index, at_entry if frame is None else frame)
     return groups, cells
 
 

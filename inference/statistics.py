@@ -25,22 +25,23 @@ class Group:
     """Sites of one family that read the same slots; their statistics are pooled, cell by cell.
 
     A *cell* is a combination of slot rows: ``cells`` has shape ``(C, slots)``. ``reference`` is
-    subtracted from the data and from the location, so that squares lose no digits; that of a
-    regression is a frame of its features.
+    subtracted from the data and from the location, so that squares lose no digits; a regression
+    has a ``frame`` of its features instead.
     """
 
     key: tuple[Any, ...]
     family: Family
     slots: tuple[Slot, ...]
     cells: Tensor
-    reference: Tensor | Frame | None = None
+    reference: Tensor | None = None
+    frame: Frame | None = None
 
     def slot_values(self, params: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The value of each slot in each cell; a location is relative to the reference."""
         values = [slot.values(params)[self.cells[:, i]] for i, slot in enumerate(self.slots)]
-        if isinstance(self.reference, Frame):
-            values[0] = self.reference.relative(values[0])
-        elif self.reference is not None:
+        if self.frame is not None:
+            values[0] = self.frame.relative(values[0])
+        if self.reference is not None:
             values[0] = values[0] - self.reference
         return tuple(values)
 
@@ -67,7 +68,7 @@ class Group:
         """The canonical coefficients of one slot in each cell, locations absolute."""
         values = self.slot_values(params)
         coefficients = self.family.contribution(slot, statistics, values)
-        if slot == 0 and isinstance(self.reference, Tensor):
+        if slot == 0 and self.reference is not None:
             linear, precision = coefficients
             if self.slots[0].kind == "vector":
                 moved = (precision @ self.reference.unsqueeze(-1)).squeeze(-1)
@@ -159,12 +160,10 @@ def _merge(one: tuple[Group, Tensor], other: tuple[Group, Tensor]) -> tuple[Grou
     (left, left_statistics), (right, right_statistics) = one, other
     cells, place = torch.unique(torch.cat([left.cells, right.cells]), dim=0, return_inverse=True)
     in_left, in_right = place[: len(left.cells)], place[len(left.cells) :]
-    reference: Tensor | Frame | None = None
-    if isinstance(left.reference, Frame) and isinstance(right.reference, Frame):
-        reference = left.reference
-        turn = reference.from_other(right.reference)
-        right_statistics = Regression.turned(right_statistics, turn)
-    elif isinstance(left.reference, Tensor) and isinstance(right.reference, Tensor):
+    reference = None
+    if left.frame is not None and right.frame is not None:
+        right_statistics = Regression.turned(right_statistics, left.frame.from_other(right.frame))
+    if left.reference is not None and right.reference is not None:
         reference = left.reference.new_zeros((len(cells), *left.reference.shape[1:]))
         reference[in_right] = right.reference
         reference[in_left] = left.reference
@@ -174,4 +173,4 @@ def _merge(one: tuple[Group, Tensor], other: tuple[Group, Tensor]) -> tuple[Grou
     total = left_statistics.new_zeros((len(cells), left_statistics.shape[-1]))
     total.index_add_(0, in_left, left_statistics)
     total.index_add_(0, in_right, right_statistics)
-    return Group(left.key, left.family, left.slots, cells, reference), total
+    return Group(left.key, left.family, left.slots, cells, reference, left.frame), total

@@ -88,10 +88,11 @@ def _group(group: Group, shapes: Mapping[str, torch.Size], count: int) -> Group:
         for i, slot in enumerate(group.slots)
     ]
     reference = group.reference
-    if isinstance(reference, Tensor):  # a frame of features is that of all values
+    if reference is not None:
         reference = reference.repeat(count, *(1,) * (reference.dim() - 1))
     slots = tuple(_slot(slot, shapes, count) for slot in group.slots)
-    return Group(group.key, group.family, slots, torch.stack(columns, 1), reference)
+    cells = torch.stack(columns, 1)
+    return dataclasses.replace(group, slots=slots, cells=cells, reference=reference)
 
 
 def _slot(slot: Slot, shapes: Mapping[str, torch.Size], count: int) -> Slot:
