@@ -271,9 +271,10 @@ class Regression(Family):
 
     @staticmethod
     def turned(statistics: Tensor, turn: Tensor) -> Tensor:
-        """Statistics of ``turn @ u`` from those of ``u``."""
-        rows, columns, _ = _vech_indices(len(turn))
-        squares = turn @ Regression.products(statistics, len(turn)) @ turn.mT
+        """Statistics of ``turn @ u`` from those of ``u``, with a matrix for each cell."""
+        dim = turn.shape[-1]
+        rows, columns, _ = _vech_indices(dim)
+        squares = turn @ Regression.products(statistics, dim) @ turn.mT
         return torch.cat([statistics[..., :1], squares[..., rows, columns]], -1)
 
 
@@ -302,8 +303,12 @@ def _log_diagonal(precision: Tensor) -> Tensor:
     return safe_log(factor.diagonal(dim1=-2, dim2=-1))
 
 
-def contribution_to_maximiser(kind: str, coefficients: list[Tensor]) -> Tensor:
-    """The closed form of the table above; a slot nothing was said about comes out as NaN."""
+def contribution_to_maximiser(kind: str, coefficients: list[Tensor], link: str = "") -> Tensor:
+    """The closed form of the table above; a slot nothing was said about comes out as NaN.
+
+    A matrix comes out as what the model declares, by its ``link``: the precision, its inverse, or
+    the Cholesky factor of the latter. To invert twice would lose its digits twice.
+    """
     match kind:
         case "probability":
             a, b = coefficients
@@ -323,7 +328,9 @@ def contribution_to_maximiser(kind: str, coefficients: list[Tensor]) -> Tensor:
             return solution
         case "matrix":
             n, scatter = coefficients
-            factor, _ = torch.linalg.cholesky_ex(scatter)
-            return n[:, None, None] * torch.cholesky_inverse(factor)
+            if link == "inverse":
+                return (scatter + scatter.mT) / (2.0 * n[:, None, None])
+            factor: Tensor = torch.linalg.cholesky_ex(scatter / n[:, None, None])[0]
+            return factor if link == "outer" else torch.cholesky_inverse(factor)
         case _:
             raise AssertionError(kind)

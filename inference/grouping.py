@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ember.inference.design import Frame, frame_of
 from ember.inference.factors import Site
+from ember.inference.residual_factors import reach_of
 from ember.inference.shapes import append_dims
 from ember.inference.statistics import Group
 
@@ -35,8 +36,15 @@ def group_sites(
         form = pooled[0].form
         assert form is not None
         at_entry, at_cell = _references(pooled, indices, len(combinations))
+        reaches = [
+            reach_of(site, index, at_entry, len(combinations))
+            for site, index in zip(pooled, indices, strict=True)
+        ]
+        known = [reach for reach in reaches if reach is not None]
+        reach = torch.stack(known).amax(0) if known else None
         frame = None if form.design is None else _frame(pooled)
-        groups[key] = Group(key, form.family, form.slots, combinations, at_cell, frame)
+        at_lines = None if frame is None else frame.about(frame.line.expand(len(combinations), -1))
+        groups[key] = Group(key, form.family, form.slots, combinations, at_cell, reach, at_lines)
         for site, index in zip(pooled, indices, strict=True):
             cells[site.name] = (key, index, at_entry if frame is None else frame)
     return groups, cells

@@ -34,6 +34,7 @@ References:
     *Hidden Markov Models for Time Series*, ch. 3 (quantiles as starting values of states).
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,6 +43,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ember.inference.degeneracy import Degenerate
 from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
 from ember.inference.starts.clustering import KMEANS_TRIES, cluster, levels, standardise
@@ -172,7 +174,18 @@ def _from_responsibilities(
     if how in FROM_DATA:
         return params_from(plan, params, responsibilities)
     stay = float(torch.empty(()).uniform_(*STAYS)) if varied and how == "sticky" else STAY
-    return _completed(plan, params, weights_of(plan, responsibilities, stay))
+    try:
+        return _completed(plan, params, weights_of(plan, responsibilities, stay))
+    except Degenerate:
+        if not clusters:
+            raise
+        # Among clusters that lie very far apart the uniform share of the others is all that is
+        # seen of a component's spread.
+        sharp = {name: (r == r.amax(-1, keepdim=True)).to(r) for name, r in clusters.items()}
+        weights = weights_of(plan, {**responsibilities, **sharp}, stay)
+        with contextlib.suppress(Degenerate):
+            return _completed(plan, params, weights)
+        raise
 
 
 def params_from(

@@ -13,7 +13,13 @@ from torch import Tensor
 from ember.inference.acceleration import EMMap, accelerated
 from ember.inference.convergence import Monitor, StopReason
 from ember.inference.coordinates import Coordinates
-from ember.inference.degeneracy import Degenerate, emptied_states, idle_entries, near_singular
+from ember.inference.degeneracy import (
+    Degenerate,
+    emptied_states,
+    idle_entries,
+    near_singular,
+    rounding,
+)
 from ember.inference.families import IMPOSSIBLE
 from ember.inference.fit import Fit
 from ember.inference.hard import hard_e_step
@@ -125,7 +131,10 @@ class Loop:
         if limit and not plan.structure.parameters:
             return StopReason.NO_PARAMETERS, ""
         if limit and not plan.is_incomplete:
-            way.take(_maximise_fully(em, way.current))
+            try:
+                way.take(_maximise_fully(em, way.current))
+            except Degenerate as error:
+                return StopReason.DEGENERATE, str(error)
             return StopReason.NO_LATENTS, ""
         coordinates = Coordinates(plan.structure.parameters, plan.superposed_parameters())
         iterate = accelerated(None if self.hard else self.accelerate, em, coordinates)
@@ -138,7 +147,7 @@ class Loop:
             except (RuntimeError, ValueError, ArithmeticError) as error:
                 return StopReason.FAILED, f"{self.method}: {StopReason.FAILED.value} ({error})"
             failure = monitor.failure(way.current.objective, step.statistics.objective)
-            if failure is not None:
+            if failure is not None and not self._is_rounding(way.current, step.statistics):
                 return self._explained(failure, step.statistics.params)
             way.take(step.statistics)
             tick(way.current.objective)
@@ -146,6 +155,11 @@ class Loop:
             if reason is not None:
                 return reason, ""
         return StopReason.MAX_ITER, ""
+
+    def _is_rounding(self, before: Statistics, after: Statistics) -> bool:
+        """Whether the objective fell by no more than it is uncertain."""
+        fall = before.objective - after.objective
+        return fall <= rounding(self.plan.structure.parameters, after.params)
 
     def _softly(self, current: Statistics) -> Statistics:
         """The E-step that a fit reports; of a hard one the history has the other objective."""

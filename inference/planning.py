@@ -19,6 +19,7 @@ from ember.inference.reading.misreading import MISREAD
 from ember.inference.reading.opaque import factor_dims, model_dependencies
 from ember.inference.reading.sites import Probes, probe, read_site
 from ember.inference.reading.tape import record
+from ember.inference.residual_factors import ResidualFactors
 from ember.inference.shapes import prepend_dims
 from ember.inference.structure import Model, Structure, read_structure
 from ember.inference.superposed_factor import SuperposedFactor, compile_superposed
@@ -95,6 +96,11 @@ def build_plan(
         latent_symbols,
         scales,
         chains,
+    )
+    plan.notes["residuals"] = ResidualFactors(
+        sites,
+        {name: (key, index) for name, (key, index, _) in cells.items()},
+        {factor.name: factor.dims for factor in factors},
     )
     references = {name: reference for name, (_, _, reference) in cells.items()}
     plan.notes["starting_eta"] = starting_eta(sites, forms, references)

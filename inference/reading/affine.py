@@ -64,6 +64,13 @@ class AffineMap:
         value: Tensor = FROM_SPACE[self.space](line + self.offset)
         return value
 
+    def rounding(self, params: Mapping[str, Tensor]) -> float:
+        """How far the argument may be off where its terms are added up as they stand."""
+        terms = self.features * self.table.rows(params)[self.index]
+        size = terms.abs().sum(-1).nan_to_num(0.0, 0.0).max()
+        height = self.evaluate(params).abs().max() if self.space == "log" else 1.0
+        return float(8.0 * torch.finfo(terms.dtype).eps * size * height)
+
     @functools.cached_property
     def centre(self) -> Tensor:
         """A point amid the features, ``(F,)``; any would do, but for rounding."""

@@ -136,7 +136,7 @@ def _misfit(plan: Plan, params: Params, posterior: Tensor, weight: Tensor) -> Te
     """The local Kullback divergence of every component, ``(K,)``."""
     (latent,) = plan.structure.latent
     with torch.no_grad():
-        tensors = plan.tensors(plan.natural_parameters(params), plan.other_log_probs(params))
+        tensors = plan.all_tensors(params)
         names = [factor.name for factor in plan.factors]
         at = names.index(latent)
         union = (str(plan.row), plan.latent_symbols[latent])
