@@ -48,6 +48,12 @@ class Coordinates:
         is_positive = support in (constraints.positive, constraints.nonnegative)
         return LEAST["positive"] if is_positive else torch.inf
 
+    def places(self) -> dict[str, Tensor]:
+        """Where the coordinates of each parameter stand in the vector."""
+        sizes = [shape.numel() for shape in self._shapes]
+        every = torch.arange(sum(sizes)).split(sizes)
+        return {p.name: own for p, own in zip(self._parameters, every, strict=True)}
+
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """The unconstrained vector, after any leading dims; infinite on a boundary."""
         free = [self._free(p, params[p.name]) for p in self._parameters]

@@ -271,9 +271,10 @@ class Regression(Family):
 
     @staticmethod
     def turned(statistics: Tensor, turn: Tensor) -> Tensor:
-        """Statistics of ``turn @ u`` from those of ``u``."""
-        rows, columns, _ = _vech_indices(len(turn))
-        squares = turn @ Regression.products(statistics, len(turn)) @ turn.mT
+        """Statistics of ``turn @ u`` from those of ``u``, with a matrix for each cell."""
+        dim = turn.shape[-1]
+        rows, columns, _ = _vech_indices(dim)
+        squares = turn @ Regression.products(statistics, dim) @ turn.mT
         return torch.cat([statistics[..., :1], squares[..., rows, columns]], -1)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ember.inference import newton
+from ember.inference.conditioning import directions
 from ember.inference.conjugacy import pseudo_statistics
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import Judged, check_maximiser, check_scales, least_variance
@@ -347,15 +348,21 @@ def _pseudo(
 def _numerical(
     plan: Plan, names: list[str], statistics: Statistics, params: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Newton or L-BFGS on the expected log joint over the named parameters, the others fixed."""
+    """Newton or L-BFGS on the expected log joint over the named parameters, the others fixed.
+
+    The search is for the way from the present parameters, along well-conditioned directions.
+    """
     coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
 
-    def objective(free: Tensor) -> Tensor:
-        moved = {**params, **coordinates.unflatten(free)}
+    start = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
+    along = directions(plan, names, coordinates)
+
+    def objective(way: Tensor) -> Tensor:
+        moved = {**params, **coordinates.unflatten(start + along @ way)}
         try:
             return -plan.expected_log_joint(statistics, moved)
         except ValueError:  # rounding has taken a value to the edge of its prior's support
-            return free.sum() * 0.0 + torch.inf
+            return way.sum() * 0.0 + torch.inf
 
     def negative(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
         free = torch.from_numpy(flat.copy()).requires_grad_()
@@ -367,7 +374,7 @@ def _numerical(
             gradient = _differences(objective, free.detach())
         return float(value.detach()), gradient.numpy()
 
-    flat = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
+    flat = torch.zeros_like(start)
     before, _ = negative(flat.numpy())
     best = None
     if len(flat) <= newton.MOST_PARAMETERS and not _asks_the_model(plan, statistics):
@@ -383,7 +390,7 @@ def _numerical(
     if not reached < before:
         return params
     with torch.no_grad():
-        moved = coordinates.unflatten(best)
+        moved = coordinates.unflatten(start + along @ best)
         for name, value in moved.items():
             if not all_within(plan.structure.parameters, {name: value}):
                 # So near to an open edge of the support that rounding took it there.
