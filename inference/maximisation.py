@@ -353,29 +353,35 @@ def _numerical(
     def objective(free: Tensor) -> Tensor:
         return -plan.expected_log_joint(statistics, {**params, **coordinates.unflatten(free)})
 
-    def negative(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
-        free = torch.from_numpy(flat.copy()).requires_grad_()
+    def derivative(free: Tensor) -> tuple[float, Tensor]:
+        free = free.detach().requires_grad_()
         value = objective(free)
         (gradient,) = torch.autograd.grad(value, free)
         if not bool(torch.isfinite(value)):
-            return float("inf"), np.zeros_like(flat)
+            return float("inf"), torch.zeros_like(gradient)
         if not bool(torch.isfinite(gradient).all()):
             gradient = _differences(objective, free.detach())
-        return float(value.detach()), gradient.numpy()
+        return float(value.detach()), gradient
 
     flat = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
-    before, _ = negative(flat.numpy())
+    before, slope = derivative(flat)
     best = None
     if len(flat) <= newton.MOST_PARAMETERS and not _asks_the_model(plan, statistics):
         best = newton.minimise(objective, flat)
     if best is not None:
         reached = float(objective(best).detach())
     else:
+        units = coordinates.units(flat, slope)
+
+        def negative(x: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
+            value, gradient = derivative(units * torch.from_numpy(x))
+            return value, (units * gradient).numpy()
+
         found = scipy.optimize.minimize(
-            negative, flat.numpy(), jac=True, method="L-BFGS-B",
+            negative, (flat / units).numpy(), jac=True, method="L-BFGS-B",
             options={"maxiter": 100, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
         )  # fmt: skip
-        best, reached = torch.from_numpy(np.asarray(found.x)), found.fun
+        best, reached = units * torch.from_numpy(np.asarray(found.x)), found.fun
     if not reached < before:
         return params
     with torch.no_grad():
@@ -397,7 +403,8 @@ def _differences(objective: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     with torch.no_grad():
         for i in range(len(at)):
             step = torch.zeros_like(at)
-            step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * (1.0 + at[i].abs())
+            size = at[i].abs() if bool(at[i].abs() > 0.0) else torch.ones(())
+            step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * size
             gradient[i] = (objective(at + step) - objective(at - step)) / (2.0 * step[i])
     return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
