@@ -29,7 +29,7 @@ def directions(plan: Plan, names: Sequence[str], coordinates: Coordinates) -> Te
 
 
 def _directions(plan: Plan, names: Sequence[str], coordinates: Coordinates) -> Tensor:
-    places = coordinates.places()
+    places = coordinates.slices()
     count = sum(len(own) for own in places.values())
     seen: dict[CoefficientTable, list[tuple[Tensor, Tensor]]] = {}
     for name in plan.factor_and_prior_names():

@@ -364,29 +364,36 @@ def _numerical(
         except ValueError:  # rounding has taken a value to the edge of its prior's support
             return way.sum() * 0.0 + torch.inf
 
-    def negative(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
-        free = torch.from_numpy(flat.copy()).requires_grad_()
+    def derivative(free: Tensor) -> tuple[float, Tensor]:
+        free = free.detach().requires_grad_()
         value = objective(free)
         (gradient,) = torch.autograd.grad(value, free)
         if not bool(torch.isfinite(value)):
-            return float("inf"), np.zeros_like(flat)
+            return float("inf"), torch.zeros_like(gradient)
         if not bool(torch.isfinite(gradient).all()):
             gradient = _differences(objective, free.detach())
-        return float(value.detach()), gradient.numpy()
+        return float(value.detach()), gradient
 
-    flat = torch.zeros_like(start)
-    before, _ = negative(flat.numpy())
+    still = torch.zeros_like(start)
+    before, slope = derivative(still)
     best = None
-    if len(flat) <= newton.MOST_PARAMETERS and not _asks_the_model(plan, statistics):
-        best = newton.minimise(objective, flat)
+    if len(start) <= newton.MOST_PARAMETERS and not _asks_the_model(plan, statistics):
+        best = newton.minimise(objective, still)
     if best is not None:
         reached = float(objective(best).detach())
     else:
+        here = torch.linalg.lstsq(along, start.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+        units = coordinates.units(here, slope)
+
+        def negative(x: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
+            value, gradient = derivative(units * torch.from_numpy(x))
+            return value, (units * gradient).numpy()
+
         found = scipy.optimize.minimize(
-            negative, flat.numpy(), jac=True, method="L-BFGS-B",
+            negative, still.numpy(), jac=True, method="L-BFGS-B",
             options={"maxiter": 100, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
         )  # fmt: skip
-        best, reached = torch.from_numpy(np.asarray(found.x)), found.fun
+        best, reached = units * torch.from_numpy(np.asarray(found.x)), found.fun
     if not reached < before:
         return params
     with torch.no_grad():
@@ -408,7 +415,8 @@ def _differences(objective: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     with torch.no_grad():
         for i in range(len(at)):
             step = torch.zeros_like(at)
-            step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * (1.0 + at[i].abs())
+            size = at[i].abs() if bool(at[i].abs() > 0.0) else torch.ones(())
+            step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * size
             gradient[i] = (objective(at + step) - objective(at - step)) / (2.0 * step[i])
     return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
