@@ -10,15 +10,25 @@ from dataclasses import dataclass
 import torch
 
 from ember.inference.certificate import Curvature, EStep, climbed, way_out
+from ember.inference.coincidence import coinciding
 from ember.inference.convergence import StopReason
 from ember.inference.coordinates import Coordinates
 from ember.inference.extremes import at_infinity, collapsed_effects, without_bound
+from ember.inference.initialisation import starting_params
+from ember.inference.maximisation import maximise
 from ember.inference.statistics import Statistics
 
 __all__ = ["Judge"]
 
 SUSPECT = (StopReason.UNSETTLED, StopReason.NON_FINITE, StopReason.FAILED)
 GAIN = 1e-6  # of a Newton step, relative to the objective, that a converged fit may leave
+SAME, TOGETHER = 1e-6, 1e-3  # differences of log probabilities of states that coincide
+KINDS = ("points", "random")  # of starts that may lead above a place where they do
+STEPS = 30  # of EM from there
+_TOGETHER = (
+    "states {1} and {2} of latent site '{0}' have come to the same estimates: the data (or a "
+    "constraint that holds them together) do not tell them apart; use fewer states, or other starts."
+)
 
 
 @dataclass
@@ -42,7 +52,28 @@ class Judge:
             return None
         if curvature.gain > _tolerated(current):
             return climbed(self.e_step, self.coordinates, current, curvature)
-        return way_out(self.e_step, self.coordinates, current, curvature)
+        found = way_out(self.e_step, self.coordinates, current, curvature)
+        if found is None and coinciding(current.plan, current.params, SAME):
+            found = self._apart(current)
+        return found
+
+    def _apart(self, current: Statistics) -> Statistics | None:
+        """A place above one at which states coincide, reached from where they are apart, if any.
+
+        Where they differ in nothing the curvature says nothing: what a chain gains by telling its
+        states apart is of third order in their differences.
+        """
+        plan, floor = current.plan, current.objective + _tolerated(current)
+        for kind in KINDS:
+            try:
+                statistics = self.e_step(starting_params(plan, kind, varied=True))
+                for _ in range(STEPS):
+                    statistics = self.e_step(maximise(plan, statistics))
+            except (RuntimeError, ValueError, ArithmeticError):
+                continue
+            if statistics.objective > floor:
+                return statistics
+        return None
 
     def verdict(self, current: Statistics, reason: StopReason) -> tuple[StopReason, str]:
         """The reason to stop where nothing higher was found, and a warning if there is one."""
@@ -56,7 +87,10 @@ class Judge:
         if steep or slide > _tolerated(current):
             return self.failed(current, StopReason.UNSETTLED, "")
         warning, infinite = at_infinity(self.e_step, self.coordinates, current)
-        return (StopReason.INFINITE if infinite else reason), warning
+        if infinite:
+            return StopReason.INFINITE, warning
+        same = None if warning else coinciding(current.plan, current.params, TOGETHER)
+        return reason, _TOGETHER.format(*same) if same else warning
 
     def failed(
         self, current: Statistics, reason: StopReason, warning: str
