@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ember.inference.answers.labels import exchangeable
 from ember.inference.certificate import Curvature, EStep, climbed, way_out
 from ember.inference.coincidence import coinciding
 from ember.inference.convergence import StopReason
@@ -89,8 +90,7 @@ class Judge:
         warning, infinite = at_infinity(self.e_step, self.coordinates, current)
         if infinite:
             return StopReason.INFINITE, warning
-        same = None if warning else coinciding(current.plan, current.params, TOGETHER)
-        return reason, _TOGETHER.format(*same) if same else warning
+        return reason, warning or _together(current)
 
     def failed(
         self, current: Statistics, reason: StopReason, warning: str
@@ -102,6 +102,18 @@ class Judge:
         if not why and reason in SUSPECT:
             why = without_bound(self.e_step, self.coordinates, current)
         return (StopReason.UNBOUNDED, why) if why else (reason, warning)
+
+
+def _together(current: Statistics) -> str:
+    """A warning about states that coincide and are no mere names, or whose merging no prior asks.
+
+    Of states that a prior treats alike, two may well share what there is: that is its estimate.
+    """
+    plan = current.plan
+    found = coinciding(plan, current.params, TOGETHER)
+    if found is None or (plan.objective != "mle" and exchangeable(plan, found[0])):
+        return ""
+    return _TOGETHER.format(*found)
 
 
 def _tolerated(current: Statistics) -> float:
