@@ -1,5 +1,7 @@
 """The order in which states come out: by their share of the data, where the model allows it."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -87,7 +89,7 @@ def test_states_that_the_model_tells_apart_are_never_renumbered(kind: str) -> No
 @pytest.mark.parametrize("unit", [1.0, 1e-8, 1e12])
 def test_labels_tell_states_apart_in_any_unit(unit: float) -> None:
     x = unit * torch.tensor([-2.0, -1.0, 1.0, 2.0, 3.0, 2.5, 2.2, 1.9])
-    known = torch.tensor([True, False, True, False, False, False, False, False])
+    known: Any = torch.tensor([True, False, True, False, False, False, False, False])
 
     def model(x: Tensor) -> None:
         weights = pyro.sample("weights", dist.Dirichlet(torch.full((2,), 2.0)))
