@@ -160,7 +160,8 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
 
     States are exchangeable if renumbering them leaves the density as it is at random parameters,
     and every parameter inside its support. States that differ by an accident of the estimates
-    only, or whose parameters are ordered, keep their numbers.
+    only, or whose parameters are ordered, keep their numbers. So do those whose renumbering shows
+    at the estimates: far from the data, what tells states apart drowns in a density of -1e30.
     """
     found = dict(params)
     probe = probe_values(plan.structure, 0)
@@ -171,16 +172,15 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
                 continue
             moved = permute(plan, found, latent, order)
             elsewhere = permute(plan, probe, latent, order)
-            if all_within(plan.structure.parameters, moved) and _same_density(
-                plan, probe, elsewhere
-            ):
+            if _same_density(plan, found, moved) and _same_density(plan, probe, elsewhere):
                 found = moved
     return found
 
 
-def exchangeable(plan: Plan, latent: str) -> bool:
+def exchangeable(plan: Plan, latent: str, start: Params) -> bool:
     """Whether the states of a latent are mere names, by the densities at random parameters.
 
+    And at a start: far from the data, what tells states apart drowns in a density of -1e30.
     Data too large to be asked twice are not asked: then the states count as mere names.
     """
     cached: dict[str, bool] = plan.notes.setdefault("exchangeable", {})
@@ -189,11 +189,12 @@ def exchangeable(plan: Plan, latent: str) -> bool:
     if label not in cached:
         states = plan.sizes.get(plan.latent_symbols[label], 1)
         numbers = sum(math.prod(plan.sizes[d] for d in f.dims) for f in plan.factors)
-        probe, every = probe_values(plan.structure, 0), list(range(states))
+        points, every = (probe_values(plan.structure, 0), start), list(range(states))
         with torch.no_grad():
             cached[label] = states < 2 or numbers > MOST_NUMBERS or all(
-                _same_density(plan, probe, permute(plan, probe, latent, order))
+                _same_density(plan, point, permute(plan, point, latent, order))
                 for order in ([1, 0, *every[2:]], [*every[1:], 0])
+                for point in points
             )  # fmt: skip
     return cached[label]
 

@@ -42,7 +42,7 @@ def best_numbering(
     best, params, rows = dict(responsibilities), start(responsibilities), features(plan)
     for names in numberings(plan).values():
         mine = {name: rows[name] for name in names if name in rows}
-        if not mine or best[names[0]].shape[-1] < 2 or exchangeable(plan, names[0]):
+        if not mine or best[names[0]].shape[-1] < 2 or exchangeable(plan, names[0], params):
             continue
         reached = _objective(plan, params)
         usual = best
