@@ -111,7 +111,7 @@ def _together(current: Statistics) -> str:
     """
     plan = current.plan
     found = coinciding(plan, current.params, TOGETHER)
-    if found is None or (plan.objective != "mle" and exchangeable(plan, found[0])):
+    if found is None or (plan.objective != "mle" and exchangeable(plan, found[0], current.params)):
         return ""
     return _TOGETHER.format(*found)
 
