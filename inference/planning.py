@@ -131,13 +131,19 @@ def _priors(structure: Structure, probes: Mapping[str, Probes], start: Any) -> d
         if not parameter.has_prior:
             continue
         site = read_site(name, structure, probes[name], start)
-        scale = torch.as_tensor(start.nodes[name]["scale"], dtype=torch.float64)
+        scale = _weight(start.nodes[name])
         priors[name] = PriorSite(site, scale, group_of(site))
     return priors
 
 
-def _scale(node: Any, site: Site) -> Scale | None:
+def _weight(node: Any) -> Tensor:
+    """The weight of a site by ``poutine.scale``; of a single number the shape does not matter."""
     scale = torch.as_tensor(node["scale"], dtype=torch.float64)
+    return scale.reshape(()) if scale.numel() == 1 else scale
+
+
+def _scale(node: Any, site: Site) -> Scale | None:
+    scale = _weight(node)
     if bool((scale == 1.0).all()):
         return None
     if not bool((scale >= 0.0).all()):

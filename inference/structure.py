@@ -20,12 +20,12 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from ember.inference.arguments import Arguments, Promoted
+from ember.inference.arguments import Arguments, Promoted, declare_from_outside
 from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
-from ember.inference.reading.enumeration_checks import check_dims
+from ember.inference.reading.enumeration_checks import check_data, check_dims
 from ember.inference.reading.held import held_sites, is_conditioned
-from ember.inference.reading.model_errors import tidy_errors
+from ember.inference.reading.model_errors import plain_errors, tidy_errors, unreadable
 from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
     check_declared,
@@ -33,7 +33,9 @@ from ember.inference.reading.site_checks import (
     check_local,
     check_observed,
     check_plates,
+    check_weights,
 )
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["Parameter", "Structure", "default_value", "read_structure"]
 
@@ -118,6 +120,7 @@ class Structure:
         # The plain run has validated model and data; the others need not check them again.
         with (
             validation_enabled(False),
+            plain_errors(self.model),
             poutine.enum(first_available_dim=-self.nesting - 1),
             _At(params, given=given or {}),
             Promoted(),
@@ -192,6 +195,7 @@ def read_structure(
             plates[name] = ()
             continue
         check_plates(site)
+        check_weights(name, site)
         plates[name] = tuple(frame.name for frame in frames)
         nesting = max([nesting, *(-frame.dim for frame in frames)])
         role = _role(name, site, integrate or {})
@@ -244,6 +248,7 @@ def read_structure(
     check_local(plain, trace, parameters)
     enumerated = structure.enumerated
     for name in structure.plain_factors:
+        check_data(name, trace.nodes[name], nesting, enumerated)
         check_dims(name, trace.nodes[name], nesting, enumerated)
     for name in structure.observed:
         check_observed(name, trace.nodes[name])
@@ -261,8 +266,13 @@ def _first_run(
                 "rows."
             )
     at = _At(start, fix_latents=True)
-    with tidy_errors(model, ""), at, Promoted():
-        trace = poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    try:
+        with at, Promoted():
+            trace = poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    except Exception as error:
+        with tidy_errors(model, ""), _At(start), Promoted():
+            poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+        raise ValueError(unreadable(model, error)) from error
     return trace, at.conditioned
 
 
@@ -287,6 +297,8 @@ class _At(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
+        if msg["is_observed"] and _is_boolean(msg):
+            msg["value"] = msg["value"].long()
         if msg["is_observed"] and is_conditioned(name):
             self.conditioned.add(name)
         if name in self.given and msg["is_observed"]:
@@ -315,9 +327,21 @@ class _At(Messenger):
         msg["done"] = True
 
     def _pyro_param(self, msg: Any) -> None:
+        if len(msg["args"]) < 2 and not declare_from_outside(msg["name"]):
+            raise ValueError(
+                f"pyro.param('{msg['name']}') has no initial value, and Pyro's parameter store "
+                f"knows none; write pyro.param('{msg['name']}', torch.tensor(...))."
+            )
         if msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]
             msg["done"] = True
+
+
+def _is_boolean(site: Any) -> bool:
+    """Whether a site has truth values where numbers 0 and 1 are meant; Pyro itself fails there."""
+    value = site["value"]
+    boolean = isinstance(value, Tensor) and value.dtype is torch.bool
+    return boolean and not _is_computed(site) and not _is_continuous(site["fn"])
 
 
 def _is_computed(site: Any) -> bool:
@@ -347,8 +371,19 @@ def _statements(trace: Trace) -> Iterator[tuple[str, Any]]:
             yield name, site
         elif site["type"] == "sample":
             subsample = type(site["fn"]).__name__ == "_Subsample"
-            if not subsample and not site["infer"].get("_deterministic"):
+            if not subsample and not _is_deterministic(site):
                 yield name, site
+
+
+def _is_deterministic(site: Any) -> bool:
+    """Whether a site only shows a computed value: ``pyro.deterministic``, or what amounts to it."""
+    if site["infer"].get("_deterministic"):
+        return True
+    fn = unwrap(site["fn"]).base
+    if not site["is_observed"] or type(fn).__name__ != "Delta" or bool((fn.log_density != 0).any()):
+        return False
+    v, value = torch.broadcast_tensors(fn.v, site["value"])
+    return torch.equal(v, value)
 
 
 def _is_continuous(fn: Any) -> bool:

@@ -128,10 +128,12 @@ class Contraction:
         Args:
             parts: What the contraction returned.
             weighted: Whether the scales count.
-            along: A plate that is left standing.
+            along: A plate that is left standing; parts outside it are left out.
         """
         total = torch.zeros((), dtype=torch.float64)
         for item, part in zip(self.results, parts, strict=True):
+            if along is not None and along not in item.plates:
+                continue
             layout = self._layouts[item.slot]
             if weighted and item.scale is not None:
                 part, layout = self._weigh(part, layout, item.scale)
@@ -144,7 +146,7 @@ class Contraction:
         self, part: Tensor, layout: tuple[str, ...], scale: Scale
     ) -> tuple[Tensor, tuple[str, ...]]:
         union = (*layout, *(d for d in scale.dims if d not in layout))
-        left = part.reshape(*part.shape, *(1,) * (len(union) - len(layout)))
+        left = part.reshape((*part.shape, *(1,) * (len(union) - len(layout))))
         return left * align(scale.tensor, scale.dims, union), union
 
     def _missing(self, plates: frozenset[str | None], layout: Sequence[str]) -> float:
