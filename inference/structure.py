@@ -245,11 +245,12 @@ class _At(Messenger):
                 msg["value"] = msg["fn"].enumerate_support(expand=False)[0]
                 msg["done"] = True
             return
+        # A site with a value is not drawn. It is not "done" either: Pyro's enumeration passes over
+        # such sites, and would not know of a parameter inside pyro.markov when a later site asks.
         if msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]
         else:
             msg["value"] = default_value(msg["fn"])
-        msg["done"] = True
 
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.params:
