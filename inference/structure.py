@@ -24,6 +24,7 @@ from torch.distributions import constraints, transform_to
 from ember.inference.arguments import Arguments, Promoted
 from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
+from ember.inference.reading.loops import Loop
 from ember.inference.reading.model_errors import tidy_errors
 from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
@@ -34,6 +35,7 @@ from ember.inference.reading.site_checks import (
     check_observed,
     check_plates,
 )
+from ember.inference.reading.stacking import stack_loops
 
 __all__ = ["Parameter", "Structure", "default_value", "read_structure"]
 
@@ -76,14 +78,27 @@ class Structure:
     plates: dict[str, tuple[str, ...]]
     steps: frozenset[str] = frozenset()
     composites: tuple[Composite, ...] = ()
+    loops: tuple[Loop, ...] = ()
     signature: tuple[Any, ...] = field(repr=False, default=())
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the latent and observed sites, in the model's order."""
-        chains = (c.initial for c in self.composites if c.steps is not None)
-        wanted = {*self.latent, *self.observed, *chains}
+        wanted = {*self.latent, *self.observed, *(c.initial for c in self.chains)}
         return tuple(name for name in self.plates if name in wanted)
+
+    @property
+    def chains(self) -> tuple[Composite | Loop, ...]:
+        """The hidden Markov chains, however the model writes them."""
+        return (*(c for c in self.composites if c.steps is not None), *self.loops)
+
+    def own_names(self, name: str) -> tuple[str, ...]:
+        """A latent or observed site as the model calls it: a loop's has a name at each step."""
+        for loop in self.loops:
+            for family in loop.families:
+                if family.name == name:
+                    return family.names
+        return (name,)
 
     def trace(self, params: Mapping[str, Tensor]) -> Trace:
         """Runs the model at ``params`` with every latent site enumerated, dims named."""
@@ -102,6 +117,7 @@ class Structure:
         open_composites(trace, list(self.composites))
         if self.signature and _signature(trace) != self.signature:
             raise ValueError(_structure_changed(self.signature, _signature(trace)))
+        stack_loops(trace, self.loops, self.nesting)
         return trace
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
@@ -188,7 +204,7 @@ def read_structure(
     steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
     structure = Structure(
         model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps,
-        tuple(composites),
+        tuple(composites), (),
     )  # fmt: skip
     when = " once its latent sites take all their values in a dim on the left"
     at_start = {name: p.start for name, p in parameters.items()}

@@ -5,52 +5,24 @@ form whose slots point at parameters, which is what a closed M-step needs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.reading.regression import regression
+from ember.inference.reading.wrappers import Unwrapped, unwrap
 from ember.inference.rules import COUNTED, RULES
-from ember.inference.shapes import append_dims
 from ember.inference.slots import Form
 from ember.inference.superposition import SuperposedRate, superposed_form
 
 __all__ = ["Unwrapped", "arguments_of", "recognise", "unwrap"]
 
 MATRICES = ("precision_matrix", "covariance_matrix", "scale_tril")
-
-
-@dataclass(frozen=True)
-class Unwrapped:
-    """A distribution without its wrappers: base, number of event dims made of batch dims, mask."""
-
-    base: Any
-    reinterpreted: int
-    mask: Tensor | None
-
-
-def unwrap(fn: Any) -> Unwrapped:
-    """Strips ``to_event``, ``mask`` and ``expand`` from a distribution."""
-    reinterpreted = 0
-    masks: list[tuple[Tensor, int]] = []
-    while isinstance(fn, (Independent, MaskedDistribution, ExpandedDistribution)):
-        if isinstance(fn, Independent):
-            reinterpreted += fn.reinterpreted_batch_ndims
-        elif isinstance(fn, MaskedDistribution) and fn._mask is not True:
-            masks.append((torch.as_tensor(fn._mask), reinterpreted))
-        fn = fn.base_dist
-    mask = None
-    for part, outside in masks:
-        part = append_dims(part, reinterpreted - outside)
-        mask = part if mask is None else mask & part
-    return Unwrapped(fn, reinterpreted, mask)
 
 
 def arguments_of(base: Any) -> dict[str, list[tuple[str, int, Tensor]]]:
