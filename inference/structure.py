@@ -24,7 +24,7 @@ from torch.distributions import constraints, transform_to
 from ember.inference.arguments import Arguments, Promoted
 from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
-from ember.inference.reading.loops import Loop
+from ember.inference.reading.loops import Family, Loop
 from ember.inference.reading.model_errors import tidy_errors
 from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
@@ -92,13 +92,15 @@ class Structure:
         """The hidden Markov chains, however the model writes them."""
         return (*(c for c in self.composites if c.steps is not None), *self.loops)
 
+    def family(self, name: str) -> Family | None:
+        """The sites of a loop that a latent or observed site is made of, if it is."""
+        families = (family for loop in self.loops for family in loop.families)
+        return next((family for family in families if family.name == name), None)
+
     def own_names(self, name: str) -> tuple[str, ...]:
         """A latent or observed site as the model calls it: a loop's has a name at each step."""
-        for loop in self.loops:
-            for family in loop.families:
-                if family.name == name:
-                    return family.names
-        return (name,)
+        family = self.family(name)
+        return (name,) if family is None else family.names
 
     def trace(self, params: Mapping[str, Tensor]) -> Trace:
         """Runs the model at ``params`` with every latent site enumerated, dims named."""

@@ -69,7 +69,13 @@ def impute(plan: Plan, params: Mapping[str, Tensor], draws: int | None = None) -
             }
     lead = 0 if draws is None else 1
     leading = {name: lead + len(fillings[name].plate_sizes) for name in values}
-    joined = stack(values, leading, plan.structure.steps)
+    own: dict[str, Tensor] = {}
+    for name, value in values.items():
+        family = plan.structure.family(name)
+        found = {name: value} if family is None else family.apart(value, leading[name] - 1)
+        own.update(found)
+        leading.update(dict.fromkeys(found.keys() - leading.keys(), leading[name] - 1))
+    joined = stack(own, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined
 
 

@@ -22,6 +22,10 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
     latents = plan.structure.latent
     if name in latents:
         return plan.posterior(params, [name])[name]
+    for whole in latents:
+        own = plan.structure.own_names(whole)
+        if name in own:  # a step of a loop
+            return plan.posterior(params, [whole])[whole].select(-2, own.index(name))
     if f"{name}_unobserved" in latents:
         return _partly_observed(plan, name, plan.posterior(params, [f"{name}_unobserved"]))
     steps = members(name, latents)
@@ -43,12 +47,17 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Any:
     if not latents:
         raise ValueError("the model has no latent sites to predict.")
     best = plan.posterior(params, latents, maximum=True)
-    values = {}
+    values: dict[str, Tensor] = {}
     for latent in latents:
         name = latent.removesuffix("_unobserved")
         partly = name != latent and f"{name}_observed" in plan.sites
         marginal = _partly_observed(plan, name, best) if partly else best[latent]
-        values[name if partly else latent] = _support(plan, latent)[marginal.argmax(-1)]
+        value = _support(plan, latent)[marginal.argmax(-1)]
+        family = plan.structure.family(latent)
+        if family is not None:
+            values.update(family.apart(value, marginal.dim() - 2))
+        else:
+            values[name if partly else latent] = value
     leading = {name: value.dim() for name, value in values.items()}
     joined = stack(values, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined
@@ -94,7 +103,8 @@ def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor
             for name in (*plan.structure.latent, *plan.structure.observed):
                 if not plan.sites[name].value.numel():  # a pyro.factor statement
                     continue
-                drawn.setdefault(name, []).append(_by_row(trace.nodes[name], row))
+                for own in plan.structure.own_names(name):
+                    drawn.setdefault(own, []).append(_by_row(trace.nodes[own], row))
     joined = {
         name: torch.stack(values) if row is None else torch.cat(values)[:n]
         for name, values in drawn.items()

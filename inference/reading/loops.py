@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ember.inference.answers.sequences import base_name
 from ember.inference.reading.wrappers import unwrap
@@ -56,11 +57,13 @@ class Family:
         """The dim of a latent's values."""
         return f"{self.name}, each step"
 
-    @property
-    def label(self) -> str:
-        """What the family is called where steps are shown as one row."""
-        names = self.names
-        return names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+    def apart(self, value: Tensor, dim: int) -> dict[str, Tensor]:
+        """A tensor with a dim of steps under the family's name, or that of each member."""
+        present = value.index_select(dim, torch.tensor(self.present))
+        if len(self.names) > 1 and self.name == base_name(self.names[0]):
+            return {self.name: present}
+        return dict(zip(self.names, present.unbind(dim), strict=True))
+
 
 
 @dataclass(frozen=True)
@@ -351,7 +354,7 @@ def _named(families: Sequence[Family], taken: Collection[str]) -> list[Family]:
     for family in families:
         names = family.names
         base = base_name(names[0]) if len(names) > 1 else names[0]
-        name = base if base is not None and base not in used else family.label
+        name = base if base is not None and base not in used else f"{names[0]} ... {names[-1]}"
         used.add(name)
         named.append(replace(family, name=name))
     return named
