@@ -46,6 +46,7 @@ from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
 from ember.inference.starts.clustering import KMEANS_TRIES, cluster, levels, standardise
 from ember.inference.starts.features import dims_of, features, windows
+from ember.inference.starts.known import with_known
 from ember.inference.starts.prior_draws import draw_from_priors
 from ember.inference.starts.weights import weights_of
 from ember.inference.supports import base_support
@@ -169,6 +170,7 @@ def _from_responsibilities(
         name: clusters[name] if name in clusters else _random(plan, name)
         for name in plan.structure.latent
     }
+    responsibilities = with_known(plan, responsibilities)
     if how in FROM_DATA:
         return params_from(plan, params, responsibilities)
     stay = float(torch.empty(()).uniform_(*STAYS)) if varied and how == "sticky" else STAY

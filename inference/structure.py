@@ -26,6 +26,7 @@ from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
 from ember.inference.reading.loops import Family, Loop
 from ember.inference.reading.model_errors import tidy_errors
+from ember.inference.reading.partly_observed import Partly, find_partly_observed, nothing
 from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
     batch_shape,
@@ -79,6 +80,7 @@ class Structure:
     steps: frozenset[str] = frozenset()
     composites: tuple[Composite, ...] = ()
     loops: tuple[Loop, ...] = ()
+    partly: Partly = field(default_factory=Partly)
     signature: tuple[Any, ...] = field(repr=False, default=())
 
     @property
@@ -97,6 +99,10 @@ class Structure:
         families = (family for loop in self.loops for family in loop.families)
         return next((family for family in families if family.name == name), None)
 
+    def is_channel(self, name: str) -> bool:
+        """Whether an observed site only says what a latent is; see ``reading/partly_observed.py``."""
+        return any(own in self.partly.channels for own in self.own_names(name))
+
     def own_names(self, name: str) -> tuple[str, ...]:
         """A latent or observed site as the model calls it: a loop's has a name at each step."""
         family = self.family(name)
@@ -108,7 +114,7 @@ class Structure:
         with (
             validation_enabled(False),
             poutine.enum(first_available_dim=-self.nesting - 1),
-            _At(params),
+            _At(params, partly=self.partly),
             Promoted(),
         ):
             trace = poutine.trace(config_enumerate(self.model, default="parallel")).get_trace(
@@ -116,6 +122,8 @@ class Structure:
             )
         trace = prune_subsample_sites(trace)
         trace.symbolize_dims()
+        self.partly.merge(trace)
+        self.partly.check_leaves(trace)
         open_composites(trace, list(self.composites))
         if self.signature and _signature(trace) != self.signature:
             raise ValueError(_structure_changed(self.signature, _signature(trace)))
@@ -124,10 +132,11 @@ class Structure:
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
         """Draws latent and observed sites from the model at ``params``."""
-        with _At(params, draw_data=True), Promoted():
+        with _At(params, draw_data=True, partly=self.partly), Promoted():
             trace = poutine.trace(self.model).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
             )
+        self.partly.restore(trace)
         for name, latents in hidden_draws(trace, self.composites).items():
             trace.nodes[name] = latents
         return trace
@@ -162,6 +171,9 @@ def read_structure(
     unknown = sorted((integrate or {}).keys() - plain.nodes.keys())
     if unknown:
         raise ValueError(f"integrate names '{unknown[0]}', which is not a site of the model.")
+    steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
+    partly = find_partly_observed(plain, steps)
+    partly.merge(plain)
     parameters: dict[str, Parameter] = {}
     latent: list[str] = []
     observed: list[str] = []
@@ -206,7 +218,7 @@ def read_structure(
     steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
     structure = Structure(
         model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps,
-        tuple(composites), (),
+        tuple(composites), (), partly,
     )  # fmt: skip
     when = " once its latent sites take all their values in a dim on the left"
     at_start = {name: p.start for name, p in parameters.items()}
@@ -243,10 +255,16 @@ class _At(Messenger):
     """Fixes parameter sites at given values, others at their default start; never draws them."""
 
     def __init__(
-        self, params: Mapping[str, Tensor], fix_latents: bool = False, draw_data: bool = False
+        self,
+        params: Mapping[str, Tensor],
+        fix_latents: bool = False,
+        draw_data: bool = False,
+        partly: Partly | None = None,
     ) -> None:
         super().__init__()
         self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
+        self.partly = partly or Partly()
+        self._whole: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if self.draw_data and msg["is_observed"] and not _is_computed(msg):
@@ -254,7 +272,14 @@ class _At(Messenger):
             msg["is_observed"], msg["done"] = False, False
             draw_composite(msg, data)
             return
+        if msg["name"] in self._whole and not self.draw_data:
+            msg["value"] = self._whole[msg["name"]]  # all values, where it is known as well
+            return
         if msg["is_observed"] or msg["done"]:
+            return
+        if msg["name"] in self.partly.undrawn:
+            if not self.draw_data:
+                msg["value"] = nothing(msg)
             return
         if not _is_continuous(msg["fn"]):
             msg["infer"]["enumerate"] = "parallel"  # whatever the model asks for
@@ -269,6 +294,10 @@ class _At(Messenger):
             msg["value"] = self.params[msg["name"]]
         else:
             msg["value"] = default_value(msg["fn"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.partly.whole:
+            self._whole[self.partly.whole[msg["name"]]] = msg["value"]
 
     def _pyro_param(self, msg: Any) -> None:
         if msg["name"] in self.params:

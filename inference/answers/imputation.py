@@ -52,7 +52,9 @@ def impute(plan: Plan, params: Mapping[str, Tensor], draws: int | None = None) -
         fillings = {
             name: _Filling.of(plan, params, name)
             for name in plan.structure.observed
-            if plan.sites[name].value.numel() and not _is_statement(plan.sites[name])
+            if plan.sites[name].value.numel()
+            and not _is_statement(plan.sites[name])
+            and not plan.structure.is_channel(name)
         }
         gappy = [name for name, filling in fillings.items() if filling.missing.any()]
         if draws is None:

@@ -26,8 +26,6 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
         own = plan.structure.own_names(whole)
         if name in own:  # a step of a loop
             return plan.posterior(params, [whole])[whole].select(-2, own.index(name))
-    if f"{name}_unobserved" in latents:
-        return _partly_observed(plan, name, plan.posterior(params, [f"{name}_unobserved"]))
     steps = members(name, latents)
     if not steps:
         raise ValueError(
@@ -49,29 +47,16 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Any:
     best = plan.posterior(params, latents, maximum=True)
     values: dict[str, Tensor] = {}
     for latent in latents:
-        name = latent.removesuffix("_unobserved")
-        partly = name != latent and f"{name}_observed" in plan.sites
-        marginal = _partly_observed(plan, name, best) if partly else best[latent]
+        marginal = best[latent]
         value = _support(plan, latent)[marginal.argmax(-1)]
         family = plan.structure.family(latent)
         if family is not None:
             values.update(family.apart(value, marginal.dim() - 2))
         else:
-            values[name if partly else latent] = value
+            values[latent] = value
     leading = {name: value.dim() for name, value in values.items()}
     joined = stack(values, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined
-
-
-def _partly_observed(plan: Plan, name: str, found: Mapping[str, Tensor]) -> Tensor:
-    """The posterior of a site given with ``obs_mask``: certain where it was observed."""
-    hidden, shown = plan.sites[f"{name}_unobserved"], plan.sites[f"{name}_observed"]
-    posterior = found[hidden.name]
-    assert hidden.mask is not None
-    support = _support(plan, hidden.name)
-    known = (shown.value.unsqueeze(-1) == support).to(posterior.dtype)
-    mask = hidden.mask.reshape(hidden.mask.shape[hidden.mask.dim() - posterior.dim() + 1 :])
-    return torch.where(mask.unsqueeze(-1), posterior, known)
 
 
 def _support(plan: Plan, name: str) -> Tensor:
@@ -100,9 +85,7 @@ def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor
                 raise ValueError(
                     f"the model holds a distribution without a sampler ({error})."
                 ) from error
-            for name in (*plan.structure.latent, *plan.structure.observed):
-                if not plan.sites[name].value.numel():  # a pyro.factor statement
-                    continue
+            for name in _drawn(plan):
                 for own in plan.structure.own_names(name):
                     drawn.setdefault(own, []).append(_by_row(trace.nodes[own], row))
     joined = {
@@ -110,6 +93,17 @@ def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor
         for name, values in drawn.items()
     }
     return stack(joined, dict.fromkeys(joined, 1), plan.structure.steps)
+
+
+def _drawn(plan: Plan) -> list[str]:
+    """Latents and data; a ``pyro.factor`` statement and what is known of a latent are neither."""
+    structure = plan.structure
+    channels = [name for name in structure.observed if structure.is_channel(name)]
+    return [
+        name
+        for name in (*structure.latent, *structure.observed)
+        if plan.sites[name].value.numel() and name not in channels
+    ]
 
 
 def _by_row(node: Any, row: tuple[str, int] | None) -> Tensor:

@@ -67,7 +67,7 @@ def _apart(plan: Plan, found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @each_seed
-@each_example
+@pytest.mark.parametrize("name", [n for n in EXAMPLES if n != "labelled"])
 def test_posterior_marginals(name: str, seed: int) -> None:
     example = EXAMPLES[name]
     params = example.params(seed)
@@ -81,7 +81,19 @@ def test_posterior_marginals(name: str, seed: int) -> None:
 
 
 @each_seed
-@each_example
+def test_a_latent_observed_in_part_is_one_site(seed: int) -> None:
+    example = EXAMPLES["labelled"]
+    _, labels, known = example.args
+    params = example.params(seed)
+    truth = brute_force.enumerate_latents(example.model, params, *example.args)
+    with sheltered():
+        found = plan_of(example).posterior(params, ["z"])["z"]
+    close(found[known], torch.nn.functional.one_hot(labels, 3)[known].double())
+    close(found[~known], truth.marginal("z_unobserved")[~known])
+
+
+@each_seed
+@pytest.mark.parametrize("name", [n for n in EXAMPLES if n != "labelled"])
 def test_most_probable_joint_value(name: str, seed: int) -> None:
     example = EXAMPLES[name]
     params = example.params(seed)
