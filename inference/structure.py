@@ -24,6 +24,7 @@ from torch.distributions import constraints, transform_to
 from ember.inference.arguments import Arguments, Promoted
 from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
+from ember.inference.reading.dim_checks import check_room, check_scope
 from ember.inference.reading.loops import Family, Loop
 from ember.inference.reading.model_errors import tidy_errors
 from ember.inference.reading.partly_observed import Partly, find_partly_observed, nothing
@@ -216,6 +217,7 @@ def read_structure(
             "the model observes nothing: give at least one pyro.sample site its data with obs=..."
         )
     steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
+    check_room(latent, steps, nesting)
     structure = Structure(
         model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps,
         tuple(composites), (), partly,
@@ -227,6 +229,7 @@ def read_structure(
     check_repeatable(trace, again)
     check_local(plain, trace, parameters)
     parts = {name for c in composites for name in (c.site, c.latent, c.initial)}
+    check_scope(trace, (name for name in structure.factor_names if name not in parts), nesting)
     for name in structure.factor_names:
         if name in parts:
             continue
