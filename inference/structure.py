@@ -6,7 +6,7 @@ maximised in the M-step. By default discrete unobserved sites are latent (as und
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -27,7 +27,13 @@ from ember.inference.reading.composites import Composite, find_composites, open_
 from ember.inference.reading.dim_checks import check_room, check_scope
 from ember.inference.reading.loops import Family, Loop
 from ember.inference.reading.model_errors import tidy_errors
-from ember.inference.reading.partly_observed import Partly, find_partly_observed, nothing
+from ember.inference.reading.partly_observed import (
+    LABEL,
+    Partly,
+    find_given,
+    find_partly_observed,
+    nothing,
+)
 from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
     batch_shape,
@@ -148,6 +154,7 @@ def read_structure(
     arguments: Arguments,
     integrate: Mapping[str, Any] | None = None,
     start: Mapping[str, Tensor] | None = None,
+    given: tuple[str, ...] = (),
 ) -> tuple[Structure, Any]:
     """Runs the model plainly, then enumerated, and assigns a role to every site.
 
@@ -158,6 +165,7 @@ def read_structure(
         arguments: What it is called with.
         integrate: Wishes that override the ``infer`` dictionaries of sites.
         start: Values at which to read some or all parameters; others get a default.
+        given: Steps of a loop that are latents though their values are given.
 
     Returns:
         The structure, and the enumerated run at ``start``.
@@ -173,7 +181,7 @@ def read_structure(
     if unknown:
         raise ValueError(f"integrate names '{unknown[0]}', which is not a site of the model.")
     steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
-    partly = find_partly_observed(plain, steps)
+    partly = replace(find_partly_observed(plain, steps), given=given)
     partly.merge(plain)
     parameters: dict[str, Parameter] = {}
     latent: list[str] = []
@@ -239,6 +247,8 @@ def read_structure(
         check_site_shape({**site, "log_prob": torch.empty(()).expand(shape)}, nesting)
     for name in observed:
         check_observed(name, trace.nodes[name])
+    if not given and (some := find_given(trace, latent, observed, steps)):
+        return read_structure(model, arguments, integrate, start, some)
     return Structure(**{**structure.__dict__, "signature": _signature(trace)}), trace
 
 
@@ -277,6 +287,10 @@ class _At(Messenger):
             return
         if msg["name"] in self._whole and not self.draw_data:
             msg["value"] = self._whole[msg["name"]]  # all values, where it is known as well
+            return
+        if msg["name"] in self.partly.given and not self.draw_data:
+            msg["infer"].update({LABEL: msg["value"], "enumerate": "parallel"})
+            msg["value"], msg["is_observed"] = None, False
             return
         if msg["is_observed"] or msg["done"]:
             return

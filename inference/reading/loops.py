@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.answers.sequences import base_name
+from ember.inference.reading.partly_observed import dims_of_latents
 from ember.inference.reading.wrappers import unwrap
 
 __all__ = ["Family", "Loop", "find_loops"]
@@ -176,7 +177,7 @@ class _Sites:
         nodes = trace.nodes
         symbols = {nodes[n]["infer"]["_enumerate_symbol"]: n for n in latent}
         needs = {
-            name: tuple(symbols[s] for s in _dims(nodes[name]) if symbols.get(s, name) != name)
+            name: tuple(symbols[s] for s in dims_of_latents(nodes[name]) if symbols.get(s, name) != name)
             for name in (*latent, *observed)
         }
         place = {name: at for name in latent if (at := _numbered(name)) is not None}
@@ -206,14 +207,6 @@ class _Sites:
 def _numbered(name: str) -> tuple[Key, int] | None:
     found = _NUMBERED.match(name)
     return None if found is None else ((found[1] or "", found[3]), int(found[2]))
-
-
-def _dims(node: Any) -> list[str]:
-    """The dims along which a site's distribution or value has entries."""
-    fn, value = node["fn"], node["value"]
-    shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
-    symbols = node["infer"].get("_dim_to_symbol", {})
-    return [symbols[i - len(shape)] for i, n in enumerate(shape) if n > 1 and i - len(shape) in symbols]
 
 
 def _loop(sites: _Sites, keys: set[Key], taken: Collection[str]) -> Loop:

@@ -7,7 +7,8 @@ where the other counts. That hides what the site is, so the two are made one aga
   site ``z_observed`` below it shows its value through a channel without noise;
 * data become one observed site with missing entries.
 
-A step of a loop without data where other steps have them (``obs=None``) is missing data as well.
+Steps of a loop with ``obs=None`` where others have a value are of the same two kinds: those without
+data have missing data; and where the states of some steps are given, these are latent and known.
 """
 
 import re
@@ -22,8 +23,9 @@ from torch import Tensor
 from ember.inference.reading.site_checks import check_observed
 from ember.inference.reading.wrappers import unwrap
 
-__all__ = ["Partly", "find_partly_observed"]
+__all__ = ["LABEL", "Partly", "dims_of_latents", "find_given", "find_partly_observed", "nothing"]
 
+LABEL = "_given"  # where a run keeps what a latent is known to be
 _NUMBER = re.compile(r"\d+(?=\D*$)")
 
 
@@ -35,11 +37,13 @@ class Partly:
         latents: Latents that are known at some entries.
         data: Data made of two sites, of which the second is missing.
         missing: Data that are missing as a whole.
+        given: Latents, steps of a loop, that are known as a whole.
     """
 
     latents: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
     whole: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,11 +57,11 @@ class Partly:
     @property
     def channels(self) -> frozenset[str]:
         """Observed sites that say what a latent is."""
-        return frozenset(map(_shown, self.latents))
+        return frozenset(map(_shown, (*self.latents, *self.given)))
 
     def merge(self, trace: Any) -> None:
         """Makes one site of each two in a run, in place."""
-        if not (self.latents or self.data or self.missing):
+        if not (self.latents or self.data or self.missing or self.given):
             return
         nodes = dict(trace.nodes)
         trace.nodes.clear()
@@ -72,6 +76,10 @@ class Partly:
                 trace.nodes[whole] = _gappy(whole, nodes[_shown(whole)], node)
             elif name in self.missing:
                 trace.nodes[name] = {**node, "value": nothing(node), "is_observed": True}
+            elif name in self.given:
+                label = node["infer"].get(LABEL, node["value"])
+                trace.nodes[name] = {**node, "is_observed": False}
+                trace.nodes[_shown(name)] = _channel({**node, "value": label}, node)
             elif name not in parts:
                 trace.nodes[name] = node
 
@@ -97,6 +105,8 @@ class Partly:
     def restore(self, trace: Any) -> None:
         """In a run that has drawn all sites: each under its own name."""
         nodes: dict[str, Any] = trace.nodes
+        for name in self.given:
+            nodes[_shown(name)] = nodes[name]
         for name in self.latents:
             nodes[name] = {**nodes[_hidden(name)], "value": nodes[name]["value"]}
         for name in self.data:
@@ -139,6 +149,42 @@ def find_partly_observed(plain: Any, steps: Collection[str]) -> Partly:
     return Partly(tuple(latents), tuple(data), tuple(missing))
 
 
+def find_given(
+    trace: Any, latent: Collection[str], observed: Collection[str], steps: Collection[str]
+) -> tuple[str, ...]:
+    """Observed steps of a loop whose other steps are latents that sites depend on.
+
+    Args:
+        trace: An enumerated run, its dims named.
+        latent: The latent sites.
+        observed: The observed ones.
+        steps: Sites inside ``pyro.markov``.
+    """
+    nodes = trace.nodes
+    symbols = {nodes[n]["infer"]["_enumerate_symbol"]: n for n in latent if n in steps}
+    needed = {
+        symbols[s]
+        for name in (*latent, *observed)
+        for s in dims_of_latents(nodes[name])
+        if symbols.get(s, name) != name
+    }
+    families = {_NUMBER.sub("#", name) for name in needed}
+    return tuple(
+        name
+        for name in observed
+        if name in steps and _NUMBER.sub("#", name) in families and _is_summed(nodes[name]["fn"])
+    )
+
+
+def dims_of_latents(node: Any) -> list[str]:
+    """The named dims along which a site's distribution or value has entries."""
+    fn, value = node["fn"], node["value"]
+    shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    symbols = node["infer"].get("_dim_to_symbol", {})
+    named = ((i - len(shape), size) for i, size in enumerate(shape))
+    return [symbols[dim] for dim, size in named if size > 1 and dim in symbols]
+
+
 def _is_summed(fn: Any) -> bool:
     return bool(fn.support.is_discrete and fn.has_enumerate_support)
 
@@ -177,10 +223,11 @@ def _channel(shown: Any, hidden: Any) -> dict[str, Any]:
     dim = hidden["infer"].get("_enumerate_dim", 0)
     exact = torch.eye(levels, dtype=torch.float64)
     exact = exact.reshape(levels, *(1,) * (-dim - 1), levels) if dim else exact[0]
-    infer = {k: hidden["infer"][k] for k in ("_dim_to_symbol", "_markov_depth") if k in hidden["infer"]}
+    kept = ("_dim_to_symbol", "_markov_depth")
+    infer = {key: hidden["infer"][key] for key in kept if key in hidden["infer"]}
     return {
         **shown, "fn": dist.Categorical(probs=exact, validate_args=False), "value": codes,
-        "infer": infer,
+        "infer": infer, "is_observed": True,
     }  # fmt: skip
 
 

@@ -28,8 +28,7 @@ def with_known(plan: Plan, responsibilities: Mapping[str, Tensor]) -> dict[str, 
 
 
 def _shows(plan: Plan, channel: str, latent: str) -> bool:
-    whole = plan.structure.partly.whole.values()
-    names = {f"{name}_observed" for name in plan.structure.own_names(latent) if name in whole}
+    names = {f"{name}_observed" for name in plan.structure.own_names(latent)}
     return not names.isdisjoint(plan.structure.own_names(channel))
 
 
