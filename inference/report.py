@@ -15,7 +15,7 @@ from ember.inference.naming import WHOLE
 if TYPE_CHECKING:
     from ember.inference.fit import Fit
 
-__all__ = ["entry_label", "entry_rows", "estimates", "summary", "text"]
+__all__ = ["entry_label", "entry_rows", "estimates", "named_labels", "summary", "text"]
 
 LARGEST = 64  # entries that are shown in full
 Axes = Mapping[int, Sequence[str]]
@@ -51,6 +51,19 @@ def summary(
 def estimates(params: Mapping[str, Tensor], labels: Mapping[str, Axes]) -> str:
     """A block for every parameter: small ones in full, with the columns' names where known."""
     return "\n".join(_block(name, value, labels.get(name, {})) for name, value in params.items())
+
+
+def named_labels(params: Mapping[str, Tensor], labels: Mapping[str, Axes]) -> dict[str, str]:
+    """The label of every entry, with names of columns in the place of their numbers."""
+    found = {}
+    for name, value in params.items():
+        axes = labels.get(name, {})
+        for index in np.ndindex(*value.shape):
+            own = [str(axes[a][i]) if a in axes else str(i) for a, i in enumerate(index)]
+            text = f"{name}[{', '.join(own)}]" if own else name
+            whole = f" ({axes[WHOLE][0]})" if WHOLE in axes else ""
+            found[entry_label(name, index)] = text + whole
+    return found
 
 
 def _block(name: str, value: Tensor, axes: Axes) -> str:

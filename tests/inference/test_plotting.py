@@ -117,7 +117,7 @@ def test_a_single_fit_is_shown_by_its_iterations() -> None:
     (axes,) = found.plot().axes
     (fit,) = found.fits.values()
     assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "log")
-    assert list(axes.lines[0].get_xdata()) == list(range(fit.iterations + 1))
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), range(fit.iterations + 1))
     assert axes.get_xlabel().startswith("iteration")
 
 

@@ -28,7 +28,7 @@ def test_estimates_stand_below_the_names_of_their_columns(covariance: str) -> No
     precisions = summary[summary.index.str.startswith("precisions")]["column"]
     assert {len(column.split(", ")) if column else 0 for column in precisions} == {names}
     assert "eruptions  waiting" in str(fit)
-    assert float(summary.loc["locs[1, 0]", "estimate"]) == float(fit.params["locs"][1, 0])
+    assert summary["estimate"]["locs[1, 0]"] == float(fit.params["locs"][1, 0])
 
 
 def test_states_are_not_taken_for_columns_where_there_are_as_many() -> None:

@@ -17,7 +17,8 @@ def written(value: float, decimal: str, group: str) -> str:
 
 def read(path: Path, text: str | bytes, **options: Any) -> dict[str, list[float]]:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return read_table(path, **options).to_dict("list")
+    table = read_table(path, **options)
+    return {str(name): table[name].tolist() for name in table}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
