@@ -24,6 +24,7 @@ from ember.models import (
     gaussian_mixture,
     hidden_markov_bernoulli,
     hidden_markov_gaussian,
+    hidden_markov_gaussian_mixture,
     hidden_markov_poisson,
     hidden_markov_regression,
     latent_profile,
@@ -160,6 +161,19 @@ def test_sequences_stand_side_by_side_up_to_their_ends() -> None:
     assert len(figure.axes) == 6
     assert figure.axes[0].get_title() == "sequence 0 of 4"
     assert len(figure.axes[1].lines[0].get_xdata()) == 9
+
+
+@pytest.mark.filterwarnings("ignore:.*not converged")
+def test_the_components_of_a_chain_of_mixtures_are_summed_out() -> None:
+    fit = EM(hidden_markov_gaussian_mixture, seed=0, max_iter=10).fit(
+        old_faithful(), states=2, components=2
+    )
+    (emission,) = read_emissions(fit.plan, fit.params, {})
+    torch.testing.assert_close(emission.posterior, fit.posterior("state").probs)
+    low, high = fit.params["locs"].amin(1), fit.params["locs"].amax(1)
+    means = emission.means.reshape(2, 2)
+    assert bool(((low <= means) & (means <= high)).all())
+    assert len(drawn(fit).axes) == 3
 
 
 def looped(x: Tensor) -> None:
