@@ -58,7 +58,7 @@ def draw_chain(figure: FigureBase, emission: Emission, path: Tensor) -> None:
                 own = means[:, s, :length, column]
                 _draw_steps(axes, values[inside][:, column], paths[inside], own)
                 if emission.kind != "real":
-                    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+                    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             if s == 0 and not _is_raster(emission):
                 axes.set_ylabel(emission.columns[column])
         if total > 1:
@@ -125,4 +125,4 @@ def _draw_probabilities(axes: Axes, posterior: Tensor) -> None:
         lower = upper
     axes.set(ylim=(0.0, 1.0), xlim=(-0.5, len(posterior) - 0.5))
     axes.set_yticks([0.0, 0.5, 1.0])
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))

@@ -96,6 +96,8 @@ def read_emissions(
     trace = plan.structure.trace(params)
     found: dict[str, Emission] = {}
     for name in plan.structure.observed:
+        if f"{name.removesuffix('_observed')}_unobserved" in plan.structure.latent:
+            continue  # labels that are known, and no data of their own
         emission = _read(plan, params, name, trace.nodes[name]["fn"], columns)
         if emission is not None:
             found[name] = emission

@@ -175,11 +175,12 @@ def _table(emissions: list[Emission]) -> Block:
 
 
 def _chain(fit: Fit, emission: Emission) -> Block:
-    path = emission.posterior.argmax(-1)
+    path, places = emission.posterior.argmax(-1), emission.values.shape[:-1]
     if emission.latent is not None:
         found = prediction.predict(fit.plan, fit.params)
-        path = found[emission.latent] if isinstance(found, dict) else found
-        path = path.reshape(emission.values.shape[:-1])
+        found = found[emission.latent] if isinstance(found, dict) else found
+        if found.shape == places[len(places) - found.dim() :]:  # time is the last of both
+            path = found.expand(places)
     sequences = min(emission.values[..., 0].numel() // emission.values.shape[-2], SEQUENCES)
     height = 1.6 + max(1.7 * panel_count(emission), 2.6)
     return Block(
