@@ -70,6 +70,10 @@ def _judge(
             a, b = coefficients
             unbounded = (a < 0) | (b < 0)
             return torch.zeros_like(unbounded), unbounded, _UNBOUNDED
+        case "sticks":
+            a, b = coefficients
+            unbounded = ((a < 0) | (b < 0)).any(-1)
+            return torch.zeros_like(unbounded), unbounded, _UNBOUNDED
         case "rate":
             a, b = coefficients
             empty = (a.abs() <= tiny) & (b.abs() <= tiny)
