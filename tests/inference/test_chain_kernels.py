@@ -257,8 +257,8 @@ def test_sparse_moves_of_many_states_need_no_logarithms() -> None:
     steps, states = 300, 60
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(states, states, generator=generator)
-    matrix = (30.0 * noise).log_softmax(-1)
-    emission = -20.0 * torch.rand(steps, 1, states, generator=generator)
+    matrix = (200.0 * noise).log_softmax(-1)
+    emission = -200.0 * torch.rand(steps, 1, states, generator=generator)
     chains = Potentials(torch.full((1, states), 1.0 / 60).log(), matrix[None, None], emission)
     smoothed = chain_scaled.scaled_forward_backward(chains)
     assert smoothed is not None
