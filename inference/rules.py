@@ -19,7 +19,7 @@ from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.shapes import compact
 from ember.inference.slots import Form, Slot
 
-__all__ = ["COUNTED", "RULES", "rate_slot"]
+__all__ = ["COUNTED", "RULES", "counts_of", "rate_slot"]
 
 COUNTED = (dist.Categorical, dist.OneHotCategorical, dist.Multinomial)
 Maps = Mapping[str, ArgumentMap]
@@ -152,6 +152,16 @@ def _bernoulli(base: Any, maps: Maps, names: Names) -> Form | str:
     return Form(families.Bernoulli(), (slot,), (index,), statistics)
 
 
+def counts_of(base: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """How often each category occurs in data, and the base measure, or None where it is zero."""
+    if isinstance(base, dist.Categorical):
+        levels = base.probs.shape[-1]
+        return torch.nn.functional.one_hot(x.long(), levels).to(base.probs.dtype), None
+    if isinstance(base, dist.Multinomial):
+        return x, torch.lgamma(x.sum(-1) + 1.0) - torch.lgamma(x + 1.0).sum(-1)
+    return x, None
+
+
 def _categorical(base: Any, maps: Maps, names: Names) -> Form | str:
     found = maps["probs"]
     if found.table is None:
@@ -163,14 +173,9 @@ def _categorical(base: Any, maps: Maps, names: Names) -> Form | str:
     else:
         slot = Slot("simplex", found.table, "identity", 1.0, torch.zeros(0))
         index = found.index
-    levels = base.probs.shape[-1]
 
     def statistics(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
-        if isinstance(base, dist.Categorical):
-            return torch.nn.functional.one_hot(x.long(), levels).to(base.probs.dtype), None
-        if isinstance(base, dist.Multinomial):
-            return x, torch.lgamma(x.sum(-1) + 1.0) - torch.lgamma(x + 1.0).sum(-1)
-        return x, None
+        return counts_of(base, x)
 
     event_dim = 0 if isinstance(base, dist.Categorical) else 1
     return Form(families.Categorical(), (slot,), (index,), statistics, event_dim)

@@ -29,7 +29,7 @@ def is_natural(kind: str, link: str, support: Any) -> bool:
         return _is_one_of(base, REAL)
     if kind == "rate":
         return _bounds(base) == (0.0, None)
-    if kind == "probability":
+    if kind in ("probability", "sticks"):
         return _bounds(base) == (0.0, 1.0)
     return _is_one_of(base, ("simplex",) if kind == "simplex" else MATRICES)
 
