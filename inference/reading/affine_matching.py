@@ -28,7 +28,7 @@ from ember.inference.reading.predictors import Predictor
 from ember.inference.reading.recognition import unwrap
 from ember.inference.shapes import compact
 from ember.inference.structure import Structure
-from ember.inference.supports import base_support
+from ember.inference.supports import base_support, is_real
 
 __all__ = ["Moves", "match_affine"]
 
@@ -57,7 +57,7 @@ class Moves:
     ) -> None:
         self.structure, self.params, self.traces = structure, params, traces
         self._runs: dict[tuple[Any, ...], Any] = {}
-        self._reals = {n for n, p in structure.parameters.items() if _is_real(p.support)}
+        self._reals = {n for n, p in structure.parameters.items() if is_real(p.support)}
 
     def origin(self, site: str, predictor: Predictor) -> tuple[Mapping[str, Tensor], Any]:
         """Where entries are moved from, and the run there."""
@@ -130,7 +130,7 @@ def _match(site: str, predictor: Predictor, moves: Moves) -> AffineMap | None:
     sources = _sources(site, predictor, moves, origin)
     if sources is None:
         return None
-    logs = tuple(n for n in sources if not _is_real(moves.structure.parameters[n].support))
+    logs = tuple(n for n in sources if not is_real(moves.structure.parameters[n].support))
     weights = _weights(site, predictor, moves, origin, sources, logs)
     if weights is None:
         return None
@@ -206,7 +206,7 @@ def _sources(
             return None
         if bool((moved[0] == before).all()):
             continue
-        if not _is_real(parameter.support) and (
+        if not is_real(parameter.support) and (
             predictor.space != "log" or not _is_positive(parameter.support)
         ):
             return None
@@ -214,10 +214,6 @@ def _sources(
     count = sum(moves.structure.parameters[name].shape.numel() for name in found)
     few = 0 < count <= MOST_ENTRIES and count * before.numel() <= MOST_WEIGHTS
     return tuple(found) if few else None
-
-
-def _is_real(support: Any) -> bool:
-    return base_support(support) in (constraints.real, constraints.real_vector)
 
 
 def _is_positive(support: Any) -> bool:
