@@ -22,7 +22,7 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
     """A local minimiser near ``start``, or None where the curvature is not finite there.
 
     Directions of negative curvature are followed downhill as if it were positive, and each step
-    is shortened until the function falls.
+    is shortened until the function falls. The search ends where it no longer does.
 
     Args:
         function: Twice differentiable, of a vector of free reals.
@@ -42,6 +42,8 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
         last = -slope <= ROUNDING * (1.0 + abs(value))
         for _ in range(1 if last else SHORTENINGS):
             moved = point + length * direction
+            if torch.equal(moved, point):
+                return point
             with torch.no_grad():
                 reached = float(function(moved))
             if reached <= value + 1e-4 * length * slope:
@@ -49,8 +51,9 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
             length /= 4.0
         else:
             break
+        stalls = not reached < value  # the step fell within the rounding of the function
         point, value = moved, reached
-        if last:
+        if last or stalls:
             break
     return point
 

@@ -292,11 +292,12 @@ def _shifted(weights: Tensor) -> Tensor:
         owner = torch.ones(weights.shape[-1], dtype=torch.long)
         for i in range(weights.shape[-1]):
             mirrored = (first[:, i + 1 :] + first[:, i : i + 1]).abs().amax(0)
-            if bool((mirrored <= 1e-12 * (1.0 + first[:, i].abs().max())).any()):
+            if bool((mirrored <= 1e-12 * first[:, i].abs().max()).any()):
                 owner[i] = 0
         other = (1 - owner).expand(*weights.shape[:-2], 1, -1)
         moved = weights - weights.gather(-2, other)
-    return torch.where(moved.abs() > 1e-12 * (1.0 + weights.abs().max()), moved, 0.0)
+    size = weights.abs().reshape(-1, weights.shape[-1]).amax(0)
+    return torch.where(moved.abs() > 1e-12 * size, moved, 0.0)
 
 
 def _map(

@@ -122,16 +122,16 @@ def response(name: str) -> tuple[Tensor, Array]:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("objective", ["mle", "map"])
-@pytest.mark.parametrize("far", [2000.0, -1e6, 1.5e9])
+@pytest.mark.parametrize("far", [-2000.0, 1.5e9])
 def test_where_the_covariates_are_does_not_matter(name: str, objective: str, far: float) -> None:
     model, options = MODELS[name]
     y, x = response(name)
     em = EM(model, objective, seed=0, tol=1e-10, max_iter=5000)
     near, moved = (em.fit(y, torch.tensor(x + by), **options) for by in (0.0, far))
     assert moved.converged
-    assert moved.log_likelihood == pytest.approx(near.log_likelihood, rel=1e-8)
+    assert moved.log_posterior == pytest.approx(near.log_posterior, rel=1e-8)
     slopes = moved.params["coefficients"][:, 1]
-    torch.testing.assert_close(slopes, near.params["coefficients"][:, 1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(slopes, near.params["coefficients"][:, 1], rtol=1e-4, atol=1e-4)
 
 
 def by_sites(x: Tensor, y: Tensor) -> None:
@@ -162,10 +162,8 @@ def test_pieces_of_data_with_frames_of_their_own_add_up() -> None:
     em = EM(by_sites, "mle", seed=0)
     whole = torch.tensor(x + 1e6), torch.tensor(y)
     params = em.fit(*whole).params
-    one, two = (
-        em.m_step(em.e_step(params, *whole)),
-        em.m_step(sum(em.e_step(params, *piece) for piece in pieces)),
-    )
+    first, second = (em.e_step(params, *piece) for piece in pieces)
+    one, two = em.m_step(em.e_step(params, *whole)), em.m_step(first + second)
     torch.testing.assert_close(one["slope"], two["slope"], rtol=1e-6, atol=0)
     torch.testing.assert_close(one["scale"], two["scale"], rtol=1e-8, atol=0)
 
