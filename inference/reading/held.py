@@ -3,7 +3,8 @@
 Both are observed sites to Pyro. A held parameter is a continuous site that would be a parameter
 were it not conditioned: nothing random feeds it, neither a parameter nor a latent nor data, and
 other sites depend on its value. Its density is a prior, no likelihood. A conditioned site that
-nothing depends on, or whose distribution is to be estimated, is data.
+nothing depends on, or whose distribution is to be estimated, is data; so is the first step of a
+series of data (``x_0`` before ``x_1``, ``x_2``, ...).
 """
 
 import warnings
@@ -15,6 +16,7 @@ from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
+from ember.inference.answers.sequences import base_name
 from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.unwrapping import given_arguments, unwrap
 
@@ -51,8 +53,11 @@ def held_sites(
     for name in sources:
         is_rooted = sources[name] <= set(held) and not _varies(nodes[name], structure.nesting)
         if name in values and name in used and is_rooted:
-            _check(name, plain.nodes[name])
             held.append(name)
+    series = {base_name(n) for n in sources if nodes[n]["is_observed"] and n not in held} - {None}
+    held = [name for name in held if base_name(name) not in series]
+    for name in held:
+        _check(name, plain.nodes[name])
     return tuple(held)
 
 
