@@ -19,6 +19,7 @@ from torch import Tensor
 from ember.inference.answers.sequences import base_name
 from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.unwrapping import given_arguments, unwrap
+from ember.inference.supports import shown
 
 __all__ = ["held_density", "held_sites", "is_conditioned"]
 
@@ -95,7 +96,7 @@ def _check(name: str, site: Any) -> None:
     if bool(value.isnan().any()) or not bool(torch.as_tensor(fn.support.check(value)).all()):
         raise ValueError(
             f"parameter '{name}' is held by pyro.condition at a value outside the support of its "
-            f"prior ({type(fn).__name__}: {fn.support}); give it a value inside."
+            f"prior ({shown(fn.support)}); give it a value inside."
         )
 
 

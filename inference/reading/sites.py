@@ -13,7 +13,7 @@ from ember.inference.factors import Density, Layout, Site, fill_masked
 from ember.inference.observed_density import observed_log_prob
 from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.affine_matching import Moves, match_affine
-from ember.inference.reading.enumeration_checks import check_values
+from ember.inference.reading.enumeration_checks import check_values, come_and_go
 from ember.inference.reading.idle_latents import full_mask
 from ember.inference.reading.parameter_maps import (
     PROBES,
@@ -71,11 +71,15 @@ def _check_values(structure: Structure, params: dict[str, Tensor], trace: Any) -
     """Refuses models that move the values of a latent out of the dim that is theirs."""
     if not structure.enumerated:
         return
+    names: set[str] | None = None
     for first in (1, 2):
         try:
             single, chosen = structure.single(params, first)
         except (RuntimeError, ValueError, IndexError, ArithmeticError):
             return  # it needs a latent's values side by side
+        if names is not None and (changing := names ^ set(single.nodes)):
+            raise ValueError(come_and_go(min(changing)))
+        names = set(single.nodes)
         check_values(structure.plain_factors, trace, single, chosen, structure.nesting)
 
 
