@@ -380,7 +380,8 @@ def switch(how: str) -> Callable[[Tensor], None]:
         weights, locs = parts()
         for i in pyro.plate("rows", 3):
             z: Any = pyro.sample(f"z_{i}", dist.Categorical(weights))
-            loc: Any = locs[0 if z == 0 else 1] if how == "branch" else locs[z]
+            which: Any = (1 if z == 1 else 0) if how == "branch" else z
+            loc: Any = locs[which]
             if how != "reduced" or z.max() > 0:
                 pyro.sample(f"x_{i}", dist.Normal(loc, 1.0), obs=x[i])
             if how == "table":
@@ -391,7 +392,7 @@ def switch(how: str) -> Callable[[Tensor], None]:
 
 
 def test_latents_that_decide_on_the_course_of_a_model() -> None:
-    refused(switch("branch"), "latent sites.*line `loc = .*`.*torch.where")
+    refused(switch("branch"), "latent sites.*line `which: Any = .*`.*torch.where")
     refused(switch("table"), "latent sites.*TypeError.*line `loc = .*`.*torch.where")
     refused(switch("reduced"), "site 'x_0' is there at some values of the latent sites only")
 
