@@ -375,13 +375,16 @@ def test_no_warning_where_nothing_is_cut() -> None:
 # -- latents that decide what the model does -----------------------------------------------------
 
 
+def first_or_second(z: Any, locs: Tensor) -> Tensor:
+    return locs[0] if z == 0 else locs[1]
+
+
 def switch(how: str) -> Callable[[Tensor], None]:
     def model(x: Tensor) -> None:
         weights, locs = parts()
         for i in pyro.plate("rows", 3):
             z: Any = pyro.sample(f"z_{i}", dist.Categorical(weights))
-            which: Any = (1 if z == 1 else 0) if how == "branch" else z
-            loc: Any = locs[which]
+            loc: Any = first_or_second(z, locs) if how == "branch" else locs[z]
             if how != "reduced" or z.max() > 0:
                 pyro.sample(f"x_{i}", dist.Normal(loc, 1.0), obs=x[i])
             if how == "table":
@@ -392,7 +395,7 @@ def switch(how: str) -> Callable[[Tensor], None]:
 
 
 def test_latents_that_decide_on_the_course_of_a_model() -> None:
-    refused(switch("branch"), "latent sites.*line `which: Any = .*`.*torch.where")
+    refused(switch("branch"), "latent sites.*line `return locs.*`.*torch.where")
     refused(switch("table"), "latent sites.*TypeError.*line `loc = .*`.*torch.where")
     refused(switch("reduced"), "site 'x_0' is there at some values of the latent sites only")
 
