@@ -53,7 +53,7 @@ from ember.inference.starts.known import with_known
 from ember.inference.starts.ordering import best_numbering
 from ember.inference.starts.prior_draws import draw_from_priors
 from ember.inference.starts.weights import weights_of
-from ember.inference.supports import base_support
+from ember.inference.supports import base_support, shown
 
 __all__ = [
     "check_params",
@@ -151,8 +151,8 @@ def check_params(plan: Plan, params: Mapping[str, Any], partial: bool = False) -
             )
         if not _within(parameter.support, value):
             raise ValueError(
-                f"parameter '{name}' lies outside its support ({parameter.support}); pass values "
-                "in the constrained space in which the model declares the site."
+                f"parameter '{name}' lies outside its support ({shown(parameter.support)}); pass "
+                "values in the constrained space in which the model declares the site."
             )
         checked[name] = value
     return checked

@@ -113,7 +113,7 @@ def build_plan(
     references = {name: reference for name, (_, _, reference) in cells.items()}
     plan.notes["starting_eta"] = starting_eta(sites, forms, references)
     plan.notes["held_density"] = held_density(trace, structure.held) if objective == "map" else 0.0
-    plan.notes["idle"] = frozenset(idle)
+    plan.notes["idle"] = frozenset(idle) | _masked_components(structure, sites)
     plan.notes["plate_names"] = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
     asked = {n: plan.site(n) for n in plan.opaque_sites() if plan.site(n).density is None}
     plan.notes["dependencies"] = model_dependencies(structure, asked)
@@ -155,6 +155,13 @@ def _scale(node: Any, site: Site) -> Scale | None:
         )
     tensor, dims = site.layout.pack(scale)
     return Scale(dims, tensor)
+
+
+def _masked_components(structure: Structure, sites: Mapping[str, Site]) -> frozenset[str]:
+    """Components of mixtures whose rows are masked: latents of Ember's own, idle there."""
+    chains = {c.site for c in structure.composites if c.steps is not None}
+    names = [c.latent for c in structure.composites if c.site not in chains]
+    return frozenset(name for name in names if sites[name].mask is not None)
 
 
 def _sizes(trace: Any, structure: Structure, latent_symbols: Mapping[str, str]) -> dict[str, int]:

@@ -24,10 +24,15 @@ from ember.inference.arguments import Arguments, Promoted, declare_from_outside
 from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
 from ember.inference.reading.dim_checks import check_room, check_scope
-from ember.inference.reading.enumeration_checks import check_data, check_dims
+from ember.inference.reading.enumeration_checks import check_data, check_dims, check_presence
 from ember.inference.reading.held import held_sites, is_conditioned
 from ember.inference.reading.loops import Family, Loop
-from ember.inference.reading.model_errors import plain_errors, tidy_errors, unreadable
+from ember.inference.reading.model_errors import (
+    enumeration_errors,
+    plain_errors,
+    tidy_errors,
+    unreadable,
+)
 from ember.inference.reading.partly_observed import (
     LABEL,
     Partly,
@@ -46,6 +51,7 @@ from ember.inference.reading.site_checks import (
 )
 from ember.inference.reading.stacking import stack_loops
 from ember.inference.reading.unwrapping import unwrap
+from ember.inference.supports import shown
 
 __all__ = ["Parameter", "Structure", "default_value", "read_structure"]
 
@@ -267,7 +273,6 @@ def read_structure(
         model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps,
         tuple(composites), partly=partly,
     )  # fmt: skip
-    when = " once its latent sites take all their values in a dim on the left"
     at_start = {name: p.start for name, p in parameters.items()}
     candidates = [
         name
@@ -284,8 +289,9 @@ def read_structure(
         raise ValueError(
             "the model observes nothing: give at least one pyro.sample site its data with obs=..."
         )
-    with tidy_errors(model, when):
+    with enumeration_errors(model):
         trace, again = structure.trace(at_start), structure.trace(at_start)
+    check_presence((*structure.plain_factors, *parameters), trace)
     check_repeatable(trace, again)
     check_local(plain, trace, parameters)
     if steps:
@@ -513,7 +519,8 @@ def _sample_parameter(name: str, site: Any, plates: tuple[str, ...]) -> Paramete
         transform_to(fn.support)
     except NotImplementedError as error:
         raise ValueError(
-            f"parameter site '{name}' has support {fn.support}, onto which no transform is known; "
+            f"parameter site '{name}' has support {shown(fn.support)}, onto which no transform "
+            "is known; "
             "reparameterise the site, or register one with torch's transform_to."
         ) from error
     return Parameter(name, fn.support, value.shape, plates, has_prior=True, start=value)

@@ -71,8 +71,9 @@ def shown(support: Any) -> str:
     """A support as a reader of the model knows it, such as "Interval(0.5, 2.5)"."""
     base = base_support(support)
     named = next((n for n in constraints.__all__ if getattr(constraints, n) is base), "")
-    limits = [f"{bound:g}" for bound in _bounds(base) or () if bound is not None]
-    return named or f"{type(base).__name__.strip('_')}({', '.join(limits)})"
+    bounds = [bound for bound in _bounds(base) or () if bound is not None and bound == bound]
+    limits = f"({', '.join(f'{bound:g}' for bound in bounds)})" if bounds else ""
+    return named or f"{type(base).__name__.strip('_')}{limits}"
 
 
 def base_support(support: Any) -> Any:

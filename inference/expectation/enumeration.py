@@ -190,7 +190,7 @@ class Contraction:
             assert len(group) == 1
             return group[0]
         scale = self._common_scale(symbols)
-        items = [self._rescale(item, scale) for item in group]
+        items = [self._rescale(item, scale, symbols) for item in group]
         pending = set(symbols)
         for chain in self._chains:
             if pending & chain.symbols:
@@ -251,13 +251,16 @@ class Contraction:
         self._layouts.append(rest)
         return _Item(len(self._layouts) - 1, frozenset(rest), first.plates, first.scale)
 
-    def _rescale(self, item: _Item, scale: Scale | None) -> _Item:
+    def _rescale(
+        self, item: _Item, scale: Scale | None, symbols: set[str] | frozenset[str]
+    ) -> _Item:
         if same_scale(item.scale, scale):
             return item
         if scale is not None and item.scale is None:
+            name = min(self._latents[symbol][0] for symbol in symbols)
             raise ValueError(
-                "a latent site has a poutine.scale weight but a site below it has none; put both "
-                "inside the same poutine.scale, or scale the observed site alone."
+                f"latent site '{name}' has a poutine.scale weight but a site below it has none; "
+                "put both inside the same poutine.scale, or scale the observed site alone."
             )
         layout = self._layouts[item.slot]
         top, bottom = item.scale, scale
@@ -269,7 +272,7 @@ class Contraction:
         return _Item(slot, frozenset(union), item.plates, scale)
 
     def _reduce_plates(self, item: _Item, parent: frozenset[str], symbols: frozenset[str]) -> _Item:
-        item = self._rescale(item, self._common_scale(symbols))
+        item = self._rescale(item, self._common_scale(symbols), symbols)
         layout = self._layouts[item.slot]
         # The steps of a chain are not independent: they wait for the chain to be summed.
         waiting = {c.time for c in self._chains if symbols & c.symbols}

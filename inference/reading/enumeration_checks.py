@@ -6,7 +6,7 @@ longer the model of any one value. Two things give it away: batch dims that belo
 a run with one value for each latent that says something else than the enumerated run does there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,13 +17,29 @@ from torch import Tensor
 from ember.inference.reading.site_checks import batch_shape
 from ember.inference.reading.unwrapping import given_arguments, unwrap
 
-__all__ = ["ROW_BY_ROW", "check_data", "check_dims", "check_each_value"]
+__all__ = ["ROW_BY_ROW", "check_data", "check_dims", "check_each_value", "check_presence"]
 
 ROW_BY_ROW = (
     "combine them by broadcasting (z, table[z] or torch.where), never by unsqueeze, reshape, sum "
     "or max; where rows of one plate meet, make each a site of its own (for i in pyro.plate(...))"
 )
 ROUNDING = 1e-6  # relative to the largest entry of an argument
+
+
+def check_presence(names: Iterable[str], trace: Trace) -> None:
+    """Refuses sites that come and go with the values of latents."""
+    nodes = _nodes(trace)
+    for name in names:
+        if name not in nodes:
+            raise ValueError(_come_and_go(name))
+
+
+def _come_and_go(name: str) -> str:
+    """What is said of a site that only some values of latents lead to."""
+    return (
+        f"site '{name}' is there at some values of the latent sites only; give every run the same "
+        "sites, with torch.where or poutine.mask instead of a Python if."
+    )
 
 
 def check_data(name: str, site: Any, nesting: int, latents: list[str]) -> None:
@@ -74,11 +90,15 @@ def check_each_value(structure: Any, params: Mapping[str, Tensor], trace: Trace)
     """
     if not structure.enumerated or structure.partly.latents or structure.partly.given:
         return  # what is known of a latent is not one value for all rows
+    names: set[str] | None = None
     for first in (1, 2):
         try:
             single, chosen = structure.single(params, first)
         except (RuntimeError, ValueError, IndexError, ArithmeticError):
             return  # it needs a latent's values side by side
+        if names is not None and (changing := names ^ set(single.nodes)):
+            raise ValueError(_come_and_go(min(changing)))
+        names = set(single.nodes)
         _check_values(structure.plain_factors, trace, single, chosen, structure.nesting)
 
 

@@ -3,7 +3,8 @@
 Both are observed sites to Pyro. A held parameter is a continuous site that would be a parameter
 were it not conditioned: nothing random feeds it, neither a parameter nor a latent nor data, and
 other sites depend on its value. Its density is a prior, no likelihood. A conditioned site that
-nothing depends on, or whose distribution is to be estimated, is data.
+nothing depends on, or whose distribution is to be estimated, is data; so is the first step of a
+series of data (``x_0`` before ``x_1``, ``x_2``, ...).
 """
 
 import warnings
@@ -15,8 +16,10 @@ from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
+from ember.inference.answers.sequences import base_name
 from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.unwrapping import given_arguments, unwrap
+from ember.inference.supports import shown
 
 __all__ = ["held_density", "held_sites", "is_conditioned"]
 
@@ -51,8 +54,11 @@ def held_sites(
     for name in sources:
         is_rooted = sources[name] <= set(held) and not _varies(nodes[name], structure.nesting)
         if name in values and name in used and is_rooted:
-            _check(name, plain.nodes[name])
             held.append(name)
+    series = {base_name(n) for n in sources if nodes[n]["is_observed"] and n not in held} - {None}
+    held = [name for name in held if base_name(name) not in series]
+    for name in held:
+        _check(name, plain.nodes[name])
     return tuple(held)
 
 
@@ -90,7 +96,7 @@ def _check(name: str, site: Any) -> None:
     if bool(value.isnan().any()) or not bool(torch.as_tensor(fn.support.check(value)).all()):
         raise ValueError(
             f"parameter '{name}' is held by pyro.condition at a value outside the support of its "
-            f"prior ({type(fn).__name__}: {fn.support}); give it a value inside."
+            f"prior ({shown(fn.support)}); give it a value inside."
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ember.inference.reading.enumeration_checks import ROW_BY_ROW
 
-__all__ = ["plain_errors", "tidy_errors", "unevaluated", "unreadable"]
+__all__ = ["enumeration_errors", "plain_errors", "tidy_errors", "unevaluated", "unreadable"]
 
 
 @contextlib.contextmanager
@@ -17,7 +17,7 @@ def tidy_errors(model: Any, when: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         # Pyro appends the shapes of the trace; the sentence before them is the message.
-        message = " ".join(str(error).split("Trace Shapes:")[0].split())
+        message = " ".join(_without_numbers(str(error)).split())
         line = _line_of(model, error)
         if "Shape mismatch inside plate" in message:
             message += "; reshape the data, use .to_event(...), or put the site in another plate."
@@ -30,6 +30,8 @@ def tidy_errors(model: Any, when: str) -> Iterator[None]:
                 "Pyro refuses poutine.scale weights that are not positive; leave out the rows of "
                 "weight zero, or give them a tiny weight."
             )
+        elif message.startswith("Expected mask to be"):
+            message = "poutine.mask takes truth values; convert the mask with mask.bool()."
         elif isinstance(error, TypeError) and not message.endswith("."):
             message += "; the model raised this on its arguments: check their names and types."
         raise type(error)(message) from error
@@ -57,11 +59,20 @@ def plain_errors(model: Any) -> Iterator[None]:
     """Reports what a model finds fault with in parameters, not in what it is called with."""
     try:
         yield
-    except (AssertionError, LookupError) as error:
+    except (AssertionError, KeyError) as error:
         raise ValueError(
             f"the model fails at parameters that a fit has to try ({_reason(model, error)}); say "
             "which values are allowed by the constraint of pyro.param, or the support of a prior."
         ) from error
+
+
+@contextlib.contextmanager
+def enumeration_errors(model: Any) -> Iterator[None]:
+    """Reports whatever goes wrong where latents take all their values and nowhere before."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(unreadable(model, error)) from error
 
 
 def unreadable(model: Any, error: Exception) -> str:
@@ -70,6 +81,11 @@ def unreadable(model: Any, error: Exception) -> str:
         "the model cannot be run with the values of its latent sites in a dim of their own "
         f"({_reason(model, error)}); {ROW_BY_ROW}."
     )
+
+
+def _without_numbers(text: str) -> str:
+    """A message of Pyro without the shapes of the trace, and without the values of tensors."""
+    return text.split("Trace Shapes:")[0].split(", but found invalid values:")[0]
 
 
 def unevaluated(model: Any, error: Exception) -> str:

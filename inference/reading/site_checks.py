@@ -13,6 +13,8 @@ from pyro.distributions import (
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from ember.inference.supports import shown
+
 __all__ = [
     "batch_shape",
     "check_declared",
@@ -63,10 +65,10 @@ def check_plates(site: Any) -> None:
 
 def check_weights(name: str, site: Any) -> None:
     """Refuses masks and weights with dims that are no plates of their site."""
-    declared = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
     for key in ("scale", "mask"):
         shape = site[key].shape if isinstance(site[key], Tensor) else torch.Size()
-        if any(shape[d] > 1 and d not in declared for d in range(-len(shape), 0)):
+        if any(shape[d] > 1 and shape[d] != sizes.get(d) for d in range(-len(shape), 0)):
             raise ValueError(
                 f"site '{name}' is inside a poutine.{key} of shape {tuple(shape)}, which fits no "
                 f"plate of the site; put poutine.{key} around the sites of that plate alone."
@@ -150,14 +152,8 @@ def check_observed(name: str, site: Any) -> None:
     if not bool(valid.all()):
         raise ValueError(
             f"observed site '{name}' has values outside the support of its distribution "
-            f"({type(_base(fn)).__name__}{_range(fn)}){_remedy(fn, valid)}."
+            f"({type(_base(fn)).__name__}: {shown(fn.support)}){_remedy(fn, valid)}."
         )
-
-
-def _range(fn: Any) -> str:
-    """The support of a distribution, unless its bounds are many numbers."""
-    shown = f": {fn.support}"
-    return shown if len(shown) < 100 and "\n" not in shown else ""
 
 
 def _remedy(fn: Any, valid: Tensor) -> str:

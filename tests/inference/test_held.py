@@ -119,3 +119,19 @@ def test_conditioned_data_stay_data() -> None:
     )
     assert fit.log_likelihood == pytest.approx(alone + float(noise), rel=1e-12)
     assert fit.log_prob().shape == (8,)
+
+
+def test_the_first_step_of_a_conditioned_series_is_data() -> None:
+    def model(n: int) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        x: Any = pyro.sample("x_0", dist.Normal(0.0, 1.0))
+        for t in pyro.markov(range(1, n)):
+            x = pyro.sample(f"x_{t}", dist.Normal(slope * x, 1.0))
+
+    data = {f"x_{t}": value for t, value in enumerate(X)}
+    fit = EM(pyro.condition(model, data=data), "mle").fit(len(X))
+    slope = (X[1:] @ X[:-1]) / (X[:-1] @ X[:-1])
+    residuals = torch.cat([X[:1], X[1:] - slope * X[:-1]])
+    assert float(fit.params["slope"]) == pytest.approx(float(slope))
+    truth = dist.Normal(torch.zeros(8).double(), 1.0).log_prob(residuals).sum()
+    assert fit.log_likelihood == pytest.approx(float(truth), rel=1e-12)

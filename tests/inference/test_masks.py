@@ -210,3 +210,16 @@ def test_priors_under_masks_count_as_in_autodelta(mask: Any) -> None:
     one = torch.ones((), dtype=torch.float64)
     prior = dist.Normal(one, 0.5 * one).log_prob(fit.params["locs"]) * torch.as_tensor(mask)
     assert fit.log_posterior - fit.log_likelihood == pytest.approx(float(prior.sum()), abs=1e-10)
+
+
+def test_components_of_a_masked_mixture_keep_their_shares() -> None:
+    def model(x: Tensor, mask: Any) -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(torch.full((3,), 2.0)))
+        locs = pyro.sample("locs", dist.Normal(0.0, 3.0).expand([3]).to_event(1))
+        parts = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(locs, 1.0))
+        with pyro.plate("rows", len(x)), poutine.mask(mask=mask):
+            pyro.sample("x", parts, obs=x)
+
+    fit = EM(model, seed=0).fit(X, SOME)
+    truth = pyro_evidence.posteriors(mixture, fit.params, X, True, SOME, "poutine.mask")["z"]
+    torch.testing.assert_close(fit.posterior("component").probs, truth.expand(6, 3))

@@ -146,7 +146,7 @@ def counted(kind: Any) -> Callable[[Tensor], None]:
 
 def test_counts_out_of_a_latent_number() -> None:
     x = torch.tensor([0.0, 1.0, 3.0, 2.0, 5.0, 1.0], dtype=torch.float64)
-    refused(counted(dist.Binomial), r"'x'.*\(Binomial\).*write ExtendedBinomial", x)
+    refused(counted(dist.Binomial), r"'x'.*\(Binomial: .*\).*write ExtendedBinomial", x)
     model = counted(dist.ExtendedBinomial)
     fit = EM(model, seed=0).fit(x)
     truth = pyro_evidence.log_evidence(model, fit.params, x)
@@ -370,3 +370,64 @@ def test_no_warning_where_nothing_is_cut() -> None:
             pyro.sample("x", dist.Gamma((a + b.exp()).exp(), b.exp() + a * a), obs=x)
 
     EM(model, seed=0).fit(X.abs() + 0.1)
+
+
+# -- latents that decide what the model does -----------------------------------------------------
+
+
+def first_or_second(z: Any, locs: Tensor) -> Tensor:
+    return locs[0] if z == 0 else locs[1]
+
+
+def switch(how: str) -> Callable[[Tensor], None]:
+    def model(x: Tensor) -> None:
+        weights, locs = parts()
+        for i in pyro.plate("rows", 3):
+            z: Any = pyro.sample(f"z_{i}", dist.Categorical(weights))
+            loc: Any = first_or_second(z, locs) if how == "branch" else locs[z]
+            if how != "reduced" or z.max() > 0:
+                pyro.sample(f"x_{i}", dist.Normal(loc, 1.0), obs=x[i])
+            if how == "table":
+                loc = [0.0, 1.0][z]
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=x[3])
+
+    return model
+
+
+def test_latents_that_decide_on_the_course_of_a_model() -> None:
+    refused(switch("branch"), "latent sites.*line `return locs.*`.*torch.where")
+    refused(switch("table"), "latent sites.*TypeError.*line `loc = .*`.*torch.where")
+    refused(switch("reduced"), "site 'x_0' is there at some values of the latent sites only")
+
+
+# -- messages without tensors --------------------------------------------------------------------
+
+
+def test_messages_show_no_tensors() -> None:
+    def bad_scale(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(0.0, x), obs=x)
+
+    def bad_data(x: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Uniform(loc - torch.arange(8.0), loc + 1.0), obs=x)
+
+    def bad_mask(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)), poutine.mask(mask=torch.ones(8)):  # type: ignore[call-overload]
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    def bad_weights(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)), poutine.scale(scale=torch.ones(3)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    refused(bad_scale, r"^[^\[]*scale[^\[]*GreaterThan[^\[]*\[8\][^\[]*$|satisfy the constraint")
+    refused(
+        bad_data, r"'x' has values outside the support of its distribution \(Uniform: Interval\)"
+    )
+    refused(bad_mask, r"mask.bool\(\)")
+    refused(bad_weights, r"'x' is inside a poutine.scale of shape \(3,\)")
+    for model in (bad_scale, bad_data):
+        with pytest.raises(ValueError, match=r"'x'|scale") as error:
+            EM(model).fit(X)
+        assert "tensor(" not in str(error.value)
