@@ -141,7 +141,8 @@ def _rounding(oracle: Oracle, params: dict[str, Tensor], value: float) -> float:
 
 def _posteriors(case: Case, fit: Fit, oracle: Oracle) -> Iterator[str]:
     for name, right in oracle.posterior(fit.params).items():
-        counted = (right.sum(-1) - 1.0).abs() < 1e-6
+        total = right.sum(-1, keepdim=True)  # the weight of the row
+        right, counted = right / total, total.squeeze(-1) > 1e-6
         if name.endswith("_unobserved"):  # where the label is known there is nothing to infer
             counted &= ~case.data["known"]
         found = fit.posterior(name).probs
