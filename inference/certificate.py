@@ -26,7 +26,7 @@ from torch import Tensor
 from ember.inference.coordinates import Coordinates
 from ember.inference.statistics import Statistics
 
-__all__ = ["Curvature", "EStep", "climbed", "evaluated", "way_out"]
+__all__ = ["Curvature", "EStep", "climbed", "evaluated", "rounding", "way_out"]
 
 EStep = Callable[[Mapping[str, Tensor]], Statistics]
 
@@ -37,6 +37,7 @@ DENSE = 48  # free reals whose complete-data information is taken as a whole
 PROBES = 6  # products with it otherwise, for its rows' lengths
 FLAT = 1e-10  # share of the largest eigenvalue below which there is no curvature
 LENGTHS = (0.3, 1.0, 3.0, 10.0)  # of the step out of a saddle, in standard deviations
+JITTERS = 3  # of the last digits
 SHORTENINGS = (1.0, 0.25, 0.05, 0.01)  # of a Newton step
 RISE = 1e-10  # of the objective, relative, that rounding does not explain
 
@@ -187,6 +188,20 @@ def evaluated(e_step: EStep, params: Mapping[str, Tensor]) -> Statistics | None:
     except (RuntimeError, ValueError, ArithmeticError):
         return None
     return found if math.isfinite(found.objective) else None
+
+
+def rounding(e_step: EStep, statistics: Statistics) -> float:
+    """How much the objective moves when the last digits of the parameters do."""
+    generator = torch.Generator().manual_seed(0)
+    values = [statistics.objective]
+    for _ in range(JITTERS):
+        moved = {
+            name: value * (1.0 + 4e-16 * torch.randn(value.shape, generator=generator))
+            for name, value in statistics.params.items()
+        }
+        found = evaluated(e_step, moved)
+        values.append(math.inf if found is None else found.objective)
+    return max(values) - min(values)
 
 
 def _units(

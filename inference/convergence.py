@@ -60,7 +60,7 @@ class Monitor:
 
     Args:
         tol: Tolerance: relative to the objective for the gain still to come, and ten times it,
-            relative, for the parameters.
+            relative, for the parameters. At 0 there is no reason to stop.
     """
 
     tol: float
@@ -71,6 +71,8 @@ class Monitor:
 
     def check(self, objective: float, movement: Movement) -> StopReason | None:
         """The reason to stop after an iteration, or None to go on."""
+        if not self.tol:
+            return None
         scale = 1.0 + abs(objective)
         progress = objective - self._best
         self._stalled = 0 if progress > ROUNDING * scale else self._stalled + 1

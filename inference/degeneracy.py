@@ -23,7 +23,7 @@ __all__ = [
     "idle_entries",
     "least_variance",
     "near_singular",
-    "rounding",
+    "uncertainty",
 ]
 
 EMPTIED = 1e-6  # expected observations of a state
@@ -182,7 +182,7 @@ def near_singular(
     return None if worst is None or found[worst] < ILL_CONDITIONED else (worst, found[worst])
 
 
-def rounding(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]) -> float:
+def uncertainty(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]) -> float:
     """By how much the objective is uncertain: a matrix is known to the last digit of its entries.
 
     The last digit of a matrix of condition number ``c`` moves its log determinant by ``c`` times

@@ -87,7 +87,7 @@ def _decoded(path: Path) -> str:
 
 def _check_sep(sep: str | None) -> str | None:
     sep = WORDS.get(sep, sep) if sep is not None else None
-    if sep is not None and (len(sep) != 1 or sep in "\"\r\n" or sep.isalnum()):
+    if sep is not None and (len(sep) != 1 or sep in '"\r\n' or sep.isalnum()):
         raise ValueError(
             f"the delimiter is one character such as ',' or ';', or the word tab or space, not "
             f"{sep!r}."
@@ -155,7 +155,9 @@ def _separator(text: str) -> str:
 
 def _is_one_column(sample: str) -> bool:
     """Whether every line is one number, which may have a decimal comma, below a single name."""
-    first, *lines = [line.strip().strip('"') for line in sample.splitlines() if line.strip()] or [""]
+    first, *lines = [line.strip().strip('"') for line in sample.splitlines() if line.strip()] or [
+        ""
+    ]
     single = is_number(first) or not any(sep in first for sep in SEPARATORS[:-1])
     return single and bool(lines) and all(is_number(c) or is_missing(c) for c in lines)
 

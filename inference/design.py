@@ -34,7 +34,8 @@ class Frame:
         constant: The place and the value of a feature that is the same in all rows, or None.
         centre: Where the other features are measured from, ``(F,)``; 0 without a constant one.
         factor: Upper triangular ``(F, F)``: centred features are ``q @ factor``.
-        line: The coefficients of the line of reference, in these coordinates, ``(F,)``.
+        line: The coefficients of the line of reference, in these coordinates, ``(F,)``; one for
+            each cell of a group, ``(C, F)``.
         dependent: Features that those before them determine, whose coordinate is always zero.
     """
 
@@ -49,9 +50,14 @@ class Frame:
         """``T``: coefficients of ``q`` from those of ``x``."""
         return self.factor @ self._recentring(self.centre)
 
+    @property
+    def determined(self) -> Tensor:
+        """``T`` without the rows of coordinates that are always zero."""
+        return torch.where(self.dependent.unsqueeze(-1), 0.0, self.matrix)
+
     def _recentring(self, centre: Tensor) -> Tensor:
         """What moves the height of a line from the origin to the centre of the features."""
-        moved = torch.eye(len(self.line), dtype=torch.float64)
+        moved = torch.eye(len(centre), dtype=torch.float64)
         if self.constant is not None:
             place, value = self.constant
             moved[place] += centre / value
@@ -70,20 +76,33 @@ class Frame:
         """Coefficients ``(..., F)`` in these coordinates, measured from the line of reference."""
         return coefficients @ self.matrix.mT - self.line
 
+    def about(self, line: Tensor) -> "Frame":
+        """The same coordinates, responses measured from another line, or from one a cell."""
+        return dataclasses.replace(self, line=line)
+
+    def lines_of(self, other: "Frame") -> Tensor:
+        """The other frame's lines of reference in these coordinates."""
+        lines: Tensor = torch.linalg.solve(self._turn(other).mT, other.line.mT).mT
+        return lines
+
     def from_other(self, other: "Frame") -> Tensor:
-        """The matrix that takes the other frame's ``(q, z)`` to this one's, ``(F + 1, F + 1)``."""
-        both_constant = self.constant is not None and self.constant == other.constant
-        if both_constant:
+        """The matrices that take the other's ``(q, z)`` to these, ``(C, F + 1, F + 1)``."""
+        turn = self._turn(other)
+        full = torch.eye(len(turn) + 1, dtype=torch.float64).repeat(len(self.line), 1, 1)
+        full[:, :-1, :-1] = turn
+        full[:, -1, :-1] = other.line - self.line @ turn
+        return full
+
+    def _turn(self, other: "Frame") -> Tensor:
+        """``B`` with ``q = B q'`` for the other's coordinates ``q'``."""
+        if self.constant is not None and self.constant == other.constant:
             between = self._recentring(other.centre - self.centre)
         else:
             between = other._recentring(other.centre) @ self._recentring(-self.centre)
-        turned = torch.linalg.solve_triangular(
+        turned: Tensor = torch.linalg.solve_triangular(
             self.factor.mT, between.mT @ other.factor.mT, upper=False
         )
-        full = torch.eye(len(self.line) + 1, dtype=torch.float64)
-        full[:-1, :-1] = turned
-        full[-1, :-1] = other.line - self.line @ turned
-        return full
+        return turned
 
 
 def frame_of(x: Tensor, y: Tensor, weights: Tensor) -> Frame:

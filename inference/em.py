@@ -17,7 +17,13 @@ from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import Degenerate
 from ember.inference.explanation import Explanation, explain
 from ember.inference.fit import Fit
-from ember.inference.initialisation import Init, check_params, start_kinds, starting_params
+from ember.inference.initialisation import (
+    Init,
+    check_params,
+    has_states,
+    start_kinds,
+    starting_params,
+)
 from ember.inference.loop import Loop, expectation
 from ember.inference.maximisation import maximise
 from ember.inference.options import (
@@ -41,6 +47,7 @@ from ember.inference.validation import check_local_parameters, check_rows, check
 
 __all__ = ["EM"]
 
+TOLERANCE = 1e-8  # where the user has none
 REACHED = 10.0  # an optimum is reached, or exceeded, by this multiple of the tolerance
 
 
@@ -89,7 +96,8 @@ class EM:
             Computation 12, 2109-2128).
         accelerate: "auto" (SQUAREM, taking turns with L-BFGS in long runs), None (plain EM, iterate
             for iterate), "squarem", "lbfgs" or "anderson".
-        tol: Tolerance on what is still to gain, relative to the objective.
+        tol: Tolerance on what is still to gain, relative to the objective; 0 runs ``max_iter``
+            iterations.
         max_iter: The largest number of iterations for each start.
         seed: Makes the run repeatable; the global random state is untouched either way.
         progress: Whether to show a progress bar.
@@ -132,7 +140,7 @@ class EM:
         assignment: str = "soft",
         escape: str | None = None,
         accelerate: str | None = "auto",
-        tol: float = 1e-8,
+        tol: float = TOLERANCE,
         max_iter: int = 1000,
         seed: int | None = None,
         progress: bool = False,
@@ -251,7 +259,7 @@ class EM:
         if self.escape:
             check_mixture(plan)
         run = functools.partial(self._run, plan, began)
-        close, hard = REACHED * self.tol, self._hard
+        close, hard = REACHED * (self.tol or TOLERANCE), self._hard
         best = best_of(
             plan, self._starts(plan), run, self.max_iter, close, began,
             maximum=hard, jumps=self.accelerate is not None and not hard,
@@ -314,7 +322,8 @@ class EM:
         for wish in start_kinds(self.init, self.restarts, bool(plan.chains)):
             kind = wish if isinstance(wish, str) else GIVEN
             try:
-                varied = any(start.kind == kind for start in starts)
+                # Starts of one kind should differ, and all kinds are one where states do not.
+                varied = any(start.kind == kind or not has_states(plan) for start in starts)
                 params = starting_params(plan, wish, varied)
                 starts.append(Start(kind, annealed(plan, params, self.anneal)))
             except Degenerate as error:

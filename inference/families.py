@@ -93,7 +93,8 @@ class Bernoulli(Family):
 
     def natural_parameters(self, *slots: Tensor) -> Tensor:
         (p,) = slots
-        return torch.stack([log_chance(p), log_chance(1.0 - p)], -1)
+        never = torch.log1p(-torch.where(p < 1.0, p, 0.0))  # exact for the smallest chances too
+        return torch.stack([log_chance(p), torch.where(p < 1.0, never, IMPOSSIBLE)], -1)
 
     def contribution(
         self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
@@ -271,9 +272,10 @@ class Regression(Family):
 
     @staticmethod
     def turned(statistics: Tensor, turn: Tensor) -> Tensor:
-        """Statistics of ``turn @ u`` from those of ``u``."""
-        rows, columns, _ = _vech_indices(len(turn))
-        squares = turn @ Regression.products(statistics, len(turn)) @ turn.mT
+        """Statistics of ``turn @ u`` from those of ``u``, with a matrix for each cell."""
+        dim = turn.shape[-1]
+        rows, columns, _ = _vech_indices(dim)
+        squares = turn @ Regression.products(statistics, dim) @ turn.mT
         return torch.cat([statistics[..., :1], squares[..., rows, columns]], -1)
 
 

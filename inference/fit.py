@@ -59,7 +59,9 @@ class Fit:
         stop_reason: Why the fit ended, in words.
         starts: What became of every start, the kept one included; see ``Starts``.
         guide: For SVI the learnt guide, callable like any; None for EM.
-        columns: Observed site to the names of its columns, where the data came with names.
+        columns: The names of columns, where the data came with them, by observed site and by
+            argument of the model.
+        axes: The same by parameter site and axis; see ``naming.py``.
     """
 
     method: str
@@ -408,10 +410,15 @@ class Fit:
         with sheltered(data=self._data), torch.no_grad():
             return draw_fit(self)
 
+    def argument_names(self) -> list[str]:
+        """The names of the model's arguments in their order, as far as they can be known."""
+        return list(_signature(self.plan.structure.model))
+
     def with_names(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Fit:
         """The same fit, knowing the names of columns in the arguments as the user gave them."""
-        columns = naming.column_names(self.plan, args, kwargs)
-        axes = naming.axis_labels(self.plan, args, kwargs, columns)
+        named = [*zip(self.argument_names(), args, strict=False), *kwargs.items()]
+        columns = naming.column_names(self.plan, dict(named))
+        axes = naming.axis_labels(self.plan, dict(named), columns)
         return dataclasses.replace(self, columns=columns, axes=axes)
 
     def __str__(self) -> str:

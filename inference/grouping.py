@@ -35,21 +35,18 @@ def group_sites(
         indices = [p.reshape(row.shape[:-1]) for p, row in zip(places, rows, strict=True)]
         form = pooled[0].form
         assert form is not None
-        at_entry: Any
-        at_cell: Tensor | Frame | None
-        if form.design is not None:
-            at_entry = at_cell = _frame(pooled)
-        else:
-            at_entry, at_cell = _references(pooled, indices, len(combinations))
+        at_entry, at_cell = _references(pooled, indices, len(combinations))
         reaches = [
             reach_of(site, index, at_entry, len(combinations))
             for site, index in zip(pooled, indices, strict=True)
         ]
         known = [reach for reach in reaches if reach is not None]
         reach = torch.stack(known).amax(0) if known else None
-        groups[key] = Group(key, form.family, form.slots, combinations, at_cell, reach)
+        frame = None if form.design is None else _frame(pooled)
+        at_lines = None if frame is None else frame.about(frame.line.expand(len(combinations), -1))
+        groups[key] = Group(key, form.family, form.slots, combinations, at_cell, reach, at_lines)
         for site, index in zip(pooled, indices, strict=True):
-            cells[site.name] = (key, index, at_entry)
+            cells[site.name] = (key, index, at_entry if frame is None else frame)
     return groups, cells
 
 

@@ -9,16 +9,27 @@ from dataclasses import dataclass
 
 import torch
 
+from ember.inference.answers.labels import exchangeable
 from ember.inference.certificate import Curvature, EStep, climbed, way_out
+from ember.inference.coincidence import coinciding
 from ember.inference.convergence import StopReason
 from ember.inference.coordinates import Coordinates
 from ember.inference.extremes import at_infinity, collapsed_effects, without_bound
+from ember.inference.initialisation import starting_params
+from ember.inference.maximisation import maximise
 from ember.inference.statistics import Statistics
 
 __all__ = ["Judge"]
 
 SUSPECT = (StopReason.UNSETTLED, StopReason.NON_FINITE, StopReason.FAILED)
 GAIN = 1e-6  # of a Newton step, relative to the objective, that a converged fit may leave
+SAME, TOGETHER = 1e-6, 1e-3  # differences of log probabilities of states that coincide
+KINDS = ("points", "random")  # of starts that may lead above a place where they do
+STEPS = 30  # of EM from there
+_TOGETHER = (
+    "states {1} and {2} of latent site '{0}' have come to the same estimates: the data (or a "
+    "constraint that holds them together) do not tell them apart; use fewer states, or other starts."
+)
 
 
 @dataclass
@@ -42,7 +53,28 @@ class Judge:
             return None
         if curvature.gain > _tolerated(current):
             return climbed(self.e_step, self.coordinates, current, curvature)
-        return way_out(self.e_step, self.coordinates, current, curvature)
+        found = way_out(self.e_step, self.coordinates, current, curvature)
+        if found is None and coinciding(current.plan, current.params, SAME):
+            found = self._apart(current)
+        return found
+
+    def _apart(self, current: Statistics) -> Statistics | None:
+        """A place above one at which states coincide, reached from where they are apart, if any.
+
+        Where they differ in nothing the curvature says nothing: what a chain gains by telling its
+        states apart is of third order in their differences.
+        """
+        plan, floor = current.plan, current.objective + _tolerated(current)
+        for kind in KINDS:
+            try:
+                statistics = self.e_step(starting_params(plan, kind, varied=True))
+                for _ in range(STEPS):
+                    statistics = self.e_step(maximise(plan, statistics))
+            except (RuntimeError, ValueError, ArithmeticError):
+                continue
+            if statistics.objective > floor:
+                return statistics
+        return None
 
     def verdict(self, current: Statistics, reason: StopReason) -> tuple[StopReason, str]:
         """The reason to stop where nothing higher was found, and a warning if there is one."""
@@ -56,7 +88,9 @@ class Judge:
         if steep or slide > _tolerated(current):
             return self.failed(current, StopReason.UNSETTLED, "")
         warning, infinite = at_infinity(self.e_step, self.coordinates, current)
-        return (StopReason.INFINITE if infinite else reason), warning
+        if infinite:
+            return StopReason.INFINITE, warning
+        return reason, warning or _together(current)
 
     def failed(
         self, current: Statistics, reason: StopReason, warning: str
@@ -68,6 +102,18 @@ class Judge:
         if not why and reason in SUSPECT:
             why = without_bound(self.e_step, self.coordinates, current)
         return (StopReason.UNBOUNDED, why) if why else (reason, warning)
+
+
+def _together(current: Statistics) -> str:
+    """A warning about states that coincide and are no mere names, or whose merging no prior asks.
+
+    Of states that a prior treats alike, two may well share what there is: that is its estimate.
+    """
+    plan = current.plan
+    found = coinciding(plan, current.params, TOGETHER)
+    if found is None or (plan.objective != "mle" and exchangeable(plan, found[0], current.params)):
+        return ""
+    return _TOGETHER.format(*found)
 
 
 def _tolerated(current: Statistics) -> float:

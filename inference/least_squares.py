@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.conjugacy import pseudo_statistics
-from ember.inference.design import Frame, joint_coordinates
+from ember.inference.design import joint_coordinates
 from ember.inference.plan import Plan
 from ember.inference.reading.affine import CoefficientTable
 from ember.inference.statistics import Group
@@ -61,20 +61,17 @@ def _coordinates(
     plan: Plan, pooled: Pooled, params: Mapping[str, Tensor], first: Mapping[str, int], count: int
 ) -> tuple[Tensor, list[Tensor]]:
     """The joint coordinates of the coefficients; they depend on the designs alone."""
-    references = [group.reference for group, _, _ in pooled]
-    key = ("coordinates", *first)
+    frames = [group.frame for group, _, _ in pooled]
+    key = f"coordinates of {', '.join(first)}"
     known, found = plan.notes.get(key, ([], None))
-    if found is None or any(a is not b for a, b in zip(known, references, strict=True)):
+    if found is None or any(a is not b for a, b in zip(known, frames, strict=True)):
         designs = []
         for group, slot, _ in pooled:
             entries = _entries(group, slot, params, first, plan.notes.get("starts", 1))
-            frame = group.reference
-            matrix = torch.eye(entries.shape[1], dtype=torch.float64)
-            if isinstance(frame, Frame):
-                matrix = torch.where(frame.dependent.unsqueeze(-1), 0.0, frame.matrix)
-            designs.append((matrix, entries))
+            eye = torch.eye(entries.shape[1], dtype=torch.float64)
+            designs.append((eye if group.frame is None else group.frame.determined, entries))
         found = joint_coordinates(designs, count)
-        plan.notes[key] = (references, found)
+        plan.notes[key] = (frames, found)
     inverse: Tensor = found[0]
     return inverse, found[1]
 

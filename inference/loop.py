@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.acceleration import EMMap, accelerated
+from ember.inference.certificate import rounding
 from ember.inference.convergence import FALL, ROUNDING, Monitor, StopReason
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import (
@@ -18,7 +19,7 @@ from ember.inference.degeneracy import (
     emptied_states,
     idle_entries,
     near_singular,
-    rounding,
+    uncertainty,
 )
 from ember.inference.families import IMPOSSIBLE
 from ember.inference.fit import Fit
@@ -35,6 +36,7 @@ __all__ = ["Loop", "expectation"]
 
 Tick = Callable[[float], None]
 SADDLES = 10  # that one run leaves at most
+NOISES = 10.0  # a fall that rounding may explain, in multiples of what it was seen to do
 REPEATS = 100  # of the M-step where nothing is latent
 
 
@@ -164,7 +166,8 @@ class Loop:
                 return judge.failed(way.current, StopReason.FAILED, why)
             failure = monitor.failure(way.current.objective, step.statistics.objective)
             if failure is not None and not self._is_rounding(way.current, step.statistics):
-                return judge.failed(way.current, *self._explained(failure, step.statistics.params))
+                stop, why = self._explained(failure, way.current, step.statistics, em)
+                return judge.failed(way.current, stop, why)
             way.take(step.statistics)
             tick(way.current.objective)
             reason = monitor.check(way.current.objective, step.movement)
@@ -182,24 +185,32 @@ class Loop:
     def _is_rounding(self, before: Statistics, after: Statistics) -> bool:
         """Whether the objective fell by no more than it is uncertain."""
         fall = before.objective - after.objective
-        return fall <= rounding(self.plan.structure.parameters, after.params)
+        return fall <= uncertainty(self.plan.structure.parameters, after.params)
 
     def _softly(self, current: Statistics) -> Statistics:
         """The E-step that a fit reports; of a hard one the history has the other objective."""
         return self.plan.e_step(current.params) if self.hard else current
 
     def _explained(
-        self, failure: StopReason, params: Mapping[str, Tensor]
+        self, failure: StopReason, before: Statistics, after: Statistics, em: EMMap
     ) -> tuple[StopReason, str]:
         """Why an iteration went wrong, and a warning that says so."""
-        found = near_singular(self.plan.structure.parameters, params)
-        if failure is not StopReason.DECREASED or found is None:
+        if failure is not StopReason.DECREASED:
             return failure, f"{self.method}: {failure.value}"
-        return StopReason.ROUNDED, (
-            f"{self.method}: {StopReason.ROUNDED.value}. A matrix of site '{found[0]}' is all but "
-            f"singular (condition number {found[1]:.0e}): drop columns that others all but "
-            "determine, or give it a prior that keeps it away from that."
-        )
+        found = near_singular(self.plan.structure.parameters, after.params)
+        if found is not None:
+            return StopReason.ROUNDED, (
+                f"{self.method}: {StopReason.ROUNDED.value}. A matrix of site '{found[0]}' is all "
+                f"but singular (condition number {found[1]:.0e}): drop columns that others all but "
+                "determine, or give it a prior that keeps it away from that."
+            )
+        noise = max(rounding(em.e_step, before), rounding(em.e_step, after))
+        if before.objective - after.objective <= NOISES * noise:
+            return StopReason.ROUNDED, (
+                f"{self.method}: {StopReason.ROUNDED.value}. At these parameters its rounding is "
+                f"about {noise:.0e}: centre and scale the data."
+            )
+        return failure, f"{self.method}: {failure.value}"
 
     def _doubts(self, current: Statistics) -> str:
         """A warning about estimates that the data do not determine, or nothing."""

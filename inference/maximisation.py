@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ember.inference import newton
+from ember.inference.conditioning import directions
 from ember.inference.conjugacy import pseudo_statistics
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import Judged, check_maximiser, check_scales, least_variance
@@ -347,43 +348,56 @@ def _pseudo(
 def _numerical(
     plan: Plan, names: list[str], statistics: Statistics, params: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Newton or L-BFGS on the expected log joint over the named parameters, the others fixed."""
+    """Newton or L-BFGS on the expected log joint over the named parameters, the others fixed.
+
+    The search is for the way from the present parameters, along well-conditioned directions.
+    """
     coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
 
-    def objective(free: Tensor) -> Tensor:
-        moved = {**params, **coordinates.unflatten(free)}
+    start = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
+    along = directions(plan, names, coordinates)
+
+    def objective(way: Tensor) -> Tensor:
+        moved = {**params, **coordinates.unflatten(start + along @ way)}
         try:
             return -plan.expected_log_joint(statistics, moved)
         except ValueError:  # rounding has taken a value to the edge of its prior's support
-            return free.sum() * 0.0 + torch.inf
+            return way.sum() * 0.0 + torch.inf
 
-    def negative(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
-        free = torch.from_numpy(flat.copy()).requires_grad_()
+    def derivative(free: Tensor) -> tuple[float, Tensor]:
+        free = free.detach().requires_grad_()
         value = objective(free)
         (gradient,) = torch.autograd.grad(value, free)
         if not bool(torch.isfinite(value)):
-            return float("inf"), np.zeros_like(flat)
+            return float("inf"), torch.zeros_like(gradient)
         if not bool(torch.isfinite(gradient).all()):
             gradient = _differences(objective, free.detach())
-        return float(value.detach()), gradient.numpy()
+        return float(value.detach()), gradient
 
-    flat = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
-    before, _ = negative(flat.numpy())
+    still = torch.zeros_like(start)
+    before, slope = derivative(still)
     best = None
-    if len(flat) <= newton.MOST_PARAMETERS and not _asks_the_model(plan, statistics):
-        best = newton.minimise(objective, flat)
+    if len(start) <= newton.MOST_PARAMETERS and not _asks_the_model(plan, statistics):
+        best = newton.minimise(objective, still)
     if best is not None:
         reached = float(objective(best).detach())
     else:
+        here = torch.linalg.lstsq(along, start.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+        units = coordinates.units(here, slope)
+
+        def negative(x: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
+            value, gradient = derivative(units * torch.from_numpy(x))
+            return value, (units * gradient).numpy()
+
         found = scipy.optimize.minimize(
-            negative, flat.numpy(), jac=True, method="L-BFGS-B",
+            negative, still.numpy(), jac=True, method="L-BFGS-B",
             options={"maxiter": 100, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
         )  # fmt: skip
-        best, reached = torch.from_numpy(np.asarray(found.x)), found.fun
+        best, reached = units * torch.from_numpy(np.asarray(found.x)), found.fun
     if not reached < before:
         return params
     with torch.no_grad():
-        moved = coordinates.unflatten(best)
+        moved = coordinates.unflatten(start + along @ best)
         for name, value in moved.items():
             if not all_within(plan.structure.parameters, {name: value}):
                 # So near to an open edge of the support that rounding took it there.
@@ -401,7 +415,8 @@ def _differences(objective: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     with torch.no_grad():
         for i in range(len(at)):
             step = torch.zeros_like(at)
-            step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * (1.0 + at[i].abs())
+            size = at[i].abs() if bool(at[i].abs() > 0.0) else torch.ones(())
+            step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * size
             gradient[i] = (objective(at + step) - objective(at - step)) / (2.0 * step[i])
     return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 

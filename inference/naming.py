@@ -20,10 +20,18 @@ WHOLE = -1
 Names = tuple[str, ...]
 
 
-def column_names(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Names]:
-    """The columns of every observed site whose data came as a data frame or series with names."""
+def column_names(plan: Plan, arguments: Mapping[str, Any]) -> dict[str, Names]:
+    """The columns of every argument, and observed site, that came as a data frame or series."""
+    given: dict[str, Names] = {}
+    for name, value in arguments.items():
+        tables = list(_tables([value])) if not isinstance(value, Mapping) else []
+        given.update({name: tuple(map(str, table.columns)) for table in tables})
+    return given | _site_columns(plan, arguments)
+
+
+def _site_columns(plan: Plan, arguments: Mapping[str, Any]) -> dict[str, Names]:
     found: dict[str, Names] = {}
-    for table in _tables((*args, *kwargs.values())):
+    for table in _tables(tuple(arguments.values())):
         names = tuple(map(str, table.columns))
         if all(isinstance(name, int) for name in table.columns):
             continue  # what pandas calls columns without a name
@@ -41,14 +49,13 @@ def column_names(plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
 
 def axis_labels(
-    plan: Plan, args: Sequence[Any], kwargs: Mapping[str, Any], columns: Mapping[str, Names]
+    plan: Plan, arguments: Mapping[str, Any], columns: Mapping[str, Names]
 ) -> dict[str, dict[int, Names]]:
     """For every parameter, the names along those of its axes that run over columns.
 
     Args:
         plan: The plan of the fit.
-        args: The model's arguments as the user gave them, with their names.
-        kwargs: Its keyword arguments.
+        arguments: The model's arguments as the user gave them, by name.
         columns: The names of the observed sites' columns, from ``column_names``.
 
     Returns:
@@ -56,7 +63,7 @@ def axis_labels(
         ``WHOLE`` stands the one column that all of a parameter belongs to.
     """
     labels: dict[str, dict[int, Names]] = {}
-    designs = list(_tables((*args, *kwargs.values())))
+    designs = list(_tables(tuple(arguments.values())))
     if not designs:
         return labels
     for name in plan.structure.observed:

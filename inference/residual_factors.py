@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ember.inference.count_residuals import CountResiduals, count_rest, counts
 from ember.inference.factors import Site, statistics_of
-from ember.inference.families import Location, MultivariateNormal, Normal
+from ember.inference.families import Location, MultivariateNormal, Normal, Rate
+from ember.inference.large_counts import MANY
 from ember.inference.missing import base_measure, has_gaps
 from ember.inference.residual_gaps import GapResiduals
 from ember.inference.residuals import Cells, Residuals
@@ -45,11 +48,14 @@ class ResidualFactors:
     ) -> None:
         self._sites, self._cells, self._dims = sites, cells, dims
         self._compiled: dict[str, Residuals] = {}
-        self._members: dict[Key, list[str]] = {}
+        members: dict[Key, list[str]] = {}
         for name, (key, _) in cells.items():
-            form = sites[name].form
-            if form is not None and isinstance(form.family, NORMAL):
-                self._members.setdefault(key, []).append(name)
+            members.setdefault(key, []).append(name)
+        self._members = {
+            key: names
+            for key, names in members.items()
+            if all(_is_normal(sites[name]) or counts(sites[name]) for name in names)
+        }
 
     def needed(self, groups: Mapping[Key, Group], params: Params) -> frozenset[Key]:
         """Groups whose log densities at ``params`` are small differences of large terms."""
@@ -77,6 +83,8 @@ class ResidualFactors:
         pieces = [(self._residuals(n), posteriors[n]) for n in self._members[group.key]]
         at = Cells.of(group, params)
         centre = at.locations
+        if not isinstance(group.family, NORMAL):
+            return group, _summed(pieces, at, centre, squares=False)[0]
         if group.reference is not None:
             count, total = _summed(pieces, at, centre, squares=False)
             share = count.reshape(-1, *(1,) * (total.dim() - 1))
@@ -124,6 +132,8 @@ def _compile(site: Site, cells: Tensor, dims: tuple[str, ...]) -> Residuals:
     form = site.form
     assert form is not None
     rank = len(site.layout.outer) + site.layout.inner
+    if counts(site):
+        return _compile_counts(site, prepend_dims(cells, rank), dims)
     if form.centred is not None:
         data = form.centred(_unmasked(site))
         # About itself every entry is zero: what is left are its weight and its base measure.
@@ -146,6 +156,27 @@ def _compile(site: Site, cells: Tensor, dims: tuple[str, ...]) -> Residuals:
     return Residuals(form.family, cells, data, *parts)
 
 
+def _compile_counts(site: Site, cells: Tensor, dims: tuple[str, ...]) -> CountResiduals:
+    statistics, _ = statistics_of(site, site.value, 0.0)
+    inside = torch.ones(()) if site.mask is None else site.mask.to(statistics.dtype)
+    rest = count_rest(site, statistics)
+    base = torch.where(inside > 0, rest, site.dummy) if site.mask is not None else rest
+    inner = site.inner_shape
+    if inner:
+        shape = torch.broadcast_shapes(base.shape, inner)
+        base = base.expand(shape).flatten(len(shape) - len(inner)).sum(-1)
+    assert site.form is not None
+    assert site.density is not None
+    return CountResiduals(
+        site.form.family, cells, statistics, prepend_dims(inside, cells.dim()), base,
+        site.layout.outer, inner, dims, isinstance(site.density.base, dist.Poisson),
+    )  # fmt: skip
+
+
+def _is_normal(site: Site) -> bool:
+    return site.form is not None and isinstance(site.form.family, NORMAL)
+
+
 def _unmasked(site: Site) -> Tensor:
     """The value, with zeros where entries are masked and may be NaN."""
     if site.mask is None:
@@ -159,9 +190,9 @@ def reach_of(site: Site, cells: Tensor, reference: Tensor | float, count: int) -
     """How far the data of each cell lie from the reference, ``(C,)`` or ``(C, D)``.
 
     Where precisions are known, in standard deviations, next to the root of the largest precision:
-    ``(C, 2)``. None for families without a location.
+    ``(C, 2)``. Of counts it is their size. None for families with neither.
     """
-    if site.form is None or not isinstance(site.form.family, NORMAL):
+    if site.form is None or not (_is_normal(site) or counts(site)):
         return None
     rank = len(site.layout.outer) + site.layout.inner
     statistics, _ = statistics_of(site, site.value, reference)
@@ -169,6 +200,9 @@ def reach_of(site: Site, cells: Tensor, reference: Tensor | float, count: int) -
     if isinstance(site.form.family, Location):
         root = statistics[..., 1].sqrt()
         far = torch.stack([statistics[..., 0].abs() / root.clamp_min(1e-300), root], -1)
+    elif counts(site):
+        is_poisson = isinstance(site.form.family, Rate)  # next to counts are exposures
+        far = statistics[..., :1] if is_poisson else statistics.sum(-1, keepdim=True)
     else:
         size = 1 if isinstance(site.form.family, Normal) else site.value.shape[-1]
         far = statistics[..., 1 : 1 + size].abs()
@@ -178,13 +212,15 @@ def reach_of(site: Site, cells: Tensor, reference: Tensor | float, count: int) -
     far = far.expand(*cells.shape, far.shape[-1]).reshape(-1, far.shape[-1])
     index = cells.reshape(-1, 1).expand(far.shape)
     reach = far.new_zeros(count, far.shape[-1]).scatter_reduce_(0, index, far, "amax")
-    return reach.squeeze(-1) if isinstance(site.form.family, Normal) else reach
+    return reach.squeeze(-1) if isinstance(site.form.family, Normal) or counts(site) else reach
 
 
 def _density_lost(group: Group, params: Params) -> bool:
     """Whether the log densities of a group at ``params`` are small differences of large terms."""
     if group.reach is None:
         return False
+    if not isinstance(group.family, NORMAL):
+        return bool((group.reach > MANY).any())
     away = group.slot_values(params)[0].abs()
     if isinstance(group.family, Location):
         terms = (group.reach[:, 0] + group.reach[:, 1] * away).square()

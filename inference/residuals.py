@@ -142,9 +142,9 @@ class Residuals:
         kept = [i for i in range(len(full)) if self.cells.size(i) > 1]
         tail = residual.shape[len(batch) :]
         weight = by_rows(weight.expand(full), kept, len(full))
-        residual = by_rows(residual.expand(full + tail), kept, len(full)).flatten(2)
+        residual = by_rows(residual.expand(full + tail), kept, len(full))
+        residual = residual.reshape(*weight.shape, -1)
         weight = weight.unsqueeze(-1)
-        residual = residual if tail else residual.unsqueeze(-1)
         weighted = weight * residual
         found = [weight.sum((1, 2)), weighted.sum(1).reshape(-1, *tail)]
         if squares:

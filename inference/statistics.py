@@ -25,17 +25,18 @@ class Group:
     """Sites of one family that read the same slots; their statistics are pooled, cell by cell.
 
     A *cell* is a combination of slot rows: ``cells`` has shape ``(C, slots)``. ``reference`` is
-    subtracted from the data and from the location, so that squares lose no digits; that of a
-    regression is a frame of its features. ``reach`` says how far from it the data of a cell lie
-    (see ``residuals.py``).
+    subtracted from the data and from the location, so that squares lose no digits. ``reach`` says
+    how far from it the data of a cell lie (see ``residuals.py``). A regression has a ``frame`` of
+    its features instead, with a line of reference for each cell.
     """
 
     key: tuple[Any, ...]
     family: Family
     slots: tuple[Slot, ...]
     cells: Tensor
-    reference: Tensor | Frame | None = None
+    reference: Tensor | None = None
     reach: Tensor | None = None
+    frame: Frame | None = None
 
     def locations(self, params: Mapping[str, Tensor]) -> Tensor:
         """The location of every cell, of a family that has one."""
@@ -44,9 +45,9 @@ class Group:
     def slot_values(self, params: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The value of each slot in each cell; a location is relative to the reference."""
         values = [slot.values(params)[self.cells[:, i]] for i, slot in enumerate(self.slots)]
-        if isinstance(self.reference, Frame):
-            values[0] = self.reference.relative(values[0])
-        elif self.reference is not None:
+        if self.frame is not None:
+            values[0] = self.frame.relative(values[0])
+        if self.reference is not None:
             values[0] = values[0] - self.reference
         return tuple(values)
 
@@ -82,7 +83,7 @@ class Group:
         coefficients = self.family.contribution(slot, statistics, values)
         if slot == 0 and origin is not None:
             linear, precision = coefficients
-            moved = self.reference - origin if isinstance(self.reference, Tensor) else -origin
+            moved = -origin if self.reference is None else self.reference - origin
             if self.slots[0].kind == "vector":
                 return [linear + (precision @ moved.unsqueeze(-1)).squeeze(-1), precision]
             return [linear + precision * moved, precision]
@@ -93,7 +94,7 @@ class Group:
 
         Data that differ by less than their last digits do not differ.
         """
-        if self.reach is None or not isinstance(self.reference, Tensor) or len(self.slots) < 2:
+        if self.reach is None or self.reference is None or len(self.slots) < 2:
             return None
         size = self.reach + self.reference.abs()
         return (2.0 * torch.finfo(size.dtype).eps * size).square()
@@ -181,13 +182,15 @@ def _merge(one: tuple[Group, Tensor], other: tuple[Group, Tensor]) -> tuple[Grou
     (left, left_statistics), (right, right_statistics) = one, other
     cells, place = torch.unique(torch.cat([left.cells, right.cells]), dim=0, return_inverse=True)
     in_left, in_right = place[: len(left.cells)], place[len(left.cells) :]
-    reference: Tensor | Frame | None = None
-    reach = None
-    if isinstance(left.reference, Frame) and isinstance(right.reference, Frame):
-        reference = left.reference
-        turn = reference.from_other(right.reference)
+    reference, reach, frame = None, None, None
+    if left.frame is not None and right.frame is not None:
+        lines = left.frame.lines_of(right.frame).new_zeros(len(cells), left.frame.line.shape[-1])
+        lines[in_right] = left.frame.lines_of(right.frame)
+        lines[in_left] = left.frame.line
+        frame = left.frame.about(lines)
+        turn = left.frame.about(lines[in_right]).from_other(right.frame)
         right_statistics = Regression.turned(right_statistics, turn)
-    elif isinstance(left.reference, Tensor) and isinstance(right.reference, Tensor):
+    if left.reference is not None and right.reference is not None:
         reference = left.reference.new_zeros((len(cells), *left.reference.shape[1:]))
         reference[in_right] = right.reference
         reference[in_left] = left.reference
@@ -200,4 +203,4 @@ def _merge(one: tuple[Group, Tensor], other: tuple[Group, Tensor]) -> tuple[Grou
     total = left_statistics.new_zeros((len(cells), left_statistics.shape[-1]))
     total.index_add_(0, in_left, left_statistics)
     total.index_add_(0, in_right, right_statistics)
-    return Group(left.key, left.family, left.slots, cells, reference, reach), total
+    return Group(left.key, left.family, left.slots, cells, reference, reach, frame), total

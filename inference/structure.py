@@ -135,7 +135,9 @@ class Structure:
     def run(self, params: Mapping[str, Tensor]) -> Trace:
         """Runs the model plainly at ``params``, every latent site at its first value."""
         with validation_enabled(False), _At(params, fix_latents=True), Promoted():
-            return poutine.trace(self.model).get_trace(*self.arguments.args, **self.arguments.kwargs)
+            return poutine.trace(self.model).get_trace(
+                *self.arguments.args, **self.arguments.kwargs
+            )
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
         """Draws latent and observed sites from the model at ``params``."""

@@ -92,6 +92,14 @@ def component_axes(plan: Plan, latent: str) -> dict[str, tuple[int, ...]]:
         {'weights': (0,), 'p': (0,)}
     """
     names = _members(plan, latent)
+    known: dict[tuple[str, ...], dict[str, tuple[int, ...]]]
+    known = plan.notes.setdefault("component_axes", {})
+    if names not in known:
+        known[names] = _component_axes(plan, names)
+    return known[names]
+
+
+def _component_axes(plan: Plan, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     shapes = {name: p.shape for name, p in plan.structure.parameters.items()}
     axes: Axes = {}
     starts = {c.initial for c in plan.structure.composites if c.latent in names}
@@ -176,9 +184,10 @@ def exchangeable(plan: Plan, latent: str, start: Params) -> bool:
     Data too large to be asked twice are not asked: then the states count as mere names.
     """
     cached: dict[str, bool] = plan.notes.setdefault("exchangeable", {})
-    label = next(shared for shared, names in numberings(plan).items() if latent in names)
+    names = _members(plan, latent)
+    label = names[0]
     if label not in cached:
-        states = plan.sizes.get(plan.latent_symbols[latent], 1)
+        states = plan.sizes.get(plan.latent_symbols[label], 1)
         numbers = sum(math.prod(plan.sizes[d] for d in f.dims) for f in plan.factors)
         points, every = (probe_values(plan.structure, 0), start), list(range(states))
         with torch.no_grad():

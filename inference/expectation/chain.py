@@ -7,14 +7,19 @@ forward and one backward recursion. ``chain_log_evidence`` makes them one node o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ember.inference.expectation.chain_blocks import Potentials, by_group
-from ember.inference.expectation.chain_log import log_forward_backward, log_pairs, viterbi
+from ember.inference.expectation.chain_log import (
+    log_evidence,
+    log_forward_backward,
+    log_pairs,
+    viterbi,
+)
 from ember.inference.expectation.chain_scaled import Smoothed, scaled_forward_backward
 from ember.inference.families import IMPOSSIBLE
 
@@ -26,6 +31,7 @@ def chain_log_evidence(chains: Potentials, maximum: bool = False) -> Tensor:
 
     The gradient with respect to the potentials is the posterior expectation: marginals for
     ``emission``, expected transitions for ``transition``; one-hot along the path for ``maximum``.
+    It can be differentiated again.
     """
     node = _Path if maximum else _Evidence
     inputs = (chains.initial, chains.transition, chains.emission, chains.lengths)
@@ -45,13 +51,16 @@ class _Evidence(torch.autograd.Function):
         else:
             evidence, filtered, future = log_forward_backward(chains)
             smoothed = Smoothed(evidence, filtered, future, torch.empty(0), torch.empty(0))
-        ctx.chains, ctx.smoothed = chains, smoothed
+        ctx.save_for_backward(initial, transition, emission)
+        ctx.lengths, ctx.smoothed = lengths, smoothed
         return evidence
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        chains, smoothed = ctx.chains, ctx.smoothed
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
+        initial, transition, emission = ctx.saved_tensors
+        chains, smoothed = Potentials(initial, transition, emission, ctx.lengths), ctx.smoothed
+        if torch.is_grad_enabled():  # the gradient is to be differentiated itself
+            return *_gradient(chains, weights, ctx.needs_input_grad), None
         if smoothed.agreement.numel():
             marginals = smoothed.marginals
             pairs = _scaled_pairs(chains, smoothed, weights)
@@ -64,6 +73,23 @@ class _Evidence(torch.autograd.Function):
             time = torch.arange(len(marginals)).unsqueeze(1)
             marginals = marginals.masked_fill((time >= chains.lengths).unsqueeze(-1), 0.0)
         return marginals[0], pairs, marginals, None
+
+
+def _gradient(
+    chains: Potentials, weights: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradient as a differentiable function of potentials and weights, by autograd."""
+    given = (chains.initial, chains.transition, chains.emission)
+    # Views, so that one of them is not reached through another from which it was computed.
+    seen = [each.view_as(each) for each in given]
+    sought = [each for each, want in zip(seen, wanted, strict=False) if want]
+    evidence = log_evidence(Potentials(seen[0], seen[1], seen[2], chains.lengths))
+    found = iter(
+        torch.autograd.grad(
+            evidence, sought, weights, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+    )
+    return tuple(next(found) if want else None for want in wanted[: len(given)])
 
 
 def _scaled_pairs(chains: Potentials, smoothed: Smoothed, weights: Tensor) -> Tensor:
@@ -95,7 +121,6 @@ class _Path(torch.autograd.Function):
         return best
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
         """The path as one-hot marginals, and its moves as one-hot pairs within each length."""
         shape, (steps, _, states) = ctx.shapes

@@ -14,6 +14,7 @@ powers of positive parameters, whose logarithms are the :math:`\theta`; and the 
 Categorical the softmax of such sums, which are then known up to a shift common to all of them.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,10 +35,14 @@ __all__ = ["Moves", "match_affine"]
 MOST_ENTRIES = 256  # a run of the model for each: beyond this the numerical update is cheaper
 MOST_WEIGHTS = 200_000_000
 TOLERANCE = 1e-8
+GOLDEN = 0.618  # its multiples are spread evenly, no two alike
 SMALLER = 2.0**-10
 EXTREME = 15.0  # a logarithm or logit; beyond it a rate or probability loses its digits
 SHORTEST = 2.0**-60  # a step of an entry
 FAR = 1e3  # a line that is so long at random coefficients hides everything else in its rounding
+
+
+Origin = tuple[Mapping[str, Tensor], Tensor]  # parameters, and the argument there
 
 
 class Moves:
@@ -67,14 +72,16 @@ class Moves:
             pass
         return self.params[0], self.traces[0]
 
-    def whole(self, name: str) -> Any:
-        """The run with a whole parameter moved in its support, from the first random values."""
+    def whole(self, start: Mapping[str, Tensor], name: str, step: float) -> Any:
+        """The run with all of a parameter moved in its support, by up to a step, unevenly."""
         parameter = self.structure.parameters[name]
-        free = parameter.to_unconstrained(self.params[0][name]) + 0.5
-        value = parameter.to_constrained(free).expand(parameter.shape)
-        return self._run((name,), {**self.params[0], name: value})
+        free = parameter.to_unconstrained(start[name])
+        uneven = (0.5 + GOLDEN * torch.arange(free.numel()).to(free).reshape(free.shape)) % 1.0
+        value = parameter.to_constrained(free + step * uneven).expand(parameter.shape)
+        here = start is self.params[0]
+        return self._run((name, None, step, here), {**start, name: value})
 
-    def entry(self, start: Mapping[str, Tensor], name: str, entry: int, step: float) -> Any:
+    def entry(self, start: Mapping[str, Tensor], name: str, step: float, entry: int) -> Any:
         """The run with an entry one step larger than at the start."""
         value = start[name].clone()
         value.view(-1)[entry] += step
@@ -85,7 +92,9 @@ class Moves:
         """Runs at the random parameters with some of them multiplied."""
         if all(factor == 1.0 for factor in by.values()):
             return list(self.params), list(self.traces)
-        params = [{n: by.get(n, 1.0) * v for n, v in values.items()} for values in self.params]
+        params: list[Mapping[str, Tensor]] = [
+            {n: by.get(n, 1.0) * v for n, v in values.items()} for values in self.params
+        ]
         key = tuple(sorted(by.items()))
         return params, [self._run((i, key), values) for i, values in enumerate(params)]
 
@@ -113,13 +122,16 @@ def match_affine(
 
 
 def _match(site: str, predictor: Predictor, moves: Moves) -> AffineMap | None:
-    sources = _sources(site, predictor, moves)
+    start, trace = moves.origin(site, predictor)
+    before = _value(trace, site, predictor)
+    if not bool(before.isfinite().all()):
+        return None
+    origin = (start, before)
+    sources = _sources(site, predictor, moves, origin)
     if sources is None:
         return None
     logs = tuple(n for n in sources if not _is_real(moves.structure.parameters[n].support))
-    start, trace = moves.origin(site, predictor)
-    before = _value(trace, site, predictor)
-    weights = _weights(site, predictor, moves, (start, before), sources, logs)
+    weights = _weights(site, predictor, moves, origin, sources, logs)
     if weights is None:
         return None
     offset = before - weights @ joined(sources, start, logs)
@@ -146,7 +158,7 @@ def _holds(
 
     At others it may overflow, or be so long that nothing but the line is seen.
     """
-    sizes = weights.abs().flatten(0, -2).amax(0)
+    sizes = weights.abs().reshape(-1, weights.shape[-1]).amax(0)
     counts = [moves.params[0][name].numel() for name in sources]
     longest = {n: float(s.max()) for n, s in zip(sources, sizes.split(counts), strict=True)}
     enough = 1.0 if predictor.space != "raw" or predictor.event_dim else FAR
@@ -182,13 +194,17 @@ def _value(trace: Any, site: str, predictor: Predictor) -> Tensor:
     return TO_SPACE[predictor.space](value)
 
 
-def _sources(site: str, predictor: Predictor, moves: Moves) -> tuple[str, ...] | None:
+def _sources(
+    site: str, predictor: Predictor, moves: Moves, origin: Origin
+) -> tuple[str, ...] | None:
     """Parameters that move the argument, if all are real (or positive, under a log) and few."""
     found = []
-    before = _value(moves.traces[0], site, predictor)
+    before = origin[1]
     for name, parameter in moves.structure.parameters.items():
-        after = _value(moves.whole(name), site, predictor)
-        if after.shape == before.shape and bool(((after == before) | after.isnan()).all()):
+        moved = _moved(site, predictor, moves, origin, (name, None))
+        if moved is None:
+            return None
+        if bool((moved[0] == before).all()):
             continue
         if not _is_real(parameter.support) and (
             predictor.space != "log" or not _is_positive(parameter.support)
@@ -212,7 +228,7 @@ def _weights(
     site: str,
     predictor: Predictor,
     moves: Moves,
-    origin: tuple[Mapping[str, Tensor], Tensor],
+    origin: Origin,
     sources: tuple[str, ...],
     logs: tuple[str, ...],
 ) -> Tensor | None:
@@ -241,14 +257,19 @@ def _moved(
     site: str,
     predictor: Predictor,
     moves: Moves,
-    origin: tuple[Mapping[str, Tensor], Tensor],
-    entry: tuple[str, int],
+    origin: Origin,
+    what: tuple[str, int | None],
 ) -> tuple[Tensor, float] | None:
-    """The argument after a step of one entry, and the step: so short that nothing overflows."""
+    """The argument after a step of one entry, or of a whole parameter; and how long a step it was.
+
+    It is so short that nothing overflows. None if the argument has no such value, or changes shape.
+    """
     start, before = origin
     step = 1.0
     while True:
-        after = _value(moves.entry(start, *entry, step), site, predictor)
+        name, entry = what
+        moved = moves.whole if entry is None else functools.partial(moves.entry, entry=entry)
+        after = _value(moved(start, name, step=step), site, predictor)
         if after.shape != before.shape:
             return None
         finite = bool(after.isfinite().all())
