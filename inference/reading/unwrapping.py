@@ -48,6 +48,9 @@ def given_arguments(base: Any) -> dict[str, tuple[int, Tensor]]:
         if name in alternatives and name not in base.__dict__:
             continue
         value = getattr(base, name, None)
+        both = {"probs", "logits"} <= base.__dict__.keys()  # one was computed from the other
+        if both and name in ("probs", "logits") and value is not getattr(base, "_param", value):
+            continue
         if isinstance(value, Tensor):
             found[name] = (constraint.event_dim, value)
     return found

