@@ -11,9 +11,10 @@ import pyro
 import scipy.sparse
 import torch
 from torch import Tensor
+from torch.distributions import transform_to
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Arguments", "Promoted", "prepare", "sheltered"]
+__all__ = ["Arguments", "Promoted", "declare_from_outside", "prepare", "sheltered"]
 
 
 class Arguments(NamedTuple):
@@ -162,15 +163,32 @@ def sheltered(seed: int | None = None, data: Any = ()) -> Iterator[None]:
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     if _elements(data) < ONE_THREAD:
         torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+    store = pyro.get_param_store()
+    _outside.append((store._params, store._constraints))
+    with torch.random.fork_rng(devices=[]), store.scope():
         torch.set_default_dtype(torch.float64)
         if seed is not None:
             torch.manual_seed(seed)
         try:
             yield
         finally:
+            _outside.pop()
             torch.set_default_dtype(dtype)
             torch.set_num_threads(threads)
+
+
+# The parameter stores that are sheltered, outermost first: unconstrained values and constraints.
+_outside: list[tuple[Mapping[str, Tensor], Mapping[str, Any]]] = []
+
+
+def declare_from_outside(name: str) -> bool:
+    """Copies a parameter from a sheltered store into the one at hand; says whether there is one."""
+    store = pyro.get_param_store()
+    for values, supports in _outside:
+        if name in values and name not in store:
+            value = transform_to(supports[name])(values[name].detach())
+            store.setdefault(name, value.clone().double(), supports[name])
+    return name in store
 
 
 def _elements(data: Any) -> int:

@@ -43,7 +43,12 @@ from ember.inference.starts.restarts import GIVEN, Start, best_of
 from ember.inference.starts.split_merge import check_mixture, split_and_merge
 from ember.inference.statistics import Statistics
 from ember.inference.structure import Model
-from ember.inference.validation import check_local_parameters, check_rows, check_settable
+from ember.inference.validation import (
+    check_local_parameters,
+    check_rows,
+    check_settable,
+    warn_of_cuts,
+)
 
 __all__ = ["EM"]
 
@@ -290,6 +295,7 @@ class EM:
         plan = build_plan(self.model, arguments, self.objective, self.integrate, misread=misread)
         check_local_parameters(plan, self.integrate)
         check_settable(plan)
+        warn_of_cuts(plan, 4)
         return plan
 
     def _kept(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:

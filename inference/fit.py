@@ -255,7 +255,12 @@ class Fit:
             return values
 
     def log_prob(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Log likelihood of each row, ``(N,)``, latents integrated out, weights left aside."""
+        """Log likelihood of each row, ``(N,)``, latents integrated out, weights left aside.
+
+        Rows are those of the innermost plate that all data have in common; a model without such a
+        plate gives one number. What stands outside that plate, such as a ``pyro.factor`` on
+        parameters, belongs to no row: it counts in ``fit.log_likelihood`` alone.
+        """
         with sheltered(data=(self._data, args)), torch.no_grad():
             return self.plan_for(args, kwargs).row_log_prob(self.params)
 

@@ -49,6 +49,7 @@ from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
 from ember.inference.starts.clustering import KMEANS_TRIES, cluster, levels, standardise
 from ember.inference.starts.features import dims_of, features, windows
+from ember.inference.starts.known import with_known
 from ember.inference.starts.ordering import best_numbering
 from ember.inference.starts.prior_draws import draw_from_priors
 from ember.inference.starts.weights import weights_of
@@ -188,6 +189,7 @@ def _from_responsibilities(
     stay = float(torch.empty(()).uniform_(*STAYS)) if varied and how == "sticky" else STAY
 
     def start(numbered: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        numbered = with_known(plan, numbered)
         if how in FROM_DATA:
             return params_from(plan, params, numbered)
         try:

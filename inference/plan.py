@@ -249,7 +249,10 @@ class Plan:
         return self.contraction.total(self.contraction(self.all_tensors(params)))
 
     def row_log_prob(self, params: Params) -> Tensor:
-        """``log p(row | params)`` for every row, unweighted; a scalar if there are no rows."""
+        """``log p(row | params)`` for every row, unweighted; a scalar if there are no rows.
+
+        What lies outside the plate of rows, such as a ``pyro.factor`` on parameters, is no row's.
+        """
         parts = self.contraction(self.all_tensors(params))
         rows = self.contraction.total(parts, weighted=False, along=self.row)
         rows = torch.where(rows <= 0.1 * IMPOSSIBLE, -torch.inf, rows)

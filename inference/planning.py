@@ -17,9 +17,12 @@ from ember.inference.plan import Params, Plan, PriorSite
 from ember.inference.reading.held import held_density
 from ember.inference.reading.idle_latents import idle_entries
 from ember.inference.reading.lookup import compile_lookup
+from ember.inference.reading.loops import Loop
 from ember.inference.reading.misreading import MISREAD
 from ember.inference.reading.opaque import factor_dims, model_dependencies
+from ember.inference.reading.roll import with_loops
 from ember.inference.reading.sites import Probes, probe, read_site
+from ember.inference.reading.stacking import lengths_of
 from ember.inference.reading.tape import record
 from ember.inference.residual_factors import ResidualFactors
 from ember.inference.shapes import prepend_dims
@@ -54,7 +57,7 @@ def build_plan(
     Raises:
         ValueError: If the model cannot be handled; the message names the site and the remedy.
     """
-    structure, trace = read_structure(model, arguments, integrate, start)
+    structure, trace = with_loops(*read_structure(model, arguments, integrate, start))
     probes = probe(structure) if probing else Probes([], [], "the reference path looks for no maps")
     unread = Probes([], [], MISREAD)
     by_site = {n: unread if n in misread else probes for n in structure.plates}
@@ -81,7 +84,7 @@ def build_plan(
             dims = factor_dims(site, trace)
         factors.append(Factor(name, dims, site.plates, scales[name]))
     sizes = _sizes(trace, structure, latent_symbols)
-    chains = _chains(structure, sites, factors)
+    chains = _chains(structure, sites, factors, trace)
     sizes.update({c.previous: sizes[c.state] for c in chains.values()})
     latents = {s: (n, scales[n]) for n, s in latent_symbols.items()}
     latents.update({c.previous: latents[c.state] for c in chains.values()})
@@ -131,13 +134,19 @@ def _priors(structure: Structure, probes: Mapping[str, Probes], start: Any) -> d
         if not parameter.has_prior:
             continue
         site = read_site(name, structure, probes[name], start)
-        scale = torch.as_tensor(start.nodes[name]["scale"], dtype=torch.float64)
+        scale = _weight(start.nodes[name])
         priors[name] = PriorSite(site, scale, group_of(site))
     return priors
 
 
-def _scale(node: Any, site: Site) -> Scale | None:
+def _weight(node: Any) -> Tensor:
+    """The weight of a site by ``poutine.scale``; of a single number the shape does not matter."""
     scale = torch.as_tensor(node["scale"], dtype=torch.float64)
+    return scale.reshape(()) if scale.numel() == 1 else scale
+
+
+def _scale(node: Any, site: Site) -> Scale | None:
+    scale = _weight(node)
     if bool((scale == 1.0).all()):
         return None
     if not bool((scale >= 0.0).all()):
@@ -163,18 +172,21 @@ def _sizes(trace: Any, structure: Structure, latent_symbols: Mapping[str, str]) 
 
 
 def _chains(
-    structure: Structure, sites: Mapping[str, Site], factors: list[Factor]
+    structure: Structure, sites: Mapping[str, Site], factors: list[Factor], trace: Any
 ) -> dict[str, Chain]:
     """The hidden Markov chains by their latent site."""
     places = {factor.name: i for i, factor in enumerate(factors)}
     chains = {}
-    for c in structure.composites:
-        if c.steps is not None:
+    for c in structure.chains:
+        assert c.steps is not None
+        if isinstance(c, Loop):
+            lengths = lengths_of(trace, c)
+        else:
             lengths = _lengths(sites[c.site], c.steps, c.time)
-            chains[c.latent] = Chain(
-                c.symbol, c.previous, c.time, places[c.initial], places[c.latent], c.steps,
-                c.at_once, lengths,
-            )  # fmt: skip
+        chains[c.latent] = Chain(
+            c.symbol, c.previous, c.time, places[c.initial], places[c.latent], c.steps,
+            c.at_once, lengths,
+        )  # fmt: skip
     return chains
 
 

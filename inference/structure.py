@@ -20,12 +20,21 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from ember.inference.arguments import Arguments, Promoted
+from ember.inference.arguments import Arguments, Promoted, declare_from_outside
 from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
-from ember.inference.reading.enumeration_checks import check_dims
+from ember.inference.reading.dim_checks import check_room, check_scope
+from ember.inference.reading.enumeration_checks import check_data, check_dims
 from ember.inference.reading.held import held_sites, is_conditioned
-from ember.inference.reading.model_errors import tidy_errors
+from ember.inference.reading.loops import Family, Loop
+from ember.inference.reading.model_errors import plain_errors, tidy_errors, unreadable
+from ember.inference.reading.partly_observed import (
+    LABEL,
+    Partly,
+    find_given,
+    find_partly_observed,
+    nothing,
+)
 from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
     check_declared,
@@ -33,7 +42,10 @@ from ember.inference.reading.site_checks import (
     check_local,
     check_observed,
     check_plates,
+    check_weights,
 )
+from ember.inference.reading.stacking import stack_loops
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["Parameter", "Structure", "default_value", "read_structure"]
 
@@ -77,19 +89,27 @@ class Structure:
     steps: frozenset[str] = frozenset()
     composites: tuple[Composite, ...] = ()
     held: tuple[str, ...] = ()
+    loops: tuple[Loop, ...] = ()
+    partly: Partly = field(default_factory=Partly)
     signature: tuple[Any, ...] = field(repr=False, default=())
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the latent and observed sites, in the model's order."""
-        chains = (c.initial for c in self.composites if c.steps is not None)
-        wanted = {*self.latent, *self.observed, *chains}
+        wanted = {*self.latent, *self.observed, *(c.initial for c in self.chains)}
         return tuple(name for name in self.plates if name in wanted)
+
+    @property
+    def chains(self) -> tuple[Composite | Loop, ...]:
+        """The hidden Markov chains, however the model writes them."""
+        return (*(c for c in self.composites if c.steps is not None), *self.loops)
 
     @property
     def plain_factors(self) -> list[str]:
         """Names of the factors that are sites of the model as it is written."""
         parts = {name for c in self.composites for name in (c.site, c.latent, c.initial)}
+        for loop in self.loops:
+            parts |= {loop.initial, *(family.name for family in loop.families)}
         return [name for name in self.factor_names if name not in parts]
 
     @property
@@ -97,9 +117,23 @@ class Structure:
         """Names of the latent sites that Pyro enumerates."""
         return [name for name in self.plain_factors if name in self.latent]
 
+    def family(self, name: str) -> Family | None:
+        """The sites of a loop that a latent or observed site is made of, if it is."""
+        families = (family for loop in self.loops for family in loop.families)
+        return next((family for family in families if family.name == name), None)
+
+    def is_channel(self, name: str) -> bool:
+        """Whether an observed site only says what a latent is (``reading/partly_observed.py``)."""
+        return any(own in self.partly.channels for own in self.own_names(name))
+
+    def own_names(self, name: str) -> tuple[str, ...]:
+        """A latent or observed site as the model calls it: a loop's has a name at each step."""
+        family = self.family(name)
+        return (name,) if family is None else family.names
+
     def single(self, params: Mapping[str, Tensor], first: int) -> tuple[Trace, dict[str, int]]:
         """Runs the model at ``params`` with one value for each latent site, as numbered."""
-        at = _At(params, fix_latents=True, first=first)
+        at = _At(params, fix_latents=True, first=first, partly=self.partly)
         with validation_enabled(False), at, Promoted():
             trace = poutine.trace(self.model).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
@@ -118,8 +152,9 @@ class Structure:
         # The plain run has validated model and data; the others need not check them again.
         with (
             validation_enabled(False),
+            plain_errors(self.model),
             poutine.enum(first_available_dim=-self.nesting - 1),
-            _At(params, given=given or {}),
+            _At(params, given=given or {}, partly=self.partly),
             Promoted(),
         ):
             trace = poutine.trace(config_enumerate(self.model, default="parallel")).get_trace(
@@ -127,9 +162,12 @@ class Structure:
             )
         trace = prune_subsample_sites(trace)
         trace.symbolize_dims()
+        self.partly.merge(trace)
+        self.partly.check_leaves(trace)
         open_composites(trace, list(self.composites))
         if self.signature and _signature(trace) != self.signature:
             raise ValueError(_structure_changed(self.signature, _signature(trace)))
+        stack_loops(trace, self.loops, self.nesting)
         return trace
 
     def run(self, params: Mapping[str, Tensor]) -> Trace:
@@ -141,10 +179,11 @@ class Structure:
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
         """Draws latent and observed sites from the model at ``params``."""
-        with _At(params, draw_data=True, held=self.held), Promoted():
+        with _At(params, draw_data=True, held=self.held, partly=self.partly), Promoted():
             trace = poutine.trace(self.model).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
             )
+        self.partly.restore(trace)
         for name, latents in hidden_draws(trace, self.composites).items():
             trace.nodes[name] = latents
         return trace
@@ -155,6 +194,7 @@ def read_structure(
     arguments: Arguments,
     integrate: Mapping[str, Any] | None = None,
     start: Mapping[str, Tensor] | None = None,
+    given: tuple[str, ...] = (),
 ) -> tuple[Structure, Any]:
     """Runs the model plainly, then enumerated, and assigns a role to every site.
 
@@ -165,6 +205,7 @@ def read_structure(
         arguments: What it is called with.
         integrate: Wishes that override the ``infer`` dictionaries of sites.
         start: Values at which to read some or all parameters; others get a default.
+        given: Steps of a loop that are latents though their values are given.
 
     Returns:
         The structure, and the enumerated run at ``start``.
@@ -179,6 +220,9 @@ def read_structure(
     unknown = sorted((integrate or {}).keys() - plain.nodes.keys())
     if unknown:
         raise ValueError(f"integrate names '{unknown[0]}', which is not a site of the model.")
+    steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
+    partly = replace(find_partly_observed(plain, steps), given=given)
+    partly.merge(plain)
     parameters: dict[str, Parameter] = {}
     latent: list[str] = []
     observed: list[str] = []
@@ -192,6 +236,7 @@ def read_structure(
             plates[name] = ()
             continue
         check_plates(site)
+        check_weights(name, site)
         plates[name] = tuple(frame.name for frame in frames)
         nesting = max([nesting, *(-frame.dim for frame in frames)])
         role = _role(name, site, integrate or {})
@@ -217,9 +262,10 @@ def read_structure(
                 own = (*own, part.time) if part.time else own
             plates[name] = own
     steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
+    check_room(latent, steps, nesting)
     structure = Structure(
         model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps,
-        tuple(composites),
+        tuple(composites), partly=partly,
     )  # fmt: skip
     when = " once its latent sites take all their values in a dim on the left"
     at_start = {name: p.start for name, p in parameters.items()}
@@ -242,11 +288,16 @@ def read_structure(
         trace, again = structure.trace(at_start), structure.trace(at_start)
     check_repeatable(trace, again)
     check_local(plain, trace, parameters)
+    if steps:
+        check_scope(trace, structure.plain_factors, nesting)
     enumerated = structure.enumerated
     for name in structure.plain_factors:
+        check_data(name, trace.nodes[name], nesting, enumerated)
         check_dims(name, trace.nodes[name], nesting, enumerated)
     for name in structure.observed:
         check_observed(name, trace.nodes[name])
+    if not given and (some := find_given(trace, latent, structure.observed, steps)):
+        return read_structure(model, arguments, integrate, start, some)
     return replace(structure, signature=_signature(trace)), trace
 
 
@@ -261,8 +312,13 @@ def _first_run(
                 "rows."
             )
     at = _At(start, fix_latents=True)
-    with tidy_errors(model, ""), at, Promoted():
-        trace = poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    try:
+        with at, Promoted():
+            trace = poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    except Exception as error:
+        with tidy_errors(model, ""), _At(start), Promoted():
+            poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+        raise ValueError(unreadable(model, error)) from error
     return trace, at.conditioned
 
 
@@ -277,6 +333,7 @@ class _At(Messenger):
         first: int | None = None,
         given: Mapping[str, Tensor] | None = None,
         held: Collection[str] = (),
+        partly: Partly | None = None,
     ) -> None:
         super().__init__()
         self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
@@ -284,9 +341,13 @@ class _At(Messenger):
         self.chosen: dict[str, int] = {}
         self.given, self.held = given or {}, held
         self.conditioned: set[str] = set()
+        self.partly = partly or Partly()
+        self._whole: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
+        if msg["is_observed"] and _is_boolean(msg):
+            msg["value"] = msg["value"].long()
         if msg["is_observed"] and is_conditioned(name):
             self.conditioned.add(name)
         if name in self.given and msg["is_observed"]:
@@ -297,7 +358,18 @@ class _At(Messenger):
             msg["is_observed"], msg["done"] = False, False
             draw_composite(msg, data)
             return
+        if msg["name"] in self._whole and not self.draw_data:
+            msg["value"] = self._whole[msg["name"]]  # all values, where it is known as well
+            return
+        if msg["name"] in self.partly.given and not self.draw_data:
+            msg["infer"].update({LABEL: msg["value"], "enumerate": "parallel"})
+            msg["value"], msg["is_observed"] = None, False
+            return
         if msg["is_observed"] or msg["done"]:
+            return
+        if msg["name"] in self.partly.undrawn:
+            if not self.draw_data:
+                msg["value"] = nothing(msg)
             return
         if not _is_continuous(msg["fn"]):
             msg["infer"]["enumerate"] = "parallel"  # whatever the model asks for
@@ -308,16 +380,33 @@ class _At(Messenger):
                 msg["value"], self.chosen[msg["name"]] = values[number], number
                 msg["done"] = True
             return
+        # A site with a value is not drawn. It is not "done" either: Pyro's enumeration passes over
+        # such sites, and would not know of a parameter inside pyro.markov when a later site asks.
         if msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]
         else:
             msg["value"] = default_value(msg["fn"])
-        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.partly.whole:
+            self._whole[self.partly.whole[msg["name"]]] = msg["value"]
 
     def _pyro_param(self, msg: Any) -> None:
+        if len(msg["args"]) < 2 and not declare_from_outside(msg["name"]):
+            raise ValueError(
+                f"pyro.param('{msg['name']}') has no initial value, and Pyro's parameter store "
+                f"knows none; write pyro.param('{msg['name']}', torch.tensor(...))."
+            )
         if msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]
             msg["done"] = True
+
+
+def _is_boolean(site: Any) -> bool:
+    """Whether a site has truth values where numbers 0 and 1 are meant; Pyro itself fails there."""
+    value = site["value"]
+    boolean = isinstance(value, Tensor) and value.dtype is torch.bool
+    return boolean and not _is_computed(site) and not _is_continuous(site["fn"])
 
 
 def _is_computed(site: Any) -> bool:
@@ -347,8 +436,19 @@ def _statements(trace: Trace) -> Iterator[tuple[str, Any]]:
             yield name, site
         elif site["type"] == "sample":
             subsample = type(site["fn"]).__name__ == "_Subsample"
-            if not subsample and not site["infer"].get("_deterministic"):
+            if not subsample and not _is_deterministic(site):
                 yield name, site
+
+
+def _is_deterministic(site: Any) -> bool:
+    """Whether a site only shows a computed value: ``pyro.deterministic``, or what amounts to it."""
+    if site["infer"].get("_deterministic"):
+        return True
+    fn = unwrap(site["fn"]).base
+    if not site["is_observed"] or type(fn).__name__ != "Delta" or bool((fn.log_density != 0).any()):
+        return False
+    v, value = torch.broadcast_tensors(fn.v, site["value"])
+    return torch.equal(v, value)
 
 
 def _is_continuous(fn: Any) -> bool:

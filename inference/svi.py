@@ -21,7 +21,7 @@ from ember.inference.options import check_choice, check_count, progress_bar
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
 from ember.inference.structure import Model
-from ember.inference.validation import check_rows, check_settable
+from ember.inference.validation import check_rows, check_settable, warn_of_cuts
 from ember.inference.variational.elbo import NonFiniteLoss, PlanELBO
 from ember.inference.variational.guides import (
     Guide,
@@ -148,6 +148,7 @@ class SVI:
         plan = build_plan(model, prepare(args, kwargs), "map", misread=misread)
         check_rows(plan)
         check_settable(plan)
+        warn_of_cuts(plan, 4)
         start = moved_inside(plan.structure.parameters, starting_params(plan, self.init))
         guide = make_guide(self.guide, plan, start)
         return self._run(plan, guide, start, began)

@@ -55,7 +55,9 @@ def impute(plan: Plan, params: Mapping[str, Tensor], draws: int | None = None) -
         fillings = {
             name: _Filling.of(plan, params, name)
             for name in plan.structure.observed
-            if plan.sites[name].value.numel() and not _is_statement(plan.sites[name])
+            if plan.sites[name].value.numel()
+            and not _is_statement(plan.sites[name])
+            and not plan.structure.is_channel(name)
         }
         gappy = [name for name, filling in fillings.items() if filling.missing.any()]
         weights = _weights(plan, params, [fillings[name] for name in gappy])
@@ -73,7 +75,13 @@ def impute(plan: Plan, params: Mapping[str, Tensor], draws: int | None = None) -
         values.update({name: fillings[name].blank(values[name], weights[name]) for name in gappy})
     lead = 0 if draws is None else 1
     leading = {name: lead + len(fillings[name].plate_sizes) for name in values}
-    joined = stack(values, leading, plan.structure.steps)
+    own: dict[str, Tensor] = {}
+    for name, value in values.items():
+        family = plan.structure.family(name)
+        found = {name: value} if family is None else family.apart(value, leading[name] - 1)
+        own.update(found)
+        leading.update(dict.fromkeys(found.keys() - leading.keys(), leading[name] - 1))
+    joined = stack(own, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined
 
 

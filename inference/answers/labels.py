@@ -102,7 +102,7 @@ def component_axes(plan: Plan, latent: str) -> dict[str, tuple[int, ...]]:
 def _component_axes(plan: Plan, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     shapes = {name: p.shape for name, p in plan.structure.parameters.items()}
     axes: Axes = {}
-    starts = {c.initial for c in plan.structure.composites if c.latent in names}
+    starts = {c.initial for c in plan.structure.chains if c.latent in names}
     before = {plan.chains[n].previous for n in names if n in plan.chains}
     for name, site in plan.sites.items():
         if name in names or name in starts:
@@ -266,7 +266,8 @@ def align(reference: Fit, fit: Fit) -> dict[str, Tensor]:
 def _members(plan: Plan, latent: str) -> tuple[str, ...]:
     """All latent sites that share a numbering with ``latent``."""
     for shared, names in numberings(plan).items():
-        if latent == shared or latent in names:
+        own = (step for name in names for step in plan.structure.own_names(name))
+        if latent == shared or latent in names or latent in own:
             return names
     raise ValueError(
         f"'{latent}' is not a latent site of the model; its latent sites are "

@@ -182,10 +182,15 @@ def _latent_dims(moves: Moves, site: str, batch: int, event: int) -> list[int]:
     node = moves.traces[0].nodes[site]
     inner = len(unwrap(node["fn"]).base.batch_shape) - len(node["fn"].batch_shape)
     right = batch - inner - event  # the first dim that is not the site's own batch
-    if not any(c.site == site for c in moves.structure.composites):
+    loops = moves.structure.loops
+    stacked = {n for c in loops for n in (c.initial, *(f.name for f in c.families))}
+    if site not in stacked and not any(c.site == site for c in moves.structure.composites):
         return list(range(max(0, right - moves.structure.nesting)))
-    # Opened, the state of a chain stands to the right of its plates.
-    plates = {frame.dim for frame in node["cond_indep_stack"] if frame.vectorized}
+    # Opened, the state of a chain stands to the right of its plates. Each step of a loop may read
+    # parameters of its own.
+    times = {loop.time for loop in loops}
+    frames = [f for f in node["cond_indep_stack"] if f.vectorized and f.name not in times]
+    plates = {frame.dim for frame in frames}
     return [i for i in range(right) if i - right not in plates]
 
 

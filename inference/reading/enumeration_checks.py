@@ -17,9 +17,27 @@ from torch import Tensor
 from ember.inference.reading.site_checks import batch_shape
 from ember.inference.reading.unwrapping import given_arguments, unwrap
 
-__all__ = ["check_dims", "check_values"]
+__all__ = ["ROW_BY_ROW", "check_data", "check_dims", "check_each_value"]
 
+ROW_BY_ROW = (
+    "combine them by broadcasting (z, table[z] or torch.where), never by unsqueeze, reshape, sum "
+    "or max; where rows of one plate meet, make each a site of its own (for i in pyro.plate(...))"
+)
 ROUNDING = 1e-6  # relative to the largest entry of an argument
+
+
+def check_data(name: str, site: Any, nesting: int, latents: list[str]) -> None:
+    """Refuses data that vary with a latent."""
+    shape = site["value"].shape
+    batch = shape[: len(shape) - site["fn"].event_dim]
+    if not site["is_observed"] or not site["value"].numel():  # a pyro.factor has no data
+        return
+    if batch[: max(0, len(batch) - nesting)].numel() > 1:
+        raise ValueError(
+            f"the data of site '{name}' are computed from a latent site ({_listed(latents)}), but "
+            "data must be the same whatever the latents are; let the distribution depend on the "
+            "latent instead, for instance dist.Normal(locs[z], scale) with obs=x."
+        )
 
 
 def check_dims(name: str, site: Any, nesting: int, latents: list[str]) -> None:
@@ -46,7 +64,25 @@ def check_dims(name: str, site: Any, nesting: int, latents: list[str]) -> None:
             raise ValueError(_misplaced(name, site, latents, shape))
 
 
-def check_values(
+def check_each_value(structure: Any, params: Mapping[str, Tensor], trace: Trace) -> None:
+    """Refuses models that move the values of a latent out of the dim that is theirs.
+
+    Args:
+        structure: Runs the model with one value for each latent.
+        params: Where to run it.
+        trace: The enumerated run there.
+    """
+    if not structure.enumerated or structure.partly.latents or structure.partly.given:
+        return  # what is known of a latent is not one value for all rows
+    for first in (1, 2):
+        try:
+            single, chosen = structure.single(params, first)
+        except (RuntimeError, ValueError, IndexError, ArithmeticError):
+            return  # it needs a latent's values side by side
+        _check_values(structure.plain_factors, trace, single, chosen, structure.nesting)
+
+
+def _check_values(
     names: list[str], enumerated: Trace, single: Trace, chosen: Mapping[str, int], nesting: int
 ) -> None:
     """Refuses sites whose distribution at one value of the latents is not what enumeration says.
@@ -100,7 +136,7 @@ def _pairs(one: Any, other: Any) -> Iterator[tuple[Seen, Seen]]:
 
 def _agree(one: Seen, every: Seen, index: Mapping[int, int], nesting: int) -> bool:
     """Whether a tensor is what another says at one value of each latent."""
-    (seen, _), (told, right) = one, every
+    seen, (told, right) = one[0].detach(), (every[0].detach(), every[1])
     for dim in range(-told.dim() + right, -nesting):
         if told.size(dim - right) > 1:
             told = told.narrow(dim - right, index.get(dim, 0), 1)
@@ -116,10 +152,12 @@ def _agree(one: Seen, every: Seen, index: Mapping[int, int], nesting: int) -> bo
 
 
 def _misplaced(name: str, site: Any, latents: list[str], shape: torch.Size | None) -> str:
-    which = ", ".join(f"'{latent}'" for latent in latents[:3]) or "the latents"
     what = "" if shape is None else f" (its batch shape becomes {tuple(shape)})"
     return (
-        f"site '{name}' uses the values of a latent site ({which}) in a wrong dim{what}: Pyro puts "
-        "all values of a latent in one dim left of all plates, so combine them with the rest by "
-        "broadcasting (z, table[z] or torch.where), never by unsqueeze, reshape, sum or max."
+        f"site '{name}' uses the values of a latent site ({_listed(latents)}) in a wrong dim{what}"
+        f": Pyro puts all values of a latent in one dim left of all plates, so {ROW_BY_ROW}."
     )
+
+
+def _listed(latents: list[str]) -> str:
+    return ", ".join(f"'{latent}'" for latent in latents[:3])

@@ -6,6 +6,7 @@ other sites depend on its value. Its density is a prior, no likelihood. A condit
 nothing depends on, or whose distribution is to be estimated, is data.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ def held_sites(
     """
     values = {name: plain.nodes[name]["value"] for name in candidates}
     leaves = {n: v.detach().clone().requires_grad_() for n, v in {**params, **values}.items()}
-    with torch.enable_grad():
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own complaints of float(parameter)
         nodes = structure.trace(leaves, {name: leaves[name] for name in values}).nodes
     sources = _sources(nodes, {id(leaf): name for name, leaf in leaves.items()})
     used = set[str]().union(*sources.values())

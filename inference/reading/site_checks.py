@@ -20,6 +20,7 @@ __all__ = [
     "check_local",
     "check_observed",
     "check_plates",
+    "check_weights",
 ]
 
 
@@ -45,13 +46,30 @@ def _initial_shape(site: Any) -> tuple[int, ...] | None:
 
 
 def check_plates(site: Any) -> None:
-    """Refuses a plate that shows only some of its rows."""
+    """Refuses plates that do not say how many rows they have, or show only some of them."""
     for frame in site["cond_indep_stack"]:
+        if frame.size is None or frame.size < 0:
+            raise ValueError(
+                f"plate '{frame.name}' has no size; give it the number of rows, for instance "
+                f"pyro.plate('{frame.name}', len(x))."
+            )
         full = frame.full_size
         if full is not None and frame.size < full:
             raise ValueError(
                 f"plate '{frame.name}' subsamples {frame.size} of {full} rows; EM uses all of the "
                 "data: remove subsample_size (and subsample) from the plate."
+            )
+
+
+def check_weights(name: str, site: Any) -> None:
+    """Refuses masks and weights with dims that are no plates of their site."""
+    declared = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    for key in ("scale", "mask"):
+        shape = site[key].shape if isinstance(site[key], Tensor) else torch.Size()
+        if any(shape[d] > 1 and d not in declared for d in range(-len(shape), 0)):
+            raise ValueError(
+                f"site '{name}' is inside a poutine.{key} of shape {tuple(shape)}, which fits no "
+                f"plate of the site; put poutine.{key} around the sites of that plate alone."
             )
 
 
@@ -128,11 +146,29 @@ def check_observed(name: str, site: Any) -> None:
         valid = _is_valid(fn, value)
     except (NotImplementedError, AttributeError, RuntimeError):
         return  # a support that cannot be checked; the density will tell
-    if not bool((valid | ~mask).all()):
+    valid = valid | ~mask
+    if not bool(valid.all()):
         raise ValueError(
             f"observed site '{name}' has values outside the support of its distribution "
-            f"({type(fn).__name__}: {fn.support}); correct the data or choose another family."
+            f"({type(_base(fn)).__name__}{_range(fn)}){_remedy(fn, valid)}."
         )
+
+
+def _range(fn: Any) -> str:
+    """The support of a distribution, unless its bounds are many numbers."""
+    shown = f": {fn.support}"
+    return shown if len(shown) < 100 and "\n" not in shown else ""
+
+
+def _remedy(fn: Any, valid: Tensor) -> str:
+    extended = {"Binomial": "ExtendedBinomial", "BetaBinomial": "ExtendedBetaBinomial"}
+    kind = extended.get(type(_base(fn)).__name__)
+    if kind is not None and bool(valid.any()):
+        return (
+            f", counts above total_count: correct the data, or, if that depends on a latent, "
+            f"write {kind}, which gives them probability zero"
+        )
+    return "; correct the data or choose another family"
 
 
 def _base(fn: Any) -> Any:

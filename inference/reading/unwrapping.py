@@ -43,14 +43,23 @@ def unwrap(fn: Any) -> Unwrapped:
 def given_arguments(base: Any) -> dict[str, tuple[int, Tensor]]:
     """The tensors that a distribution was made from: name to (event dims, value)."""
     found = {}
+    holder = getattr(base, "_categorical", base)  # of a OneHotCategorical or a Multinomial
     for name, constraint in base.arg_constraints.items():
         alternatives = {"probs", "logits", *MATRICES}
-        if name in alternatives and name not in base.__dict__:
+        if name in alternatives and name not in holder.__dict__:
             continue
         value = getattr(base, name, None)
         both = {"probs", "logits"} <= base.__dict__.keys()  # one was computed from the other
         if both and name in ("probs", "logits") and value is not getattr(base, "_param", value):
             continue
         if isinstance(value, Tensor):
-            found[name] = (constraint.event_dim, value)
+            found[name] = (_event_dim(constraint, base), value)
     return found
+
+
+def _event_dim(constraint: Any, base: Any) -> int:
+    """How many dims of an argument are no batch dims; a Delta's are those of its own events."""
+    try:
+        return int(constraint.event_dim)
+    except NotImplementedError:
+        return len(base.event_shape)

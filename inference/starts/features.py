@@ -27,6 +27,8 @@ def features(plan: Plan) -> dict[str, Tensor]:
             continue
         if factor.name not in plan.structure.observed or not latents:
             continue
+        if plan.structure.is_channel(factor.name):
+            continue
         if levels_of(plan.sites[factor.name]) > MANY_LEVELS:  # words are all equally far apart
             continue
         # A site below several latents (x_t below the states t-1 and t) is the last one's.

@@ -1,5 +1,6 @@
 """The oracle for masks: what Pyro's own ``TraceEnum_ELBO`` says of the unchanged model."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +29,8 @@ def log_evidence(
     model: Callable[..., Any], params: Params, *args: Any, nesting: int = 1, **kwargs: Any
 ) -> float:
     """``log p(data | params)`` by ``TraceEnum_ELBO``."""
-    with float64():
+    with float64(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TraceEnum_ELBO found no sample sites")
         elbo = TraceEnum_ELBO(max_plate_nesting=nesting)
         return -float(elbo.loss(enumerated(model, params), nothing, *args, **kwargs))
 
