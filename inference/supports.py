@@ -8,7 +8,16 @@ import pyro.distributions.constraints as constraints
 import torch
 from torch import Tensor
 
-__all__ = ["EDGE", "INFINITY", "NATURAL", "all_within", "base_support", "ends", "is_natural", "shown"]
+__all__ = [
+    "EDGE",
+    "INFINITY",
+    "NATURAL",
+    "all_within",
+    "base_support",
+    "ends",
+    "is_natural",
+    "shown",
+]
 
 EDGE, INFINITY, NATURAL = "edge", "infinity", "natural"  # where a free real may lead
 
