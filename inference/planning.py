@@ -15,9 +15,9 @@ from ember.inference.grouping import group_of, group_sites
 from ember.inference.missing import GapFactor, compile_site, starting_eta
 from ember.inference.plan import Params, Plan, PriorSite
 from ember.inference.reading.lookup import compile_lookup
+from ember.inference.reading.loops import Loop
 from ember.inference.reading.misreading import MISREAD
 from ember.inference.reading.opaque import factor_dims, model_dependencies
-from ember.inference.reading.loops import Loop
 from ember.inference.reading.roll import with_loops
 from ember.inference.reading.sites import Probes, probe, read_site
 from ember.inference.reading.stacking import lengths_of

@@ -211,7 +211,11 @@ def _rows(plan: Plan) -> float:
     chain = [n for n in plan.structure.observed if n in plan.structure.steps]
     for site in chain or [name]:
         mask = plan.sites[site].mask
-        if (plan.structure.composites or plan.structure.loops) and mask is not None and plan.scales[site] is None:
+        if (
+            (plan.structure.composites or plan.structure.loops)
+            and mask is not None
+            and plan.scales[site] is None
+        ):
             total += float(_seen(plan, site, mask))
             continue
         places = float(math.prod(plan.sizes[s] for s in plan.sites[site].plates))
