@@ -13,9 +13,12 @@ from ember.inference.answers.sequences import members
 from ember.inference.expectation.chain import pair_marginals, predictions
 from ember.inference.expectation.enumeration import Factor
 from ember.inference.plan import Plan
+from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.composites import Composite
 from ember.inference.reading.loops import Loop
+from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.shapes import prepend_dims
+from ember.inference.superposition import SuperposedRate
 
 __all__ = ["forecast", "posterior_pairs"]
 
@@ -106,7 +109,7 @@ def _emission_of_loop(plan: Plan, params: Params, loop: Loop, name: str) -> Any:
     arguments = {}
     for by, found in site.density.maps.values():
         value = found.evaluate(params)
-        event = value.dim() - (found.index.dim() - getattr(found, "event_dim", 0))
+        event = value.dim() - _batch_dims(found)
         value = prepend_dims(value, len(outer) + inner + event)
         if any(value.size(i) > 1 for i in rest):
             raise ValueError(
@@ -117,6 +120,13 @@ def _emission_of_loop(plan: Plan, params: Params, loop: Loop, name: str) -> Any:
         arguments[by] = moved.reshape(moved.shape[len(rest) :])
     fn = type(site.density.base)(**arguments, validate_args=False)
     return fn.to_event(inner) if inner else fn
+
+
+def _batch_dims(found: ArgumentMap | AffineMap | SuperposedRate) -> int:
+    """How many batch dims an argument has; a superposed rate has no others."""
+    if isinstance(found, SuperposedRate):
+        return len(found.shape)
+    return found.index.dim() - (found.event_dim if isinstance(found, AffineMap) else 0)
 
 
 def _emission(plan: Plan, params: Params, name: str) -> Any:

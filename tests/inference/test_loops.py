@@ -95,7 +95,7 @@ def tones(x: Tensor, lengths: Tensor) -> None:
         z: Any = 0
         y: Any = 0
         for t in pyro.markov(range(x.shape[1])):
-            with poutine.mask(mask=(t < lengths).unsqueeze(-1)):
+            with poutine.mask(mask=(t < lengths).unsqueeze(-1)):  # type: ignore[call-overload]
                 z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]))
                 with keys as k:
                     y = pyro.sample(f"y_{t}", dist.Bernoulli(probs[z, y, k]), obs=x[:, t]).long()
@@ -288,7 +288,7 @@ def test_a_numerical_parameter_is_evaluated_once_for_all_steps() -> None:
         assert plan.other_log_probs(params)["x"].shape == (2, 6)
 
 
-def missing(x: Tensor, how: str, there: Tensor) -> None:
+def missing(x: Tensor, how: str, there: Any) -> None:
     """Data that are missing at some steps, said in three ways."""
     transition, locs = moves(2), centres(2)
     z: Any = 0
@@ -332,7 +332,7 @@ def test_data_that_depend_on_missing_data_are_refused() -> None:
         EM(model).fit(normal(5))
 
 
-def labelled(x: Tensor, labels: Tensor, known: Tensor, how: str) -> None:
+def labelled(x: Tensor, labels: Tensor, known: Any, how: str) -> None:
     """A chain of which some states are known, said in two ways."""
     transition, locs = moves(3), centres(3)
     z: Any = 0
