@@ -25,6 +25,7 @@ from ember.inference.fit import Fit
 from ember.inference.hard import hard_e_step
 from ember.inference.maximisation import maximise
 from ember.inference.options import progress_bar
+from ember.inference.ownership import may_own_parameters
 from ember.inference.plan import Plan
 from ember.inference.reading.model_errors import unevaluated
 from ember.inference.starts.restarts import ImpossibleStart
@@ -182,7 +183,8 @@ class Loop:
         """A warning about estimates that the data do not determine, or nothing."""
         plan, warning = self.plan, ""
         if plan.objective == "mle":  # a prior determines what data leave open
-            keys = {n: plan.forms[n][0] for n in plan.structure.latent if n in plan.forms}
+            latents = [n for n in plan.structure.latent if n in plan.forms]
+            keys = {n: plan.forms[n][0] for n in latents if may_own_parameters(plan, n)}
             warning = emptied_states(current, keys, plan.structure.steps)
         return warning or idle_entries(current, plan.priors)
 
