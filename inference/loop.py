@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.acceleration import EMMap, accelerated
-from ember.inference.convergence import Monitor, StopReason
+from ember.inference.convergence import FALL, Monitor, StopReason
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import (
     Degenerate,
@@ -186,7 +186,22 @@ class Loop:
             latents = [n for n in plan.structure.latent if n in plan.forms]
             keys = {n: plan.forms[n][0] for n in latents if may_own_parameters(plan, n)}
             warning = emptied_states(current, keys, plan.structure.steps)
+            warning = warning or self._uncertain(current)
         return warning or idle_entries(current, plan.priors)
+
+    def _uncertain(self, current: Statistics) -> str:
+        """A warning about a matrix so near to singular that the objective loses its digits."""
+        parameters = self.plan.structure.parameters
+        error = rounding(parameters, current.params)
+        if error <= FALL * (1.0 + abs(current.objective)):
+            return ""
+        found = near_singular(parameters, current.params)
+        assert found is not None
+        return (
+            f"{self.method}: a matrix of site '{found[0]}' is all but singular (condition number "
+            f"{found[1]:.0e}), so that the objective is known to {error:.0e} only: drop columns "
+            "that others all but determine, or give it a prior that keeps it away from that."
+        )
 
 
 def _maximise_fully(em: EMMap, statistics: Statistics) -> Statistics:
