@@ -14,7 +14,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-__all__ = ["FALL", "Monitor", "Movement", "StopReason"]
+__all__ = ["Monitor", "Movement", "StopReason"]
 
 ROUNDING = 2e-15  # relative change of an objective that is rounding, not progress
 FALL = 1e-9  # a relative fall of the objective larger than this is an error of ours

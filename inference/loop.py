@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.acceleration import EMMap, accelerated
-from ember.inference.convergence import FALL, Monitor, StopReason
+from ember.inference.convergence import Monitor, StopReason
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import (
     Degenerate,
@@ -34,6 +34,7 @@ from ember.inference.statistics import Statistics
 __all__ = ["Loop", "expectation"]
 
 Tick = Callable[[float], None]
+UNCERTAIN = 1e-7  # share of the objective that may be rounding without a word about it
 
 
 def expectation(plan: Plan, hard: bool) -> Callable[[Mapping[str, Tensor]], Statistics]:
@@ -193,7 +194,7 @@ class Loop:
         """A warning about a matrix so near to singular that the objective loses its digits."""
         parameters = self.plan.structure.parameters
         error = rounding(parameters, current.params)
-        if error <= FALL * (1.0 + abs(current.objective)):
+        if error <= UNCERTAIN * (1.0 + abs(current.objective)):
             return ""
         found = near_singular(parameters, current.params)
         assert found is not None

@@ -43,7 +43,7 @@ def plane(separation: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]
     generator = np.random.default_rng(2)
     left = generator.normal(size=(HALF, 2))
     right = generator.normal(size=(HALF, 2)) @ np.array([[1.0, 0.6], [0.0, 0.5]])
-    return left, right + [separation, -separation]
+    return left, right + np.array([separation, -separation])
 
 
 def by_scale(x: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from ember.inference import EM
 from ember.models import gaussian_mixture, hidden_markov_gaussian, latent_profile
 
-FACTORS = [1e-8, 1e-4, 1e4, 1e12]
+FACTORS = [1e-8, 1e-4, 1e4, 1e8]
 
 
 def data() -> Tensor:
@@ -33,7 +33,8 @@ def by_scale(x: Tensor, family: Any) -> None:
     weights = pyro.param("weights", torch.ones(2) / 2, constraint=constraints.simplex)
     with pyro.plate("rows", len(x)):
         z = pyro.sample("z", dist.Categorical(weights))
-        pyro.sample("x", family(locs[z].unsqueeze(-1), scales[z].unsqueeze(-1)).to_event(1), obs=x)
+        loc = locs[z].unsqueeze(-1) + torch.zeros(2)
+        pyro.sample("x", family(loc, scales[z].unsqueeze(-1)).to_event(1), obs=x)
 
 
 def student(loc: Tensor, scale: Tensor) -> Any:
@@ -59,6 +60,16 @@ def test_data_in_other_units_have_the_same_fit(case: Any, factor: float) -> None
     other = EM(model, objective, seed=0).fit(factor * x, **options)
     assert other.converged
     moved = other.log_likelihood + x.numel() * np.log(factor)
+    assert moved == pytest.approx(one.log_likelihood, rel=1e-9)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diag", "tied", "spherical"])
+def test_closed_forms_in_units_of_a_million_millionth(covariance: str) -> None:
+    x = data()
+    options: dict[str, Any] = {"components": 2, "covariance": covariance}
+    one = EM(gaussian_mixture, seed=0).fit(x, **options)
+    other = EM(gaussian_mixture, seed=0).fit(1e12 * x, **options)
+    moved = other.log_likelihood + x.numel() * np.log(1e12)
     assert moved == pytest.approx(one.log_likelihood, rel=1e-9)
 
 
