@@ -74,16 +74,15 @@ def known_scale(x: Tensor) -> None:
 
 
 def by_matrix(x: Tensor, argument: str) -> None:
-    support = constraints.lower_cholesky if argument == "scale_tril" else None
+    lower = argument == "scale_tril"
+    support: Any = constraints.lower_cholesky if lower else constraints.positive_definite
     locs = pyro.param("locs", torch.zeros(2, 2))
-    start = torch.eye(2).repeat(2, 1, 1)
-    support = support or constraints.positive_definite
-    matrices = pyro.param("matrices", start, constraint=support)
+    matrices = pyro.param("matrices", torch.eye(2).repeat(2, 1, 1), constraint=support)
     weights = pyro.param("weights", torch.ones(2) / 2, constraint=constraints.simplex)
     with pyro.plate("rows", len(x)):
         z = pyro.sample("z", dist.Categorical(weights))
-        fn = dist.MultivariateNormal(locs[z], **{argument: matrices[z]})
-        pyro.sample("x", fn, obs=x)
+        own: dict[str, Any] = {argument: matrices[z]}
+        pyro.sample("x", dist.MultivariateNormal(locs[z], **own), obs=x)
 
 
 @pytest.mark.parametrize("separation", SEPARATIONS)

@@ -16,10 +16,15 @@ from ember.inference import EM
 ARGUMENTS = ["covariance_matrix", "scale_tril", "precision_matrix"]
 
 
+def normal(loc: Tensor, argument: str, matrix: Tensor) -> Any:
+    options: dict[str, Any] = {argument: matrix}
+    return dist.MultivariateNormal(loc, **options)
+
+
 def known(x: Tensor, argument: str, matrix: Tensor) -> None:
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0).expand([x.shape[1]]).to_event(1))
     with pyro.plate("rows", len(x)):
-        pyro.sample("x", dist.MultivariateNormal(loc, **{argument: matrix}), obs=x)
+        pyro.sample("x", normal(loc, argument, matrix), obs=x)
 
 
 def ill_conditioned(condition: float) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -41,7 +46,7 @@ def ill_conditioned(condition: float) -> tuple[dict[str, Tensor], Tensor, Tensor
 def test_known_matrix_agrees_with_pyro(argument: str, condition: float) -> None:
     matrices, x, loc = ill_conditioned(condition)
     matrix = matrices[argument]
-    truth = dist.MultivariateNormal(loc, **{argument: matrix}).log_prob(x).sum()
+    truth = normal(loc, argument, matrix).log_prob(x).sum()
     found = EM(known).e_step({"loc": loc}, x, argument, matrix).log_likelihood
     # Of a precision, Pyro and Ember take factors of their own, each exact to the last digit of P.
     error = 1e-9 if argument != "precision_matrix" else 1e-15 * condition
@@ -84,7 +89,7 @@ def test_estimated_covariance_of_columns_that_all_but_determine_each_other(argum
         support = lower if argument == "scale_tril" else constraints.positive_definite
         matrix = pyro.param("matrix", torch.eye(4), constraint=support)
         with pyro.plate("rows", len(x)):
-            pyro.sample("x", dist.MultivariateNormal(loc, **{argument: matrix}), obs=x)
+            pyro.sample("x", normal(loc, argument, matrix), obs=x)
 
     # Equivariance: whitened rows have a covariance without trouble.
     factor = matrices["scale_tril"]
