@@ -89,15 +89,14 @@ def _convert(value: Any, where: str) -> Any:
             )
         if np.ma.is_masked(value):  # of integers too: NaN alone says that an entry is missing
             value = np.ma.filled(value.astype("float64"), np.nan)
-        value = np.ascontiguousarray(value)
-        # Data frames hand out read-only views, of which torch makes no tensor without complaint.
-        value = torch.from_numpy(value if value.flags.writeable else value.copy())
+        value = torch.from_numpy(np.array(value, order="C"))
     if scipy.sparse.issparse(value):
         value = _sparse_tensor(value)
     if isinstance(value, Tensor):
-        if value.requires_grad:  # data are constants, with respect to which none is recorded
-            value = value.detach()
-        return value.double() if value.is_floating_point() else value
+        # Data are constants, with respect to which no gradient is recorded; and what was read from
+        # them must go with them, whatever the user does to his own tensor later.
+        kind = torch.float64 if value.is_floating_point() else value.dtype
+        return value.detach().to(kind, copy=True)
     if type(value) is dict:
         return {key: _convert(item, f"{where}[{key!r}]") for key, item in value.items()}
     if type(value) in (list, tuple):

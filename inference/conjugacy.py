@@ -36,18 +36,32 @@ def register_prior(kind: str, prior: type, link: str = "identity") -> Callable[[
     return register
 
 
-def pseudo_statistics(kind: str, link: str, prior: Any) -> list[Tensor] | None:
+def pseudo_statistics(
+    kind: str, link: str, prior: Any, origin: Tensor | None = None
+) -> list[Tensor] | None:
     """Coefficients that the prior adds to a slot, batch-shaped; None if it is not conjugate.
 
-    An improper flat prior adds nothing, whatever the slot: the empty list.
+    An improper flat prior adds nothing, whatever the slot: the empty list. The coefficients of a
+    location are those of its difference from the ``origin``, if one is given.
     """
     if isinstance(prior, dist.ImproperUniform):
         return []
     for cls in type(prior).__mro__:
         rule = _RULES.get((kind, link, cls))
         if rule is not None:
-            return rule(prior)
+            found = rule(prior)
+            return found if origin is None or found is None else _about(origin, kind, prior, found)
     return None
+
+
+def _about(origin: Tensor, kind: str, prior: Any, found: list[Tensor]) -> list[Tensor]:
+    """The coefficients of a location as those of its difference from the origin."""
+    linear, precision = found
+    normal = isinstance(prior, (dist.Normal, dist.MultivariateNormal))
+    away = prior.loc - origin if normal else -origin
+    is_vector = kind == "vector"
+    moved = (precision @ away.unsqueeze(-1)).squeeze(-1) if is_vector else precision * away
+    return [moved if normal else linear + moved, precision]
 
 
 @register_prior("simplex", dist.Dirichlet)

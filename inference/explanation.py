@@ -38,7 +38,7 @@ def explain(plan: Plan) -> Explanation:
     """Lists every site: its role and plates, how it is integrated or updated, and why."""
     rows = [_parameter_row(plan, update) for update in updates(plan)]
     rows += [_held_row(plan, name) for name in plan.structure.held]
-    starts = {c.initial for c in plan.structure.composites}
+    starts = {c.initial for c in plan.structure.chains}
     rows += [_factor_row(plan, name) for name in plan.sites if name not in starts]
     return Explanation(_fold(rows, plan.structure.steps), columns=list(COLUMNS))
 
@@ -81,7 +81,9 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
     else:
         statistics, why = "numerical", f"evaluated by the model: {site.reason}"
     why += _gaps(plan, name)
-    return [name, "latent" if latent else "observed", plates, how, statistics, why]
+    own = plan.structure.own_names(name)
+    label = own[0] if len(own) == 1 else f"{own[0]} ... {own[-1]}"
+    return [label, "latent" if latent else "observed", plates, how, statistics, why]
 
 
 def _gaps(plan: Plan, name: str) -> str:

@@ -17,10 +17,14 @@ from ember.inference.plan import Params, Plan, PriorSite
 from ember.inference.reading.held import held_density
 from ember.inference.reading.idle_latents import idle_entries
 from ember.inference.reading.lookup import compile_lookup
+from ember.inference.reading.loops import Loop
 from ember.inference.reading.misreading import MISREAD
 from ember.inference.reading.opaque import factor_dims, model_dependencies
+from ember.inference.reading.roll import with_loops
 from ember.inference.reading.sites import Probes, probe, read_site
+from ember.inference.reading.stacking import lengths_of
 from ember.inference.reading.tape import record
+from ember.inference.residual_factors import ResidualFactors
 from ember.inference.shapes import prepend_dims
 from ember.inference.structure import Model, Structure, read_structure
 from ember.inference.superposed_factor import SuperposedFactor, compile_superposed
@@ -53,7 +57,7 @@ def build_plan(
     Raises:
         ValueError: If the model cannot be handled; the message names the site and the remedy.
     """
-    structure, trace = read_structure(model, arguments, integrate, start)
+    structure, trace = with_loops(*read_structure(model, arguments, integrate, start))
     probes = probe(structure) if probing else Probes([], [], "the reference path looks for no maps")
     unread = Probes([], [], MISREAD)
     by_site = {n: unread if n in misread else probes for n in structure.plates}
@@ -80,7 +84,7 @@ def build_plan(
             dims = factor_dims(site, trace)
         factors.append(Factor(name, dims, site.plates, scales[name]))
     sizes = _sizes(trace, structure, latent_symbols)
-    chains = _chains(structure, sites, factors)
+    chains = _chains(structure, sites, factors, trace)
     sizes.update({c.previous: sizes[c.state] for c in chains.values()})
     latents = {s: (n, scales[n]) for n, s in latent_symbols.items()}
     latents.update({c.previous: latents[c.state] for c in chains.values()})
@@ -100,6 +104,11 @@ def build_plan(
         latent_symbols,
         scales,
         chains,
+    )
+    plan.notes["residuals"] = ResidualFactors(
+        sites,
+        {name: (key, index) for name, (key, index, _) in cells.items()},
+        {factor.name: factor.dims for factor in factors},
     )
     references = {name: reference for name, (_, _, reference) in cells.items()}
     plan.notes["starting_eta"] = starting_eta(sites, forms, references)
@@ -170,18 +179,21 @@ def _sizes(trace: Any, structure: Structure, latent_symbols: Mapping[str, str]) 
 
 
 def _chains(
-    structure: Structure, sites: Mapping[str, Site], factors: list[Factor]
+    structure: Structure, sites: Mapping[str, Site], factors: list[Factor], trace: Any
 ) -> dict[str, Chain]:
     """The hidden Markov chains by their latent site."""
     places = {factor.name: i for i, factor in enumerate(factors)}
     chains = {}
-    for c in structure.composites:
-        if c.steps is not None:
+    for c in structure.chains:
+        assert c.steps is not None
+        if isinstance(c, Loop):
+            lengths = lengths_of(trace, c)
+        else:
             lengths = _lengths(sites[c.site], c.steps, c.time)
-            chains[c.latent] = Chain(
-                c.symbol, c.previous, c.time, places[c.initial], places[c.latent], c.steps,
-                c.at_once, lengths,
-            )  # fmt: skip
+        chains[c.latent] = Chain(
+            c.symbol, c.previous, c.time, places[c.initial], places[c.latent], c.steps,
+            c.at_once, lengths,
+        )  # fmt: skip
     return chains
 
 

@@ -229,7 +229,7 @@ def _multivariate_normal(base: Any, maps: Maps, names: Names) -> Form | str:
     if matrix.table is None:
         flat = matrix.offset.reshape(-1, *matrix.offset.shape[-2:])
         index = torch.arange(len(flat)).reshape(matrix.offset.shape[:-2])
-        p_slot = Slot("matrix", None, "constant", 1.0, _precision(matrix_name, flat))
+        p_slot = Slot("matrix", None, link[matrix_name], 1.0, flat)
         c = torch.ones(())
     else:
         c = matrix.coefficient
@@ -269,17 +269,6 @@ def _multivariate_normal(base: Any, maps: Maps, names: Names) -> Form | str:
     return Form(
         families.MultivariateNormal(), (m_slot, p_slot), (m_index, index), statistics, 1, reference
     )
-
-
-def _precision(name: str, matrix: Tensor) -> Tensor:
-    match name:
-        case "precision_matrix":
-            return matrix
-        case "covariance_matrix":
-            inverse: Tensor = torch.linalg.inv(matrix)
-            return inverse
-        case _:
-            return torch.cholesky_inverse(matrix)
 
 
 RULES: list[tuple[Any, Callable[[Any, Maps, Names], Form | str]]] = [

@@ -23,13 +23,22 @@ from torch.distributions import constraints, transform_to
 from ember.inference.arguments import Arguments, Promoted, declare_from_outside
 from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
+from ember.inference.reading.dim_checks import check_room, check_scope
 from ember.inference.reading.enumeration_checks import check_data, check_dims, check_presence
 from ember.inference.reading.held import held_sites, is_conditioned
+from ember.inference.reading.loops import Family, Loop
 from ember.inference.reading.model_errors import (
     enumeration_errors,
     plain_errors,
     tidy_errors,
     unreadable,
+)
+from ember.inference.reading.partly_observed import (
+    LABEL,
+    Partly,
+    find_given,
+    find_partly_observed,
+    nothing,
 )
 from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
@@ -40,6 +49,7 @@ from ember.inference.reading.site_checks import (
     check_plates,
     check_weights,
 )
+from ember.inference.reading.stacking import stack_loops
 from ember.inference.reading.unwrapping import unwrap
 from ember.inference.supports import shown
 
@@ -85,19 +95,27 @@ class Structure:
     steps: frozenset[str] = frozenset()
     composites: tuple[Composite, ...] = ()
     held: tuple[str, ...] = ()
+    loops: tuple[Loop, ...] = ()
+    partly: Partly = field(default_factory=Partly)
     signature: tuple[Any, ...] = field(repr=False, default=())
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the latent and observed sites, in the model's order."""
-        chains = (c.initial for c in self.composites if c.steps is not None)
-        wanted = {*self.latent, *self.observed, *chains}
+        wanted = {*self.latent, *self.observed, *(c.initial for c in self.chains)}
         return tuple(name for name in self.plates if name in wanted)
+
+    @property
+    def chains(self) -> tuple[Composite | Loop, ...]:
+        """The hidden Markov chains, however the model writes them."""
+        return (*(c for c in self.composites if c.steps is not None), *self.loops)
 
     @property
     def plain_factors(self) -> list[str]:
         """Names of the factors that are sites of the model as it is written."""
         parts = {name for c in self.composites for name in (c.site, c.latent, c.initial)}
+        for loop in self.loops:
+            parts |= {loop.initial, *(family.name for family in loop.families)}
         return [name for name in self.factor_names if name not in parts]
 
     @property
@@ -105,9 +123,23 @@ class Structure:
         """Names of the latent sites that Pyro enumerates."""
         return [name for name in self.plain_factors if name in self.latent]
 
+    def family(self, name: str) -> Family | None:
+        """The sites of a loop that a latent or observed site is made of, if it is."""
+        families = (family for loop in self.loops for family in loop.families)
+        return next((family for family in families if family.name == name), None)
+
+    def is_channel(self, name: str) -> bool:
+        """Whether an observed site only says what a latent is (``reading/partly_observed.py``)."""
+        return any(own in self.partly.channels for own in self.own_names(name))
+
+    def own_names(self, name: str) -> tuple[str, ...]:
+        """A latent or observed site as the model calls it: a loop's has a name at each step."""
+        family = self.family(name)
+        return (name,) if family is None else family.names
+
     def single(self, params: Mapping[str, Tensor], first: int) -> tuple[Trace, dict[str, int]]:
         """Runs the model at ``params`` with one value for each latent site, as numbered."""
-        at = _At(params, fix_latents=True, first=first)
+        at = _At(params, fix_latents=True, first=first, partly=self.partly)
         with validation_enabled(False), at, Promoted():
             trace = poutine.trace(self.model).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
@@ -128,7 +160,7 @@ class Structure:
             validation_enabled(False),
             plain_errors(self.model),
             poutine.enum(first_available_dim=-self.nesting - 1),
-            _At(params, given=given or {}),
+            _At(params, given=given or {}, partly=self.partly),
             Promoted(),
         ):
             trace = poutine.trace(config_enumerate(self.model, default="parallel")).get_trace(
@@ -136,17 +168,28 @@ class Structure:
             )
         trace = prune_subsample_sites(trace)
         trace.symbolize_dims()
+        self.partly.merge(trace)
+        self.partly.check_leaves(trace)
         open_composites(trace, list(self.composites))
         if self.signature and _signature(trace) != self.signature:
             raise ValueError(_structure_changed(self.signature, _signature(trace)))
+        stack_loops(trace, self.loops, self.nesting)
         return trace
+
+    def run(self, params: Mapping[str, Tensor]) -> Trace:
+        """Runs the model plainly at ``params``, every latent site at its first value."""
+        with validation_enabled(False), _At(params, fix_latents=True), Promoted():
+            return poutine.trace(self.model).get_trace(
+                *self.arguments.args, **self.arguments.kwargs
+            )
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
         """Draws latent and observed sites from the model at ``params``."""
-        with _At(params, draw_data=True, held=self.held), Promoted():
+        with _At(params, draw_data=True, held=self.held, partly=self.partly), Promoted():
             trace = poutine.trace(self.model).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
             )
+        self.partly.restore(trace)
         for name, latents in hidden_draws(trace, self.composites).items():
             trace.nodes[name] = latents
         return trace
@@ -157,6 +200,7 @@ def read_structure(
     arguments: Arguments,
     integrate: Mapping[str, Any] | None = None,
     start: Mapping[str, Tensor] | None = None,
+    given: tuple[str, ...] = (),
 ) -> tuple[Structure, Any]:
     """Runs the model plainly, then enumerated, and assigns a role to every site.
 
@@ -167,6 +211,7 @@ def read_structure(
         arguments: What it is called with.
         integrate: Wishes that override the ``infer`` dictionaries of sites.
         start: Values at which to read some or all parameters; others get a default.
+        given: Steps of a loop that are latents though their values are given.
 
     Returns:
         The structure, and the enumerated run at ``start``.
@@ -181,6 +226,9 @@ def read_structure(
     unknown = sorted((integrate or {}).keys() - plain.nodes.keys())
     if unknown:
         raise ValueError(f"integrate names '{unknown[0]}', which is not a site of the model.")
+    steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
+    partly = replace(find_partly_observed(plain, steps), given=given)
+    partly.merge(plain)
     parameters: dict[str, Parameter] = {}
     latent: list[str] = []
     observed: list[str] = []
@@ -220,9 +268,10 @@ def read_structure(
                 own = (*own, part.time) if part.time else own
             plates[name] = own
     steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
+    check_room(latent, steps, nesting)
     structure = Structure(
         model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps,
-        tuple(composites),
+        tuple(composites), partly=partly,
     )  # fmt: skip
     at_start = {name: p.start for name, p in parameters.items()}
     candidates = [
@@ -245,12 +294,16 @@ def read_structure(
     check_presence((*structure.plain_factors, *parameters), trace)
     check_repeatable(trace, again)
     check_local(plain, trace, parameters)
+    if steps:
+        check_scope(trace, structure.plain_factors, nesting)
     enumerated = structure.enumerated
     for name in structure.plain_factors:
         check_data(name, trace.nodes[name], nesting, enumerated)
         check_dims(name, trace.nodes[name], nesting, enumerated)
     for name in structure.observed:
         check_observed(name, trace.nodes[name])
+    if not given and (some := find_given(trace, latent, structure.observed, steps)):
+        return read_structure(model, arguments, integrate, start, some)
     return replace(structure, signature=_signature(trace)), trace
 
 
@@ -286,6 +339,7 @@ class _At(Messenger):
         first: int | None = None,
         given: Mapping[str, Tensor] | None = None,
         held: Collection[str] = (),
+        partly: Partly | None = None,
     ) -> None:
         super().__init__()
         self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
@@ -293,6 +347,8 @@ class _At(Messenger):
         self.chosen: dict[str, int] = {}
         self.given, self.held = given or {}, held
         self.conditioned: set[str] = set()
+        self.partly = partly or Partly()
+        self._whole: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -308,7 +364,18 @@ class _At(Messenger):
             msg["is_observed"], msg["done"] = False, False
             draw_composite(msg, data)
             return
+        if msg["name"] in self._whole and not self.draw_data:
+            msg["value"] = self._whole[msg["name"]]  # all values, where it is known as well
+            return
+        if msg["name"] in self.partly.given and not self.draw_data:
+            msg["infer"].update({LABEL: msg["value"], "enumerate": "parallel"})
+            msg["value"], msg["is_observed"] = None, False
+            return
         if msg["is_observed"] or msg["done"]:
+            return
+        if msg["name"] in self.partly.undrawn:
+            if not self.draw_data:
+                msg["value"] = nothing(msg)
             return
         if not _is_continuous(msg["fn"]):
             msg["infer"]["enumerate"] = "parallel"  # whatever the model asks for
@@ -319,11 +386,16 @@ class _At(Messenger):
                 msg["value"], self.chosen[msg["name"]] = values[number], number
                 msg["done"] = True
             return
+        # A site with a value is not drawn. It is not "done" either: Pyro's enumeration passes over
+        # such sites, and would not know of a parameter inside pyro.markov when a later site asks.
         if msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]
         else:
             msg["value"] = default_value(msg["fn"])
-        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.partly.whole:
+            self._whole[self.partly.whole[msg["name"]]] = msg["value"]
 
     def _pyro_param(self, msg: Any) -> None:
         if len(msg["args"]) < 2 and not declare_from_outside(msg["name"]):

@@ -8,7 +8,18 @@ import pyro.distributions.constraints as constraints
 import torch
 from torch import Tensor
 
-__all__ = ["all_within", "base_support", "is_natural", "shown"]
+__all__ = [
+    "EDGE",
+    "INFINITY",
+    "NATURAL",
+    "all_within",
+    "base_support",
+    "ends",
+    "is_natural",
+    "shown",
+]
+
+EDGE, INFINITY, NATURAL = "edge", "infinity", "natural"  # where a free real may lead
 
 REAL = ("real", "real_vector")
 MATRICES = ("positive_definite", "lower_cholesky", "softplus_lower_cholesky")
@@ -30,6 +41,24 @@ def is_natural(kind: str, link: str, support: Any) -> bool:
     if kind == "probability":
         return _bounds(base) == (0.0, 1.0)
     return _is_one_of(base, ("simplex",) if kind == "simplex" else MATRICES)
+
+
+def ends(support: Any) -> tuple[str, str]:
+    """Where the free reals of a support lead, downwards and upwards.
+
+    Probabilities of 0 and 1 and rates of 0 are estimates like any others, at a *natural* end; the
+    *edge* of an interval, or of an order, is one that the model has set.
+    """
+    base = base_support(support)
+    if _is_one_of(base, REAL):
+        return INFINITY, INFINITY
+    limits = _bounds(base)
+    if limits is None:
+        ordered = "Ordered" in type(base).__name__
+        return (EDGE, INFINITY) if ordered else (NATURAL, NATURAL)
+    if limits[0] is not None and limits[1] is not None:
+        return (NATURAL, NATURAL) if limits == (0.0, 1.0) else (EDGE, EDGE)
+    return NATURAL if limits == (0.0, None) else EDGE, INFINITY
 
 
 def shown(support: Any) -> str:

@@ -7,6 +7,7 @@ which axes of which parameters a state indexes, so fits are put in one order for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ __all__ = [
     "align",
     "canonical_order",
     "component_axes",
+    "exchangeable",
     "in_canonical_order",
     "numberings",
     "permute",
@@ -39,6 +41,7 @@ __all__ = [
 
 Params = Mapping[str, Tensor]
 Axes = dict[str, set[int]]
+MOST_NUMBERS = 20_000_000  # in the factors of a model that is asked at random parameters
 
 
 def numberings(plan: Plan) -> dict[str, tuple[str, ...]]:
@@ -89,9 +92,17 @@ def component_axes(plan: Plan, latent: str) -> dict[str, tuple[int, ...]]:
         {'weights': (0,), 'p': (0,)}
     """
     names = _members(plan, latent)
+    known: dict[tuple[str, ...], dict[str, tuple[int, ...]]]
+    known = plan.notes.setdefault("component_axes", {})
+    if names not in known:
+        known[names] = _component_axes(plan, names)
+    return known[names]
+
+
+def _component_axes(plan: Plan, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     shapes = {name: p.shape for name, p in plan.structure.parameters.items()}
     axes: Axes = {}
-    starts = {c.initial for c in plan.structure.composites if c.latent in names}
+    starts = {c.initial for c in plan.structure.chains if c.latent in names}
     before = {plan.chains[n].previous for n in names if n in plan.chains}
     for name, site in plan.sites.items():
         if name in names or name in starts:
@@ -137,7 +148,7 @@ def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
     names = list(_members(plan, latent))
     found, weight = plan.posterior(params, names), torch.zeros(())
     for name in names:
-        own, scale = found[name], plan.scales[name]
+        own, scale = found[name].nan_to_num(), plan.scales[name]
         if scale is not None:  # a row that counts three times explains three rows
             own = own * spread(scale.tensor, scale.dims, plan.places(name)).unsqueeze(-1)
         weight = weight + own.reshape(-1, own.shape[-1]).sum(0)
@@ -149,7 +160,8 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
 
     States are exchangeable if renumbering them leaves the density as it is at random parameters,
     and every parameter inside its support. States that differ by an accident of the estimates
-    only, or whose parameters are ordered, keep their numbers.
+    only, or whose parameters are ordered, keep their numbers. So do those whose renumbering shows
+    at the estimates: far from the data, what tells states apart drowns in a density of -1e30.
     """
     found = dict(params)
     probe = probe_values(plan.structure, 0)
@@ -160,11 +172,31 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
                 continue
             moved = permute(plan, found, latent, order)
             elsewhere = permute(plan, probe, latent, order)
-            if all_within(plan.structure.parameters, moved) and _same_density(
-                plan, probe, elsewhere
-            ):
+            if _same_density(plan, found, moved) and _same_density(plan, probe, elsewhere):
                 found = moved
     return found
+
+
+def exchangeable(plan: Plan, latent: str, start: Params) -> bool:
+    """Whether the states of a latent are mere names, by the densities at random parameters.
+
+    And at a start: far from the data, what tells states apart drowns in a density of -1e30.
+    Data too large to be asked twice are not asked: then the states count as mere names.
+    """
+    cached: dict[str, bool] = plan.notes.setdefault("exchangeable", {})
+    names = _members(plan, latent)
+    label = names[0]
+    if label not in cached:
+        states = plan.sizes.get(plan.latent_symbols[label], 1)
+        numbers = sum(math.prod(plan.sizes[d] for d in f.dims) for f in plan.factors)
+        points, every = (probe_values(plan.structure, 0), start), list(range(states))
+        with torch.no_grad():
+            cached[label] = states < 2 or numbers > MOST_NUMBERS or all(
+                _same_density(plan, point, permute(plan, point, latent, order))
+                for order in ([1, 0, *every[2:]], [*every[1:], 0])
+                for point in points
+            )  # fmt: skip
+    return cached[label]
 
 
 def renumbered(
@@ -234,7 +266,8 @@ def align(reference: Fit, fit: Fit) -> dict[str, Tensor]:
 def _members(plan: Plan, latent: str) -> tuple[str, ...]:
     """All latent sites that share a numbering with ``latent``."""
     for shared, names in numberings(plan).items():
-        if latent == shared or latent in names:
+        own = (step for name in names for step in plan.structure.own_names(name))
+        if latent == shared or latent in names or latent in own:
             return names
     raise ValueError(
         f"'{latent}' is not a latent site of the model; its latent sites are "
@@ -330,7 +363,7 @@ def _same_states(one: Plan, ones: Sequence[str], two: Plan, twos: Sequence[str])
 def _posterior(plan: Plan, params: Params, names: Sequence[str]) -> Tensor:
     """Posterior of all members of a numbering, one row for each entry: ``(M, K)``."""
     found = plan.posterior(params, list(names))
-    return torch.cat([found[name].reshape(-1, found[name].shape[-1]) for name in names])
+    return torch.cat([found[name].flatten(0, -2).nan_to_num() for name in names])
 
 
 def _disagreement(reference: Fit, plan: Plan, params: Params, latent: str) -> Any:

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.answers.impossible import blank
 from ember.inference.answers.sequences import members, stack
 from ember.inference.plan import Plan
-from ember.inference.shapes import prepend_dims
+from ember.inference.shapes import append_dims, prepend_dims
 
 __all__ = ["posterior", "predict", "sample"]
 
@@ -22,8 +23,10 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
     latents = plan.structure.latent
     if name in latents:
         return plan.posterior(params, [name])[name]
-    if f"{name}_unobserved" in latents:
-        return _partly_observed(plan, name, plan.posterior(params, [f"{name}_unobserved"]))
+    for whole in latents:
+        own = plan.structure.own_names(whole)
+        if name in own:  # a step of a loop
+            return plan.posterior(params, [whole])[whole].select(-2, own.index(name))
     steps = members(name, latents)
     if not steps:
         raise ValueError(
@@ -34,7 +37,7 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def predict(plan: Plan, params: Mapping[str, Tensor]) -> Any:
-    """The most probable joint value of all latent sites.
+    """The most probable joint value of all latent sites; NaN or -1 for impossible data.
 
     Raises:
         ValueError: If the model has no latent sites.
@@ -43,26 +46,20 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Any:
     if not latents:
         raise ValueError("the model has no latent sites to predict.")
     best = plan.posterior(params, latents, maximum=True)
-    values = {}
+    values: dict[str, Tensor] = {}
     for latent in latents:
-        name = latent.removesuffix("_unobserved")
-        partly = name != latent and f"{name}_observed" in plan.sites
-        marginal = _partly_observed(plan, name, best) if partly else best[latent]
-        values[name if partly else latent] = _support(plan, latent)[marginal.argmax(-1)]
+        marginal = best[latent]
+        chosen = _support(plan, latent)[marginal.argmax(-1)]
+        gone = append_dims(marginal.isnan().any(-1), chosen.dim() - marginal.dim() + 1)
+        value = blank(chosen, gone)
+        family = plan.structure.family(latent)
+        if family is not None:
+            values.update(family.apart(value, marginal.dim() - 2))
+        else:
+            values[latent] = value
     leading = {name: value.dim() for name, value in values.items()}
     joined = stack(values, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined
-
-
-def _partly_observed(plan: Plan, name: str, found: Mapping[str, Tensor]) -> Tensor:
-    """The posterior of a site given with ``obs_mask``: certain where it was observed."""
-    hidden, shown = plan.sites[f"{name}_unobserved"], plan.sites[f"{name}_observed"]
-    posterior = found[hidden.name]
-    assert shown.mask is not None
-    support = _support(plan, hidden.name)
-    known = (shown.value.unsqueeze(-1) == support).to(posterior.dtype)
-    mask = ~shown.mask.reshape(shown.mask.shape[max(0, shown.mask.dim() - posterior.dim() + 1) :])
-    return torch.where(mask.unsqueeze(-1), posterior, known)
 
 
 def _support(plan: Plan, name: str) -> Tensor:
@@ -91,15 +88,25 @@ def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor
                 raise ValueError(
                     f"the model holds a distribution without a sampler ({error})."
                 ) from error
-            for name in (*plan.structure.latent, *plan.structure.observed):
-                if not plan.sites[name].value.numel():  # a pyro.factor statement
-                    continue
-                drawn.setdefault(name, []).append(_by_row(trace.nodes[name], row))
+            for name in _drawn(plan):
+                for own in plan.structure.own_names(name):
+                    drawn.setdefault(own, []).append(_by_row(trace.nodes[own], row))
     joined = {
         name: torch.stack(values) if row is None else torch.cat(values)[:n]
         for name, values in drawn.items()
     }
     return stack(joined, dict.fromkeys(joined, 1), plan.structure.steps)
+
+
+def _drawn(plan: Plan) -> list[str]:
+    """Latents and data; a ``pyro.factor`` statement and what is known of a latent are neither."""
+    structure = plan.structure
+    channels = [name for name in structure.observed if structure.is_channel(name)]
+    return [
+        name
+        for name in (*structure.latent, *structure.observed)
+        if plan.sites[name].value.numel() and name not in channels
+    ]
 
 
 def _by_row(node: Any, row: tuple[str, int] | None) -> Tensor:

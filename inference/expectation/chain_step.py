@@ -52,8 +52,9 @@ class Chain:
 class ChainStep:
     """Sums a chain out; ``rest`` are the dims that remain, of the given sizes.
 
-    Each input is a slot and how to see it: the first state over ``(*rest, K)``, the move over
-    ``(time, *rest, K, K)`` and emissions over ``(time, *rest, K)``.
+    Each input is a slot and how to see it: the first state over ``(*rest, K)``, moves (and data
+    that depend on two neighbouring states) over ``(time, *rest, K, K)`` and emissions over
+    ``(time, *rest, K)``.
     """
 
     chain: Chain
@@ -61,19 +62,23 @@ class ChainStep:
     sizes: tuple[int, ...]
     states: int
     initial: tuple[int, View]
-    move: tuple[int, View]
+    moves: tuple[tuple[int, View], ...]
     emissions: tuple[tuple[int, View], ...]
     lengths: Tensor | None
 
     def potentials(self, seen: Sequence[Tensor], steps_only: bool = False) -> Potentials:
-        """The inputs, viewed, in the order of initial, move and emissions, as one batch.
+        """The inputs, viewed, in the order of initial, moves and emissions, as one batch.
 
         With ``steps_only`` a first state that emits nothing is summed out.
         """
         chain, states = self.chain, self.states
         rows = torch.Size(self.sizes).numel()
         initial = seen[0].expand(*self.sizes, states).reshape(rows, states)
-        move = prepend_dims(seen[1], 3 + len(self.sizes))
+        count = len(self.moves)
+        move = seen[1]
+        for tensor in seen[2 : 1 + count]:
+            move = move + tensor
+        move = prepend_dims(move, 3 + len(self.sizes))
         # Rows are ordered by their first dim first: those that differ only in dims after the last
         # over which the move varies lie next to each other, and share a matrix.
         varies = [i for i, size in enumerate(move.shape[1:-2]) if size > 1]
@@ -82,7 +87,7 @@ class ChainStep:
         move = move.expand(-1, *own, *shared, states, states)
         move = move.reshape(len(move), -1, states, states)
         emission = seen[0].new_zeros(())
-        for tensor in seen[2:]:
+        for tensor in seen[1 + count :]:
             emission = emission + tensor
         emission = emission.expand(chain.steps, *self.sizes, states)
         emission = emission.reshape(chain.steps, rows, states)

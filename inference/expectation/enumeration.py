@@ -116,7 +116,7 @@ class Contraction:
         sizes = tuple(self._sizes[symbol] for symbol in rest)
         lengths = None if lengths is None else lengths.expand(sizes).reshape(-1)
         nowhere: tuple[int, View] = (0, ((), ()))
-        step = ChainStep(chain, rest, sizes, 1, nowhere, nowhere, (), lengths)
+        step = ChainStep(chain, rest, sizes, 1, nowhere, (nowhere,), (), lengths)
         zero = torch.zeros((), dtype=torch.float64)
         return step.potentials((zero, zero)), rest
 
@@ -225,8 +225,8 @@ class Contraction:
         dims = frozenset[str]().union(*(item.dims for item in items))
         rest = self._order(dims - chain.symbols - {chain.time})
         first = next(item for item in items if item.slot == chain.initial)
-        move = next(item for item in items if item.slot == chain.move)
-        emissions = [item for item in items if item is not first and item is not move]
+        moves = [i for i in items if i.slot == chain.move or chain.previous in i.dims]
+        emissions = [i for i in items if i is not first and not any(i is move for move in moves)]
 
         def seen(item: _Item, union: tuple[str, ...]) -> tuple[int, View]:
             return item.slot, _view(self._layouts[item.slot], union)
@@ -243,7 +243,7 @@ class Contraction:
             sizes,
             states,
             seen(first, (*rest, chain.state)),
-            seen(move, (chain.time, *rest, chain.previous, chain.state)),
+            tuple(seen(i, (chain.time, *rest, chain.previous, chain.state)) for i in moves),
             tuple(seen(i, (chain.time, *rest, chain.state)) for i in emissions),
             lengths,
         )
@@ -319,7 +319,7 @@ class _ChainRun:
 
     def seen(self, slots: Sequence[Tensor]) -> list[Tensor]:
         step = self.step
-        inputs = (step.initial, step.move, *step.emissions)
+        inputs = (step.initial, *step.moves, *step.emissions)
         return [_seen(slots[slot], view) for slot, view in inputs]
 
 

@@ -17,14 +17,7 @@ from torch import Tensor
 from ember.inference.reading.site_checks import batch_shape
 from ember.inference.reading.unwrapping import given_arguments, unwrap
 
-__all__ = [
-    "ROW_BY_ROW",
-    "check_data",
-    "check_dims",
-    "check_presence",
-    "check_values",
-    "come_and_go",
-]
+__all__ = ["ROW_BY_ROW", "check_data", "check_dims", "check_each_value", "check_presence"]
 
 ROW_BY_ROW = (
     "combine them by broadcasting (z, table[z] or torch.where), never by unsqueeze, reshape, sum "
@@ -38,10 +31,10 @@ def check_presence(names: Iterable[str], trace: Trace) -> None:
     nodes = _nodes(trace)
     for name in names:
         if name not in nodes:
-            raise ValueError(come_and_go(name))
+            raise ValueError(_come_and_go(name))
 
 
-def come_and_go(name: str) -> str:
+def _come_and_go(name: str) -> str:
     """What is said of a site that only some values of latents lead to."""
     return (
         f"site '{name}' is there at some values of the latent sites only; give every run the same "
@@ -87,7 +80,29 @@ def check_dims(name: str, site: Any, nesting: int, latents: list[str]) -> None:
             raise ValueError(_misplaced(name, site, latents, shape))
 
 
-def check_values(
+def check_each_value(structure: Any, params: Mapping[str, Tensor], trace: Trace) -> None:
+    """Refuses models that move the values of a latent out of the dim that is theirs.
+
+    Args:
+        structure: Runs the model with one value for each latent.
+        params: Where to run it.
+        trace: The enumerated run there.
+    """
+    if not structure.enumerated or structure.partly.latents or structure.partly.given:
+        return  # what is known of a latent is not one value for all rows
+    names: set[str] | None = None
+    for first in (1, 2):
+        try:
+            single, chosen = structure.single(params, first)
+        except (RuntimeError, ValueError, IndexError, ArithmeticError):
+            return  # it needs a latent's values side by side
+        if names is not None and (changing := names ^ set(single.nodes)):
+            raise ValueError(_come_and_go(min(changing)))
+        names = set(single.nodes)
+        _check_values(structure.plain_factors, trace, single, chosen, structure.nesting)
+
+
+def _check_values(
     names: list[str], enumerated: Trace, single: Trace, chosen: Mapping[str, int], nesting: int
 ) -> None:
     """Refuses sites whose distribution at one value of the latents is not what enumeration says.

@@ -13,7 +13,7 @@ from ember.inference.factors import Density, Layout, Site, fill_masked
 from ember.inference.observed_density import observed_log_prob
 from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.affine_matching import Moves, match_affine
-from ember.inference.reading.enumeration_checks import check_values, come_and_go
+from ember.inference.reading.enumeration_checks import check_each_value
 from ember.inference.reading.idle_latents import full_mask
 from ember.inference.reading.parameter_maps import (
     PROBES,
@@ -63,24 +63,8 @@ def probe(structure: Structure) -> Probes:
             return Probes([], [], f"the model fails at random parameters ({error})")
     # At the start noise may be multiplied by zero, here it is not.
     check_repeatable(traces[0], structure.trace(params[0]))
-    _check_values(structure, params[0], traces[0])
+    check_each_value(structure, params[0], traces[0])
     return Probes(params, traces, moves=Moves(structure, params, traces))
-
-
-def _check_values(structure: Structure, params: dict[str, Tensor], trace: Any) -> None:
-    """Refuses models that move the values of a latent out of the dim that is theirs."""
-    if not structure.enumerated:
-        return
-    names: set[str] | None = None
-    for first in (1, 2):
-        try:
-            single, chosen = structure.single(params, first)
-        except (RuntimeError, ValueError, IndexError, ArithmeticError):
-            return  # it needs a latent's values side by side
-        if names is not None and (changing := names ^ set(single.nodes)):
-            raise ValueError(come_and_go(min(changing)))
-        names = set(single.nodes)
-        check_values(structure.plain_factors, trace, single, chosen, structure.nesting)
 
 
 def read_site(
@@ -212,7 +196,8 @@ def _family(
             if superposed is not None:
                 maps[argument] = (argument, superposed)
                 continue
-        if found is None and probes.moves is not None:
+        if probes.moves is not None and (found is None or _multiplies(found[1])):
+            # A number that multiplies one parameter may hide others in its rounding.
             domain = arguments[0][argument][0][0]
             affine = match_affine(name, predictors_of(base, argument, domain), probes.moves)
             if affine is not None:
@@ -233,6 +218,12 @@ def _family(
     if isinstance(form, str):
         return None, density, form
     return form, density, ""
+
+
+def _multiplies(found: ArgumentMap) -> bool:
+    """Whether a real argument is a parameter's entry times a number."""
+    coefficients = found.coefficient[found.coefficient != 0]
+    return found.domain == "real" and found.space == "raw" and bool((coefficients != 1.0).any())
 
 
 def _match(

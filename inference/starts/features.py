@@ -27,6 +27,8 @@ def features(plan: Plan) -> dict[str, Tensor]:
             continue
         if factor.name not in plan.structure.observed or not latents:
             continue
+        if plan.structure.is_channel(factor.name):
+            continue
         if levels_of(plan.sites[factor.name]) > MANY_LEVELS:  # words are all equally far apart
             continue
         # A site below several latents (x_t below the states t-1 and t) is the last one's.
@@ -46,7 +48,8 @@ def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:
     value = value.expand([plan.sizes[s] if s in site.plates else 1 for s in outer] + list(event))
     shape = value.shape
     if site.density is not None and type(site.density.base).__name__ == "Categorical":
-        value = torch.nn.functional.one_hot(value.long().clamp_min(0))
+        # All levels that there are: the steps of a loop, each with a value of its own, are pooled.
+        value = torch.nn.functional.one_hot(value.long().clamp_min(0), levels_of(site))
     value = value.to(torch.float64)
     if site.missing is not None:
         missing = site.missing.expand(shape)

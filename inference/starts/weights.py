@@ -34,6 +34,13 @@ def weights_of(
         for symbol in latents:
             own = responsibilities[owner[symbol]]
             weight = weight * align(own, dims_of(plan, owner[symbol]), union)
+        for name, chain in plan.chains.items():
+            if chain.previous in factor.dims:  # data that depend on two neighbouring states
+                before = _one_before(responsibilities[name], plan.places(name).index(chain.time))
+                dims = (*plan.places(name), chain.previous)
+                latents.append(chain.previous)
+                union = (*latents, *plates)
+                weight = weight.unsqueeze(len(latents) - 1) * align(before, dims, union)
         if factor.scale is not None:
             weight = weight * align(factor.scale.tensor, factor.scale.dims, union)
         gone = [i for i, symbol in enumerate(union) if symbol not in factor.dims]
@@ -41,6 +48,13 @@ def weights_of(
         kept = tuple(symbol for symbol in union if symbol in factor.dims)
         weights[factor.name] = align(weight, kept, factor.dims)
     return weights
+
+
+def _one_before(responsibilities: Tensor, time: int) -> Tensor:
+    """Those of the step before; the first step, before which there is none, stays as it is."""
+    last = responsibilities.size(time) - 1
+    first = responsibilities.narrow(time, 0, 1)
+    return torch.cat([first, responsibilities.narrow(time, 0, last)], time)
 
 
 def _chain_weights(

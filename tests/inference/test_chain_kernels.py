@@ -227,7 +227,7 @@ def test_rows_share_matrices_of_the_leading_dims(varies: tuple[int, ...], matric
         sizes,
         K,
         (0, ((), ())),
-        (1, ((), ())),
+        ((1, ((), ())),),
         ((2, ((), ())),),
         None,
     )
