@@ -108,7 +108,7 @@ def climbed(
 ) -> Statistics | None:
     """A higher place along Newton's step for the expected log joint, or None."""
     direction = curvature.direction(curvature.scaled(curvature.gradient))
-    floor = statistics.objective + RISE * (1.0 + abs(statistics.objective))
+    floor = statistics.objective + 1e-5 * RISE * (1.0 + abs(statistics.objective))
     for shortening in SHORTENINGS:
         moved = evaluated(e_step, coordinates.unflatten(curvature.point + shortening * direction))
         if moved is not None and moved.objective > floor:
@@ -253,7 +253,9 @@ def _information(
     return product
 
 
-def _equilibrated(product: Callable[[Tensor], Tensor], active: Tensor) -> tuple[Tensor, Tensor, None] | None:
+def _equilibrated(
+    product: Callable[[Tensor], Tensor], active: Tensor
+) -> tuple[Tensor, Tensor, None] | None:
     """A diagonal ``T`` that gives the rows of ``T B T`` about equal lengths.
 
     Reference: Bradley & Murray (2011), *Matrix-free approximate equilibration*, arXiv:1110.2805.

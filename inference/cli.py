@@ -124,6 +124,8 @@ def _prepared(
     check_path(options.data)
     model = _model(options.model)
     output = _output(options.output, suffixes)
+    if output is not None and output.resolve() == Path(options.data).resolve():
+        raise UsageError(f"--output {output} is the file of the data; choose another name.")
     return model, output, model_data(options, model)
 
 

@@ -69,11 +69,13 @@ def _dirichlet(prior: Any) -> list[Tensor]:
     return [prior.concentration - 1.0]
 
 
+@register_prior("sticks", dist.Beta)
 @register_prior("probability", dist.Beta)
 def _beta(prior: Any) -> list[Tensor]:
     return [prior.concentration1 - 1.0, prior.concentration0 - 1.0]
 
 
+@register_prior("sticks", dist.Uniform)
 @register_prior("probability", dist.Uniform)
 def _uniform(prior: Any) -> list[Tensor] | None:
     if bool((prior.low == 0.0).all()) and bool((prior.high == 1.0).all()):

@@ -35,7 +35,9 @@ class StopReason(enum.Enum):
     MAX_ITER = "not converged: max_iter was reached; raise max_iter or loosen tol"
     UNSETTLED = "not converged: the objective no longer rises, but its gradient has not vanished"
     INFINITE = "stopped: estimates run to infinity; these are the parameters reached so far"
-    UNBOUNDED = "stopped: the objective rises without bound; these are the parameters reached so far"
+    UNBOUNDED = (
+        "stopped: the objective rises without bound; these are the parameters reached so far"
+    )
     DEGENERATE = "stopped: a component degenerated; these are the last good parameters"
     NON_FINITE = "stopped: the objective was not finite; these are the last good parameters"
     FAILED = "stopped: an iteration failed; these are the last good parameters"

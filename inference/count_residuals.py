@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors import Site
+from ember.inference.families import Bernoulli, Categorical, Rate
 from ember.inference.large_counts import deviance, stirling_rest
 from ember.inference.residuals import Cells, Residuals, added, by_rows
 from ember.inference.shapes import append_dims
@@ -18,7 +19,10 @@ COUNTS = (dist.Poisson, dist.Binomial, dist.Multinomial)
 
 def counts(site: Site) -> bool:
     """Whether a site counts: what is observed, exposures aside, are its sufficient statistics."""
-    return site.density is not None and isinstance(site.density.base, COUNTS)
+    if site.form is None or site.density is None:
+        return False
+    plain = type(site.form.family) in (Rate, Bernoulli, Categorical)  # not of superposed rates
+    return plain and isinstance(site.density.base, COUNTS)
 
 
 def count_rest(site: Site, statistics: Tensor) -> Tensor:

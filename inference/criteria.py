@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, transform_to
 
 from ember.inference.expectation.enumeration import align
 from ember.inference.plan import Plan
@@ -58,10 +58,23 @@ def _sources(plan: Plan, name: str) -> frozenset[str]:
 
 
 def _dimension(parameter: Parameter) -> int:
+    """How many free reals a parameter is made of.
+
+    A transform may take more than it uses, as that onto triangular matrices takes whole ones:
+    what has no influence on the value does not count.
+    """
     try:
-        return int(biject_to(parameter.support).inverse_shape(parameter.shape).numel())
-    except NotImplementedError:  # no bijection is known: every entry counts
-        return parameter.shape.numel()
+        transform = biject_to(parameter.support)
+    except NotImplementedError:  # torch knows maps onto triangular matrices as transforms only
+        transform = transform_to(parameter.support)
+    shape = transform.inverse_shape(parameter.shape)
+    with torch.enable_grad():
+        free = 0.1 * torch.arange(1.0, 1.0 + shape.numel(), dtype=torch.float64).sin()
+        free = free.reshape(shape).requires_grad_()
+        value = transform(free)
+        weights = torch.arange(1.0, 1.0 + value.numel(), dtype=torch.float64).cos()
+        (influence,) = torch.autograd.grad((value.reshape(-1) * weights).sum(), free)
+    return int((influence != 0.0).sum())
 
 
 def observations(plan: Plan) -> float:

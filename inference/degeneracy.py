@@ -106,6 +106,10 @@ def _judge(judged: Judged, coefficients: list[Tensor], least: Tensor) -> tuple[T
             a, b = coefficients
             unbounded = (a < 0) | (b < 0)
             return torch.zeros_like(unbounded), unbounded, _UNBOUNDED
+        case "sticks":
+            a, b = coefficients
+            unbounded = ((a < 0) | (b < 0)).any(-1)
+            return torch.zeros_like(unbounded), unbounded, _UNBOUNDED
         case "rate":
             a, b = coefficients
             empty = (a.abs() <= tiny) & (b.abs() <= tiny)

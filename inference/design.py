@@ -141,14 +141,21 @@ def _triangle(columns: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
     """
     width = columns.shape[1]
     factor, failed = torch.linalg.cholesky_ex(columns.mT @ columns, upper=True)
-    if int(failed) or not bool((factor.diagonal() > 1e-3).all()):
-        padding = columns.new_zeros(max(width - len(columns), 0), width)
-        factor = torch.linalg.qr(torch.cat([columns, padding]), mode="r").R
-    sizes = factor.diagonal()
-    dependent = sizes.abs() <= rounding
-    # Rows with a positive diagonal; a dependent column's own direction is rounding.
-    signs = torch.where(dependent, 0.0, torch.where(sizes < 0, -1.0, 1.0))
-    return factor * signs.unsqueeze(-1) + torch.diag(dependent.to(factor.dtype)), dependent
+    if not int(failed) and bool((factor.diagonal() > 1e-3).all()):
+        return factor, torch.zeros(width, dtype=torch.bool)
+    # Gram and Schmidt, twice: other than reflections they let a dependent column take no direction.
+    triangle, basis = torch.zeros_like(factor), torch.zeros_like(columns)
+    for j in range(width):
+        left = columns[:, j]
+        for _ in range(2):
+            shares = basis[:, :j].mT @ left
+            left = left - basis[:, :j] @ shares
+            triangle[:j, j] += shares
+        length = left.norm()
+        if float(length) > float(rounding[j]):
+            triangle[j, j], basis[:, j] = length, left / length
+    dependent = triangle.diagonal() == 0.0
+    return triangle + torch.diag(dependent.to(triangle.dtype)), dependent
 
 
 def joint_coordinates(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -16,6 +17,7 @@ from ember.inference.convergence import Monitor, Movement, StopReason
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import Degenerate
 from ember.inference.explanation import Explanation, explain
+from ember.inference.families import IMPOSSIBLE
 from ember.inference.fit import Fit
 from ember.inference.initialisation import (
     Init,
@@ -190,6 +192,8 @@ class EM:
     def e_step(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Statistics:
         """Expected sufficient statistics and log likelihood of data at ``params``.
 
+        Data of probability zero have the log likelihood minus infinity.
+
         Raises:
             ValueError: If ``params`` does not fit the model.
         """
@@ -200,7 +204,10 @@ class EM:
             )
         with sheltered(self.seed, _data(args, kwargs)):
             plan = self._kept(args, kwargs)
-            return expectation(plan, self._hard)(check_params(plan, params))
+            found = expectation(plan, self._hard)(check_params(plan, params))
+        if found.log_likelihood <= 0.1 * IMPOSSIBLE:  # minus infinity in all but name
+            return dataclasses.replace(found, log_likelihood=-math.inf)
+        return found
 
     def m_step(self, stats: Statistics) -> dict[str, Tensor]:
         """Parameters that maximise the expected log joint (with the prior, for MAP).

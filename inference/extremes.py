@@ -111,7 +111,9 @@ def _directions(
     for i in torch.argsort(size, descending=True)[:TRIED].tolist():
         if float(size[i]) > 0.0:
             alone = torch.zeros_like(point)
-            alone[i] = torch.sign(point[i]) * information[i].rsqrt().nan_to_num(posinf=float(size[i]))
+            alone[i] = torch.sign(point[i]) * information[i].rsqrt().nan_to_num(
+                posinf=float(size[i])
+            )
             yield alone
 
 
@@ -176,9 +178,7 @@ def _is_level(
     return False
 
 
-def _sentence(
-    plan: Plan, coordinates: Coordinates, name: str, places: list[int], end: str
-) -> str:
+def _sentence(plan: Plan, coordinates: Coordinates, name: str, places: list[int], end: str) -> str:
     parameter = plan.structure.parameters[name]
     first = int(coordinates.places([name]).nonzero()[0, 0])
     numbers = [place - first for place in places]
@@ -237,9 +237,7 @@ _EFFECTS = (
 )
 
 
-def _rises(
-    e_step: EStep, plan: Plan, params: Params, name: str, scale: str, factor: float
-) -> bool:
+def _rises(e_step: EStep, plan: Plan, params: Params, name: str, scale: str, factor: float) -> bool:
     """Whether the objective rises at two steps towards a prior of no width, effects at its mean."""
     values = []
     for power in (0, 1, 2):

@@ -5,13 +5,14 @@ A family writes the log density of an event as
 .. math:: \log p(x \mid \theta) = \langle \eta(\theta), T(x) \rangle + h(x),
 
 with the log normaliser carried by the statistic that counts observations. Each parameter of a
-family is a *slot* of one of seven kinds. Given expected statistics, a slot's share of the expected
+family is a *slot* of one of eight kinds. Given expected statistics, a slot's share of the expected
 log likelihood has a canonical shape, the same for every family that has such a slot:
 
 =============  ==============================================  ======================
 kind           expected log likelihood                         maximiser
 =============  ==============================================  ======================
 probability    ``a log p + b log(1 - p)``                      ``a / (a + b)``
+sticks         the same, for each entry of a vector ``p``      ``a / (a + b)``
 simplex        ``sum_k a_k log p_k``                           ``a / sum(a)``
 rate           ``a log r - b r``                               ``a / b``
 location       ``h m - J m^2 / 2``                             ``h / J``
@@ -41,6 +42,7 @@ __all__ = [
     "Normal",
     "Rate",
     "Regression",
+    "Sticks",
     "contribution_to_maximiser",
     "log_chance",
     "safe_log",
@@ -100,6 +102,21 @@ class Bernoulli(Family):
         self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
     ) -> list[Tensor]:
         return [statistics[:, 0], statistics[:, 1]]
+
+
+class Sticks(Family):
+    """``T = (a, b)``: successes and failures of ``J`` events with probabilities ``p``."""
+
+    kinds = ("sticks",)
+
+    def natural_parameters(self, *slots: Tensor) -> Tensor:
+        (p,) = slots
+        return torch.cat([log_chance(p), log_chance(1.0 - p)], -1)
+
+    def contribution(
+        self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
+    ) -> list[Tensor]:
+        return list(statistics.chunk(2, -1))
 
 
 class Categorical(Family):
@@ -311,7 +328,7 @@ def contribution_to_maximiser(kind: str, coefficients: list[Tensor], link: str =
     the Cholesky factor of the latter. To invert twice would lose its digits twice.
     """
     match kind:
-        case "probability":
+        case "probability" | "sticks":
             a, b = coefficients
             return a / (a + b)
         case "simplex":

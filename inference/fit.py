@@ -379,13 +379,7 @@ class Fit:
         The column ``estimate`` holds the values; where the data came with names, ``column`` holds
         the name of the data's column that an entry belongs to (empty where there is none).
         """
-        rows = [
-            *report.entry_rows(self.params, self.axes),
-            *report.entry_rows(self.deterministic, {}),
-        ]
-        frame = pd.DataFrame(rows, columns=["parameter", "column", "estimate"])
-        frame = frame.set_index("parameter")
-        return frame if self.axes else frame[["estimate"]]
+        return report.summary(self.params, self.deterministic, self.axes)
 
     def plot(self) -> Figure:
         """A picture of the data with what was fitted to them.
@@ -409,7 +403,8 @@ class Fit:
         Example:
             >>> from ember.inference import EM
             >>> from ember.models import poisson_mixture
-            >>> fit = EM(poisson_mixture, seed=0).fit(torch.tensor([0.0, 1, 2, 9, 11]), components=2)
+            >>> visits = torch.tensor([0.0, 1, 2, 9, 11])
+            >>> fit = EM(poisson_mixture, seed=0).fit(visits, components=2)
             >>> fit.plot().savefig("counts.png")  # doctest: +SKIP
         """
         with sheltered(data=self._data), torch.no_grad():
@@ -427,21 +422,7 @@ class Fit:
         return dataclasses.replace(self, columns=columns, axes=axes)
 
     def __str__(self) -> str:
-        posterior = (
-            f"\n  log posterior   {self.log_posterior:.6f}" if self.objective == "map" else ""
-        )
-        starts = f"\n  starts          {self.starts}" if len(self.starts) > 1 else ""
-        computed = self.deterministic
-        block = f"\nComputed\n{report.estimates(computed, {})}" if computed else ""
-        return (
-            f"{self.method}: {self.stop_reason}\n"
-            f"  log likelihood  {self.log_likelihood:.6f}{posterior}\n"
-            f"  BIC, AIC        {self.bic:.6f}, {self.aic:.6f} "
-            f"({self.n_parameters} free parameters, {self.n_observations:g} observations)\n"
-            f"  iterations      {self.iterations} ({self.evaluations} passes over the data, "
-            f"{self.seconds:.2f} s){starts}\n"
-            f"Estimates\n{report.estimates(self.params, self.axes)}{block}"
-        )
+        return report.text(self)
 
     __repr__ = __str__
 

@@ -23,12 +23,14 @@ __all__ = ["Judge"]
 
 SUSPECT = (StopReason.UNSETTLED, StopReason.NON_FINITE, StopReason.FAILED)
 GAIN = 1e-6  # of a Newton step, relative to the objective, that a converged fit may leave
+LITTLE, LEAST = 1e-3, 1e-7  # of that: worth a step of Newton's
 SAME, TOGETHER = 1e-6, 1e-3  # differences of log probabilities of states that coincide
 KINDS = ("points", "random")  # of starts that may lead above a place where they do
 STEPS = 30  # of EM from there
 _TOGETHER = (
     "states {1} and {2} of latent site '{0}' have come to the same estimates: the data (or a "
-    "constraint that holds them together) do not tell them apart; use fewer states, or other starts."
+    "constraint that holds them together) do not tell them apart; use fewer states, or another "
+    "start."
 )
 
 
@@ -51,8 +53,12 @@ class Judge:
         curvature = None if self.hard else Curvature.at(self.coordinates, current)
         if curvature is None:
             return None
-        if curvature.gain > _tolerated(current):
-            return climbed(self.e_step, self.coordinates, current, curvature)
+        # Without latents Newton's steps are those of the objective itself: they end at its top.
+        little = LITTLE if current.plan.is_incomplete else LEAST
+        if curvature.gain > little * _tolerated(current):
+            found = climbed(self.e_step, self.coordinates, current, curvature)
+            if found is not None or curvature.gain > _tolerated(current):
+                return found
         found = way_out(self.e_step, self.coordinates, current, curvature)
         if found is None and coinciding(current.plan, current.params, SAME):
             found = self._apart(current)
@@ -87,6 +93,10 @@ class Judge:
         slide = float(torch.where(rests, slopes, 0.0).abs().nan_to_num().sum())
         if steep or slide > _tolerated(current):
             return self.failed(current, StopReason.UNSETTLED, "")
+        if not bool(torch.isfinite(torch.where(rests, 0.0, slopes)).all()):
+            unbounded = self.failed(current, StopReason.NON_FINITE, "")
+            if unbounded[1]:
+                return unbounded
         warning, infinite = at_infinity(self.e_step, self.coordinates, current)
         if infinite:
             return StopReason.INFINITE, warning

@@ -26,14 +26,21 @@ LARGE = 16.0  # from which on the series for the rest is exact
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
-def deviance(x: Tensor, mean: Tensor) -> Tensor:
-    """``x log(x / mean) + mean - x``, to its last digits where the two are close."""
+def deviance(x: Tensor, mean: Tensor, away: Tensor | None = None) -> Tensor:
+    """``x log(x / mean) + mean - x``, to its last digits where the two are close.
+
+    Args:
+        x: Counts.
+        mean: What is expected.
+        away: Their difference, if it is known better than from their own digits.
+    """
     x, mean = torch.broadcast_tensors(x, mean)
+    away = x - mean if away is None else away
     total = x + mean
-    share = torch.where(total > 0.0, (x - mean) / torch.where(total > 0.0, total, 1.0), 0.0)
+    share = torch.where(total > 0.0, away / torch.where(total > 0.0, total, 1.0), 0.0)
     close = share.abs() < CLOSE
     v = torch.where(close, share, 0.0)
-    series = (x - mean) * v
+    series = away * v
     power = 2.0 * x * v
     for j in range(1, TERMS):
         power = power * v * v
@@ -85,4 +92,4 @@ def gamma_poisson(r: Tensor, mean: Tensor, x: Tensor) -> Tensor:
     """The log probability of a large count whose rate is Gamma with shape ``r``."""
     # log Gamma(r) - r log r + r is the rest of r, less the logarithm of r.
     rest = stirling_rest(x + r) - (x + r).log() - stirling_rest(x) - stirling_rest(r) + r.log()
-    return deviance(r + x, r + mean) - deviance(x, mean) + rest
+    return deviance(r + x, r + mean, x - mean) - deviance(x, mean) + rest

@@ -36,7 +36,7 @@ from ember.inference.supports import all_within, is_natural, shown
 
 __all__ = ["Update", "maximise", "updates"]
 
-EVENT_DIM = {"simplex": 1, "vector": 1, "matrix": 2}
+EVENT_DIM = {"sticks": 1, "simplex": 1, "vector": 1, "matrix": 2}
 IN_SUPPORT = "closed form in support"
 CLOSED = ("closed form", IN_SUPPORT)
 
@@ -257,7 +257,7 @@ def _closed_form(
     value = value.reshape(shape)
     if origin is not None:
         value = origin + value
-    if update.kind in ("probability", "simplex") and bool(torch.isnan(value).any()):
+    if update.kind in ("probability", "sticks", "simplex") and bool(torch.isnan(value).any()):
         # No observation: every value is a maximiser, the present one too.
         value = torch.where(torch.isnan(value), params[update.name], value)
     if bool(idle.any()):
@@ -340,7 +340,8 @@ def _pseudo(
     if not weight.dim():
         return [weight * pseudo for pseudo in found]
     shape = plan.structure.parameters[update.name].shape
-    lead = len(shape) - EVENT_DIM.get(update.kind, 0)
+    # The prior of each stick is a site's entry of its own, with a weight of its own.
+    lead = len(shape) - (0 if update.kind == "sticks" else EVENT_DIM.get(update.kind, 0))
     full = weight.expand(shape[:lead])
     return [append_dims(full, max(pseudo.dim() - lead, 0)) * pseudo for pseudo in found]
 

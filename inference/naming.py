@@ -25,7 +25,8 @@ def column_names(plan: Plan, arguments: Mapping[str, Any]) -> dict[str, Names]:
     given: dict[str, Names] = {}
     for name, value in arguments.items():
         tables = list(_tables([value])) if not isinstance(value, Mapping) else []
-        given.update({name: tuple(map(str, table.columns)) for table in tables})
+        for table in tables:
+            given[name] = tuple(map(str, table.columns))
     return given | _site_columns(plan, arguments)
 
 

@@ -75,7 +75,7 @@ def decimal_mark(columns: Iterable[Sequence[str]], sep: str, path: Path) -> str:
     """The decimal mark of a file, by all its numbers.
 
     ``1,5`` and ``1.234,5`` show that it is the comma, ``1.5`` and ``1,234.5`` that it is the point.
-    ``1,234`` alone may be either: thousands where commas also stand between fields, else a fraction.
+    ``1,234`` alone may be either: thousands where commas stand between fields, else a fraction.
 
     Raises:
         ValueError: If numbers show both, or nothing tells which of two readings is meant.

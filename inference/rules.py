@@ -19,7 +19,7 @@ from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.shapes import compact
 from ember.inference.slots import Form, Slot
 
-__all__ = ["COUNTED", "RULES", "rate_slot"]
+__all__ = ["COUNTED", "RULES", "counts_of", "rate_slot"]
 
 COUNTED = (dist.Categorical, dist.OneHotCategorical, dist.Multinomial)
 Maps = Mapping[str, ArgumentMap]
@@ -114,21 +114,25 @@ def _gamma(base: Any, maps: Maps, names: Names) -> Form | str:
     return Form(families.Rate(), (slot,), (index,), statistics)
 
 
-def _success(found: ArgumentMap) -> tuple[Slot, Tensor, bool] | str:
-    """Slot, index and whether the argument is the complement ``1 - p`` of the parameter."""
-    no_rows = torch.zeros(0)
+def _success(found: ArgumentMap) -> tuple[Slot, Tensor, Tensor] | str:
+    """Slot, index and the entries at which the argument is the complement ``1 - p`` of it."""
+    no_rows, none = torch.zeros(0), torch.zeros((), dtype=torch.bool)
     if found.table is None:
         values, index = torch.unique(found.offset, return_inverse=True)
-        return Slot("probability", None, "constant", 1.0, values), index, False
-    c, b = torch.unique(found.coefficient), torch.unique(found.offset)
-    if found.space == "logit":
-        if bool((c == 1.0).all() and (b == 0.0).all()):
-            return Slot("probability", found.table, "sigmoid", 1.0, no_rows), found.index, False
-    elif bool((c == 1.0).all() and (b == 0.0).all()):
-        return Slot("probability", found.table, "identity", 1.0, no_rows), found.index, False
-    elif bool((c == -1.0).all() and (b == 1.0).all()):
-        return Slot("probability", found.table, "identity", 1.0, no_rows), found.index, True
-    return "the probability is neither p, 1 - p nor sigmoid of a parameter"
+        return Slot("probability", None, "constant", 1.0, values), index, none
+    c, b = found.coefficient, found.offset
+    fixed, complement = c == 0.0, (c == -1.0) & (b == 1.0)
+    link = "sigmoid" if found.space == "logit" else "identity"
+    if link == "sigmoid":
+        complement = none
+    if not bool((fixed | complement | ((c == 1.0) & (b == 0.0))).all()):
+        return "the probability is neither p, 1 - p nor sigmoid of a parameter"
+    slot = Slot("probability", found.table, link, 1.0, no_rows)
+    if not bool(fixed.any()):
+        return slot, found.index, compact(complement)
+    constants = torch.sigmoid(b) if link == "sigmoid" else b
+    full, index, _ = _with_constants(slot, found, constants, multiplies=False)
+    return full, index, compact(complement)
 
 
 def _bernoulli(base: Any, maps: Maps, names: Names) -> Form | str:
@@ -147,9 +151,21 @@ def _bernoulli(base: Any, maps: Maps, names: Names) -> Form | str:
             a, b, h = x, total - x, None
         if isinstance(base, dist.Binomial):
             h = torch.lgamma(total + 1.0) - torch.lgamma(a + 1.0) - torch.lgamma(b + 1.0)
-        return torch.stack(torch.broadcast_tensors(*((b, a) if complement else (a, b))), -1), h
+        a, b, swapped = torch.broadcast_tensors(a, b, complement)
+        pair = torch.where(swapped, b, a), torch.where(swapped, a, b)
+        return torch.stack(pair, -1), h
 
     return Form(families.Bernoulli(), (slot,), (index,), statistics)
+
+
+def counts_of(base: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """How often each category occurs in data, and the base measure, or None where it is zero."""
+    if isinstance(base, dist.Categorical):
+        levels = base.probs.shape[-1]
+        return torch.nn.functional.one_hot(x.long(), levels).to(base.probs.dtype), None
+    if isinstance(base, dist.Multinomial):
+        return x, torch.lgamma(x.sum(-1) + 1.0) - torch.lgamma(x + 1.0).sum(-1)
+    return x, None
 
 
 def _categorical(base: Any, maps: Maps, names: Names) -> Form | str:
@@ -163,14 +179,9 @@ def _categorical(base: Any, maps: Maps, names: Names) -> Form | str:
     else:
         slot = Slot("simplex", found.table, "identity", 1.0, torch.zeros(0))
         index = found.index
-    levels = base.probs.shape[-1]
 
     def statistics(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
-        if isinstance(base, dist.Categorical):
-            return torch.nn.functional.one_hot(x.long(), levels).to(base.probs.dtype), None
-        if isinstance(base, dist.Multinomial):
-            return x, torch.lgamma(x.sum(-1) + 1.0) - torch.lgamma(x + 1.0).sum(-1)
-        return x, None
+        return counts_of(base, x)
 
     event_dim = 0 if isinstance(base, dist.Categorical) else 1
     return Form(families.Categorical(), (slot,), (index,), statistics, event_dim)

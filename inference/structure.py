@@ -129,7 +129,7 @@ class Structure:
         return next((family for family in families if family.name == name), None)
 
     def is_channel(self, name: str) -> bool:
-        """Whether an observed site only says what a latent is (``reading/partly_observed.py``)."""
+        """Whether an observed site only says what a latent is; see ``partly_observed.py``."""
         return any(own in self.partly.channels for own in self.own_names(name))
 
     def own_names(self, name: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ __all__ = [
     "base_support",
     "ends",
     "is_natural",
+    "is_real",
     "shown",
 ]
 
@@ -35,12 +36,17 @@ def is_natural(kind: str, link: str, support: Any) -> bool:
     """
     base = base_support(support)
     if kind in ("location", "vector", "coefficients") or link in ("exp", "sigmoid", "softmax"):
-        return _is_one_of(base, REAL)
+        return is_real(base)
     if kind == "rate":
         return _bounds(base) == (0.0, None)
-    if kind == "probability":
+    if kind in ("probability", "sticks"):
         return _bounds(base) == (0.0, 1.0)
     return _is_one_of(base, ("simplex",) if kind == "simplex" else MATRICES)
+
+
+def is_real(support: Any) -> bool:
+    """Whether a parameter's entries may be any real numbers."""
+    return _is_one_of(base_support(support), REAL)
 
 
 def ends(support: Any) -> tuple[str, str]:

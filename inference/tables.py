@@ -158,8 +158,8 @@ def _check_no_numbers(column: pd.Series, path: str | Path) -> None:
     known = [str(value) for value in column.dropna()]
     if 2 * sum(map(is_number, known)) > len(known):
         raise ValueError(
-            f"column '{column.name}' of {path} does not hold numbers only{_stray(column)}; mend it, "
-            "leave the value empty if it is missing, or choose the columns to use."
+            f"column '{column.name}' of {path} does not hold numbers only{_stray(column)}; mend "
+            "it, leave the value empty if it is missing, or choose the columns to use."
         )
 
 

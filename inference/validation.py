@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ember.inference.maximisation import updates
+from ember.inference.ownership import sets_of_parameters
 from ember.inference.plan import Plan
 from ember.inference.reading.cut_gradients import cut_parameters
 from ember.inference.reading.parameter_maps import probe_values
@@ -16,7 +17,9 @@ __all__ = ["check_local_parameters", "check_rows", "check_settable", "warn_of_cu
 
 
 def check_rows(plan: Plan) -> None:
-    """Refuses fewer than two rows, and latents with more states than rows.
+    """Refuses fewer than two rows, and latents with more states of their own than rows.
+
+    States that have no parameters of their own, such as the values of a grid, may be any number.
 
     Raises:
         ValueError: Naming the plate or the latent site.
@@ -34,7 +37,9 @@ def check_rows(plan: Plan) -> None:
         states, plates = plan.sizes[symbol], plan.sites[name].plates
         places = math.prod(plan.sizes[plate] for plate in plates)
         stepwise = name in plan.structure.steps or name in plan.chains
-        if plan.row in plates and states > places and not stepwise:
+        if plan.row not in plates or states <= places or stepwise:
+            continue
+        if sets_of_parameters(plan, name) > places:
             raise ValueError(
                 f"latent site '{name}' has {states} states but occurs in only {places} rows; "
                 "use fewer components, or pass more rows."

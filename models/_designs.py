@@ -89,11 +89,17 @@ def _triangle(columns: Tensor, rounding: Tensor) -> Tensor:
     A column that those before it determine, up to its rounding, keeps its own length: a prior on
     its coefficient, on top of theirs, is then proper.
     """
-    width = columns.shape[1]
-    padding = columns.new_zeros(max(width - len(columns), 0), width)
-    factor = torch.linalg.qr(torch.cat([columns, padding]), mode="r").R
-    least = rounding + 32 * width * torch.finfo(columns.dtype).eps
-    dependent = factor.diagonal().abs() <= least
-    signs = torch.where(dependent, 0.0, factor.diagonal().sign())
-    triangle: Tensor = factor * signs.unsqueeze(-1) + torch.diag(dependent.to(factor.dtype))
-    return triangle
+    least = rounding + 32 * columns.shape[1] * torch.finfo(columns.dtype).eps
+    factor, basis = columns.new_zeros(2 * (columns.shape[1],)), torch.zeros_like(columns)
+    for j in range(columns.shape[1]):
+        left = columns[:, j]
+        for _ in range(2):  # Gram and Schmidt: the second time takes what rounding left
+            shares = basis[:, :j].mT @ left
+            left = left - basis[:, :j] @ shares
+            factor[:j, j] += shares
+        length = left.norm()
+        if bool(length > least[j]):
+            factor[j, j], basis[:, j] = length, left / length
+        else:
+            factor[j, j] = 1.0
+    return factor

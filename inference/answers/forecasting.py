@@ -13,6 +13,12 @@ from ember.inference.answers.sequences import members
 from ember.inference.expectation.chain import pair_marginals, predictions
 from ember.inference.expectation.enumeration import Factor
 from ember.inference.plan import Plan
+from ember.inference.reading.affine import AffineMap
+from ember.inference.reading.composites import Composite
+from ember.inference.reading.loops import Loop
+from ember.inference.reading.parameter_maps import ArgumentMap
+from ember.inference.shapes import prepend_dims
+from ember.inference.superposition import SuperposedRate
 
 __all__ = ["forecast", "posterior_pairs"]
 
@@ -47,7 +53,7 @@ def forecast(plan: Plan, params: Params, name: str) -> Any:
         ValueError: If ``name`` is neither the latent nor the data of a chain, or the data of the
             next step cannot be told because emissions vary in time.
     """
-    found = [c for c in plan.structure.composites if name in (c.latent, c.site) and c.time]
+    found = [c for c in plan.structure.chains if name in (c.latent, *_data_of(plan, c))]
     if not found:
         raise ValueError(_no_chain(plan, name))
     chain = found[0]
@@ -69,7 +75,10 @@ def forecast(plan: Plan, params: Params, name: str) -> Any:
         )
     if name == chain.latent:
         return states
-    emission = _emission(plan, params, chain.site)
+    if isinstance(chain, Loop):
+        emission = _emission_of_loop(plan, params, chain, name)
+    else:
+        emission = _emission(plan, params, chain.site)
     if len(emission.batch_shape) > 1 and emission.batch_shape[-2] > 1:
         raise ValueError(
             f"the emissions of site '{name}' vary in time, so those of the next step are unknown; "
@@ -77,6 +86,49 @@ def forecast(plan: Plan, params: Params, name: str) -> Any:
         )
     shape = (*states.batch_shape, states.probs.shape[-1])
     return dist.MixtureSameFamily(states, emission.expand(shape), validate_args=False)
+
+
+def _data_of(plan: Plan, chain: Composite | Loop) -> list[str]:
+    """The sites that a chain emits."""
+    if isinstance(chain, Composite):
+        return [chain.site]
+    names = [family.name for family in chain.others if not family.latent]
+    return [name for name in names if not plan.structure.is_channel(name)]
+
+
+def _emission_of_loop(plan: Plan, params: Params, loop: Loop, name: str) -> Any:
+    """The distribution of the data of a loop in each state, batch ``(*plates, T or 1, K)``."""
+    site, chain = plan.sites[name], plan.sites[loop.latent]
+    outer, inner = site.layout.outer, len(site.inner_shape)
+    if site.density is None or site.plates != chain.plates | {loop.time}:
+        raise ValueError(
+            f"the emissions of site '{name}' have no distribution of a step to forecast with; "
+            f"forecast '{loop.latent}' and go on from its probabilities."
+        )
+    first = [i for i, s in enumerate(outer) if s in chain.plates]
+    order = [*first, outer.index(loop.time), outer.index(loop.symbol)]
+    rest = [i for i in range(len(outer)) if i not in order]
+    arguments = {}
+    for by, found in site.density.maps.values():
+        value = found.evaluate(params)
+        event = value.dim() - _batch_dims(found)
+        value = prepend_dims(value, len(outer) + inner + event)
+        if any(value.size(i) > 1 for i in rest):
+            raise ValueError(
+                f"the emissions of site '{name}' depend on another latent than the state of a "
+                f"step; forecast '{loop.latent}' and go on from its probabilities."
+            )
+        moved = value.permute(*rest, *order, *range(len(outer), value.dim()))
+        arguments[by] = moved.reshape(moved.shape[len(rest) :])
+    fn = type(site.density.base)(**arguments, validate_args=False)
+    return fn.to_event(inner) if inner else fn
+
+
+def _batch_dims(found: ArgumentMap | AffineMap | SuperposedRate) -> int:
+    """How many batch dims an argument has; a superposed rate has no others."""
+    if isinstance(found, SuperposedRate):
+        return len(found.shape)
+    return found.index.dim() - (found.event_dim if isinstance(found, AffineMap) else 0)
 
 
 def _emission(plan: Plan, params: Params, name: str) -> Any:
@@ -131,5 +183,5 @@ def _unrolled_pairs(plan: Plan, params: Params, steps: list[str]) -> Tensor:
 
 def _no_chain(plan: Plan, name: str) -> str:
     chains = sorted(plan.chains)
-    known = f"its chains are {chains}" if chains else "it has none written as a DiscreteHMM"
+    known = f"its chains are {chains}" if chains else "it has none"
     return f"'{name}' is not the state of a hidden Markov chain of the model; {known}."

@@ -7,6 +7,7 @@ which axes of which parameters a state indexes, so fits are put in one order for
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,12 @@ from torch import Tensor
 from ember.inference.answers.sequences import base_name, members
 from ember.inference.expectation.enumeration import align as spread
 from ember.inference.factors import Site
+from ember.inference.families import IMPOSSIBLE
 from ember.inference.plan import Plan
 from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.parameter_maps import probe_values
 from ember.inference.shapes import prepend_dims
-from ember.inference.supports import all_within
+from ember.inference.supports import all_within, is_real
 
 if TYPE_CHECKING:
     from ember.inference.fit import Fit
@@ -164,7 +166,7 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
     at the estimates: far from the data, what tells states apart drowns in a density of -1e30.
     """
     found = dict(params)
-    probe = probe_values(plan.structure, 0)
+    probe = _probe(plan)
     with torch.no_grad():
         for latent in numberings(plan):
             order = canonical_order(plan, found, latent)
@@ -189,7 +191,7 @@ def exchangeable(plan: Plan, latent: str, start: Params) -> bool:
     if label not in cached:
         states = plan.sizes.get(plan.latent_symbols[label], 1)
         numbers = sum(math.prod(plan.sizes[d] for d in f.dims) for f in plan.factors)
-        points, every = (probe_values(plan.structure, 0), start), list(range(states))
+        points, every = (_probe(plan), start), list(range(states))
         with torch.no_grad():
             cached[label] = states < 2 or numbers > MOST_NUMBERS or all(
                 _same_density(plan, point, permute(plan, point, latent, order))
@@ -197,6 +199,22 @@ def exchangeable(plan: Plan, latent: str, start: Params) -> bool:
                 for point in points
             )  # fmt: skip
     return cached[label]
+
+
+def _probe(plan: Plan) -> Params:
+    """Random parameters, the real ones so near zero that the data have a finite density there.
+
+    The exponential of a line over years is infinite for any other slope.
+    """
+    probe = probe_values(plan.structure, 0)
+    for _ in range(6):
+        with torch.no_grad(), contextlib.suppress(RuntimeError, ArithmeticError):
+            value = float(plan.log_evidence(probe))
+            if math.isfinite(value) and value > 0.1 * IMPOSSIBLE:
+                break
+        reals = {n for n, p in plan.structure.parameters.items() if is_real(p.support)}
+        probe = {n: 2.0**-10 * v if n in reals else v for n, v in probe.items()}
+    return probe
 
 
 def renumbered(

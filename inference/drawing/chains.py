@@ -54,10 +54,11 @@ def draw_chain(figure: FigureBase, emission: Emission, path: Tensor) -> None:
             if _is_raster(emission):
                 _draw_raster(axes, values[s, :length], emission.columns)
             else:
-                _draw_steps(
-                    axes, values[s, :length, column], paths[s, :length], means[:, s, :length, column],
-                    emission.kind == "levels",
-                )  # fmt: skip
+                inside = (s, slice(length))
+                own = means[:, s, :length, column]
+                _draw_steps(axes, values[inside][:, column], paths[inside], own)
+                if emission.kind != "real":
+                    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             if s == 0 and not _is_raster(emission):
                 axes.set_ylabel(emission.columns[column])
         if total > 1:
@@ -80,7 +81,7 @@ def _means_along(emission: Emission, sequences: int, steps: int) -> Tensor:
     return full.expand(emission.states, -1, -1, -1)
 
 
-def _draw_steps(axes: Axes, values: Tensor, path: Tensor, means: Tensor, levels: bool) -> None:
+def _draw_steps(axes: Axes, values: Tensor, path: Tensor, means: Tensor) -> None:
     """One column over time: points, and the mean of the state that each step is in."""
     steps, colours = np.arange(len(values)), state_colours(len(means))
     axes.plot(steps, values, color="0.75", linewidth=0.7, zorder=1)
@@ -96,8 +97,6 @@ def _draw_steps(axes: Axes, values: Tensor, path: Tensor, means: Tensor, levels:
                 edges = np.concatenate([[run[0] - 0.5], run, [run[-1] + 0.5]])
                 level = means[k].numpy()[np.concatenate([[run[0]], run, [run[-1]]])]
                 axes.plot(edges, level, color=colour, linewidth=2.2, alpha=0.9, zorder=3)
-    if levels:
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.01)
 
 
@@ -126,4 +125,4 @@ def _draw_probabilities(axes: Axes, posterior: Tensor) -> None:
         lower = upper
     axes.set(ylim=(0.0, 1.0), xlim=(-0.5, len(posterior) - 0.5))
     axes.set_yticks([0.0, 0.5, 1.0])
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))

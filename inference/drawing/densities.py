@@ -35,7 +35,8 @@ def draw_density(axes: Axes, emission: Emission, column: int) -> None:
     )
     if emission.states > 1:
         axes.plot(grid, parts.sum(0), **MIXTURE, zorder=2)
-    for part, colour in zip(parts, state_colours(emission.states), strict=True):
+    colours = state_colours(emission.states) if emission.states > 1 else ["0.25"]
+    for part, colour in zip(parts, colours, strict=True):
         axes.plot(grid, part, color=colour, linewidth=2.0, zorder=3, **style)
     axes.set(xlabel=emission.columns[column], ylabel="probability" if discrete else "density")
     axes.set_ylim(bottom=0.0)

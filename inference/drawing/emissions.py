@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ember.inference.answers import prediction
 from ember.inference.answers.sequences import base_name, members
+from ember.inference.expectation.enumeration import Factor
 from ember.inference.factors import Site
 from ember.inference.plan import Plan
 from ember.inference.reading.recognition import unwrap
@@ -87,10 +88,16 @@ class Emission:
 def read_emissions(
     plan: Plan, params: Mapping[str, Tensor], columns: Mapping[str, Sequence[str]]
 ) -> list[Emission]:
-    """The observed sites that depend on one latent site at most, steps of a loop put together."""
+    """The observed sites that can be drawn, steps of a loop put together.
+
+    A site may depend on two latents if the first is a chain or the data are vectors: the second
+    is then summed out, as the components of a chain of mixtures are.
+    """
     trace = plan.structure.trace(params)
     found: dict[str, Emission] = {}
     for name in plan.structure.observed:
+        if f"{name.removesuffix('_observed')}_unobserved" in plan.structure.latent:
+            continue  # labels that are known, and no data of their own
         emission = _read(plan, params, name, trace.nodes[name]["fn"], columns)
         if emission is not None:
             found[name] = emission
@@ -100,50 +107,107 @@ def read_emissions(
 def _read(
     plan: Plan, params: Mapping[str, Tensor], name: str, fn: Any, columns: Mapping[str, Any]
 ) -> Emission | None:
-    site = plan.sites[name]
-    base = unwrap(fn).base
+    site, base = plan.sites[name], unwrap(fn).base
     if site.density is not None and not isinstance(base, PARTS):
         base = site.density.distribution(params)  # not repeated for every row
-    outer, inner = site.layout.outer, len(site.inner_shape)
-    latents = {symbol: latent for latent, symbol in plan.latent_symbols.items()}
-    batch = prepend_dims(torch.empty(base.batch_shape), len(outer) + inner).shape
-    own = [i for i, symbol in enumerate(outer) if symbol in latents and batch[i] > 1]
-    times = {chain.time for chain in plan.chains.values()}
-    places = [i for i, symbol in enumerate(outer) if symbol in site.plates | times]
-    if len(own) > 1 or not site.value.numel():
+    kind, layout = _kind(base), _batch_dims(plan, site, base)
+    if len(layout.own) > 2 or not site.value.numel():
         return None
-    latent = latents[outer[own[0]]] if own else _only_latent(plan)
-    kind = _kind(base)
-    values = _places(_shown(site), len(outer), places, site.event_dim)
-    size = values.shape[-1]
+    values = _places(_shown(site), layout, site.event_dim)
     try:
         tensor = base.mean if kind in ("real", "counts") else base.probs
-        means = _by_state(base, tensor, site, own)
+        means, spread = _by_state(base, tensor, layout), None
     except (NotImplementedError, AttributeError, RuntimeError):
         return None
-    spread = None
     if kind in ("real", "counts"):
-        means, spread = _moments(base, means, site, own, places)
+        means, spread = _moments(base, means, site, layout)
     else:
-        means = _probabilities(base, means, inner)
-    names = tuple(columns.get(name, ()))
+        means = _probabilities(base, means, layout.inner)
+    latent = layout.latents[0] if layout.own else _only_latent(plan)
+    if len(layout.own) == 2:
+        if kind not in ("real", "counts") or not (latent in plan.chains or base.event_shape):
+            return None
+        posterior, means, spread = _summed(plan, params, site, layout, (means, spread))
+    elif latent is not None:
+        places = [site.layout.outer[i] for i in layout.places]
+        posterior = _aligned(plan, params, latent, places, values)
+    else:
+        posterior = torch.ones((*values.shape[:-1], 1))
+    size, names = values.shape[-1], tuple(columns.get(name, ()))
     if len(names) != size:
         names = (name,) if size == 1 else tuple(f"{name}[{i}]" for i in range(size))
-    posterior = torch.ones((*values.shape[:-1], 1))
-    if latent is not None:
-        posterior = _aligned(plan, params, latent, [outer[i] for i in places], values)
-    axes = (
-        tuple("state" if i in own else "place" if i in places else "" for i in range(len(outer)))
-        + ("column",) * inner
-    )
     scale = plan.scales[name]
-    weights = None
-    if scale is not None and scale.tensor.numel() == values[..., 0].numel():
-        weights = scale.tensor.reshape(-1)
+    weighted = scale is not None and scale.tensor.numel() == values[..., 0].numel()
+    weights = scale.tensor.reshape(-1) if scale is not None and weighted else None
     return Emission(
         name, names, kind, values, latent, posterior, means, spread, weights, base,
-        axes[len(axes) - len(base.batch_shape) :], latent in plan.chains,
+        layout.axes[len(layout.axes) - len(base.batch_shape) :], latent in plan.chains,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _BatchDims:
+    """Which batch dims of a site are states (chains first), places and columns.
+
+    ``own`` are the dims of its latents, ``sizes`` their sizes and ``latents`` their names.
+    """
+
+    rank: int
+    inner: int
+    own: tuple[int, ...]
+    sizes: tuple[int, ...]
+    latents: tuple[str, ...]
+    places: tuple[int, ...]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """What each dim is, columns last."""
+        kinds = dict.fromkeys(self.own, "state") | dict.fromkeys(self.places, "place")
+        return tuple(kinds.get(i, "") for i in range(self.rank)) + ("column",) * self.inner
+
+
+def _batch_dims(plan: Plan, site: Site, base: Any) -> _BatchDims:
+    outer, inner = site.layout.outer, len(site.inner_shape)
+    names = {symbol: latent for latent, symbol in plan.latent_symbols.items()}
+    batch = prepend_dims(torch.empty(base.batch_shape), len(outer) + inner).shape
+    own = [i for i, symbol in enumerate(outer) if symbol in names and batch[i] > 1]
+    own.sort(key=lambda i: names[outer[i]] not in plan.chains)
+    times = {chain.time for chain in plan.chains.values()}
+    return _BatchDims(
+        len(outer),
+        inner,
+        tuple(own),
+        tuple(batch[i] for i in own),
+        tuple(names[outer[i]] for i in own),
+        tuple(i for i, symbol in enumerate(outer) if symbol in site.plates | times),
+    )
+
+
+def _summed(
+    plan: Plan,
+    params: Mapping[str, Tensor],
+    site: Site,
+    layout: _BatchDims,
+    moments: tuple[Tensor, Tensor | None],
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Posterior and moments of the first of two latents, the second summed out."""
+    outer = site.layout.outer
+    dims = tuple(outer[i] for i in (*layout.own, *layout.places))
+    probe = Factor(f"{site.name}, states", dims, site.plates, plan.scales[site.name])
+    (joint,) = plan.expectations(params, [probe])
+    states, parts = layout.sizes
+    within = joint.flatten(2).sum(-1) if joint.dim() > 2 else joint
+    within = within / within.sum(1, keepdim=True)
+    means, spread = moments
+    means = means.reshape(states, parts, *means.shape[1:])
+    mean = torch.einsum("km,km...->k...", within, means)
+    if spread is not None:
+        gap = (means - mean.unsqueeze(1)).reshape(states, parts, -1)
+        spread = spread.reshape(states, parts, *spread.shape[1:])
+        spread = torch.einsum(
+            "km,kmij->kij", within, spread + torch.einsum("kmi,kmj->kmij", gap, gap)
+        )
+    return joint.sum(1).movedim(0, -1), mean, spread
 
 
 def _only_latent(plan: Plan) -> str | None:
@@ -171,24 +235,25 @@ def _shown(site: Site) -> Tensor:
     return value
 
 
-def _places(value: Tensor, rank: int, places: Sequence[int], event_dim: int) -> Tensor:
+def _places(value: Tensor, layout: _BatchDims, event_dim: int) -> Tensor:
     """``(*places, D)`` of a tensor with other batch dims of size 1."""
-    value = prepend_dims(value, rank + event_dim)
-    shape = [value.shape[i] for i in places]
-    return value.reshape(*shape, -1)
+    value = prepend_dims(value, layout.rank + event_dim)
+    return value.reshape(*(value.shape[i] for i in layout.places), -1)
 
 
-def _by_state(base: Any, tensor: Tensor, site: Site, own: Sequence[int]) -> Tensor:
-    """A tensor of the base distribution with the dim of the states first."""
+def _by_state(base: Any, tensor: Tensor, layout: _BatchDims) -> Tensor:
+    """A tensor of the base distribution with the dims of the states as one, the first."""
     event = tensor.dim() - len(base.batch_shape)
-    rank = len(site.layout.outer) + len(site.inner_shape) + event
+    rank = layout.rank + layout.inner + event
     # Where all rows are alike, one of them says it all.
-    tensor = compact(prepend_dims(tensor.to(torch.float64), rank), len(site.inner_shape) + event)
-    return tensor.movedim(own[0], 0) if own else tensor.unsqueeze(0)
+    tensor = compact(prepend_dims(tensor.to(torch.float64), rank), layout.inner + event)
+    tensor = tensor.movedim(layout.own, tuple(range(len(layout.own)))).unsqueeze(0)
+    rest = tensor.shape[1 + len(layout.own) :]
+    return tensor.expand(1, *layout.sizes, *rest).reshape(-1, *rest)
 
 
 def _moments(
-    base: Any, means: Tensor, site: Site, own: Sequence[int], places: Sequence[int]
+    base: Any, means: Tensor, site: Site, layout: _BatchDims
 ) -> tuple[Tensor, Tensor | None]:
     """Means ``(K, *places, D)``, and covariances ``(K, D, D)`` where all places are alike."""
     matrix = getattr(base, "covariance_matrix", None)
@@ -196,21 +261,19 @@ def _moments(
     tail = site.inner_shape + tuple(base.event_shape)
     lead = means.dim() - len(tail)
     means = means.expand(*means.shape[:lead], *tail)
-    kept = [i + 1 - sum(o < i for o in own) for i in places]
-    shape = [means.shape[0], *(means.shape[i] for i in kept)]
-    flat = means.reshape(*shape, -1)
+    kept = [i + 1 - sum(o < i for o in layout.own) for i in layout.places]
+    flat = means.reshape(means.shape[0], *(means.shape[i] for i in kept), -1)
     if matrix is None or not event:
-        variances = _by_state(base, base.variance, site, own)
-        variances = variances.expand(*variances.shape[:lead], *tail).reshape(
-            variances.shape[0], -1, flat.shape[-1]
-        )
+        variances = _by_state(base, base.variance, layout)
+        variances = variances.expand(*variances.shape[:lead], *tail)
+        variances = variances.reshape(variances.shape[0], -1, flat.shape[-1])
         spread, count = torch.diag_embed(variances[:, 0]), variances.shape[1]
     else:
-        matrices = _by_state(base, matrix, site, own)
+        matrices = _by_state(base, matrix, layout)
         matrices = matrices.reshape(matrices.shape[0], -1, *matrices.shape[-2:])
         spread, count = matrices[:, 0], matrices.shape[1]
     alike = count == 1 and flat.shape[1:-1].numel() == 1
-    return flat, spread.expand(len(flat), -1, -1) if alike else None
+    return flat, spread if alike else None
 
 
 def _probabilities(base: Any, probs: Tensor, inner: int) -> Tensor:

@@ -74,8 +74,8 @@ def _draw(
         dark = np.abs(table.numpy()) > 0.6 * max(abs(low), abs(high))
         for (i, k), value in np.ndenumerate(table.numpy()):
             axes.text(
-                k, i, texts[i][k] if texts else f"{value:.2f}", ha="center", va="center", fontsize=8,
-                color="white" if dark[i, k] else "black",
+                k, i, texts[i][k] if texts else f"{value:.2f}",
+                ha="center", va="center", fontsize=8, color="white" if dark[i, k] else "black",
             )  # fmt: skip
     figure = axes.get_figure()
     assert figure is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -58,7 +58,8 @@ def covariates_of(fit: Fit, emission: Emission) -> list[Covariate]:
 
 def _row_arguments(fit: Fit, rows: int) -> Iterator[tuple[int | str, Tensor]]:
     arguments = fit.plan.structure.arguments
-    for key, value in [*enumerate(arguments.args), *arguments.kwargs.items()]:
+    pairs: list[tuple[int | str, Any]] = [*enumerate(arguments.args), *arguments.kwargs.items()]
+    for key, value in pairs:
         if (
             isinstance(value, Tensor)
             and value.layout == torch.strided

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ __all__ = ["draw_fit"]
 
 PAIRS = 5  # columns up to which every pair has a panel
 WIDEST, TALLEST = 16.0, 11.0
+ENTRY = 1.8  # inches of an entry of the legend
 
 
 @dataclass(frozen=True)
@@ -53,41 +54,33 @@ def draw_fit(fit: Fit) -> Figure:
             f"there is nothing to draw: site {names} depends on several latent sites at once, or "
             "its distribution has no mean; fit.summary() holds the estimates."
         )
-    blocks = _blocks(fit, emissions)
+    blocks, entries = _blocks(fit, emissions), _legend(emissions)
     width = min(sum(block.width for block in blocks), WIDEST)
     height = min(max(block.height for block in blocks), TALLEST)
-    entries: dict[str | None, list[str]] = {}
-    for emission in emissions:
-        if emission.states > 1 and not _is_table(emission):  # a table names its states itself
-            entries.setdefault(emission.latent, state_names(emission))
-    names = [name for group in entries.values() for name in group]
-    lines = -(-(len(names) + 1) // _per_line(width))
-    figure = Picture(figsize=(width, height + 0.25 * lines), layout="constrained")
+    across = max(int(width / ENTRY), 2)
+    figure = Picture(
+        figsize=(width, height + 0.25 * math.ceil(len(entries) / across)), layout="constrained"
+    )
     parts = figure.subfigures(1, len(blocks), width_ratios=[b.width for b in blocks], squeeze=False)
     for part, block in zip(parts[0], blocks, strict=True):
         block.draw(part)
-    if names:
+    if entries:
         figure.legend(
-            handles=[*_entries(entries, emissions)],
-            loc="outside lower center", ncols=min(len(names) + 1, _per_line(width)),
+            handles=entries, loc="outside lower center", ncols=min(len(entries), across),
             frameon=False, handletextpad=0.4,
         )  # fmt: skip
     return figure
 
 
-def _entries(
-    states: Mapping[str | None, Sequence[str]], emissions: Sequence[Emission]
-) -> Iterator[Line2D]:
-    for group in states.values():
-        yield from state_handles(group)
-    if any(
-        e.is_alike and not e.is_chain and not _is_table(e) and _has_density(e) for e in emissions
-    ):
-        yield mixture_handle()
-
-
-def _has_density(emission: Emission) -> bool:
-    return emission.states > 1 and len(emission.columns) in (1, *range(3, PAIRS + 1))
+def _legend(emissions: Sequence[Emission]) -> list[Line2D]:
+    """An entry for each state of each latent; tables name their states themselves."""
+    drawn = [e for e in emissions if e.states > 1 and not _is_table(e)]
+    states = {emission.latent: emission for emission in reversed(drawn)}
+    entries = [h for emission in states.values() for h in state_handles(state_names(emission))]
+    densities = (1, *range(3, PAIRS + 1))  # numbers of columns that are drawn with histograms
+    if any(e.is_alike and not e.is_chain and len(e.columns) in densities for e in drawn):
+        entries.append(mixture_handle())
+    return entries
 
 
 def _is_table(emission: Emission) -> bool:
@@ -97,10 +90,6 @@ def _is_table(emission: Emission) -> bool:
     many = len(emission.columns) > PAIRS
     plane = emission.kind == "real" and _has_plane(emission)
     return emission.kind in ("levels", "parts") or (many and not plane)
-
-
-def _per_line(width: float) -> int:
-    return max(int(width / 1.7), 2)
 
 
 def _blocks(fit: Fit, emissions: list[Emission]) -> list[Block]:
@@ -186,11 +175,12 @@ def _table(emissions: list[Emission]) -> Block:
 
 
 def _chain(fit: Fit, emission: Emission) -> Block:
-    path = emission.posterior.argmax(-1)
+    path, places = emission.posterior.argmax(-1), emission.values.shape[:-1]
     if emission.latent is not None:
         found = prediction.predict(fit.plan, fit.params)
-        path = found[emission.latent] if isinstance(found, dict) else found
-        path = path.reshape(emission.values.shape[:-1])
+        found = found[emission.latent] if isinstance(found, dict) else found
+        if found.shape == places[len(places) - found.dim() :]:  # time is the last of both
+            path = found.expand(places)
     sequences = min(emission.values[..., 0].numel() // emission.values.shape[-2], SEQUENCES)
     height = 1.6 + max(1.7 * panel_count(emission), 2.6)
     return Block(

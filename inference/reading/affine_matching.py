@@ -28,7 +28,7 @@ from ember.inference.reading.predictors import Predictor
 from ember.inference.reading.recognition import unwrap
 from ember.inference.shapes import compact
 from ember.inference.structure import Structure
-from ember.inference.supports import base_support
+from ember.inference.supports import base_support, is_real
 
 __all__ = ["Moves", "match_affine"]
 
@@ -57,7 +57,7 @@ class Moves:
     ) -> None:
         self.structure, self.params, self.traces = structure, params, traces
         self._runs: dict[tuple[Any, ...], Any] = {}
-        self._reals = {n for n, p in structure.parameters.items() if _is_real(p.support)}
+        self._reals = {n for n, p in structure.parameters.items() if is_real(p.support)}
 
     def origin(self, site: str, predictor: Predictor) -> tuple[Mapping[str, Tensor], Any]:
         """Where entries are moved from, and the run there."""
@@ -130,7 +130,7 @@ def _match(site: str, predictor: Predictor, moves: Moves) -> AffineMap | None:
     sources = _sources(site, predictor, moves, origin)
     if sources is None:
         return None
-    logs = tuple(n for n in sources if not _is_real(moves.structure.parameters[n].support))
+    logs = tuple(n for n in sources if not is_real(moves.structure.parameters[n].support))
     weights = _weights(site, predictor, moves, origin, sources, logs)
     if weights is None:
         return None
@@ -211,7 +211,7 @@ def _sources(
             return None
         if bool((moved[0] == before).all()):
             continue
-        if not _is_real(parameter.support) and (
+        if not is_real(parameter.support) and (
             predictor.space != "log" or not _is_positive(parameter.support)
         ):
             return None
@@ -219,10 +219,6 @@ def _sources(
     count = sum(moves.structure.parameters[name].shape.numel() for name in found)
     few = 0 < count <= MOST_ENTRIES and count * before.numel() <= MOST_WEIGHTS
     return tuple(found) if few else None
-
-
-def _is_real(support: Any) -> bool:
-    return base_support(support) in (constraints.real, constraints.real_vector)
 
 
 def _is_positive(support: Any) -> bool:
@@ -301,11 +297,12 @@ def _shifted(weights: Tensor) -> Tensor:
         owner = torch.ones(weights.shape[-1], dtype=torch.long)
         for i in range(weights.shape[-1]):
             mirrored = (first[:, i + 1 :] + first[:, i : i + 1]).abs().amax(0)
-            if bool((mirrored <= 1e-12 * (1.0 + first[:, i].abs().max())).any()):
+            if bool((mirrored <= 1e-12 * first[:, i].abs().max()).any()):
                 owner[i] = 0
         other = (1 - owner).expand(*weights.shape[:-2], 1, -1)
         moved = weights - weights.gather(-2, other)
-    return torch.where(moved.abs() > 1e-12 * (1.0 + weights.abs().max()), moved, 0.0)
+    size = weights.abs().reshape(-1, weights.shape[-1]).amax(0)
+    return torch.where(moved.abs() > 1e-12 * size, moved, 0.0)
 
 
 def _map(

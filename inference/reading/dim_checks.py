@@ -1,4 +1,4 @@
-"""Whether the values of latents find room in the dims of tensors, and sites know whose dim is whose."""
+"""Whether the values of latents find room in the dims of tensors, each known by its latent."""
 
 from collections.abc import Collection, Iterable
 from typing import Any

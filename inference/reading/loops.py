@@ -66,7 +66,6 @@ class Family:
         return dict(zip(self.names, present.unbind(dim), strict=True))
 
 
-
 @dataclass(frozen=True)
 class Loop:
     """A loop over the steps of one chain.
@@ -177,7 +176,9 @@ class _Sites:
         nodes = trace.nodes
         symbols = {nodes[n]["infer"]["_enumerate_symbol"]: n for n in latent}
         needs = {
-            name: tuple(symbols[s] for s in dims_of_latents(nodes[name]) if symbols.get(s, name) != name)
+            name: tuple(
+                symbols[s] for s in dims_of_latents(nodes[name]) if symbols.get(s, name) != name
+            )
             for name in (*latent, *observed)
         }
         place = {name: at for name in latent if (at := _numbered(name)) is not None}
@@ -273,9 +274,7 @@ def _check_order(sites: _Sites, positions: Mapping[str, int], chain: set[str]) -
         _require(all(n in chain or n not in positions for n in sites.needs[name]))
 
 
-def _data(
-    sites: _Sites, positions: Mapping[str, int], chain: set[str], steps: int
-) -> list[Family]:
+def _data(sites: _Sites, positions: Mapping[str, int], chain: set[str], steps: int) -> list[Family]:
     """The families of data: sites of one kind, at most one for each step."""
     at: dict[str, int] = {}
     shifts: dict[Key, set[int]] = {}
@@ -351,5 +350,3 @@ def _named(families: Sequence[Family], taken: Collection[str]) -> list[Family]:
         used.add(name)
         named.append(replace(family, name=name))
     return named
-
-

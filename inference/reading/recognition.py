@@ -18,6 +18,7 @@ from ember.inference.reading.regression import regression
 from ember.inference.reading.unwrapping import MATRICES, given_arguments, unwrap
 from ember.inference.rules import COUNTED, RULES
 from ember.inference.slots import Form
+from ember.inference.sticks import StickMap, stick_form
 from ember.inference.superposition import SuperposedRate, superposed_form
 
 __all__ = ["arguments_of", "recognise", "unwrap"]
@@ -58,12 +59,14 @@ def _domain(constraint: Any) -> str:
 
 
 def recognise(
-    base: Any, maps: Mapping[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate]]
+    base: Any, maps: Mapping[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate | StickMap]]
 ) -> Form | str:
     """The exponential-family form of a distribution, or the reason why it has none."""
     found = {name: each for name, (_, each) in maps.items()}
     if isinstance(rate := found.get("rate"), SuperposedRate):
         return superposed_form(rate)
+    if isinstance(probs := found.get("probs"), StickMap):
+        return stick_form(base, probs)
     affine = {name: each for name, each in found.items() if isinstance(each, AffineMap)}
     if affine:
         scale = found.get("scale")

@@ -25,8 +25,11 @@ from ember.inference.reading.parameter_maps import (
 from ember.inference.reading.predictors import predictors_of
 from ember.inference.reading.recognition import arguments_of, recognise, unwrap
 from ember.inference.reading.repeatability import check_repeatable
+from ember.inference.reading.stick_matching import match_sticks
 from ember.inference.reading.superposition_matching import match_superposition
+from ember.inference.rules import COUNTED
 from ember.inference.shapes import append_dims, compact
+from ember.inference.sticks import StickMap
 from ember.inference.structure import Structure
 from ember.inference.superposition import SuperposedRate
 
@@ -186,7 +189,7 @@ def _family(
     ):
         return None, None, "its value depends on parameters"
     arguments = [arguments_of(u.base) for u in unwrapped]
-    maps: dict[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate]] = {}
+    maps: dict[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate | StickMap]] = {}
     for argument in arguments[0]:
         found = _match(argument, arguments, structure, probes.params)
         if found is None and type(base) is dist.Poisson:
@@ -195,6 +198,11 @@ def _family(
                 return None, None, superposed
             if superposed is not None:
                 maps[argument] = (argument, superposed)
+                continue
+        if found is None and argument == "probs" and isinstance(base, COUNTED):
+            sticks = match_sticks(name, structure, probes.params, probes.traces)
+            if sticks is not None:
+                maps[argument] = (argument, sticks)
                 continue
         if probes.moves is not None and (found is None or _multiplies(found[1])):
             # A number that multiplies one parameter may hide others in its rounding.

@@ -49,6 +49,9 @@ def given_arguments(base: Any) -> dict[str, tuple[int, Tensor]]:
         if name in alternatives and name not in holder.__dict__:
             continue
         value = getattr(base, name, None)
+        both = {"probs", "logits"} <= base.__dict__.keys()  # one was computed from the other
+        if both and name in ("probs", "logits") and value is not getattr(base, "_param", value):
+            continue
         if isinstance(value, Tensor):
             found[name] = (_event_dim(constraint, base), value)
     return found

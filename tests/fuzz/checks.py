@@ -99,7 +99,8 @@ def _faults(case: Case, fit: Fit) -> Iterator[str]:
     if "please report" in fit.stop_reason:
         yield f"stop reason: {fit.stop_reason}"
     if not all(bool(torch.isfinite(value).all()) for value in fit.params.values()):
-        yield "the estimates are not finite"
+        if "infinity" not in fit.stop_reason:
+            yield f"the estimates are not finite: {fit.stop_reason}"
         return
     with float64():
         oracle = Oracle(case)
@@ -141,7 +142,8 @@ def _rounding(oracle: Oracle, params: dict[str, Tensor], value: float) -> float:
 
 def _posteriors(case: Case, fit: Fit, oracle: Oracle) -> Iterator[str]:
     for name, right in oracle.posterior(fit.params).items():
-        counted = (right.sum(-1) - 1.0).abs() < 1e-6
+        total = right.sum(-1, keepdim=True)  # the weight of the row
+        right, counted = right / total, total.squeeze(-1) > 1e-6
         if name.endswith("_unobserved"):  # where the label is known there is nothing to infer
             counted &= ~case.data["known"]
         found = fit.posterior(name).probs
@@ -192,8 +194,8 @@ def _answers(case: Case, fit: Fit) -> Iterator[str]:
         if what == "log_prob" and found is not None and bool(found.isnan().any()):
             yield "log_prob has NaN"
         if what == "log_prob" and found is not None and found.dim() == 1:
-            weights = case.data.get("row_weights", torch.ones(()))
-            total = float((found * weights).sum())
+            weights = case.data.get("row_weights", 0.25 if "scaled" in case.features else 1.0)
+            total = float((weights * found).sum())
             if not abs(total - fit.log_likelihood) <= 1e-8 * (1.0 + abs(total)):
                 yield f"log_prob adds up to {total!r}, the log likelihood is {fit.log_likelihood!r}"
     yield from outcome.faults

@@ -112,7 +112,10 @@ def emission(
     event = (columns,) if columns and family not in VECTORS else ()
     site = Site(source, name, index, event, None if event else rows)
     source.features.add(family)
-    arguments = {key: _argument(site, family, role) for key, role in FAMILIES[family].items()}
+    if family == "Normal" and index.sizes and not event and source.chance(0.12):
+        arguments = _normal_gamma(site)
+    else:
+        arguments = {key: _argument(site, family, role) for key, role in FAMILIES[family].items()}
     own: tuple[int, ...] = ()
     if family in ("Categorical", "OneHotCategorical", "Multinomial"):
         levels = source.pick(2, 3)
@@ -171,6 +174,21 @@ def _argument(site: Site, family: str, role: str) -> str:
             kind = "positive" if role == "shape" else "bounded"
             return site.table("shape_" + str(len(source.truth)), kind, size=2.0, tied=0.4)
     return ""
+
+
+def _normal_gamma(site: Site) -> dict[str, str]:
+    """Locations whose prior depends on the precisions."""
+    source, unit, sizes = site.source, site.source.unit, site.index.sizes
+    source.features.add("Normal-Gamma")
+    precision, loc = f"{site.name}_precision", f"{site.name}_loc"
+    gamma = f"dist.Gamma(3.0, 2.0 * {unit**2!r}).expand({list(sizes)}).to_event({len(sizes)})"
+    source.declare(f"{precision} = pyro.sample({precision!r}, {gamma})")
+    normal = f"dist.Normal({source.shift * unit!r}, (0.2 * {precision}).rsqrt())"
+    source.declare(f"{loc} = pyro.sample({loc!r}, {normal}.to_event({len(sizes)}))")
+    source.truth[precision] = unit**-2 * (0.5 * source.normal(*sizes)).exp()
+    source.truth[loc] = unit * (source.shift + 2.0 * source.normal(*sizes))
+    scale = f"{site.index.of(precision)}.rsqrt()"
+    return {"loc": site.index.of(loc), "scale": scale}
 
 
 def _location(site: Site, centre: float, size: float, linear: bool) -> str:

@@ -69,7 +69,7 @@ class Source:
         self.observed: dict[str, tuple[int, ...]] = {}  # shapes of the data
         self.flexible: set[str] = set()  # data whose entries may be missing one by one
         self.features: set[str] = set()
-        self.shared: dict[str, str] = {}  # names of parameters that later sites may use again
+        self.known: dict[tuple[object, ...], str] = {}  # parameters that may be used once more
         self.unit = self.pick(1.0, 1.0, 1.0, 1e-8, 1e-4, 1e3, 1e6, 1e12)
         self.shift = self.pick(0.0, 0.0, 0.0, 10.0, 1e3, 1e5)
         self.style = self.pick("sample", "sample", "param", "mixed")
@@ -107,7 +107,7 @@ class Source:
         self.inputs[name] = value
         return name
 
-    def _declare(self, text: str) -> None:
+    def declare(self, text: str) -> None:
         self.declarations.append("    " + text)
 
     def parameter(
@@ -124,6 +124,11 @@ class Source:
         ``centre`` and ``size`` are a typical value of a real parameter, and the size of what
         varies, in the unit of the data.
         """
+        alike = (kind, batch, event, centre, size)
+        if kind in ("real", "positive") and alike in self.known and self.chance(0.2):
+            self.features.add("shared")
+            return self.known[alike]
+        self.known[alike] = name
         truth = _truth(self, kind, batch, event, centre, size)
         self.truth[name] = truth
         as_param = self.style == "param" or (self.style == "mixed" and self.chance(0.5))
@@ -141,7 +146,7 @@ class Source:
             self.features.add("interval")
         constraint = constraint.format(low=repr(0.02 * size), high=repr(50.0 * size))
         start = _start(self, kind, truth, size)
-        self._declare(f"{name} = pyro.param({name!r}, {literal(start)}, constraint={constraint})")
+        self.declare(f"{name} = pyro.param({name!r}, {literal(start)}, constraint={constraint})")
 
     def _declare_sample(
         self,
@@ -157,13 +162,13 @@ class Source:
         if len(batch) == 1 and self.chance(0.5):
             if inner:
                 prior += f".expand({list(inner)}).to_event({len(inner)})"
-            self._declare(f"with pyro.plate('{name}_plate', {batch[0]}):")
-            self._declare(f"    {name} = pyro.sample({name!r}, {prior})")
+            self.declare(f"with pyro.plate('{name}_plate', {batch[0]}):")
+            self.declare(f"    {name} = pyro.sample({name!r}, {prior})")
             return
         outer = (*batch, *inner)
         if outer:
             prior += f".expand({list(outer)}).to_event({len(outer)})"
-        self._declare(f"{name} = pyro.sample({name!r}, {prior})")
+        self.declare(f"{name} = pyro.sample({name!r}, {prior})")
 
     def _prior(
         self, kind: str, event: tuple[int, ...], centre: float, size: float
@@ -181,13 +186,13 @@ class Source:
         if kind == "precision":
             rate = f"torch.eye({event[-1]}) * {size!r}"
             return f"dist.Wishart(torch.tensor({event[-1] + 2.0}), {rate})", 2
-        if self.unit != 1.0 and self.chance(0.06):
+        text = self.pick(*PRIORS[kind])
+        if self.unit != 1.0 and "Uniform" not in text and self.chance(0.06):
             centre, size = 0.0, 1.0
             self.features.add("prior in another unit")
         low, high = centre - 12.0 * size, centre + 12.0 * size
         if kind in ("positive", "bounded"):
             low, high = 0.02 * size, 50.0 * size
-        text = self.pick(*PRIORS[kind])
         numbers = {"c": centre, "s": size, "wide": 4.0 * size, "low": low, "high": high}
         return text.format(**{key: repr(value) for key, value in numbers.items()}), 0
 

@@ -98,6 +98,10 @@ def mixture(source: Source) -> None:
         source.given("row_mask", source.uniform(rows) < 0.8)
         source.line(2, "with poutine.mask(mask=row_mask):")
         depth = 3
+    elif source.chance(0.1):
+        source.features.add("scaled")
+        source.line(2, "with poutine.scale(scale=0.25):")
+        depth = 3
     z = _latent(source, "z", depth, Index())
     _observe(source, "y", depth, z, (rows,))
     if source.chance(0.35):

@@ -31,7 +31,7 @@ def test_the_oracle_notices_other_parameters() -> None:
     with float64():
         oracle = Oracle(case)
         point = oracle.coordinates(case.truth)
-        here, there = (float(oracle.objective(p)) for p in (point, point + 0.1))
+        here, there = (oracle.objective(p).item() for p in (point, point + 0.1))
         more, way = gain(oracle.objective, point)
     assert here != pytest.approx(there, rel=1e-6)
     assert more > 0.1, way  # the parameters that gave the data are not their best fit

@@ -57,6 +57,7 @@ def said(fit: Fit, ask: str, *args: Any) -> Any:
 def test_an_impossible_sequence_has_no_states(model: Any) -> None:
     fit = EM(model, seed=0).fit(POSSIBLE)
     assert fit.log_prob(MIXED).isneginf().tolist() == [False, True, False]
+    assert EM(model).e_step(fit.params, MIXED).log_likelihood == -torch.inf
     posterior = said(fit, "posterior", "state", MIXED).probs
     pairs = said(fit, "posterior_pairs", "state", MIXED)
     path = said(fit, "predict", MIXED)

@@ -99,7 +99,10 @@ def test_a_chain_is_renumbered_as_a_whole() -> None:
     other = as_fit(fit.plan, moved)
     # Sums over the states run the other way round, so the last digits may differ.
     torch.testing.assert_close(
-        other.posterior("state").probs.flip(-1), fit.posterior("state").probs, rtol=1e-12, atol=1e-12
+        other.posterior("state").probs.flip(-1),
+        fit.posterior("state").probs,
+        rtol=1e-12,
+        atol=1e-12,
     )
     assert torch.equal(align(fit, other)["transition"], fit.params["transition"])
 

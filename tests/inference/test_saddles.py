@@ -13,15 +13,14 @@ from ember.models import gaussian_mixture
 NAN = float("nan")
 # Murray (1977), in the discussion of Dempster, Laird & Rubin, JRSS B 39, 27-28: a saddle at
 # correlation 0, and two maxima of one height, variances 8/3 and correlations of 1/2 and -1/2.
-MURRAY = torch.tensor(
-    [[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]
-    + [[2.0, NAN], [2.0, NAN], [-2.0, NAN], [-2.0, NAN]]
-    + [[NAN, 2.0], [NAN, 2.0], [NAN, -2.0], [NAN, -2.0]],
-    dtype=torch.float64,
-)
+CORNERS = [[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]
+FIRST, SECOND = ([[v, NAN] for v in (2, 2, -2, -2)], [[NAN, v] for v in (2, 2, -2, -2)])
+MURRAY = torch.tensor([*CORNERS, *FIRST, *SECOND], dtype=torch.float64)
 SADDLE, MAXIMUM = -30.0333423863, -29.9742864105  # scipy, BFGS on the observed density, 30 starts
 
-STEPS = torch.tensor([0, 0, 1, 0, 0, 0, 1, 0, 2, 2, 2, 1, 2, 2, 2, 2, 0, 0, 0, 1, 0, 0, 2, 2, 1, 2, 2, 2])
+STEPS = torch.tensor(
+    [0, 0, 1, 0, 0, 0, 1, 0, 2, 2, 2, 1, 2, 2, 2, 2, 0, 0, 0, 1, 0, 0, 2, 2, 1, 2, 2, 2]
+)
 ALIKE, APART = -29.0588089245, -22.2105022444  # one state; scipy, forward recursion, 40 starts
 
 
