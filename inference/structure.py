@@ -291,8 +291,8 @@ def read_structure(
         )
     with enumeration_errors(model):
         trace, again = structure.trace(at_start), structure.trace(at_start)
-    check_presence((*structure.plain_factors, *parameters), trace)
     check_repeatable(trace, again)
+    check_presence((*structure.plain_factors, *parameters), trace)
     check_local(plain, trace, parameters)
     if steps:
         check_scope(trace, structure.plain_factors, nesting)
