@@ -256,6 +256,8 @@ class EM:
                         break
                     misread.update(found)
                     best = self._fit(self._read(args, kwargs, misread), began)
+                if misread:  # single steps need not find out again
+                    self._keep(best.plan)
                 self._put_in_order(best)
             except KeyboardInterrupt:
                 best.stop = StopReason.INTERRUPTED
@@ -290,8 +292,8 @@ class EM:
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """The plan for these arguments, as a table: role, plates and update of every site."""
-        with sheltered(self.seed, (args, kwargs)):
-            return explain(self._read(args, kwargs))
+        with sheltered(self.seed, _data(args, kwargs)):
+            return explain(self._kept(args, kwargs))
 
     def _read(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], misread: Collection[str] = ()
@@ -309,16 +311,24 @@ class EM:
         """A given plan, or the latest one as long as the model says what it said then."""
         if len(args) == 1 and isinstance(args[0], Plan) and not kwargs:
             return self._checked(args[0])
-        options = (self.model, self.objective, dict(self.integrate))
         if self._latest is not None:
             (before, mark), plan = self._latest
-            same = before[0] is options[0] and before[1:] == options[1:]
+            model, *options = self._options
+            same = before[0] is model and [*before[1:]] == options
             now = dataclasses.replace(plan.structure, arguments=prepare(args, kwargs))
             if same and mark is not None and fingerprint(now) == mark:
                 return plan
         plan = self._read(args, kwargs)
-        self._latest = (options, fingerprint(plan.structure)), plan
+        self._keep(plan)
         return plan
+
+    def _keep(self, plan: Plan) -> None:
+        self._latest = (self._options, fingerprint(plan.structure)), plan
+
+    @property
+    def _options(self) -> tuple[Any, ...]:
+        """What a plan depends on, the model's own arguments aside."""
+        return self.model, self.objective, dict(self.integrate)
 
     def _checked(self, plan: Plan) -> Plan:
         if plan.structure.model is self.model and plan.objective == self.objective:
