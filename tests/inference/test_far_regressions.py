@@ -129,7 +129,8 @@ def test_where_the_covariates_are_does_not_matter(name: str, objective: str, far
     em = EM(model, objective, seed=0, tol=1e-10, max_iter=5000)
     near, moved = (em.fit(y, torch.tensor(x + by), **options) for by in (0.0, far))
     assert moved.converged
-    assert moved.log_posterior == pytest.approx(near.log_posterior, rel=1e-8)
+    # A number of 1.5e9 times a slope leaves seven digits for the height of a line.
+    assert moved.log_posterior == pytest.approx(near.log_posterior, rel=1e-7)
     slopes = moved.params["coefficients"][:, 1]
     torch.testing.assert_close(slopes, near.params["coefficients"][:, 1], rtol=1e-4, atol=1e-4)
 
