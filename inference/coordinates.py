@@ -12,6 +12,7 @@ from ember.inference.supports import base_support
 
 __all__ = ["Coordinates"]
 
+UNITLESS = 1e3  # no logarithm is larger
 LEAST = {"probability": 36.0, "positive": 230.0}  # logarithms as good as infinite
 
 
@@ -92,6 +93,24 @@ class Coordinates:
         flat = self.flatten(params)
         noisy = flat + by * flat.abs().clamp_min(by) * torch.randn(flat.shape)
         return self.unflatten(torch.where(torch.isfinite(flat), noisy, flat))
+
+    def units(self, vector: Tensor, gradient: Tensor) -> Tensor:
+        """A number of each coordinate's own size, by which a search may measure it.
+
+        Logarithms and the like have no units. A real number has that of its site's largest; where
+        all are zero, a step that changes the objective by one.
+        """
+        units = []
+        sizes = [shape.numel() for shape in self._shapes]
+        pieces = zip(self._parameters, vector.split(sizes), gradient.split(sizes), strict=True)
+        for parameter, values, slopes in pieces:
+            largest = values.abs().amax() if len(values) else torch.zeros(())
+            if base_support(parameter.support) not in (constraints.real, constraints.real_vector):
+                largest = largest.clamp_min(1.0) if bool(largest > UNITLESS) else torch.ones(())
+            step = 1.0 / slopes.abs().amax() if len(values) else torch.ones(())
+            own = largest if bool(largest > 0.0) else step
+            units.append(own.nan_to_num(nan=1.0, posinf=1.0).expand(len(values)))
+        return torch.cat(units)
 
     def gradient(self, statistics: Statistics) -> Tensor:
         """The gradient of the objective at ``statistics.params``, by Fisher's identity.

@@ -93,7 +93,8 @@ class Bernoulli(Family):
 
     def natural_parameters(self, *slots: Tensor) -> Tensor:
         (p,) = slots
-        return torch.stack([log_chance(p), log_chance(1.0 - p)], -1)
+        never = torch.log1p(-torch.where(p < 1.0, p, 0.0))  # exact for the smallest chances too
+        return torch.stack([log_chance(p), torch.where(p < 1.0, never, IMPOSSIBLE)], -1)
 
     def contribution(
         self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]

@@ -25,6 +25,7 @@ from ember.inference.fit import Fit
 from ember.inference.hard import hard_e_step
 from ember.inference.maximisation import maximise
 from ember.inference.options import progress_bar
+from ember.inference.ownership import may_own_parameters
 from ember.inference.plan import Plan
 from ember.inference.reading.model_errors import unevaluated
 from ember.inference.starts.restarts import ImpossibleStart
@@ -33,6 +34,7 @@ from ember.inference.statistics import Statistics
 __all__ = ["Loop", "expectation"]
 
 Tick = Callable[[float], None]
+UNCERTAIN = 1e-7  # share of the objective that may be rounding without a word about it
 
 
 def expectation(plan: Plan, hard: bool) -> Callable[[Mapping[str, Tensor]], Statistics]:
@@ -182,9 +184,25 @@ class Loop:
         """A warning about estimates that the data do not determine, or nothing."""
         plan, warning = self.plan, ""
         if plan.objective == "mle":  # a prior determines what data leave open
-            keys = {n: plan.forms[n][0] for n in plan.structure.latent if n in plan.forms}
+            latents = [n for n in plan.structure.latent if n in plan.forms]
+            keys = {n: plan.forms[n][0] for n in latents if may_own_parameters(plan, n)}
             warning = emptied_states(current, keys, plan.structure.steps)
+            warning = warning or self._uncertain(current)
         return warning or idle_entries(current, plan.priors)
+
+    def _uncertain(self, current: Statistics) -> str:
+        """A warning about a matrix so near to singular that the objective loses its digits."""
+        parameters = self.plan.structure.parameters
+        error = rounding(parameters, current.params)
+        if error <= UNCERTAIN * (1.0 + abs(current.objective)):
+            return ""
+        found = near_singular(parameters, current.params)
+        assert found is not None
+        return (
+            f"{self.method}: a matrix of site '{found[0]}' is all but singular (condition number "
+            f"{found[1]:.0e}), so that the objective is known to {error:.0e} only: drop columns "
+            "that others all but determine, or give it a prior that keeps it away from that."
+        )
 
 
 def _maximise_fully(em: EMMap, statistics: Statistics) -> Statistics:

@@ -23,7 +23,7 @@ from ember.inference import newton
 from ember.inference.conditioning import directions
 from ember.inference.conjugacy import pseudo_statistics
 from ember.inference.coordinates import Coordinates
-from ember.inference.degeneracy import Judged, check_maximiser, check_scales, least_variance
+from ember.inference.degeneracy import Judged, check_maximiser, check_scales
 from ember.inference.families import contribution_to_maximiser
 from ember.inference.least_squares import solve_coefficients
 from ember.inference.plan import Plan
@@ -294,7 +294,7 @@ def _coefficients_of_slot(
                 for c in coefficients
             ]
         total = [a + b for a, b in zip(total, coefficients, strict=True)] if total else coefficients
-        if usage.slot == 1 and (least := least_variance(group, sums)) is not None:
+        if usage.slot == 1 and (least := group.resolution()) is not None:
             index = own.reshape(-1, *(1,) * (floor.dim() - 1)).expand(least[cells].shape)
             floor.scatter_reduce_(0, index, least[cells], "amax")
     return total, floor
@@ -361,29 +361,36 @@ def _numerical(
         free = coordinates.unflatten(start + along @ way)
         return -plan.expected_log_joint(statistics, {**params, **free})
 
-    def negative(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
-        free = torch.from_numpy(flat.copy()).requires_grad_()
+    def derivative(free: Tensor) -> tuple[float, Tensor]:
+        free = free.detach().requires_grad_()
         value = objective(free)
         (gradient,) = torch.autograd.grad(value, free)
         if not bool(torch.isfinite(value)):
-            return float("inf"), np.zeros_like(flat)
+            return float("inf"), torch.zeros_like(gradient)
         if not bool(torch.isfinite(gradient).all()):
             gradient = _differences(objective, free.detach())
-        return float(value.detach()), gradient.numpy()
+        return float(value.detach()), gradient
 
     flat = torch.zeros_like(start)
-    before, _ = negative(flat.numpy())
+    before, slope = derivative(flat)
     best = None
     if len(flat) <= newton.MOST_PARAMETERS and not _asks_the_model(plan, statistics):
         best = newton.minimise(objective, flat)
     if best is not None:
         reached = float(objective(best).detach())
     else:
+        here = torch.linalg.solve_triangular(along, start.unsqueeze(-1), upper=True)[:, 0]
+        units = coordinates.units(here, slope)
+
+        def negative(x: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
+            value, gradient = derivative(units * torch.from_numpy(x))
+            return value, (units * gradient).numpy()
+
         found = scipy.optimize.minimize(
-            negative, flat.numpy(), jac=True, method="L-BFGS-B",
+            negative, (flat / units).numpy(), jac=True, method="L-BFGS-B",
             options={"maxiter": 100, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
         )  # fmt: skip
-        best, reached = torch.from_numpy(np.asarray(found.x)), found.fun
+        best, reached = units * torch.from_numpy(np.asarray(found.x)), found.fun
     if not reached < before:
         return params
     with torch.no_grad():
@@ -405,7 +412,8 @@ def _differences(objective: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     with torch.no_grad():
         for i in range(len(at)):
             step = torch.zeros_like(at)
-            step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * (1.0 + at[i].abs())
+            size = at[i].abs() if bool(at[i].abs() > 0.0) else torch.ones(())
+            step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * size
             gradient[i] = (objective(at + step) - objective(at - step)) / (2.0 * step[i])
     return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 

@@ -33,7 +33,7 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
         gradient, hessian = _derivatives(function, point)
         if not bool(torch.isfinite(gradient).all()) or not bool(torch.isfinite(hessian).all()):
             return None
-        if float(gradient.abs().max()) <= 1e-11 * (1.0 + abs(value)):
+        if not bool((gradient != 0.0).any()):
             break
         direction = _downhill(gradient, hessian)
         slope = float(gradient @ direction)
@@ -75,9 +75,11 @@ def _derivatives(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tens
 def _downhill(gradient: Tensor, hessian: Tensor) -> Tensor:
     """Newton's step, each coordinate measured by its own curvature, none of it negative.
 
-    Along directions without curvature, which the data may leave open, the gradient itself.
+    Along coordinates without curvature, which the data may leave open, as far as lowers the
+    function by one, whatever their units.
     """
     scale = hessian.diagonal().abs().sqrt()
+    scale = torch.where(scale > 0, scale, gradient.abs())
     scale = torch.where(scale > 0, scale, torch.ones(()))
     values, vectors = torch.linalg.eigh(hessian / scale / scale.unsqueeze(-1))
     size = values.abs()

@@ -4,13 +4,24 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ember.inference.count_residuals import CountResiduals, count_rest, counts
+from ember.inference.design import Frame
 from ember.inference.factors import Site, statistics_of
-from ember.inference.families import Location, MultivariateNormal, Normal
+from ember.inference.families import Location, MultivariateNormal, Normal, Rate, Regression
+from ember.inference.large_counts import MANY
 from ember.inference.missing import base_measure, has_gaps
 from ember.inference.residual_gaps import GapResiduals
+from ember.inference.residual_lines import (
+    LineResiduals,
+    compile_lines,
+    density_lost,
+    line_sums,
+    scatter_lost,
+)
 from ember.inference.residuals import Cells, Residuals
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group
@@ -45,11 +56,14 @@ class ResidualFactors:
     ) -> None:
         self._sites, self._cells, self._dims = sites, cells, dims
         self._compiled: dict[str, Residuals] = {}
-        self._members: dict[Key, list[str]] = {}
+        members: dict[Key, list[str]] = {}
         for name, (key, _) in cells.items():
-            form = sites[name].form
-            if form is not None and isinstance(form.family, NORMAL):
-                self._members.setdefault(key, []).append(name)
+            members.setdefault(key, []).append(name)
+        self._members = {
+            key: names
+            for key, names in members.items()
+            if all(_is_known(sites[name]) for name in names)
+        }
 
     def needed(self, groups: Mapping[Key, Group], params: Params) -> frozenset[Key]:
         """Groups whose log densities at ``params`` are small differences of large terms."""
@@ -64,7 +78,7 @@ class ResidualFactors:
     ) -> dict[str, Tensor]:
         """The log probability of every site of some groups, in the dims of its factor."""
         return {
-            name: self._residuals(name).log_prob(at)
+            name: self._residuals(name, groups[key]).log_prob(at)
             for key in keys
             for at in [Cells.of(groups[key], params)]
             for name in self._members[key]
@@ -74,9 +88,14 @@ class ResidualFactors:
         self, group: Group, params: Params, posteriors: Mapping[str, Tensor]
     ) -> tuple[Group, Tensor]:
         """Expected statistics of a group about the mean of each cell, which is its reference."""
-        pieces = [(self._residuals(n), posteriors[n]) for n in self._members[group.key]]
+        pieces = [(self._residuals(n, group), posteriors[n]) for n in self._members[group.key]]
         at = Cells.of(group, params)
+        if isinstance(group.family, Regression):
+            lines = [(r, p) for r, p in pieces if isinstance(r, LineResiduals)]
+            return line_sums(group, at, lines)
         centre = at.locations
+        if not isinstance(group.family, NORMAL):
+            return group, _summed(pieces, at, centre, squares=False)[0]
         if group.reference is not None:
             count, total = _summed(pieces, at, centre, squares=False)
             share = count.reshape(-1, *(1,) * (total.dim() - 1))
@@ -97,11 +116,15 @@ class ResidualFactors:
             reach = reach + (centre - group.reference).abs()
         return dataclasses.replace(group, reference=centre, reach=reach), statistics
 
-    def _residuals(self, name: str) -> Residuals:
+    def _residuals(self, name: str, group: Group) -> Residuals:
         if name not in self._compiled:
-            self._compiled[name] = _compile(
-                self._sites[name], self._cells[name][1], self._dims[name]
-            )
+            site, cells, dims = self._sites[name], self._cells[name][1], self._dims[name]
+            if group.frame is not None:
+                full = prepend_dims(cells, len(site.layout.outer) + site.layout.inner)
+                found = compile_lines(site, _unmasked(site), full, dims, group.frame)
+                self._compiled[name] = found
+            else:
+                self._compiled[name] = _compile(site, cells, dims)
         return self._compiled[name]
 
 
@@ -124,6 +147,8 @@ def _compile(site: Site, cells: Tensor, dims: tuple[str, ...]) -> Residuals:
     form = site.form
     assert form is not None
     rank = len(site.layout.outer) + site.layout.inner
+    if counts(site):
+        return _compile_counts(site, prepend_dims(cells, rank), dims)
     if form.centred is not None:
         data = form.centred(_unmasked(site))
         # About itself every entry is zero: what is left are its weight and its base measure.
@@ -146,6 +171,35 @@ def _compile(site: Site, cells: Tensor, dims: tuple[str, ...]) -> Residuals:
     return Residuals(form.family, cells, data, *parts)
 
 
+def _compile_counts(site: Site, cells: Tensor, dims: tuple[str, ...]) -> CountResiduals:
+    statistics, _ = statistics_of(site, site.value, 0.0)
+    inside = torch.ones(()) if site.mask is None else site.mask.to(statistics.dtype)
+    rest = count_rest(site, statistics)
+    base = torch.where(inside > 0, rest, site.dummy) if site.mask is not None else rest
+    inner = site.inner_shape
+    if inner:
+        shape = torch.broadcast_shapes(base.shape, inner)
+        base = base.expand(shape).flatten(len(shape) - len(inner)).sum(-1)
+    assert site.form is not None
+    assert site.density is not None
+    return CountResiduals(
+        site.form.family, cells, statistics, prepend_dims(inside, cells.dim()), base,
+        site.layout.outer, inner, dims, isinstance(site.density.base, dist.Poisson),
+    )  # fmt: skip
+
+
+def _is_known(site: Site) -> bool:
+    return _is_normal(site) or counts(site) or _is_line(site)
+
+
+def _is_line(site: Site) -> bool:
+    return site.form is not None and isinstance(site.form.family, Regression)
+
+
+def _is_normal(site: Site) -> bool:
+    return site.form is not None and isinstance(site.form.family, NORMAL)
+
+
 def _unmasked(site: Site) -> Tensor:
     """The value, with zeros where entries are masked and may be NaN."""
     if site.mask is None:
@@ -155,20 +209,28 @@ def _unmasked(site: Site) -> Tensor:
     return torch.where(inside, site.value, torch.zeros((), dtype=site.value.dtype))
 
 
-def reach_of(site: Site, cells: Tensor, reference: Tensor | float, count: int) -> Tensor | None:
+def reach_of(
+    site: Site, cells: Tensor, reference: Tensor | Frame | float, count: int
+) -> Tensor | None:
     """How far the data of each cell lie from the reference, ``(C,)`` or ``(C, D)``.
 
     Where precisions are known, in standard deviations, next to the root of the largest precision:
-    ``(C, 2)``. None for families without a location.
+    ``(C, 2)``. Of counts it is their size. None for families with neither.
     """
-    if site.form is None or not isinstance(site.form.family, NORMAL):
+    if site.form is None or not _is_known(site):
         return None
     rank = len(site.layout.outer) + site.layout.inner
     statistics, _ = statistics_of(site, site.value, reference)
     statistics = statistics.nan_to_num()
-    if isinstance(site.form.family, Location):
+    if isinstance(reference, Frame):
+        squares = Regression.products(statistics, len(reference.centre) + 1)
+        far = squares.diagonal(dim1=-2, dim2=-1).sqrt()
+    elif isinstance(site.form.family, Location):
         root = statistics[..., 1].sqrt()
         far = torch.stack([statistics[..., 0].abs() / root.clamp_min(1e-300), root], -1)
+    elif counts(site):
+        is_poisson = isinstance(site.form.family, Rate)  # next to counts are exposures
+        far = statistics[..., :1] if is_poisson else statistics.sum(-1, keepdim=True)
     else:
         size = 1 if isinstance(site.form.family, Normal) else site.value.shape[-1]
         far = statistics[..., 1 : 1 + size].abs()
@@ -178,13 +240,17 @@ def reach_of(site: Site, cells: Tensor, reference: Tensor | float, count: int) -
     far = far.expand(*cells.shape, far.shape[-1]).reshape(-1, far.shape[-1])
     index = cells.reshape(-1, 1).expand(far.shape)
     reach = far.new_zeros(count, far.shape[-1]).scatter_reduce_(0, index, far, "amax")
-    return reach.squeeze(-1) if isinstance(site.form.family, Normal) else reach
+    return reach.squeeze(-1) if isinstance(site.form.family, Normal) or counts(site) else reach
 
 
 def _density_lost(group: Group, params: Params) -> bool:
     """Whether the log densities of a group at ``params`` are small differences of large terms."""
     if group.reach is None:
         return False
+    if isinstance(group.family, Regression):
+        return density_lost(group, params, LARGEST)
+    if not isinstance(group.family, NORMAL):
+        return bool((group.reach > MANY).any())
     away = group.slot_values(params)[0].abs()
     if isinstance(group.family, Location):
         terms = (group.reach[:, 0] + group.reach[:, 1] * away).square()
@@ -199,6 +265,8 @@ def _density_lost(group: Group, params: Params) -> bool:
 
 def _scatter_lost(group: Group, sums: Tensor) -> bool:
     """Whether the scatter of a cell is a small difference of large sums about the reference."""
+    if isinstance(group.family, Regression) and group.frame is not None:
+        return scatter_lost(sums, len(group.frame.centre), LARGEST)
     if isinstance(group.family, Normal):
         n, s, q = sums.unbind(-1)
         left = q - s.square() / n.clamp_min(1e-300)

@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ember.inference.maximisation import updates
+from ember.inference.ownership import sets_of_parameters
 from ember.inference.plan import Plan
 
 __all__ = ["check_local_parameters", "check_rows", "check_settable"]
 
 
 def check_rows(plan: Plan) -> None:
-    """Refuses fewer than two rows, and latents with more states than rows.
+    """Refuses fewer than two rows, and latents with more states of their own than rows.
+
+    States that have no parameters of their own, such as the values of a grid, may be any number.
 
     Raises:
         ValueError: Naming the plate or the latent site.
@@ -29,7 +32,9 @@ def check_rows(plan: Plan) -> None:
         states, plates = plan.sizes[symbol], plan.sites[name].plates
         places = math.prod(plan.sizes[plate] for plate in plates)
         stepwise = name in plan.structure.steps or name in plan.chains
-        if plan.row in plates and states > places and not stepwise:
+        if plan.row not in plates or states <= places or stepwise:
+            continue
+        if sets_of_parameters(plan, name) > places:
             raise ValueError(
                 f"latent site '{name}' has {states} states but occurs in only {places} rows; "
                 "use fewer components, or pass more rows."
