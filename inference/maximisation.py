@@ -24,7 +24,7 @@ from ember.inference import newton
 from ember.inference.conditioning import directions
 from ember.inference.conjugacy import pseudo_statistics
 from ember.inference.coordinates import Coordinates
-from ember.inference.degeneracy import Judged, check_maximiser, check_scales, least_variance
+from ember.inference.degeneracy import Judged, check_maximiser, check_scales
 from ember.inference.families import contribution_to_maximiser
 from ember.inference.least_squares import solve_coefficients
 from ember.inference.plan import Plan
@@ -307,7 +307,7 @@ def _coefficients_of_slot(
                 for c in coefficients
             ]
         total = [a + b for a, b in zip(total, coefficients, strict=True)] if total else coefficients
-        if usage.slot == 1 and (least := least_variance(group, sums)) is not None:
+        if usage.slot == 1 and (least := group.resolution()) is not None:
             index = own.reshape(-1, *(1,) * (floor.dim() - 1)).expand(least[cells].shape)
             floor.scatter_reduce_(0, index, least[cells], "amax")
     return total, floor
@@ -397,7 +397,7 @@ def _numerical(
     if best is not None:
         reached = float(objective(best).detach())
     else:
-        here = torch.linalg.lstsq(along, start.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+        here = torch.linalg.solve_triangular(along, start.unsqueeze(-1), upper=True)[:, 0]
         units = coordinates.units(here, slope)
 
         def negative(x: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
