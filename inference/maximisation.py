@@ -33,7 +33,7 @@ from ember.inference.slots import Slot
 from ember.inference.statistics import Group, Statistics
 from ember.inference.structure import Parameter
 from ember.inference.superposition import Superposed, SuperposedRate
-from ember.inference.supports import all_within, is_natural, shown
+from ember.inference.supports import all_within, base_support, is_natural, shown
 
 __all__ = ["Update", "maximise", "updates"]
 
@@ -278,7 +278,19 @@ def _closed_form(
         value = torch.where(torch.isnan(value), params[update.name], value)
     if bool(idle.any()):
         value = torch.where(idle.reshape(shape), params[update.name], value)
-    return value
+    return _with_density(plan, update.name, value)
+
+
+def _with_density(plan: Plan, name: str, value: Tensor) -> Tensor:
+    """A value, off the upper bound of a uniform prior, where Pyro's density is zero."""
+    prior = plan.priors.get(name)
+    if prior is None or prior.site.density is None:
+        return value
+    if not isinstance(prior.site.density.base, dist.Uniform):
+        return value
+    support = base_support(plan.structure.parameters[name].support)
+    bound = torch.as_tensor(support.upper_bound, dtype=value.dtype)
+    return torch.minimum(value, torch.nextafter(bound, bound - 1.0))
 
 
 def _coefficients_of_slot(
@@ -377,7 +389,8 @@ def _numerical(
     def objective(way: Tensor) -> Tensor:
         moved = {**params, **coordinates.unflatten(start + along @ way)}
         try:
-            return -plan.expected_log_joint(statistics, moved)
+            # A flat prior, where that is all a parameter enters, has no gradient but zero.
+            return -plan.expected_log_joint(statistics, moved) + 0.0 * way.sum()
         except ValueError:  # rounding has taken a value to the edge of its prior's support
             return way.sum() * 0.0 + torch.inf
 

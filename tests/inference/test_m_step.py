@@ -385,3 +385,28 @@ def test_a_flat_prior_and_a_param_give_the_same_estimate() -> None:
     right = EM(free, init=start).fit(data)
     for name in start:
         torch.testing.assert_close(left.params[name], right.params[name], rtol=1e-10, atol=0)
+
+
+def test_a_parameter_that_only_a_flat_prior_knows_is_left_alone() -> None:
+    def model(x: torch.Tensor) -> None:
+        pyro.sample("unused", dist.Uniform(0.0, 1.0))
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    fit = EM(model).fit(torch.tensor([1.0, 4.0, 2.0]))
+    assert 0.0 < float(fit.params["unused"]) < 1.0
+    assert float(fit.params["rate"]) == pytest.approx(8.0 / 4.0)
+
+
+def test_a_probability_of_one_has_a_density_under_a_uniform_prior() -> None:
+    # The density of Pyro's Uniform is zero at its upper bound.
+    def model(x: torch.Tensor) -> None:
+        p = pyro.sample("p", dist.Uniform(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Bernoulli(p), obs=x)
+
+    fit = EM(model).fit(torch.ones(3))
+    assert fit.converged
+    assert float(fit.params["p"]) == pytest.approx(1.0, abs=1e-15)
+    assert fit.log_posterior == pytest.approx(0.0, abs=1e-12)
