@@ -61,6 +61,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--models", type=int, default=1, help="how many seeds")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--every", type=int, default=100, help="print the table after so many")
     parser.add_argument("--show", action="store_true", help="print each model with its data")
     options = parser.parse_args()
     outcomes = []
@@ -76,6 +77,8 @@ def main() -> int:
             print(
                 f"seed {outcome.seed}: {outcome.fate}: {outcome.reason} ({outcome.seconds:.1f} s)"
             )
+        if len(outcomes) % options.every == 0 and len(outcomes) < options.models:
+            print(table(outcomes))
         sys.stdout.flush()
     print(table(outcomes))
     return int(any(outcome.faults for outcome in outcomes))
@@ -90,8 +93,9 @@ def table(outcomes: list[Outcome]) -> str:
         counts = [sum(o.fate == fate for o in own) for fate in fates]
         counts.append(sum(bool(o.faults) for o in own))
         lines.append(f"{name:20}{len(own):>8}" + "".join(f"{count:>15}" for count in counts))
-    refusals = collections.Counter(o.reason for o in outcomes if o.fate == "refused")
-    lines += [f"refused {count:>4}: {reason}" for reason, count in refusals.most_common()]
+    for fate in ("refused", "not converged"):
+        reasons = collections.Counter(o.reason for o in outcomes if o.fate == fate)
+        lines += [f"{fate} {count:>4}: {reason}" for reason, count in reasons.most_common()]
     wrong = [str(o.seed) for o in outcomes if o.faults]
     lines.append(f"disagreements: {len(wrong)}" + (f" (seeds {', '.join(wrong)})" if wrong else ""))
     slowest = sorted(outcomes, key=lambda o: -o.seconds)[:5]

@@ -53,7 +53,9 @@ def run(seed: int, structure: str | None = None) -> Outcome:
         outcome.reason = fit.stop_reason
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            outcome.faults += list(_faults(case, fit))
+            found: list[str] = []
+            _guarded(outcome, "check", lambda: found.extend(_faults(case, fit)))
+            outcome.faults += found
     outcome.seconds = time.perf_counter() - start
     return outcome
 
@@ -68,14 +70,17 @@ def _guarded(outcome: Outcome, what: str, call: Any) -> Any:
         return call()
     except (ValueError, TypeError) as error:
         message = str(error)
-        outcome.fate, outcome.reason = "refused", message
+        if what == "fit":
+            outcome.fate, outcome.reason = "refused", message
+        elif what != "predict" and what != "sample":
+            outcome.faults.append(f"{what} refused: {message[:300]}")
         if not _is_sentence(message):
             outcome.faults.append(
                 f"{what}: not a sentence: {type(error).__name__}: {message[:300]}"
             )
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        outcome.fate = "raised"
+        outcome.fate = "raised" if what == "fit" else outcome.fate
         place = f"{where.filename.rpartition('/')[2]}:{where.lineno}"
         outcome.faults.append(f"{what}: raw {type(error).__name__}: {str(error)[:200]} ({place})")
     return None
@@ -146,7 +151,7 @@ def _posteriors(case: Case, fit: Fit, oracle: Oracle) -> Iterator[str]:
         right, counted = right / total, total.squeeze(-1) > 1e-6
         if name.endswith("_unobserved"):  # where the label is known there is nothing to infer
             counted &= ~case.data["known"]
-        found = fit.posterior(name).probs
+        found = fit.posterior(name.removesuffix("_unobserved")).probs
         if found.squeeze().shape != right.squeeze().shape:  # plates without size may be left out
             yield f"posterior of {name} has shape {tuple(found.shape)}, right {tuple(right.shape)}"
             continue

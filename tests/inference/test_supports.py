@@ -189,3 +189,36 @@ def test_which_supports_a_closed_form_cannot_leave() -> None:
     assert not is_natural("rate", "power 1", constraints.interval(0.0, torch.ones(2)))
     assert not is_natural("rate", "exp", constraints.positive)
     assert not is_natural("matrix", "identity", constraints.corr_matrix)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0], ids=["closed form", "numerical"])
+@pytest.mark.parametrize("rows", [3, 10])
+def test_an_estimate_may_lie_at_the_upper_bound_of_a_uniform_prior(power: float, rows: int) -> None:
+    def model(x: Tensor) -> None:  # all succeed: the likelihood rises to p = 1, and so to 1
+        p = pyro.sample("p", dist.Uniform(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Bernoulli(p**power), obs=x)
+
+    fit = EM(model, seed=0).fit(torch.ones(rows))
+    assert fit.converged, fit.stop_reason
+    assert float(fit.params["p"]) == pytest.approx(1.0, abs=1e-9)
+    assert fit.log_posterior == pytest.approx(0.0, abs=1e-9)
+    assert dist.Uniform(0.0, 1.0).log_prob(fit.params["p"]) == 0.0  # Pyro agrees that it may
+
+
+def test_survival_of_animals_that_all_live_is_one() -> None:
+    seen = torch.tensor([[1.0, 1, 0, 1], [1, 0, 1, 1], [1, 1, 1, 0]], dtype=torch.float64)
+
+    def model(seen: Tensor) -> None:  # capture and recapture, survival by year
+        recapture = pyro.sample("recapture", dist.Uniform(0.0, 1.0))
+        alive, animals = torch.ones(3), pyro.plate("animals", 3)
+        for t in pyro.markov(range(1, 4)):
+            survival = pyro.sample(f"survival_{t}", dist.Uniform(0.0, 1.0))
+            with animals:
+                alive = pyro.sample(f"alive_{t}", dist.Bernoulli(survival * alive))
+                pyro.sample(f"seen_{t}", dist.Bernoulli(recapture * alive), obs=seen[:, t])
+
+    fits = [EM(model, o, seed=0).fit(seen) for o in ("map", "mle")]
+    for fit in fits:  # with a prior that is flat the mode is the maximum of the likelihood
+        assert fit.converged, fit.stop_reason
+        assert fit.log_likelihood == pytest.approx(fits[1].log_likelihood, rel=1e-7)
