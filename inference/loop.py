@@ -160,8 +160,8 @@ class Loop:
                 return judge.failed(way.current, StopReason.FAILED, why)
             failure = monitor.failure(way.current.objective, step.statistics.objective)
             if failure is not None:
-                why = self._explained(failure, way.current, step.statistics, em)
-                return judge.failed(way.current, *why)
+                stop, why = self._explained(failure, way.current, step.statistics, em)
+                return judge.failed(way.current, stop, why)
             way.take(step.statistics)
             tick(way.current.objective)
             reason = monitor.check(way.current.objective, step.movement)

@@ -16,6 +16,7 @@ __all__ = [
     "base_support",
     "ends",
     "is_natural",
+    "is_real",
     "shown",
 ]
 
@@ -41,6 +42,11 @@ def is_natural(kind: str, link: str, support: Any) -> bool:
     if kind == "probability":
         return _bounds(base) == (0.0, 1.0)
     return _is_one_of(base, ("simplex",) if kind == "simplex" else MATRICES)
+
+
+def is_real(base: Any) -> bool:
+    """Whether a base support is the real line, or a space of real vectors."""
+    return _is_one_of(base, REAL)
 
 
 def ends(support: Any) -> tuple[str, str]:
