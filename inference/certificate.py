@@ -196,7 +196,8 @@ def rounding(e_step: EStep, statistics: Statistics) -> float:
     values = [statistics.objective]
     for _ in range(JITTERS):
         moved = {
-            name: value * (1.0 + 4e-16 * torch.randn(value.shape, generator=generator))
+            name: value
+            * (1.0 + 4e-16 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
             for name, value in statistics.params.items()
         }
         found = evaluated(e_step, moved)
@@ -263,7 +264,8 @@ def _equilibrated(
     generator = torch.Generator().manual_seed(0)
     units = active.to(torch.float64)
     for _ in range(PROBES):
-        probe = 2.0 * torch.randint(2, active.shape, generator=generator) - 1.0
+        signs = torch.randint(2, active.shape, generator=generator)
+        probe = 2.0 * signs.to(units.dtype) - 1.0
         length = (units * product(units * probe)).abs()
         if not bool(length.isfinite().all()):
             return None

@@ -1,4 +1,4 @@
-"""The mode in unconstrained coordinates: Pyro's own potential energy, of which it is the minimum."""
+"""The mode in unconstrained coordinates: the minimum of the energy in which NUTS moves."""
 
 from typing import Any
 
