@@ -34,6 +34,7 @@ from ember.inference.options import (
     check_assignment,
     check_choice,
     check_escape,
+    check_mode,
     check_options,
 )
 from ember.inference.plan import Plan
@@ -98,6 +99,12 @@ class EM:
             ``fit.history`` is the classification objective, ``max_z log p(x, z | params)`` plus
             the log prior, by which starts are compared too, and ``fit.log_likelihood`` is
             ``log p(x | params)`` at the end, as for any fit.
+        mode: The coordinates in which the MAP estimate is the mode of the posterior density. With
+            "constrained" those in which the model declares its sites, as for ``AutoDelta``. With
+            "unconstrained" those of ``biject_to(support)``, in which NUTS and
+            ``AutoLaplaceApproximation`` work: the density is multiplied by the Jacobian, which
+            ``fit.log_posterior`` and ``fit.history`` contain. A Dirichlet or Beta prior with
+            concentrations below 1 has a mode in these alone.
         escape: None, or "split-merge": after convergence, try for a better optimum by merging two
             components and splitting a third (plain mixtures; Ueda et al. 2000, Neural
             Computation 12, 2109-2128).
@@ -145,6 +152,7 @@ class EM:
         restarts: int = 1,
         anneal: Sequence[float] | None = None,
         assignment: str = "soft",
+        mode: str = "constrained",
         escape: str | None = None,
         accelerate: str | None = "auto",
         tol: float = TOLERANCE,
@@ -159,6 +167,8 @@ class EM:
         self.anneal = tuple(anneal or ())
         check_assignment(assignment, accelerate)
         check_escape(escape, assignment)
+        check_mode(mode, objective)
+        self.mode = mode
         self.assignment, self.escape = assignment, escape
         self.accelerate, self.tol, self.max_iter = accelerate, tol, max_iter
         self.seed, self.progress = seed, progress
@@ -167,7 +177,8 @@ class EM:
     @property
     def name(self) -> str:
         """How tables and pictures call this method."""
-        return f"EM ({self.objective.upper()})"
+        mode = ", unconstrained" if self.mode == "unconstrained" else ""
+        return f"EM ({self.objective.upper()}{mode})"
 
     @property
     def _hard(self) -> bool:
@@ -302,6 +313,7 @@ class EM:
         check_choice("objective", self.objective, OBJECTIVES)
         arguments = prepare(args, kwargs)
         plan = build_plan(self.model, arguments, self.objective, self.integrate, misread=misread)
+        plan.notes["unconstrained"] = self.mode == "unconstrained"
         check_local_parameters(plan, self.integrate)
         check_settable(plan)
         warn_of_cuts(plan, 4)

@@ -26,6 +26,7 @@ from ember.inference.conjugacy import pseudo_statistics
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import Judged, check_maximiser, check_scales
 from ember.inference.families import contribution_to_maximiser
+from ember.inference.jacobians import pseudo_jacobian, stays_closed
 from ember.inference.least_squares import solve_coefficients
 from ember.inference.plan import Plan
 from ember.inference.shapes import append_dims
@@ -35,7 +36,7 @@ from ember.inference.structure import Parameter
 from ember.inference.superposition import Superposed, SuperposedRate
 from ember.inference.supports import all_within, base_support, is_natural, shown
 
-__all__ = ["Update", "maximise", "updates"]
+__all__ = ["IN_SUPPORT", "Update", "maximise", "updates"]
 
 EVENT_DIM = {"sticks": 1, "simplex": 1, "vector": 1, "matrix": 2}
 IN_SUPPORT = "closed form in support"
@@ -158,6 +159,10 @@ def _choose(plan: Plan, parameter: Parameter) -> Update:
     reason = f"conjugate: {', '.join(fed)}" if prior else f"exponential family: {', '.join(fed)}"
     if prior is not None and prior.site.density is not None:
         reason += f" with {type(prior.site.density.base).__name__} prior"
+    if prior is not None and plan.notes.get("unconstrained"):
+        if not stays_closed(first.kind, link, parameter.support):
+            return Update(name, "numerical", f"the Jacobian of {shown(parameter.support)}")
+        reason += ", times the Jacobian" if pseudo_jacobian(first.kind, link) else ""
     if is_natural(first.kind, link, parameter.support):
         return Update(name, "closed form", reason, first.kind, link, usages)
     reason += f"; numerical where it leaves the support {shown(parameter.support)}"
@@ -225,7 +230,10 @@ def _is_conjugate(plan: Plan, name: str, kind: str, link: str) -> bool:
     if site.density is None:
         return False
     start = {n: p.start for n, p in plan.structure.parameters.items()}
-    return pseudo_statistics(kind, link, site.density.distribution(start)) is not None
+    found = pseudo_statistics(kind, link, site.density.distribution(start))
+    if plan.notes.get("unconstrained") and found == [] and pseudo_jacobian(kind, link):
+        return False  # a flat prior has no coefficients to which the Jacobian could add
+    return found is not None
 
 
 def _closed_form(
@@ -263,19 +271,7 @@ def _closed_form(
         value = torch.where(torch.isnan(value), params[update.name], value)
     if bool(idle.any()):
         value = torch.where(idle.reshape(shape), params[update.name], value)
-    return _with_density(plan, update.name, value)
-
-
-def _with_density(plan: Plan, name: str, value: Tensor) -> Tensor:
-    """A value, off the upper bound of a uniform prior, where Pyro's density is zero."""
-    prior = plan.priors.get(name)
-    if prior is None or prior.site.density is None:
-        return value
-    if not isinstance(prior.site.density.base, dist.Uniform):
-        return value
-    support = base_support(plan.structure.parameters[name].support)
-    bound = torch.as_tensor(support.upper_bound, dtype=value.dtype)
-    return torch.minimum(value, torch.nextafter(bound, bound - 1.0))
+    return value
 
 
 def _coefficients_of_slot(
@@ -350,13 +346,18 @@ def _pseudo(
     if prior.site.mask is not None:
         weight = weight * prior.site.mask
     assert found is not None
+    extra = pseudo_jacobian(update.kind, update.link) if plan.notes.get("unconstrained") else []
+    extra = extra or [0.0] * len(found)
     if not weight.dim():
-        return [weight * pseudo for pseudo in found]
+        return [weight * pseudo + more for pseudo, more in zip(found, extra, strict=True)]
     shape = plan.structure.parameters[update.name].shape
     # The prior of each stick is a site's entry of its own, with a weight of its own.
     lead = len(shape) - (0 if update.kind == "sticks" else EVENT_DIM.get(update.kind, 0))
     full = weight.expand(shape[:lead])
-    return [append_dims(full, max(pseudo.dim() - lead, 0)) * pseudo for pseudo in found]
+    return [
+        append_dims(full, max(pseudo.dim() - lead, 0)) * pseudo + more
+        for pseudo, more in zip(found, extra, strict=True)
+    ]
 
 
 def _numerical(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference import jacobians
 from ember.inference.expectation.chain import Potentials
 from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale, align
@@ -383,6 +384,9 @@ class Plan:
             else:
                 log_prob = asked[name]
             total = total + (log_prob * prior.scale).sum()
+        if self.notes.get("unconstrained"):
+            parameters = self.structure.parameters
+            total = total + jacobians.total({n: parameters[n].support for n in self.priors}, params)
         return total
 
     def expected_log_joint(self, statistics: Statistics, params: Params) -> Tensor:
