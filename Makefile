@@ -12,7 +12,13 @@ DIGEST := $(shell { pwd; cat pyproject.toml constraints.txt; \
     find models inference -type f ! -name '*.py[co]' ! -name '.*' | LC_ALL=C sort; } | cksum | tr ' ' -)
 READY  := build/ready-$(DIGEST)
 
-.PHONY: test demo lint tutorials bench clean
+# Random models against Pyro's enumeration.  One of them again, as a program of its own:
+# .venv/bin/python -m tests.fuzz --seed 17 --show
+SEED   ?= 0
+MODELS ?= 1000
+JOBS   ?= $(shell nproc 2>/dev/null || echo 1)
+
+.PHONY: test demo lint tutorials bench fuzz clean
 .DEFAULT_GOAL := test
 
 # One thread for each worker: the tensors of the tests are small, and the workers fill the cores.
@@ -41,6 +47,9 @@ bench: $(READY)
 	@for script in tests/benchmarks/bench_*.py; do \
 	    OMP_WAIT_POLICY=passive .venv/bin/python "$$script" || exit 1; \
 	done
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) tests.fuzz --seed $(SEED) --models $(MODELS) --jobs $(JOBS)
 
 clean:
 	rm -rf .venv build dist pyro_ember.egg-info

@@ -11,9 +11,10 @@ import pyro
 import scipy.sparse
 import torch
 from torch import Tensor
+from torch.distributions import transform_to
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Arguments", "Promoted", "prepare", "sheltered"]
+__all__ = ["Arguments", "Promoted", "declare_from_outside", "prepare", "sheltered"]
 
 
 class Arguments(NamedTuple):
@@ -88,15 +89,14 @@ def _convert(value: Any, where: str) -> Any:
             )
         if np.ma.is_masked(value):  # of integers too: NaN alone says that an entry is missing
             value = np.ma.filled(value.astype("float64"), np.nan)
-        value = np.ascontiguousarray(value)
-        # Data frames hand out read-only views, of which torch makes no tensor without complaint.
-        value = torch.from_numpy(value if value.flags.writeable else value.copy())
+        value = torch.from_numpy(np.array(value, order="C"))
     if scipy.sparse.issparse(value):
         value = _sparse_tensor(value)
     if isinstance(value, Tensor):
-        if value.requires_grad:  # data are constants, with respect to which none is recorded
-            value = value.detach()
-        return value.double() if value.is_floating_point() else value
+        # Data are constants, with respect to which no gradient is recorded; and what was read from
+        # them must go with them, whatever the user does to his own tensor later.
+        kind = torch.float64 if value.is_floating_point() else value.dtype
+        return value.detach().to(kind, copy=True)
     if type(value) is dict:
         return {key: _convert(item, f"{where}[{key!r}]") for key, item in value.items()}
     if type(value) in (list, tuple):
@@ -175,15 +175,32 @@ def sheltered(seed: int | None = None, data: Any = ()) -> Iterator[None]:
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     if _elements(data) < ONE_THREAD:
         torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+    store = pyro.get_param_store()
+    _outside.append((store._params, store._constraints))
+    with torch.random.fork_rng(devices=[]), store.scope():
         torch.set_default_dtype(torch.float64)
         if seed is not None:
             torch.manual_seed(seed)
         try:
             yield
         finally:
+            _outside.pop()
             torch.set_default_dtype(dtype)
             torch.set_num_threads(threads)
+
+
+# The parameter stores that are sheltered, outermost first: unconstrained values and constraints.
+_outside: list[tuple[Mapping[str, Tensor], Mapping[str, Any]]] = []
+
+
+def declare_from_outside(name: str) -> bool:
+    """Copies a parameter from a sheltered store into the one at hand; says whether there is one."""
+    store = pyro.get_param_store()
+    for values, supports in _outside:
+        if name in values and name not in store:
+            value = transform_to(supports[name])(values[name].detach())
+            store.setdefault(name, value.clone().double(), supports[name])
+    return name in store
 
 
 def _elements(data: Any) -> int:

@@ -7,32 +7,23 @@ up in ``ember.models``, ``--model path/to/file.py:function`` in that file.
 import argparse
 import importlib
 import importlib.util
-import inspect
-import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
-
 from ember.inference.command_line import help_text, parse
 from ember.inference.comparison import Comparison, Method, compare
 from ember.inference.em import EM
-from ember.inference.fit import Fit
-from ember.inference.plotting import draw_fits
+from ember.inference.model_data import ModelData, UsageError, model_data
+from ember.inference.output_files import write, write_fit
 from ember.inference.svi import SVI
-from ember.inference.tables import old_faithful, read_table
+from ember.inference.tables import check_path, old_faithful
 
 __all__ = ["main"]
 
 MODELS = "ember.models"
-
-
-class UsageError(Exception):
-    """Something that the user gave cannot be used; the message is one sentence."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,9 +82,7 @@ def _warm_up(model: Callable[..., Any]) -> None:
 
 
 def _fit(options: argparse.Namespace) -> None:
-    model = _model(options.model)
-    output = _output(options.output, (".json", ".png"))
-    table, kwargs = _arguments(options, model)
+    model, output, data = _prepared(options, (".json", ".png", ".csv", ".parquet"))
     em = EM(
         model,
         options.objective,
@@ -101,21 +90,18 @@ def _fit(options: argparse.Namespace) -> None:
         seed=options.seed,
         progress=sys.stderr.isatty(),
     )
-    fit = em.fit(*_data(table, options.model), **kwargs)
+    fit = em.fit(*data.args, **data.kwargs)
+    data.say_notes(_say)
     print(fit)
-    if output is None:
-        return
-    if output.suffix == ".json":
-        _write(output, lambda: output.write_text(json.dumps(_as_json(fit), indent=2) + "\n"))
-    else:
-        figure = draw_fits({fit.method: fit}, {fit.method: fit.params}, tuple(table.columns))
-        _write(output, lambda: figure.savefig(output, dpi=150))
+    if data.labels:
+        print(data.legend())
+    if output is not None:
+        write_fit(fit, data, output)
+        _say(f"wrote {output}")
 
 
 def _compare(options: argparse.Namespace) -> None:
-    model = _model(options.model)
-    output = _output(options.output, (".png",))
-    table, kwargs = _arguments(options, model)
+    model, output, data = _prepared(options, (".png",))
     common: dict[str, Any] = {"seed": options.seed, "progress": sys.stderr.isatty()}
     methods: list[Method] = [
         EM(model, "mle", restarts=options.restarts, **common),
@@ -123,10 +109,24 @@ def _compare(options: argparse.Namespace) -> None:
         SVI(model, "delta", steps=options.steps, **common),
         SVI(model, "normal", steps=options.steps, **common),
     ]
-    comparison = compare(methods, *_data(table, options.model), **kwargs)
+    comparison = compare(methods, *data.args, **data.kwargs)
+    data.say_notes(_say)
     print(comparison)
-    if output is not None:
-        _save_picture(comparison, output)
+    if data.labels:
+        print(data.legend())
+    _save_picture(comparison, output)
+
+
+def _prepared(
+    options: argparse.Namespace, suffixes: Sequence[str]
+) -> tuple[Callable[..., Any], Path | None, ModelData]:
+    """The model, where the result goes, and the data: all that can be wrong before any work."""
+    check_path(options.data)
+    model = _model(options.model)
+    output = _output(options.output, suffixes)
+    if output is not None and output.resolve() == Path(options.data).resolve():
+        raise UsageError(f"--output {output} is the file of the data; choose another name.")
+    return model, output, model_data(options, model)
 
 
 # -- what the user names ------------------------------------------------------------------------
@@ -173,70 +173,6 @@ def _function(module: Any, name: str, path: str) -> Callable[..., Any]:
     return function
 
 
-def _arguments(
-    options: argparse.Namespace, model: Callable[..., Any]
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The data, and the model's keyword arguments, checked against its signature."""
-    kwargs = dict(_option(text) for text in options.option)
-    parameters = inspect.signature(model).parameters
-    names = list(parameters)[1:]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if options.components is not None:
-        # Chains call their number of components "states".
-        count = "states" if "states" in names and "components" not in names else "components"
-        if kwargs.setdefault(count, options.components) != options.components:
-            raise UsageError(f"--components and --option {count}=... disagree; give one of them.")
-    for name in kwargs:
-        if name not in names and not takes_any:
-            raise UsageError(
-                f"model '{options.model}' has no option '{name}'; "
-                f"its options are {', '.join(names) or 'none'}."
-            )
-    for name in names:
-        parameter = parameters[name]
-        collects = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if parameter.default is parameter.empty and not collects and name not in kwargs:
-            give = f"--{name} N" if name == "components" else f"--option {name}=..."
-            give = "--components N" if name == "states" else give
-            raise UsageError(f"model '{options.model}' needs '{name}'; give it with {give}.")
-    columns = None
-    if options.columns is not None:
-        columns = [name.strip() for name in options.columns.split(",")]
-    if options.frequency is None:
-        return read_table(options.data, columns, _say), kwargs
-    if "frequency" not in names:
-        raise UsageError(f"model '{options.model}' takes no frequencies; leave out --frequency.")
-    if columns is not None and options.frequency not in columns:
-        columns.append(options.frequency)
-    table = read_table(options.data, columns, _say)
-    if options.frequency not in table.columns or table.shape[1] < 2:
-        raise UsageError(
-            f"--frequency names '{options.frequency}', which is no column of numbers beside the "
-            f"data; the columns are {', '.join(table.columns)}."
-        )
-    kwargs["frequency"] = torch.from_numpy(table.pop(options.frequency).to_numpy(copy=True))
-    return table, kwargs
-
-
-def _data(table: pd.DataFrame, model: str) -> tuple[Any, ...]:
-    """The table as the model takes it: a single column of a chain of counts is a vector."""
-    takes_vectors = model in ("hidden_markov_poisson", "hidden_markov_categorical")
-    if takes_vectors and table.shape[1] == 1:
-        return (table.iloc[:, 0],)
-    return (table,)
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """``key=value``, the value read as JSON where it is JSON, else as a word."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise UsageError(f"--option {text} is not of the form key=value.")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
-
-
 # -- what is written ----------------------------------------------------------------------------
 
 
@@ -254,29 +190,8 @@ def _output(path: str | None, suffixes: Sequence[str]) -> Path | None:
 
 def _save_picture(comparison: Comparison, output: Path | None) -> None:
     if output is not None:
-        _write(output, lambda: comparison.plot().savefig(output, dpi=150))
-
-
-def _write(path: Path, save: Callable[[], Any]) -> None:
-    try:
-        save()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
-    _say(f"wrote {path}")
-
-
-def _as_json(fit: Fit) -> dict[str, Any]:
-    return {
-        "method": fit.method,
-        "params": {name: value.tolist() for name, value in fit.params.items()},
-        "log_likelihood": fit.log_likelihood,
-        "log_posterior": fit.log_posterior,
-        "converged": fit.converged,
-        "stop_reason": fit.stop_reason,
-        "iterations": fit.iterations,
-        "seconds": fit.seconds,
-        "history": fit.history.tolist(),
-    }
+        write(output, lambda: comparison.plot().savefig(output, dpi=150))
+        _say(f"wrote {output}")
 
 
 def _say(text: str) -> None:

@@ -14,7 +14,10 @@ examples:
   ember fit faithful.csv --components 2
   ember fit faithful.csv --components 2 --columns waiting --objective mle --output fit.json
   ember fit iris.csv --components 3 --option covariance=diag --restarts 10 --output iris.png
-  ember fit counts.csv --model hidden_markov_poisson --columns count --option states=3
+  ember fit counts.csv --model hidden_markov_poisson --columns count --components 3
+  ember fit messung.csv --sep ";" --decimal "," --components 2 --output rows.csv
+  ember fit answers.csv --model categorical_mixture --components 3
+  ember fit sales.csv --model regression_mixture --response sold --components 2 --output lines.png
   ember fit data.csv --model my_models.py:my_mixture --option groups=4
   ember compare faithful.csv --components 2 --output compared.png
 """
@@ -58,7 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     comparison = commands.add_parser("compare", help="EM and SVI on the same table")
     for command in (fit, comparison):
         _add_data_options(command)
-    fit.add_argument("--output", metavar="FILE", help="write the fit (.json) or a picture (.png)")
+    fit.add_argument(
+        "--output",
+        metavar="FILE",
+        help="write the fit (.json), a picture (.png), or the rows with their most probable state "
+        "and the probability of each (.csv, .parquet)",
+    )
     comparison.add_argument("--output", metavar="PNG", help="write a picture")
     for command, steps in ((demo, 1000), (comparison, 2000)):
         command.add_argument(
@@ -75,7 +83,23 @@ def _version() -> str:
 
 
 def _add_data_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("data", metavar="DATA", help="a .csv or .parquet file with numbers")
+    command.add_argument(
+        "data",
+        metavar="DATA",
+        help="a .csv, .tsv or .parquet file; true and false are 1 and 0; models of categories and "
+        "of yes-or-no items take words",
+    )
+    command.add_argument(
+        "--sep", metavar="CHAR", help="what stands between fields, or tab, or space; default: found"
+    )
+    command.add_argument(
+        "--decimal", choices=(".", ","), help="the decimal mark of numbers; default: found"
+    )
+    command.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first line holds the names of the columns; default: found",
+    )
     command.add_argument(
         "--components", type=_count, metavar="K", help="number of components (or states)"
     )
@@ -86,6 +110,9 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
         help="a name in ember.models, or path/to/file.py:function; default: gaussian_mixture",
     )
     command.add_argument("--columns", metavar="A,B", help="columns to use; default: all numeric")
+    command.add_argument(
+        "--response", metavar="COLUMN", help="of a regression; the other columns are covariates"
+    )
     command.add_argument(
         "--frequency", metavar="COLUMN", help="column that says how often each row was seen"
     )

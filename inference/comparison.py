@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from ember.inference.arguments import sheltered
 from ember.inference.fit import Fit
 from ember.inference.planning import build_plan
 from ember.inference.plotting import draw_fits
+from ember.inference.report import entry_label, named_labels
 
 __all__ = ["Comparison", "Method", "compare"]
 
@@ -66,7 +68,7 @@ class Comparison:
             return draw_fits(self.fits, self.params, self.columns)
 
     def __str__(self) -> str:
-        blocks = [_measures(self.table), _estimates(self.table, next(iter(self.fits)))]
+        blocks = [_measures(self.table), _estimates(self.table, *next(iter(self.fits.items())))]
         blocks.append("Log posterior: log likelihood + log prior density, for every method.")
         notes = [f"{name} failed: {message}" for name, message in self.errors.items()]
         notes += [fit.warning for fit in self.fits.values() if fit.warning]
@@ -156,9 +158,9 @@ def _named(methods: Any) -> dict[str, Method]:
 
 def _row(fit: Fit, params: Mapping[str, Tensor]) -> dict[str, Any]:
     entries = {
-        _label(name, index): float(value[tuple(index)])
+        entry_label(name, index): float(value[index])
         for name, value in params.items()
-        for index in _indices(value)
+        for index in np.ndindex(*value.shape)
     }
     return {
         "log likelihood": fit.log_likelihood,
@@ -185,19 +187,6 @@ def _log_prior(fit: Fit) -> float:
         plan = build_plan(structure.model, structure.arguments, "map", misread=misread)
     with torch.no_grad():
         return float(plan.log_prior(fit.params))
-
-
-def _indices(value: Tensor) -> list[list[int]]:
-    return [
-        [int(i) for i in index]
-        for index in torch.cartesian_prod(*(torch.arange(size) for size in value.shape))
-        .reshape(-1, value.dim())
-        .tolist()
-    ] if value.dim() else [[]]  # fmt: skip
-
-
-def _label(name: str, index: Sequence[int]) -> str:
-    return f"{name}[{', '.join(map(str, index))}]" if index else name
 
 
 def _column_names(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -229,10 +218,11 @@ def _shown(value: Any, show: Any) -> str:
     return "-" if pd.isna(value) else str(show(value))
 
 
-def _estimates(table: pd.DataFrame, reference: str) -> str:
+def _estimates(table: pd.DataFrame, reference: str, fit: Fit) -> str:
     """The second block: a line for each parameter entry, a column for each method."""
     fitted = table.dropna(subset=["log likelihood"])
     entries = fitted.drop(columns=[*MEASURES, "converged", "stop reason"]).T
+    entries = entries.rename(index=named_labels(fit.params, fit.axes))
     more = len(entries) - SHOWN
     text = entries.head(SHOWN).to_string(float_format="{:.6g}".format, na_rep="-", line_width=WIDTH)
     text = text.replace("method", "      ", 1)

@@ -36,18 +36,32 @@ def register_prior(kind: str, prior: type, link: str = "identity") -> Callable[[
     return register
 
 
-def pseudo_statistics(kind: str, link: str, prior: Any) -> list[Tensor] | None:
+def pseudo_statistics(
+    kind: str, link: str, prior: Any, origin: Tensor | None = None
+) -> list[Tensor] | None:
     """Coefficients that the prior adds to a slot, batch-shaped; None if it is not conjugate.
 
-    An improper flat prior adds nothing, whatever the slot: the empty list.
+    An improper flat prior adds nothing, whatever the slot: the empty list. The coefficients of a
+    location are those of its difference from the ``origin``, if one is given.
     """
     if isinstance(prior, dist.ImproperUniform):
         return []
     for cls in type(prior).__mro__:
         rule = _RULES.get((kind, link, cls))
         if rule is not None:
-            return rule(prior)
+            found = rule(prior)
+            return found if origin is None or found is None else _about(origin, kind, prior, found)
     return None
+
+
+def _about(origin: Tensor, kind: str, prior: Any, found: list[Tensor]) -> list[Tensor]:
+    """The coefficients of a location as those of its difference from the origin."""
+    linear, precision = found
+    normal = isinstance(prior, (dist.Normal, dist.MultivariateNormal))
+    away = prior.loc - origin if normal else -origin
+    is_vector = kind == "vector"
+    moved = (precision @ away.unsqueeze(-1)).squeeze(-1) if is_vector else precision * away
+    return [moved if normal else linear + moved, precision]
 
 
 @register_prior("simplex", dist.Dirichlet)
@@ -55,11 +69,13 @@ def _dirichlet(prior: Any) -> list[Tensor]:
     return [prior.concentration - 1.0]
 
 
+@register_prior("sticks", dist.Beta)
 @register_prior("probability", dist.Beta)
 def _beta(prior: Any) -> list[Tensor]:
     return [prior.concentration1 - 1.0, prior.concentration0 - 1.0]
 
 
+@register_prior("sticks", dist.Uniform)
 @register_prior("probability", dist.Uniform)
 def _uniform(prior: Any) -> list[Tensor] | None:
     if bool((prior.low == 0.0).all()) and bool((prior.high == 1.0).all()):

@@ -33,6 +33,11 @@ class StopReason(enum.Enum):
     NO_LATENTS = "converged: the model has no latent sites, so one M-step reaches the maximum"
     NO_PARAMETERS = "converged: the model has no parameters, so there is nothing to estimate"
     MAX_ITER = "not converged: max_iter was reached; raise max_iter or loosen tol"
+    UNSETTLED = "not converged: the objective no longer rises, but its gradient has not vanished"
+    INFINITE = "stopped: estimates run to infinity; these are the parameters reached so far"
+    UNBOUNDED = (
+        "stopped: the objective rises without bound; these are the parameters reached so far"
+    )
     DEGENERATE = "stopped: a component degenerated; these are the last good parameters"
     NON_FINITE = "stopped: the objective was not finite; these are the last good parameters"
     FAILED = "stopped: an iteration failed; these are the last good parameters"
@@ -57,7 +62,7 @@ class Monitor:
 
     Args:
         tol: Tolerance: relative to the objective for the gain still to come, and ten times it,
-            relative, for the parameters.
+            relative, for the parameters. At 0 there is no reason to stop.
     """
 
     tol: float
@@ -68,6 +73,8 @@ class Monitor:
 
     def check(self, objective: float, movement: Movement) -> StopReason | None:
         """The reason to stop after an iteration, or None to go on."""
+        if not self.tol:
+            return None
         scale = 1.0 + abs(objective)
         progress = objective - self._best
         self._stalled = 0 if progress > ROUNDING * scale else self._stalled + 1

@@ -12,6 +12,7 @@ from ember.inference.supports import base_support
 
 __all__ = ["Coordinates"]
 
+UNITLESS = 1e3  # no logarithm is larger
 LEAST = {"probability": 36.0, "positive": 230.0}  # logarithms as good as infinite
 
 
@@ -48,6 +49,12 @@ class Coordinates:
         is_positive = support in (constraints.positive, constraints.nonnegative)
         return LEAST["positive"] if is_positive else torch.inf
 
+    def slices(self) -> dict[str, Tensor]:
+        """Where the coordinates of each parameter stand in the vector."""
+        sizes = [shape.numel() for shape in self._shapes]
+        every = torch.arange(sum(sizes)).split(sizes)
+        return {p.name: own for p, own in zip(self._parameters, every, strict=True)}
+
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """The unconstrained vector, after any leading dims; infinite on a boundary."""
         free = [self._free(p, params[p.name]) for p in self._parameters]
@@ -81,21 +88,52 @@ class Coordinates:
         """
         return ~(vector.abs() < self._bounds)
 
+    def inside(self, vector: Tensor) -> Tensor:
+        """The vector with coordinates beyond their boundary brought back to it."""
+        return vector.clamp(-self._bounds, self._bounds)
+
+    def places(self, names: Container[str]) -> Tensor:
+        """Which coordinates belong to some of the parameters."""
+        each = zip(self._parameters, self._shapes, strict=True)
+        marks = [torch.full((shape.numel(),), p.name in names) for p, shape in each]
+        return torch.cat(marks) if marks else torch.zeros(0, dtype=torch.bool)
+
     def jittered(self, params: Mapping[str, Tensor], by: float = 0.01) -> dict[str, Tensor]:
         """Parameters with a little noise, relative to the size of each coordinate."""
         flat = self.flatten(params)
         noisy = flat + by * flat.abs().clamp_min(by) * torch.randn(flat.shape)
         return self.unflatten(torch.where(torch.isfinite(flat), noisy, flat))
 
-    def gradient(self, statistics: Statistics) -> Tensor:
+    def units(self, vector: Tensor, gradient: Tensor) -> Tensor:
+        """A number of each coordinate's own size, by which a search may measure it.
+
+        Logarithms and the like have no units. A real number has that of its site's largest; where
+        all are zero, a step that changes the objective by one.
+        """
+        units = []
+        sizes = [shape.numel() for shape in self._shapes]
+        pieces = zip(self._parameters, vector.split(sizes), gradient.split(sizes), strict=True)
+        for parameter, values, slopes in pieces:
+            largest = values.abs().amax() if len(values) else torch.zeros(())
+            if base_support(parameter.support) not in (constraints.real, constraints.real_vector):
+                largest = largest.clamp_min(1.0) if bool(largest > UNITLESS) else torch.ones(())
+            step = 1.0 / slopes.abs().amax() if len(values) else torch.ones(())
+            own = largest if bool(largest > 0.0) else step
+            units.append(own.nan_to_num(nan=1.0, posinf=1.0).expand(len(values)))
+        return torch.cat(units)
+
+    def gradient(self, statistics: Statistics, everywhere: bool = False) -> Tensor:
         """The gradient of the objective at ``statistics.params``, by Fisher's identity.
 
-        It is zero in the coordinates that are at rest.
+        Args:
+            statistics: Of the place.
+            everywhere: Whether to take it in coordinates at rest too, next to their boundary. It
+                is zero there otherwise.
         """
         point = self.flatten(statistics.params)
         rests = self.at_rest(point)
         # At infinity a derivative is infinity times zero; nearby it is zero, as it should be.
-        near = torch.where(rests, point.clamp(-self._bounds, self._bounds), point)
+        near = torch.where(rests, self.inside(point), point)
         with torch.enable_grad():
             free = near.requires_grad_()
             params = self.unflatten(free)
@@ -103,7 +141,8 @@ class Coordinates:
             (gradient,) = torch.autograd.grad(value, free)
         # A root of zero is where the square is flat, whatever the (infinite) slope of a logarithm.
         root = gradient.isnan() & (point == 0.0) if self._roots else False
-        return torch.where(rests | root, 0.0, gradient).detach()
+        still = root if everywhere else rests | root
+        return torch.where(torch.as_tensor(still), 0.0, gradient).detach()
 
     @staticmethod
     def distance(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:

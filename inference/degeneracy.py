@@ -1,6 +1,7 @@
 """Detects components that collapse or empty, before they turn into NaN."""
 
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,60 +9,95 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference.answers.sequences import base_name
-from ember.inference.families import Categorical, MultivariateNormal, Normal, Regression
+from ember.inference.families import Categorical, Regression
 from ember.inference.statistics import Group, Statistics
 from ember.inference.structure import Parameter
 from ember.inference.superposition import Superposed
 
 __all__ = [
     "Degenerate",
+    "Judged",
     "check_maximiser",
     "check_scales",
     "emptied_states",
     "idle_entries",
+    "least_variance",
     "near_singular",
+    "uncertainty",
 ]
 
 EMPTIED = 1e-6  # expected observations of a state
 MATRICES = (constraints.positive_definite, constraints.lower_cholesky)
 ILL_CONDITIONED = 1e7  # condition number of a matrix that eats up half the digits
-COLLAPSED = 1e-10  # variance of a component over the variance of all data, along any direction
+COLLAPSED = 1e-10  # variance about a line over that of all data
+SINGULAR = 1e-13  # variance of a column given others over its own: what rounding leaves of zero
+ROUNDED = 4.0 * torch.finfo(torch.float64).eps  # the same where a prior has a part in it
+
+BY_PRIOR = "use objective='map' with a proper prior, fewer components, or another start."
+BETTER_PRIOR = (
+    "give it a prior that rules this out (Gamma with a positive rate for a precision, Wishart for "
+    "a precision matrix), fewer components, or another start."
+)
 
 
 class Degenerate(ArithmeticError):
     """A component of a parameter site has no finite maximiser; the message names both."""
 
-    def __init__(self, site: str, component: str, what: str, index: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        site: str,
+        component: str,
+        what: str,
+        index: tuple[int, ...] = (),
+        remedy: str = BY_PRIOR,
+    ) -> None:
         self.site, self.component, self.index = site, component, index
         where = f"component {component} of site '{site}'" if component else f"site '{site}'"
-        super().__init__(
-            f"{where} {what}; use objective='map' with a proper "
-            "prior, fewer components, or another start."
-        )
+        super().__init__(f"{where} {what}; {remedy}")
 
 
-def check_maximiser(
-    site: str,
-    kind: str,
-    coefficients: list[Tensor],
-    rows_shape: torch.Size,
-    statistics: Statistics,
-) -> None:
-    """Raises ``Degenerate`` if the coefficients of a slot have no finite, interior maximiser."""
-    empty, bad, what = _judge(kind, coefficients, statistics)
-    for wrong, message in ((empty, "has emptied: no observation belongs to it"), (bad, what)):
+@dataclass(frozen=True)
+class Judged:
+    """The slot that is judged: of which site and kind, its rows, and whether a prior counts."""
+
+    site: str
+    kind: str
+    rows_shape: torch.Size
+    objective: str
+    has_prior: bool
+
+
+def check_maximiser(judged: Judged, coefficients: list[Tensor], least: Tensor) -> None:
+    """Raises ``Degenerate`` if the coefficients of a slot have no finite, interior maximiser.
+
+    Args:
+        judged: The slot.
+        coefficients: Those of every row, prior included.
+        least: The variance of every row (of a matrix: of each column) that is as good as none.
+    """
+    empty, bad, what = _judge(judged, coefficients, least)
+    for wrong, message in ((empty, _EMPTIED), (bad, what)):
         if bool(wrong.any()):
             row = int(wrong.reshape(-1).nonzero()[0])
-            index = [int(i) for i in torch.unravel_index(torch.tensor(row), rows_shape or (1,))]
+            shape = judged.rows_shape or (1,)
+            index = [int(i) for i in torch.unravel_index(torch.tensor(row), shape)]
             name = str(index[0]) if len(index) == 1 else str(tuple(index))
-            raise Degenerate(site, name, message, tuple(index))
+            raise Degenerate(judged.site, name, message, tuple(index), _remedy(judged, message))
 
 
-def _judge(
-    kind: str, coefficients: list[Tensor], statistics: Statistics
-) -> tuple[Tensor, Tensor, str]:
+def _remedy(judged: Judged, what: str) -> str:
+    if what == _UNBOUNDED:
+        return "give its prior concentrations of at least 1, or use objective='mle'."
+    if judged.objective == "mle":
+        return BY_PRIOR
+    if what == _EMPTIED:
+        return "give it a proper prior, fewer components, or another start."
+    return BETTER_PRIOR
+
+
+def _judge(judged: Judged, coefficients: list[Tensor], least: Tensor) -> tuple[Tensor, Tensor, str]:
     tiny = 1e-250
-    match kind:
+    match judged.kind:
         case "simplex":
             (counts,) = coefficients
             unbounded = (counts < 0).any(-1)
@@ -70,13 +106,16 @@ def _judge(
             a, b = coefficients
             unbounded = (a < 0) | (b < 0)
             return torch.zeros_like(unbounded), unbounded, _UNBOUNDED
+        case "sticks":
+            a, b = coefficients
+            unbounded = ((a < 0) | (b < 0)).any(-1)
+            return torch.zeros_like(unbounded), unbounded, _UNBOUNDED
         case "rate":
             a, b = coefficients
             empty = (a.abs() <= tiny) & (b.abs() <= tiny)
-            smallest = COLLAPSED * _smallest_variance(statistics)
             if bool((a < 0).any()):
                 return empty, a < 0, _UNBOUNDED
-            return empty, (b <= tiny) | (b <= smallest * a), _COLLAPSED
+            return empty, (b <= tiny) | (b <= least * a), _COLLAPSED
         case "location":
             _, precision = coefficients
             return precision <= tiny, ~torch.isfinite(precision), _COLLAPSED
@@ -86,9 +125,10 @@ def _judge(
             return empty, ~torch.isfinite(precision).flatten(1).all(-1), _COLLAPSED
         case _:
             n, scatter = coefficients
-            return n <= tiny, _is_singular(n, scatter, statistics), _SINGULAR
+            return n <= tiny, _is_singular(judged, n, scatter, least), _SINGULAR
 
 
+_EMPTIED = "has emptied: no observation belongs to it"
 _COLLAPSED = (
     "has collapsed: its variance has shrunk to (almost) nothing, where the likelihood has no bound"
 )
@@ -99,56 +139,44 @@ _SINGULAR = (
 _UNBOUNDED = "has a prior density without bound (concentration below 1) and too few observations"
 
 
-def _is_singular(n: Tensor, scatter: Tensor, statistics: Statistics) -> Tensor:
-    """Whether a covariance is singular relative to the variances of all data.
+def _is_singular(judged: Judged, n: Tensor, scatter: Tensor, least: Tensor) -> Tensor:
+    """Whether a covariance has a direction without spread, relative to its own columns.
 
     The squared pivots of a Cholesky factor are the variances of each coordinate given those
-    before it; one that is next to nothing means a direction without spread.
+    before it; one that is next to nothing means a direction without spread. A prior that adds to
+    the scatter has a say in what is next to nothing: then only rounding is.
     """
     factor, failed = torch.linalg.cholesky_ex(scatter)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-    floor = COLLAPSED * n[:, None] * _overall_variance(statistics, scatter.shape[-1])
-    singular: Tensor = (failed != 0) | ~(pivots > floor).all(-1)
+    share = ROUNDED if judged.has_prior else SINGULAR
+    none = share * scatter.diagonal(dim1=-2, dim2=-1) + n[:, None] * least
+    singular: Tensor = (failed != 0) | ~(pivots > none).all(-1)
     return singular
 
 
-def _overall_variance(statistics: Statistics, dim: int) -> Tensor:
-    """Variance of each column of the multivariate normal data; 0 where there are none."""
-    for group, sums in statistics.groups.values():
-        if not isinstance(group.family, MultivariateNormal) or group.reference is None:
-            continue
-        if group.reference.shape[-1] == dim:
-            n, s, q = MultivariateNormal.moments(sums.sum(0), dim)
-            return q.diagonal() / n - (s / n).square()
-    return torch.zeros(dim)
+def least_variance(group: Group, sums: Tensor) -> Tensor | None:
+    """The variance of each cell that is as good as none: of normal data, that of their rounding.
+
+    Of data about a line it is a share of that of all data.
+    """
+    if isinstance(group.family, Regression):
+        variance = _variances(group, sums)
+        return None if variance is None else COLLAPSED * variance
+    return group.resolution()
 
 
 def _variances(group: Group, sums: Tensor) -> Tensor | None:
-    """Variance of all data in each cell's column, for normal families with a scale."""
-    if isinstance(group.family, Normal) and group.reference is not None:
-        _, column = torch.unique(group.reference, return_inverse=True)
-        pooled = sums.new_zeros((int(column.max()) + 1, 3)).index_add_(0, column, sums)
-        n, s, q = pooled.unbind(-1)
-        return (q / n - (s / n).square())[column]
+    """Variance of all data in each cell's column, for regressions with a scale."""
     if isinstance(group.family, Regression):
         pooled = sums.sum(0)
         return (pooled[-1] / pooled[0]).expand(len(sums))
     return None
 
 
-def _smallest_variance(statistics: Statistics) -> float:
-    """The smallest variance of a column of normal data, 0 where there is none."""
-    found = [_variances(group, sums) for group, sums in statistics.groups.values()]
-    return max(0.0, min((float(v.min()) for v in found if v is not None), default=0.0))
-
-
 def near_singular(
     parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]
 ) -> tuple[str, float] | None:
-    """The matrix parameter with the largest condition number, if that eats up half the digits.
-
-    The objective is then no more exact than the square root of a number's own precision.
-    """
+    """The matrix parameter with the largest condition number, if that eats up half the digits."""
     found = {
         name: float(torch.linalg.cond(params[name].detach()).nan_to_num(nan=torch.inf).max())
         for name, parameter in parameters.items()
@@ -158,17 +186,30 @@ def near_singular(
     return None if worst is None or found[worst] < ILL_CONDITIONED else (worst, found[worst])
 
 
-def check_scales(statistics: Statistics, params: Mapping[str, Tensor]) -> None:
+def uncertainty(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]) -> float:
+    """By how much the objective is uncertain: a matrix is known to the last digit of its entries.
+
+    The last digit of a matrix of condition number ``c`` moves its log determinant by ``c`` times
+    the precision of a number.
+    """
+    found = near_singular(parameters, params)
+    return 0.0 if found is None else found[1] * torch.finfo(torch.float64).eps
+
+
+def check_scales(statistics: Statistics, params: Mapping[str, Tensor], objective: str) -> None:
     """Raises ``Degenerate`` if a scale found numerically has shrunk to nothing."""
     for group, sums in statistics.groups.values():
-        variance = _variances(group, sums)
         slot = group.slots[-1]
-        if variance is None or slot.table is None:
+        if slot.kind != "rate" or slot.table is None:
             continue
-        collapsed = group.slot_values(params)[-1] * variance > 1.0 / COLLAPSED
+        least = least_variance(group, sums)
+        if least is None:
+            continue
+        collapsed = group.slot_values(params)[-1] * least > 1.0
         if bool(collapsed.any()):
             row = int(group.cells[collapsed.nonzero()[0, 0], -1])
-            raise Degenerate(slot.sources[0], str(row), _COLLAPSED)
+            remedy = BY_PRIOR if objective == "mle" else BETTER_PRIOR
+            raise Degenerate(slot.sources[0], str(row), _COLLAPSED, (), remedy)
 
 
 def emptied_states(

@@ -1,7 +1,9 @@
 """Expectation-maximisation for Pyro models: initialise, E-step, M-step, check convergence."""
 
+import dataclasses
 import functools
 import itertools
+import math
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -15,28 +17,44 @@ from ember.inference.convergence import Monitor, Movement, StopReason
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import Degenerate
 from ember.inference.explanation import Explanation, explain
+from ember.inference.families import IMPOSSIBLE
 from ember.inference.fit import Fit
-from ember.inference.initialisation import Init, check_params, start_kinds, starting_params
+from ember.inference.initialisation import (
+    Init,
+    check_params,
+    has_states,
+    start_kinds,
+    starting_params,
+)
 from ember.inference.loop import Loop, expectation
 from ember.inference.maximisation import maximise
 from ember.inference.options import (
+    OBJECTIVES,
     check_anneal,
     check_assignment,
+    check_choice,
     check_escape,
     check_options,
 )
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
+from ember.inference.reading.fingerprint import fingerprint
 from ember.inference.reading.model_errors import unevaluated
 from ember.inference.starts.annealing import annealed
 from ember.inference.starts.restarts import GIVEN, Start, best_of
 from ember.inference.starts.split_merge import check_mixture, split_and_merge
 from ember.inference.statistics import Statistics
 from ember.inference.structure import Model
-from ember.inference.validation import check_local_parameters, check_rows, check_settable
+from ember.inference.validation import (
+    check_local_parameters,
+    check_rows,
+    check_settable,
+    warn_of_cuts,
+)
 
 __all__ = ["EM"]
 
+TOLERANCE = 1e-8  # where the user has none
 REACHED = 10.0  # an optimum is reached, or exceeded, by this multiple of the tolerance
 
 
@@ -85,7 +103,8 @@ class EM:
             Computation 12, 2109-2128).
         accelerate: "auto" (SQUAREM, taking turns with L-BFGS in long runs), None (plain EM, iterate
             for iterate), "squarem", "lbfgs" or "anderson".
-        tol: Tolerance on what is still to gain, relative to the objective.
+        tol: Tolerance on what is still to gain, relative to the objective; 0 runs ``max_iter``
+            iterations.
         max_iter: The largest number of iterations for each start.
         seed: Makes the run repeatable; the global random state is untouched either way.
         progress: Whether to show a progress bar.
@@ -128,7 +147,7 @@ class EM:
         assignment: str = "soft",
         escape: str | None = None,
         accelerate: str | None = "auto",
-        tol: float = 1e-8,
+        tol: float = TOLERANCE,
         max_iter: int = 1000,
         seed: int | None = None,
         progress: bool = False,
@@ -143,7 +162,7 @@ class EM:
         self.assignment, self.escape = assignment, escape
         self.accelerate, self.tol, self.max_iter = accelerate, tol, max_iter
         self.seed, self.progress = seed, progress
-        self._latest: tuple[Any, Plan, Any] | None = None
+        self._latest: tuple[Any, Plan] | None = None
 
     @property
     def name(self) -> str:
@@ -156,13 +175,24 @@ class EM:
 
     # -- the four steps -----------------------------------------------------------------------
 
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+        """The model, read for these arguments: what stays fixed from step to step.
+
+        ``initialise`` and ``e_step`` take it in place of the arguments. Then the model is not run
+        again to see whether it, or its data, have changed, which pays where data are large.
+        """
+        with sheltered(self.seed, (args, kwargs)):
+            return self._read(args, kwargs)
+
     def initialise(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Starting parameters for the model's arguments: site name to constrained tensor."""
-        with sheltered(self.seed, (args, kwargs)):
-            return starting_params(self._plan(args, kwargs), self.init)
+        with sheltered(self.seed, _data(args, kwargs)):
+            return starting_params(self._kept(args, kwargs), self.init)
 
     def e_step(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Statistics:
         """Expected sufficient statistics and log likelihood of data at ``params``.
+
+        Data of probability zero have the log likelihood minus infinity.
 
         Raises:
             ValueError: If ``params`` does not fit the model.
@@ -172,9 +202,12 @@ class EM:
                 f"e_step takes params first, as a dict, not {type(params).__name__}; then the "
                 "model's own arguments."
             )
-        with sheltered(self.seed, (args, kwargs)):
-            plan = self._plan(args, kwargs)
-            return expectation(plan, self._hard)(check_params(plan, params))
+        with sheltered(self.seed, _data(args, kwargs)):
+            plan = self._kept(args, kwargs)
+            found = expectation(plan, self._hard)(check_params(plan, params))
+        if found.log_likelihood <= 0.1 * IMPOSSIBLE:  # minus infinity in all but name
+            return dataclasses.replace(found, log_likelihood=-math.inf)
+        return found
 
     def m_step(self, stats: Statistics) -> dict[str, Tensor]:
         """Parameters that maximise the expected log joint (with the prior, for MAP).
@@ -215,18 +248,19 @@ class EM:
         """
         began = time.perf_counter()
         with sheltered(self.seed, (args, kwargs)):
-            best, misread = self._fit(self._plan(args, kwargs), began), set[str]()
+            best, misread = self._fit(self._read(args, kwargs), began), set[str]()
             try:
                 # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
                 while found := best.plan.misread_sites(best.params):
                     if best.stop is StopReason.INTERRUPTED:
                         break
                     misread.update(found)
-                    best = self._fit(self._plan(args, kwargs, misread), began)
+                    best = self._fit(self._read(args, kwargs, misread), began)
                 self._put_in_order(best)
             except KeyboardInterrupt:
                 best.stop = StopReason.INTERRUPTED
         best.seconds = time.perf_counter() - began
+        best = best.with_names(args, kwargs)
         if best.warning:
             warnings.warn(best.warning, RuntimeWarning, stacklevel=2)
         return best
@@ -237,7 +271,7 @@ class EM:
         if self.escape:
             check_mixture(plan)
         run = functools.partial(self._run, plan, began)
-        close, hard = REACHED * self.tol, self._hard
+        close, hard = REACHED * (self.tol or TOLERANCE), self._hard
         best = best_of(
             plan, self._starts(plan), run, self.max_iter, close, began,
             maximum=hard, jumps=self.accelerate is not None and not hard,
@@ -257,23 +291,42 @@ class EM:
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """The plan for these arguments, as a table: role, plates and update of every site."""
         with sheltered(self.seed, (args, kwargs)):
-            return explain(self._plan(args, kwargs))
+            return explain(self._read(args, kwargs))
 
-    def _plan(
+    def _read(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], misread: Collection[str] = ()
     ) -> Plan:
-        """The plan for these arguments; the latest one is kept for calls step by step."""
-        key = [(id(value), getattr(value, "_version", 0)) for value in (*args, *kwargs.values())]
-        names = tuple(kwargs)
-        if self._latest is not None and self._latest[0] == (key, names) and not misread:
-            return self._latest[1]
+        """The plan for these arguments, read from the model as it is now."""
+        check_choice("objective", self.objective, OBJECTIVES)
         arguments = prepare(args, kwargs)
         plan = build_plan(self.model, arguments, self.objective, self.integrate, misread=misread)
         check_local_parameters(plan, self.integrate)
         check_settable(plan)
-        # The arguments are kept alive with the plan, so that their ids stay theirs.
-        self._latest = ((key, names), plan, (args, kwargs))
+        warn_of_cuts(plan, 4)
         return plan
+
+    def _kept(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
+        """A given plan, or the latest one as long as the model says what it said then."""
+        if len(args) == 1 and isinstance(args[0], Plan) and not kwargs:
+            return self._checked(args[0])
+        options = (self.model, self.objective, dict(self.integrate))
+        if self._latest is not None:
+            (before, mark), plan = self._latest
+            same = before[0] is options[0] and before[1:] == options[1:]
+            now = dataclasses.replace(plan.structure, arguments=prepare(args, kwargs))
+            if same and mark is not None and fingerprint(now) == mark:
+                return plan
+        plan = self._read(args, kwargs)
+        self._latest = (options, fingerprint(plan.structure)), plan
+        return plan
+
+    def _checked(self, plan: Plan) -> Plan:
+        if plan.structure.model is self.model and plan.objective == self.objective:
+            return plan
+        raise ValueError(
+            "the plan was read for another model or objective than this EM has; make it anew with "
+            "em.plan(...)."
+        )
 
     def _starts(self, plan: Plan) -> list[Start]:
         """The chosen start, then others; those that degenerate or fail at once drop."""
@@ -282,7 +335,8 @@ class EM:
         for wish in start_kinds(self.init, self.restarts, bool(plan.chains)):
             kind = wish if isinstance(wish, str) else GIVEN
             try:
-                varied = any(start.kind == kind for start in starts)
+                # Starts of one kind should differ, and all kinds are one where states do not.
+                varied = any(start.kind == kind or not has_states(plan) for start in starts)
                 params = starting_params(plan, wish, varied)
                 starts.append(Start(kind, annealed(plan, params, self.anneal)))
             except Degenerate as error:
@@ -301,3 +355,10 @@ class EM:
         """The fit from one start."""
         loop = Loop(plan, self.name, self._hard, self.accelerate, self.tol, self.progress, began)
         return loop(params, self.max_iter if limit is None else limit)
+
+
+def _data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What the arguments hold, or what those hold that a plan was read for."""
+    if args and isinstance(args[0], Plan):
+        return tuple(args[0].structure.arguments)
+    return args, kwargs

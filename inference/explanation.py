@@ -37,6 +37,7 @@ class Explanation(pd.DataFrame):
 def explain(plan: Plan) -> Explanation:
     """Lists every site: its role and plates, how it is integrated or updated, and why."""
     rows = [_parameter_row(plan, update) for update in updates(plan)]
+    rows += [_held_row(plan, name) for name in plan.structure.held]
     starts = {c.initial for c in plan.structure.chains}
     rows += [_factor_row(plan, name) for name in plan.sites if name not in starts]
     return Explanation(_fold(rows, plan.structure.steps), columns=list(COLUMNS))
@@ -52,6 +53,11 @@ def _parameter_row(plan: Plan, update: Any) -> list[str]:
         update.how,
         update.reason,
     ]
+
+
+def _held_row(plan: Plan, name: str) -> list[str]:
+    plates = ", ".join(plan.structure.plates[name]) or "-"
+    return [name, "held", plates, "-", "-", "given by pyro.condition; its prior is a constant"]
 
 
 def _factor_row(plan: Plan, name: str) -> list[str]:

@@ -19,6 +19,7 @@ from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.slots import Form
+from ember.inference.sticks import StickMap
 from ember.inference.superposition import SuperposedRate
 
 __all__ = [
@@ -54,7 +55,7 @@ class Density:
     """A distribution rebuilt from its argument maps, wrappers included."""
 
     base: Any
-    maps: Mapping[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate]]
+    maps: Mapping[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate | StickMap]]
     inner_shape: tuple[int, ...]
     mask: Tensor | None
     dummy: float

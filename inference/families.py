@@ -5,13 +5,14 @@ A family writes the log density of an event as
 .. math:: \log p(x \mid \theta) = \langle \eta(\theta), T(x) \rangle + h(x),
 
 with the log normaliser carried by the statistic that counts observations. Each parameter of a
-family is a *slot* of one of seven kinds. Given expected statistics, a slot's share of the expected
+family is a *slot* of one of eight kinds. Given expected statistics, a slot's share of the expected
 log likelihood has a canonical shape, the same for every family that has such a slot:
 
 =============  ==============================================  ======================
 kind           expected log likelihood                         maximiser
 =============  ==============================================  ======================
 probability    ``a log p + b log(1 - p)``                      ``a / (a + b)``
+sticks         the same, for each entry of a vector ``p``      ``a / (a + b)``
 simplex        ``sum_k a_k log p_k``                           ``a / sum(a)``
 rate           ``a log r - b r``                               ``a / b``
 location       ``h m - J m^2 / 2``                             ``h / J``
@@ -41,6 +42,7 @@ __all__ = [
     "Normal",
     "Rate",
     "Regression",
+    "Sticks",
     "contribution_to_maximiser",
     "log_chance",
     "safe_log",
@@ -93,12 +95,28 @@ class Bernoulli(Family):
 
     def natural_parameters(self, *slots: Tensor) -> Tensor:
         (p,) = slots
-        return torch.stack([log_chance(p), log_chance(1.0 - p)], -1)
+        never = torch.log1p(-torch.where(p < 1.0, p, 0.0))  # exact for the smallest chances too
+        return torch.stack([log_chance(p), torch.where(p < 1.0, never, IMPOSSIBLE)], -1)
 
     def contribution(
         self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
     ) -> list[Tensor]:
         return [statistics[:, 0], statistics[:, 1]]
+
+
+class Sticks(Family):
+    """``T = (a, b)``: successes and failures of ``J`` events with probabilities ``p``."""
+
+    kinds = ("sticks",)
+
+    def natural_parameters(self, *slots: Tensor) -> Tensor:
+        (p,) = slots
+        return torch.cat([log_chance(p), log_chance(1.0 - p)], -1)
+
+    def contribution(
+        self, slot: int, statistics: Tensor, slots: tuple[Tensor, ...]
+    ) -> list[Tensor]:
+        return list(statistics.chunk(2, -1))
 
 
 class Categorical(Family):
@@ -233,6 +251,8 @@ class MultivariateNormal(Family):
 class Regression(Family):
     """``T = (1, vech(u u'))`` with ``u = (x, y)``: coefficients ``b`` and precision ``r`` of ``y``.
 
+    Both are in the coordinates of a frame (``design.py``), in which their products lose no digits.
+
     The log density is ``(log r - r (y - x'b)^2) / 2`` up to a constant.
     """
 
@@ -248,7 +268,7 @@ class Regression(Family):
 
     def contribution(self, slot: int, statistics: Tensor, slots: Slots) -> list[Tensor]:
         b, r = slots
-        squares = statistics[..., 1 + _vech_positions(b.shape[-1] + 1)]
+        squares = self.products(statistics, b.shape[-1] + 1)
         if slot == 0:
             weight = r[:, None, None]
             return [(weight * squares)[:, :-1, -1], weight * squares[:, :-1, :-1]]
@@ -261,6 +281,19 @@ class Regression(Family):
         """``T`` of shape ``(..., P)`` with ``P = 1 + (F + 1)(F + 2) / 2``."""
         rows, columns, _ = _vech_indices(u.shape[-1])
         return torch.cat([torch.ones_like(u[..., :1]), u[..., rows] * u[..., columns]], -1)
+
+    @staticmethod
+    def products(statistics: Tensor, dim: int) -> Tensor:
+        """The sum of ``u u'`` of each cell, ``(C, F + 1, F + 1)``."""
+        return statistics[..., 1 + _vech_positions(dim)]
+
+    @staticmethod
+    def turned(statistics: Tensor, turn: Tensor) -> Tensor:
+        """Statistics of ``turn @ u`` from those of ``u``, with a matrix for each cell."""
+        dim = turn.shape[-1]
+        rows, columns, _ = _vech_indices(dim)
+        squares = turn @ Regression.products(statistics, dim) @ turn.mT
+        return torch.cat([statistics[..., :1], squares[..., rows, columns]], -1)
 
 
 @functools.cache
@@ -288,10 +321,14 @@ def _log_diagonal(precision: Tensor) -> Tensor:
     return safe_log(factor.diagonal(dim1=-2, dim2=-1))
 
 
-def contribution_to_maximiser(kind: str, coefficients: list[Tensor]) -> Tensor:
-    """The closed form of the table above; a slot nothing was said about comes out as NaN."""
+def contribution_to_maximiser(kind: str, coefficients: list[Tensor], link: str = "") -> Tensor:
+    """The closed form of the table above; a slot nothing was said about comes out as NaN.
+
+    A matrix comes out as what the model declares, by its ``link``: the precision, its inverse, or
+    the Cholesky factor of the latter. To invert twice would lose its digits twice.
+    """
     match kind:
-        case "probability":
+        case "probability" | "sticks":
             a, b = coefficients
             return a / (a + b)
         case "simplex":
@@ -309,7 +346,9 @@ def contribution_to_maximiser(kind: str, coefficients: list[Tensor]) -> Tensor:
             return solution
         case "matrix":
             n, scatter = coefficients
-            factor, _ = torch.linalg.cholesky_ex(scatter)
-            return n[:, None, None] * torch.cholesky_inverse(factor)
+            if link == "inverse":
+                return (scatter + scatter.mT) / (2.0 * n[:, None, None])
+            factor: Tensor = torch.linalg.cholesky_ex(scatter / n[:, None, None])[0]
+            return factor if link == "outer" else torch.cholesky_inverse(factor)
         case _:
             raise AssertionError(kind)

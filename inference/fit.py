@@ -9,16 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyro.distributions as dist
 import torch
+from matplotlib.figure import Figure
 from pyro import validation_enabled
 from torch import Tensor
 
+from ember.inference import criteria, naming, report
 from ember.inference.answers import forecasting, imputation, labels, prediction
+from ember.inference.answers.impossible import warn_if_impossible
 from ember.inference.arguments import prepare, sheltered
+from ember.inference.computed import deterministic_values
 from ember.inference.convergence import StopReason
+from ember.inference.drawing.whole import draw_fit
 from ember.inference.options import check_count
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
@@ -33,6 +37,7 @@ CONVERGED = (
     StopReason.NO_LATENTS,
     StopReason.NO_PARAMETERS,
 )
+NAMED = (StopReason.DEGENERATE, StopReason.INFINITE, StopReason.UNBOUNDED)  # the warning says where
 
 
 @dataclass
@@ -54,6 +59,9 @@ class Fit:
         stop_reason: Why the fit ended, in words.
         starts: What became of every start, the kept one included; see ``Starts``.
         guide: For SVI the learnt guide, callable like any; None for EM.
+        columns: The names of columns, where the data came with them, by observed site and by
+            argument of the model.
+        axes: The same by parameter site and axis; see ``naming.py``.
     """
 
     method: str
@@ -70,13 +78,15 @@ class Fit:
     starts: Starts = field(default_factory=Starts)
     guide: Any = field(default=None, repr=False)
     seconds: float = math.nan
+    columns: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    axes: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict, repr=False)
 
     # -- how it went --------------------------------------------------------------------------
 
     @property
     def stop_reason(self) -> str:
         """Why the fit ended, in words."""
-        return f"{self.stop.value} ({self.warning})" if self.is_degenerate else self.stop.value
+        return f"{self.stop.value} ({self.warning})" if self.stop in NAMED else self.stop.value
 
     @property
     def converged(self) -> bool:
@@ -93,7 +103,50 @@ class Fit:
         """Number of iterations after the start."""
         return len(self.history) - 1
 
+    # -- how well it fits for what it costs ---------------------------------------------------
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of free parameters: a simplex of ``K`` counts ``K - 1``, held ones nothing."""
+        return criteria.free_parameters(self.plan)
+
+    @property
+    def n_observations(self) -> float:
+        """Number of observations: rows with their weights, or steps of chains."""
+        return criteria.observations(self.plan)
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion, ``-2 log_likelihood + 2 n_parameters``; smaller is better."""
+        return criteria.aic(self.log_likelihood, self.n_parameters)
+
+    @property
+    def bic(self) -> float:
+        r"""Schwarz's criterion; smaller is better.
+
+        .. math:: \mathrm{BIC} = -2 \log p(x \mid \hat\theta) + d \log n
+
+        with :math:`d` free parameters and :math:`n` observations, at these estimates (Fraley &
+        Raftery 2007, Journal of Classification 24, 155-181, for those of MAP).
+        """
+        return criteria.bic(self.log_likelihood, self.n_parameters, self.n_observations)
+
+    @property
+    def icl(self) -> float:
+        """BIC plus twice the entropy of the latents' posterior; smaller is better."""
+        with sheltered(data=self._data):
+            return self.bic + 2.0 * criteria.entropy(self.plan, self.params)
+
     # -- what follows from it -------------------------------------------------------------------
+
+    @property
+    def deterministic(self) -> dict[str, Tensor]:
+        """Values of the model's ``pyro.deterministic`` statements at the estimates, by name.
+
+        Those that depend on a latent site are left out: they differ from state to state.
+        """
+        with sheltered(data=self._data):
+            return deterministic_values(self.plan.structure, self.params)
 
     def posterior(self, name: str, *args: Any, **kwargs: Any) -> dist.Categorical:
         """Posterior of a discrete latent site given the data and the estimates.
@@ -105,14 +158,20 @@ class Fit:
             **kwargs: Keyword arguments of the model to change.
 
         Returns:
-            A ``Categorical`` with ``probs`` of shape ``(N, K)``.
+            A ``Categorical`` with ``probs`` of shape ``(N, K)``; NaN for impossible data.
+
+        Warns:
+            RuntimeWarning: If data have probability zero at the estimates.
 
         Raises:
             ValueError: If no latent site has this name.
         """
         with sheltered(data=(self._data, args)):
             plan = self.plan_for(args, kwargs)
-            return dist.Categorical(probs=prediction.posterior(plan, self.params, name))
+            probs = prediction.posterior(plan, self.params, name)
+            warn_if_impossible(plan, self.params, probs)
+            valid = False if probs.isnan().any() else None
+            return dist.Categorical(probs=probs, validate_args=valid)
 
     def posterior_pairs(self, name: str, *args: Any, **kwargs: Any) -> Tensor:
         """Posterior of each two neighbouring states of a chain given the data and the estimates.
@@ -123,13 +182,20 @@ class Fit:
             **kwargs: Keyword arguments of the model to change.
 
         Returns:
-            ``p(z_t = i, z_(t+1) = j | data)``, shape ``(*plates, T - 1, K, K)``.
+            ``p(z_t = i, z_(t+1) = j | data)``, shape ``(*plates, T - 1, K, K)``; NaN for
+            impossible data.
+
+        Warns:
+            RuntimeWarning: If data have probability zero at the estimates.
 
         Raises:
             ValueError: If the site is not the state of a chain.
         """
         with sheltered(data=(self._data, args)):
-            return forecasting.posterior_pairs(self.plan_for(args, kwargs), self.params, name)
+            plan = self.plan_for(args, kwargs)
+            pairs = forecasting.posterior_pairs(plan, self.params, name)
+            warn_if_impossible(plan, self.params, pairs)
+            return pairs
 
     def forecast(self, name: str, *args: Any, **kwargs: Any) -> Any:
         r"""One-step-ahead distributions of a chain: of its state, or of its data.
@@ -149,18 +215,23 @@ class Fit:
 
         Returns:
             A ``Categorical`` over the states, or a ``MixtureSameFamily`` of the emissions; batch
-            shape ``(*plates, T + 1)``.
+            shape ``(*plates, T + 1)``. After data of probability zero it is NaN.
 
         Warns:
-            RuntimeWarning: If the chain's moves vary in time. The one past the data is not known,
-                and the last entry repeats the last move; for its own, pass data with one more
-                step, which is missing (NaN), and read the last entry but one.
+            RuntimeWarning: If data have probability zero at the estimates; and if the chain's
+                moves vary in time. The one past the data is not known, and the last entry repeats
+                the last move; for its own, pass data with one more step, which is missing (NaN),
+                and read the last entry but one.
 
         Raises:
             ValueError: If the site belongs to no chain, or its emissions vary in time.
         """
         with sheltered(data=(self._data, args)):
-            return forecasting.forecast(self.plan_for(args, kwargs), self.params, name)
+            plan = self.plan_for(args, kwargs)
+            ahead = forecasting.forecast(plan, self.params, name)
+            states = ahead if isinstance(ahead, dist.Categorical) else ahead.mixture_distribution
+            warn_if_impossible(plan, self.params, states.probs)
+            return ahead
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """The most probable joint value of the latent sites (for a chain: the Viterbi path).
@@ -171,13 +242,25 @@ class Fit:
 
         Returns:
             A tensor of values, ``(N,)`` for a mixture; a dict of them if there are several
-            latent sites.
+            latent sites. For data of probability zero there is no most probable value: NaN
+            stands there, or -1 if the values are whole numbers.
+
+        Warns:
+            RuntimeWarning: If data have probability zero at the estimates.
         """
         with sheltered(data=(self._data, args)):
-            return prediction.predict(self.plan_for(args, kwargs), self.params)
+            plan = self.plan_for(args, kwargs)
+            values = prediction.predict(plan, self.params)
+            warn_if_impossible(plan, self.params, values)
+            return values
 
     def log_prob(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Log likelihood of each row, ``(N,)``, latents integrated out, weights left aside."""
+        """Log likelihood of each row, ``(N,)``, latents integrated out, weights left aside.
+
+        Rows are those of the innermost plate that all data have in common; a model without such a
+        plate gives one number. What stands outside that plate, such as a ``pyro.factor`` on
+        parameters, belongs to no row: it counts in ``fit.log_likelihood`` alone.
+        """
         with sheltered(data=(self._data, args)), torch.no_grad():
             return self.plan_for(args, kwargs).row_log_prob(self.params)
 
@@ -200,6 +283,10 @@ class Fit:
 
         Returns:
             A tensor like the data; a dict by site name if the model has several observed sites.
+            Entries that are missing from data of probability zero stay missing.
+
+        Warns:
+            RuntimeWarning: If data have probability zero at the estimates.
 
         Raises:
             ValueError: If ``draws`` is below 1, or a distribution has no mean to impute.
@@ -217,7 +304,10 @@ class Fit:
         if draws is not None:
             check_count("draws", draws)
         with sheltered(_fresh(seed) if draws else seed, (self._data, args)):
-            return imputation.impute(self.plan_for(args, kwargs), self.params, draws)
+            plan = self.plan_for(args, kwargs)
+            filled = imputation.impute(plan, self.params, draws)
+            warn_if_impossible(plan, self.params, filled)
+            return filled
 
     def sample(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
         """Draws ``n`` rows of all latent and observed sites from the fitted model.
@@ -284,30 +374,55 @@ class Fit:
     # -- tables -------------------------------------------------------------------------------
 
     def summary(self) -> pd.DataFrame:
-        """One row for every parameter entry: site, index and estimate."""
-        rows = []
-        for name, value in self.params.items():
-            flat = value.reshape(-1)
-            for i in range(len(flat)):
-                index = [int(j) for j in torch.unravel_index(torch.tensor(i), value.shape or (1,))]
-                label = f"{name}[{', '.join(map(str, index))}]" if value.dim() else name
-                rows.append((label, float(flat[i])))
-        frame = pd.DataFrame(rows, columns=["parameter", "estimate"])
-        return frame.set_index("parameter")
+        """One row for every parameter entry, then for those that ``pyro.deterministic`` computes.
+
+        The column ``estimate`` holds the values; where the data came with names, ``column`` holds
+        the name of the data's column that an entry belongs to (empty where there is none).
+        """
+        return report.summary(self.params, self.deterministic, self.axes)
+
+    def plot(self) -> Figure:
+        """A picture of the data with what was fitted to them.
+
+        ==============  ========================================================================
+        mixtures        a histogram with the components' densities for one column, points and
+                        ellipses for two, a grid of pairs for up to five, the discriminant plane
+                        for more; items and categories as a table of probabilities
+        chains          the data over time in the colours of their states, and the states'
+                        posterior probabilities below
+        regressions     points and fitted lines, a panel for each covariate
+        ==============  ========================================================================
+
+        Models of the user's own are drawn in the same way, whatever their sites are called.
+
+        Raises:
+            ValueError: If the model has nothing that could be drawn.
+
+        Reference: Okabe & Ito (2008), *Color universal design* (the colours).
+
+        Example:
+            >>> from ember.inference import EM
+            >>> from ember.models import poisson_mixture
+            >>> visits = torch.tensor([0.0, 1, 2, 9, 11])
+            >>> fit = EM(poisson_mixture, seed=0).fit(visits, components=2)
+            >>> fit.plot().savefig("counts.png")  # doctest: +SKIP
+        """
+        with sheltered(data=self._data), torch.no_grad():
+            return draw_fit(self)
+
+    def argument_names(self) -> list[str]:
+        """The names of the model's arguments in their order, as far as they can be known."""
+        return list(_signature(self.plan.structure.model))
+
+    def with_names(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Fit:
+        """The same fit, knowing the names of columns in the arguments as the user gave them."""
+        named = [*zip(self.argument_names(), args, strict=False), *kwargs.items()]
+        columns = naming.column_names(self.plan, dict(named))
+        axes = naming.axis_labels(self.plan, dict(named), columns)
+        return dataclasses.replace(self, columns=columns, axes=axes)
 
     def __str__(self) -> str:
-        posterior = (
-            f"\n  log posterior   {self.log_posterior:.6f}" if self.objective == "map" else ""
-        )
-        starts = f"\n  starts          {self.starts}" if len(self.starts) > 1 else ""
-        shown = "\n".join(f"  {name}: {_show(value)}" for name, value in self.params.items())
-        return (
-            f"{self.method}: {self.stop_reason}\n"
-            f"  log likelihood  {self.log_likelihood:.6f}{posterior}\n"
-            f"  iterations      {self.iterations} ({self.evaluations} passes over the data, "
-            f"{self.seconds:.2f} s){starts}\n"
-            f"Estimates\n{shown}"
-        )
+        return report.text(self)
 
     __repr__ = __str__
 
@@ -345,14 +460,3 @@ def _length(value: Any) -> int:
     if isinstance(value, Tensor):
         return len(value) if value.dim() else -1
     return len(value) if isinstance(value, (list, tuple)) else -1
-
-
-def _show(value: Tensor) -> str:
-    """A small tensor in full, a large one by its shape and range."""
-    if value.numel() > 64:
-        shape = tuple(value.shape)
-        return f"shape {shape}, from {float(value.min()):.6g} to {float(value.max()):.6g}"
-    if not value.dim():
-        return f"{float(value):.6g}"
-    lines = np.array2string(value.numpy(), precision=6, suppress_small=True).split("\n")
-    return lines[0] if len(lines) == 1 else "\n    " + "\n    ".join(lines)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.inference.families import safe_log
+from ember.inference.large_counts import MANY, binomial, gamma_poisson, poisson
 
 __all__ = ["exact_log_prob", "log_rising"]
 
@@ -41,13 +42,24 @@ def _negative_binomial(fn: Any, x: Tensor) -> Tensor:
     # No failures are awaited: the count is zero for certain.
     certain = (r + x) == 0.0
     rising = log_rising(torch.where(certain, 1.0, r), x)
-    return torch.as_tensor(occurs + rising - torch.lgamma(x + 1.0))
+    found = occurs + rising - torch.lgamma(x + 1.0)
+    return _with_large(found, r, r * torch.exp(logits), x)
+
+
+def _with_large(found: Tensor, r: Tensor, mean: Tensor, x: Tensor) -> Tensor:
+    """Log probabilities of counts, those of large ones without a difference of large numbers."""
+    many = (x > MANY) & (r > 0.0)
+    if not bool(many.any()):
+        return found
+    safe = torch.where(r > 0.0, r, 1.0)
+    return torch.where(many, gamma_poisson(safe, mean, torch.where(many, x, 1.0)), found)
 
 
 def _gamma_poisson(fn: Any, x: Tensor) -> Tensor:
     r, rate = fn.concentration, fn.rate
     counts = log_rising(r, x) - torch.lgamma(x + 1.0)
-    return torch.as_tensor(counts - r * torch.log1p(1.0 / rate) - x * torch.log1p(rate))
+    found = counts - r * torch.log1p(1.0 / rate) - x * torch.log1p(rate)
+    return _with_large(found, r, r / rate, x)
 
 
 def _beta_binomial(fn: Any, x: Tensor) -> Tensor:
@@ -88,6 +100,8 @@ def exact_log_prob(fn: Any, x: Tensor) -> Tensor:
 
 
 RATIOS: dict[type, Callable[[Any, Tensor], Tensor]] = {
+    dist.Poisson: poisson,
+    dist.Binomial: binomial,
     dist.NegativeBinomial: _negative_binomial,
     dist.GammaPoisson: _gamma_poisson,
     dist.BetaBinomial: _beta_binomial,

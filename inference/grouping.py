@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.design import Frame, frame_of
 from ember.inference.factors import Site
+from ember.inference.residual_factors import reach_of
 from ember.inference.shapes import append_dims
 from ember.inference.statistics import Group
 
@@ -34,9 +36,17 @@ def group_sites(
         form = pooled[0].form
         assert form is not None
         at_entry, at_cell = _references(pooled, indices, len(combinations))
-        groups[key] = Group(key, form.family, form.slots, combinations, at_cell)
+        reaches = [
+            reach_of(site, index, at_entry, len(combinations))
+            for site, index in zip(pooled, indices, strict=True)
+        ]
+        known = [reach for reach in reaches if reach is not None]
+        reach = torch.stack(known).amax(0) if known else None
+        frame = None if form.design is None else _frame(pooled)
+        at_lines = None if frame is None else frame.about(frame.line.expand(len(combinations), -1))
+        groups[key] = Group(key, form.family, form.slots, combinations, at_cell, reach, at_lines)
         for site, index in zip(pooled, indices, strict=True):
-            cells[site.name] = (key, index, at_entry)
+            cells[site.name] = (key, index, at_entry if frame is None else frame)
     return groups, cells
 
 
@@ -54,6 +64,21 @@ def cells_of(site: Site) -> Tensor:
     rows = _slot_rows(site)
     flat: Tensor = torch.unique(_flat(rows), dim=0, return_inverse=True)[1]
     return flat.reshape(rows.shape[:-1])
+
+
+def _frame(pooled: list[Site]) -> Frame:
+    """The frame of the designs of all sites together."""
+    rows = []
+    for site in pooled:
+        assert site.form is not None
+        assert site.form.design is not None
+        x, y, weights = site.form.design(site.value)
+        if site.mask is not None:
+            shape = torch.broadcast_shapes(weights.shape, site.mask.shape)
+            weights = torch.where(site.mask, weights, 0.0)
+            x, y = x.expand(*shape, x.shape[-1]), y.expand(shape)
+        rows.append((x.reshape(-1, x.shape[-1]), y.reshape(-1), weights.reshape(-1)))
+    return frame_of(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
 def _references(

@@ -29,5 +29,5 @@ def hard_e_step(plan: Plan, params: Params) -> Statistics:
     Their ``log_likelihood`` is the classification log likelihood.
     """
     with torch.no_grad():
-        natural, other = plan.natural_parameters(params), plan.other_log_probs(params)
-    return plan.general_e_step(params, natural, other, maximum=True)
+        natural = plan.natural_parameters(params)
+    return plan.general_e_step(params, natural, maximum=True)

@@ -34,6 +34,7 @@ References:
     *Hidden Markov Models for Time Series*, ch. 3 (quantiles as starting values of states).
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,17 +43,21 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ember.inference.coincidence import coinciding
+from ember.inference.degeneracy import Degenerate
 from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
 from ember.inference.starts.clustering import KMEANS_TRIES, cluster, levels, standardise
 from ember.inference.starts.features import dims_of, features, windows
 from ember.inference.starts.known import with_known
+from ember.inference.starts.ordering import best_numbering
 from ember.inference.starts.prior_draws import draw_from_priors
 from ember.inference.starts.weights import weights_of
-from ember.inference.supports import base_support
+from ember.inference.supports import base_support, shown
 
 __all__ = [
     "check_params",
+    "has_states",
     "params_from",
     "start_kinds",
     "starting_params",
@@ -62,6 +67,7 @@ Init = str | Mapping[str, Tensor] | Callable[..., Mapping[str, Tensor]]
 BLEND = 0.05  # share of the uniform in a k-means start: a probability of exactly 0 would stay 0
 COMPLETIONS = 3  # of rows with missing entries, the responsibilities being as they are
 FROM_DATA = ("windows", "random")  # kinds whose labels say how a chain moves
+SAME = 1e-9  # difference of log probabilities of states that a start has left alike
 STAY = 0.9  # weight of staying at other kinds, the rest goes to all states alike
 STAYS = (0.6, 0.98)  # its range in sticky starts that should differ
 FOR_CHAINS = ("windows", "sticky")
@@ -83,6 +89,11 @@ def start_kinds(init: Init, count: int, chains: bool = False) -> list[Init]:
     return [init, *itertools.islice(others, count - 1)]
 
 
+def has_states(plan: Plan) -> bool:
+    """Whether a latent has several values, so that a start can share out the data among them."""
+    return any(plan.sizes.get(symbol, 1) > 1 for symbol in plan.latent_symbols.values())
+
+
 def starting_params(plan: Plan, init: Init, varied: bool = False) -> dict[str, Tensor]:
     """Parameters to start from, by the user's choice of ``init``.
 
@@ -90,8 +101,9 @@ def starting_params(plan: Plan, init: Init, varied: bool = False) -> dict[str, T
         plan: The plan to start.
         init: A kind of start (see above), a (possibly partial) dict of constrained values, or a
             callable that returns one when given the model's arguments.
-        varied: Whether k-means takes its first seeding instead of the best of a few, and a sticky
-            start random levels and persistence: starts of one kind should differ.
+        varied: Whether k-means takes its first seeding instead of the best of a few, a sticky
+            start random levels and persistence, and a model of one state random weights of the
+            rows: starts of one kind should differ.
 
     Raises:
         ValueError: If a given value names no parameter, or has the wrong shape or support.
@@ -106,7 +118,11 @@ def starting_params(plan: Plan, init: Init, varied: bool = False) -> dict[str, T
     if init == "prior":
         return draw_from_priors(plan)
     if isinstance(init, str):
-        return _from_responsibilities(plan, default, init, varied)
+        params = _from_responsibilities(plan, default, init, varied)
+        if init == "random" or coinciding(plan, params, SAME) is None:
+            return params
+        # Where states are all alike EM has nothing to tell them apart by.
+        return _from_responsibilities(plan, default, "random", varied)
     given = check_params(plan, init, partial=True)
     if given.keys() == default.keys():
         return given
@@ -135,8 +151,8 @@ def check_params(plan: Plan, params: Mapping[str, Any], partial: bool = False) -
             )
         if not _within(parameter.support, value):
             raise ValueError(
-                f"parameter '{name}' lies outside its support ({parameter.support}); pass values "
-                "in the constrained space in which the model declares the site."
+                f"parameter '{name}' lies outside its support ({shown(parameter.support)}); pass "
+                "values in the constrained space in which the model declares the site."
             )
         checked[name] = value
     return checked
@@ -164,17 +180,46 @@ def _from_responsibilities(
 ) -> dict[str, Tensor]:
     if not plan.structure.latent:
         params = _apart(plan, params)
-        return _completed(plan, params, weights_of(plan, {})) if plan.has_gaps else params
+        return _completed(plan, params, _weighed(plan, {}, varied)) if plan.has_gaps else params
     clusters = _clusters(plan, how, varied) if how != "random" else {}
     responsibilities = {
         name: clusters[name] if name in clusters else _random(plan, name)
         for name in plan.structure.latent
     }
-    responsibilities = with_known(plan, responsibilities)
-    if how in FROM_DATA:
-        return params_from(plan, params, responsibilities)
     stay = float(torch.empty(()).uniform_(*STAYS)) if varied and how == "sticky" else STAY
-    return _completed(plan, params, weights_of(plan, responsibilities, stay))
+
+    def start(numbered: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        numbered = with_known(plan, numbered)
+        if how in FROM_DATA:
+            return params_from(plan, params, numbered)
+        try:
+            return _completed(plan, params, _weighed(plan, numbered, varied, stay))
+        except Degenerate:
+            if not clusters:
+                raise
+            # Among clusters that lie very far apart the uniform share of the others is all that is
+            # seen of a component's spread.
+            sharp = {
+                name: (r == r.amax(-1, keepdim=True)).to(r)
+                for name, r in numbered.items()
+                if name in clusters
+            }
+            weights = _weighed(plan, {**numbered, **sharp}, varied, stay)
+            with contextlib.suppress(Degenerate):
+                return _completed(plan, params, weights)
+            raise
+
+    return best_numbering(plan, responsibilities, start)
+
+
+def _weighed(
+    plan: Plan, responsibilities: Mapping[str, Tensor], varied: bool, stay: float | None = None
+) -> dict[str, Tensor]:
+    """The weight of every factor's entries; at random where starts should differ but cannot."""
+    weights = weights_of(plan, responsibilities, stay)
+    if has_states(plan) or not varied:
+        return weights
+    return {name: each * torch.empty_like(each).exponential_() for name, each in weights.items()}
 
 
 def params_from(

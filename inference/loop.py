@@ -11,14 +11,23 @@ import torch
 from torch import Tensor
 
 from ember.inference.acceleration import EMMap, accelerated
-from ember.inference.convergence import Monitor, StopReason
+from ember.inference.certificate import rounding
+from ember.inference.convergence import FALL, ROUNDING, Monitor, StopReason
 from ember.inference.coordinates import Coordinates
-from ember.inference.degeneracy import Degenerate, emptied_states, idle_entries, near_singular
+from ember.inference.degeneracy import (
+    Degenerate,
+    emptied_states,
+    idle_entries,
+    near_singular,
+    uncertainty,
+)
 from ember.inference.families import IMPOSSIBLE
 from ember.inference.fit import Fit
 from ember.inference.hard import hard_e_step
+from ember.inference.judgement import Judge
 from ember.inference.maximisation import maximise
 from ember.inference.options import progress_bar
+from ember.inference.ownership import may_own_parameters
 from ember.inference.plan import Plan
 from ember.inference.reading.model_errors import unevaluated
 from ember.inference.starts.restarts import ImpossibleStart
@@ -27,6 +36,10 @@ from ember.inference.statistics import Statistics
 __all__ = ["Loop", "expectation"]
 
 Tick = Callable[[float], None]
+SADDLES = 10  # that one run leaves at most
+NOISES = 10.0  # a fall that rounding may explain, in multiples of what it was seen to do
+REPEATS = 100  # of the M-step where nothing is latent
+UNCERTAIN = 1e-7  # share of the objective that may be rounding without a word about it
 
 
 def expectation(plan: Plan, hard: bool) -> Callable[[Mapping[str, Tensor]], Statistics]:
@@ -90,7 +103,7 @@ class Loop:
             final = self._softly(way.current)
         except KeyboardInterrupt:
             reason, warning, final = StopReason.INTERRUPTED, "", self._softly(way.current)
-        if reason is StopReason.MAX_ITER:
+        if reason in (StopReason.MAX_ITER, StopReason.UNSETTLED):
             warning = f"{self.method}: {reason.value}"
         return Fit(
             method=self.method,
@@ -124,61 +137,134 @@ class Loop:
         plan = self.plan
         if limit and not plan.structure.parameters:
             return StopReason.NO_PARAMETERS, ""
-        if limit and not plan.is_incomplete:
-            way.take(_maximise_fully(em, way.current))
-            return StopReason.NO_LATENTS, ""
         coordinates = Coordinates(plan.structure.parameters, plan.superposed_parameters())
-        iterate = accelerated(None if self.hard else self.accelerate, em, coordinates)
-        monitor = Monitor(self.tol)
+        judge = Judge(em.e_step, coordinates, self.hard)
+        if limit and not plan.is_incomplete:
+            settled, trouble = _maximise_fully(em, way)
+            if trouble:
+                return judge.failed(way.current, StopReason.DEGENERATE, trouble)
+            higher = judge.higher(way.current) if settled else None
+            if settled and higher is None:
+                return judge.verdict(way.current, StopReason.NO_LATENTS)
+            if higher is not None:
+                way.take(higher)
+        return self._iterate(em, way, limit, tick, judge)
+
+    def _iterate(
+        self, em: EMMap, way: _Way, limit: int, tick: Tick, judge: Judge
+    ) -> tuple[StopReason, str]:
+        """E-step, M-step, check convergence."""
+        begin = functools.partial(
+            accelerated, None if self.hard else self.accelerate, em, judge.coordinates
+        )
+        iterate, monitor, saddles = begin(), Monitor(self.tol), 0
         for _ in range(limit):
             try:
                 step = iterate(way.current)
             except Degenerate as error:
-                return StopReason.DEGENERATE, str(error)
+                return judge.failed(way.current, StopReason.DEGENERATE, str(error))
             except (RuntimeError, ValueError, ArithmeticError) as error:
-                return StopReason.FAILED, f"{self.method}: {StopReason.FAILED.value} ({error})"
+                why = f"{self.method}: {StopReason.FAILED.value} ({error})"
+                return judge.failed(way.current, StopReason.FAILED, why)
             failure = monitor.failure(way.current.objective, step.statistics.objective)
-            if failure is not None:
-                return self._explained(failure, step.statistics.params)
+            if failure is not None and not self._is_rounding(way.current, step.statistics):
+                stop, why = self._explained(failure, way.current, step.statistics, em)
+                return judge.failed(way.current, stop, why)
             way.take(step.statistics)
             tick(way.current.objective)
             reason = monitor.check(way.current.objective, step.movement)
-            if reason is not None:
-                return reason, ""
-        return StopReason.MAX_ITER, ""
+            if reason is None:
+                continue
+            higher = judge.higher(way.current) if saddles < SADDLES else None
+            if higher is None:
+                return judge.verdict(way.current, reason)
+            way.take(higher)
+            iterate, monitor, saddles = begin(), Monitor(self.tol), saddles + 1
+        if not self.tol:
+            return StopReason.STEPS, ""
+        return judge.failed(way.current, StopReason.MAX_ITER, "")
+
+    def _is_rounding(self, before: Statistics, after: Statistics) -> bool:
+        """Whether the objective fell by no more than it is uncertain."""
+        fall = before.objective - after.objective
+        return fall <= uncertainty(self.plan.structure.parameters, after.params)
 
     def _softly(self, current: Statistics) -> Statistics:
         """The E-step that a fit reports; of a hard one the history has the other objective."""
         return self.plan.e_step(current.params) if self.hard else current
 
     def _explained(
-        self, failure: StopReason, params: Mapping[str, Tensor]
+        self, failure: StopReason, before: Statistics, after: Statistics, em: EMMap
     ) -> tuple[StopReason, str]:
         """Why an iteration went wrong, and a warning that says so."""
-        found = near_singular(self.plan.structure.parameters, params)
-        if failure is not StopReason.DECREASED or found is None:
+        if failure is not StopReason.DECREASED:
             return failure, f"{self.method}: {failure.value}"
-        return StopReason.ROUNDED, (
-            f"{self.method}: {StopReason.ROUNDED.value}. A matrix of site '{found[0]}' is all but "
-            f"singular (condition number {found[1]:.0e}): drop columns that others all but "
-            "determine, or give it a prior that keeps it away from that."
-        )
+        found = near_singular(self.plan.structure.parameters, after.params)
+        if found is not None:
+            return StopReason.ROUNDED, (
+                f"{self.method}: {StopReason.ROUNDED.value}. A matrix of site '{found[0]}' is all "
+                f"but singular (condition number {found[1]:.0e}): drop columns that others all but "
+                "determine, or give it a prior that keeps it away from that."
+            )
+        noise = max(rounding(em.e_step, before), rounding(em.e_step, after))
+        if before.objective - after.objective <= NOISES * noise:
+            return StopReason.ROUNDED, (
+                f"{self.method}: {StopReason.ROUNDED.value}. At these parameters its rounding is "
+                f"about {noise:.0e}: centre and scale the data."
+            )
+        return failure, f"{self.method}: {failure.value}"
 
     def _doubts(self, current: Statistics) -> str:
         """A warning about estimates that the data do not determine, or nothing."""
         plan, warning = self.plan, ""
         if plan.objective == "mle":  # a prior determines what data leave open
-            keys = {n: plan.forms[n][0] for n in plan.structure.latent if n in plan.forms}
+            latents = [n for n in plan.structure.latent if n in plan.forms]
+            keys = {n: plan.forms[n][0] for n in latents if may_own_parameters(plan, n)}
             warning = emptied_states(current, keys, plan.structure.steps)
+            warning = warning or self._uncertain(current)
         return warning or idle_entries(current, plan.priors)
 
+    def _uncertain(self, current: Statistics) -> str:
+        """A warning about a matrix so near to singular that the objective loses its digits."""
+        parameters = self.plan.structure.parameters
+        error = uncertainty(parameters, current.params)
+        if error <= UNCERTAIN * (1.0 + abs(current.objective)):
+            return ""
+        found = near_singular(parameters, current.params)
+        assert found is not None
+        return (
+            f"{self.method}: a matrix of site '{found[0]}' is all but singular (condition number "
+            f"{found[1]:.0e}), so that the objective is known to {error:.0e} only: drop columns "
+            "that others all but determine, or give it a prior that keeps it away from that."
+        )
 
-def _maximise_fully(em: EMMap, statistics: Statistics) -> Statistics:
-    """Without latents the statistics are fixed: repeat the M-step until its parts agree."""
-    for _ in range(100):
-        params = em.m_step(statistics)
-        settled = Coordinates.distance(statistics.params, params) <= 1e-13
+
+def _maximise_fully(em: EMMap, way: _Way) -> tuple[bool, str]:
+    """Without latents the statistics are fixed: repeat the M-step until its parts agree.
+
+    Returns:
+        Whether they do, and what went wrong if something did.
+    """
+    statistics, plan = way.current, way.current.plan
+    reached, stalled, settled, trouble = -math.inf, 0, False, ""
+    for _ in range(REPEATS):
+        try:
+            params = em.m_step(statistics)
+        except Degenerate as error:
+            trouble = str(error)
+            break
+        with torch.no_grad():
+            value = float(plan.expected_log_joint(statistics, params))
+        if not math.isfinite(value) or value < reached - FALL * (1.0 + abs(reached)):
+            break
+        stalled = stalled + 1 if value - reached <= ROUNDING * (1.0 + abs(value)) else 0
+        reached = max(reached, value)
+        settled = Coordinates.distance(statistics.params, params) <= 1e-13 or stalled >= 3
         statistics = dataclasses.replace(statistics, params=params)
         if settled:
             break
-    return em.e_step(statistics.params)
+    if statistics is not way.current:
+        found = em.e_step(statistics.params)
+        if math.isfinite(found.objective) and found.objective >= way.current.objective:
+            way.take(found)
+    return settled, trouble

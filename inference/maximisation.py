@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from ember.inference import newton
+from ember.inference.conditioning import directions
 from ember.inference.conjugacy import pseudo_statistics
 from ember.inference.coordinates import Coordinates
-from ember.inference.degeneracy import check_maximiser, check_scales
+from ember.inference.degeneracy import Judged, check_maximiser, check_scales, least_variance
 from ember.inference.families import contribution_to_maximiser
 from ember.inference.least_squares import solve_coefficients
 from ember.inference.plan import Plan
@@ -35,7 +36,7 @@ from ember.inference.supports import all_within, is_natural, shown
 
 __all__ = ["Update", "maximise", "updates"]
 
-EVENT_DIM = {"simplex": 1, "vector": 1, "matrix": 2}
+EVENT_DIM = {"sticks": 1, "simplex": 1, "vector": 1, "matrix": 2}
 IN_SUPPORT = "closed form in support"
 CLOSED = ("closed form", IN_SUPPORT)
 
@@ -90,7 +91,7 @@ def maximise(plan: Plan, statistics: Statistics) -> dict[str, Tensor]:
                 params.update(found)
     if numeric:
         params = _numerical(plan, numeric, statistics, params)
-        check_scales(statistics, params)
+        check_scales(statistics, params, plan.objective)
     return params
 
 
@@ -229,22 +230,16 @@ def _is_conjugate(plan: Plan, name: str, kind: str, link: str) -> bool:
 def _closed_form(
     plan: Plan, update: Update, statistics: Statistics, params: Mapping[str, Tensor]
 ) -> Tensor:
-    """Sum the slot's coefficients over all sites it feeds, add the prior's, and maximise."""
+    """Sum the slot's coefficients over all sites it feeds, add the prior's, and maximise.
+
+    Of a location it is the step from its present value that is found, which loses no digits to the
+    distance from zero.
+    """
     shape = plan.structure.parameters[update.name].shape
     rows_shape = shape[: len(shape) - EVENT_DIM.get(update.kind, 0)]
-    count = rows_shape.numel()
-    total: list[Tensor] = []
-    for usage in update.usages:
-        group, sums = _sums(plan, usage, statistics, params)
-        coefficients = group.contribution(usage.slot, sums, params)
-        rows = group.rows(usage.slot, usage.start, count)
-        if rows is not None:
-            coefficients = [
-                c.new_zeros((count, *c.shape[1:])).index_add_(0, rows[1], c[rows[0]])
-                for c in coefficients
-            ]
-        total = [a + b for a, b in zip(total, coefficients, strict=True)] if total else coefficients
-    for i, pseudo in enumerate(_pseudo(plan, update, params)):
+    origin = params[update.name] if update.kind in ("location", "vector") else None
+    total, floor = _coefficients_of_slot(plan, update, statistics, params, origin)
+    for i, pseudo in enumerate(_pseudo(plan, update, params, origin)):
         spread = pseudo.expand(rows_shape + total[i].shape[1:])
         total[i] = total[i] + spread.reshape(total[i].shape)
     idle = torch.zeros(())
@@ -252,16 +247,57 @@ def _closed_form(
         # An entry that feeds no observation: every value is a maximiser, the present one too.
         idle = (total[0] == 0.0) & (total[1] == 0.0)
         total = [torch.where(idle, 1.0, coefficient) for coefficient in total]
-    check_maximiser(update.name, update.kind, total, rows_shape, statistics)
-    best = contribution_to_maximiser(update.kind, total)
+    judged = Judged(
+        update.name, update.kind, rows_shape, plan.objective, update.name in plan.priors
+    )
+    check_maximiser(judged, total, floor)
+    best = contribution_to_maximiser(update.kind, total, update.link)
     slot = _group(plan, update.usages[0]).slots[update.usages[0].slot]
-    value = slot.parameter(best).reshape(shape)
-    if update.kind in ("probability", "simplex") and bool(torch.isnan(value).any()):
+    value = best if update.kind == "matrix" else slot.parameter(best)
+    value = value.reshape(shape)
+    if origin is not None:
+        value = origin + value
+    if update.kind in ("probability", "sticks", "simplex") and bool(torch.isnan(value).any()):
         # No observation: every value is a maximiser, the present one too.
         value = torch.where(torch.isnan(value), params[update.name], value)
     if bool(idle.any()):
         value = torch.where(idle.reshape(shape), params[update.name], value)
     return value
+
+
+def _coefficients_of_slot(
+    plan: Plan,
+    update: Update,
+    statistics: Statistics,
+    params: Mapping[str, Tensor],
+    origin: Tensor | None,
+) -> tuple[list[Tensor], Tensor]:
+    """The coefficients of every row over all sites, and the least variance that data can tell."""
+    shape = plan.structure.parameters[update.name].shape
+    event = EVENT_DIM.get(update.kind, 0)
+    rows_shape = shape[: len(shape) - event]
+    count = rows_shape.numel()
+    total: list[Tensor] = []
+    floor = torch.zeros((count, *shape[len(shape) - min(event, 1) :]))
+    for usage in update.usages:
+        group, sums = _sums(plan, usage, statistics, params)
+        rows = group.rows(usage.slot, usage.start, count)
+        cells, own = rows or (torch.arange(count), torch.arange(count))
+        at_cell = None
+        if origin is not None:
+            at_cell = origin.new_zeros((len(group.cells), *shape[len(rows_shape) :]))
+            at_cell[cells] = origin.reshape(count, *shape[len(rows_shape) :])[own]
+        coefficients = group.contribution(usage.slot, sums, params, at_cell)
+        if rows is not None:
+            coefficients = [
+                c.new_zeros((count, *c.shape[1:])).index_add_(0, own, c[cells])
+                for c in coefficients
+            ]
+        total = [a + b for a, b in zip(total, coefficients, strict=True)] if total else coefficients
+        if usage.slot == 1 and (least := least_variance(group, sums)) is not None:
+            index = own.reshape(-1, *(1,) * (floor.dim() - 1)).expand(least[cells].shape)
+            floor.scatter_reduce_(0, index, least[cells], "amax")
+    return total, floor
 
 
 def _coefficients(
@@ -286,14 +322,17 @@ def _sums(
 ) -> tuple[Group, Tensor]:
     if usage.prior is None:
         return statistics.groups[usage.where]
-    return _group(plan, usage), plan.prior_statistics(usage.prior, params)
+    return plan.prior_statistics(usage.prior, params)
 
 
-def _pseudo(plan: Plan, update: Update, params: Mapping[str, Tensor]) -> list[Tensor]:
+def _pseudo(
+    plan: Plan, update: Update, params: Mapping[str, Tensor], origin: Tensor | None
+) -> list[Tensor]:
     prior = plan.priors.get(update.name)
     if prior is None or prior.site.density is None:
         return []
-    found = pseudo_statistics(update.kind, update.link, prior.site.density.distribution(params))
+    own = prior.site.density.distribution(params)
+    found = pseudo_statistics(update.kind, update.link, own, origin)
     weight = prior.scale
     if prior.site.mask is not None:
         weight = weight * prior.site.mask
@@ -301,7 +340,8 @@ def _pseudo(plan: Plan, update: Update, params: Mapping[str, Tensor]) -> list[Te
     if not weight.dim():
         return [weight * pseudo for pseudo in found]
     shape = plan.structure.parameters[update.name].shape
-    lead = len(shape) - EVENT_DIM.get(update.kind, 0)
+    # The prior of each stick is a site's entry of its own, with a weight of its own.
+    lead = len(shape) - (0 if update.kind == "sticks" else EVENT_DIM.get(update.kind, 0))
     full = weight.expand(shape[:lead])
     return [append_dims(full, max(pseudo.dim() - lead, 0)) * pseudo for pseudo in found]
 
@@ -309,39 +349,56 @@ def _pseudo(plan: Plan, update: Update, params: Mapping[str, Tensor]) -> list[Te
 def _numerical(
     plan: Plan, names: list[str], statistics: Statistics, params: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Newton or L-BFGS on the expected log joint over the named parameters, the others fixed."""
+    """Newton or L-BFGS on the expected log joint over the named parameters, the others fixed.
+
+    The search is for the way from the present parameters, along well-conditioned directions.
+    """
     coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
 
-    def objective(free: Tensor) -> Tensor:
-        return -plan.expected_log_joint(statistics, {**params, **coordinates.unflatten(free)})
+    start = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
+    along = directions(plan, names, coordinates)
 
-    def negative(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
-        free = torch.from_numpy(flat.copy()).requires_grad_()
+    def objective(way: Tensor) -> Tensor:
+        moved = {**params, **coordinates.unflatten(start + along @ way)}
+        try:
+            return -plan.expected_log_joint(statistics, moved)
+        except ValueError:  # rounding has taken a value to the edge of its prior's support
+            return way.sum() * 0.0 + torch.inf
+
+    def derivative(free: Tensor) -> tuple[float, Tensor]:
+        free = free.detach().requires_grad_()
         value = objective(free)
         (gradient,) = torch.autograd.grad(value, free)
         if not bool(torch.isfinite(value)):
-            return float("inf"), np.zeros_like(flat)
+            return float("inf"), torch.zeros_like(gradient)
         if not bool(torch.isfinite(gradient).all()):
             gradient = _differences(objective, free.detach())
-        return float(value.detach()), gradient.numpy()
+        return float(value.detach()), gradient
 
-    flat = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
-    before, _ = negative(flat.numpy())
+    still = torch.zeros_like(start)
+    before, slope = derivative(still)
     best = None
-    if len(flat) <= newton.MOST_PARAMETERS and not _asks_the_model(plan, statistics):
-        best = newton.minimise(objective, flat)
+    if len(start) <= newton.MOST_PARAMETERS and not _asks_the_model(plan, statistics):
+        best = newton.minimise(objective, still)
     if best is not None:
         reached = float(objective(best).detach())
     else:
+        here = torch.linalg.lstsq(along, start.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+        units = coordinates.units(here, slope)
+
+        def negative(x: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
+            value, gradient = derivative(units * torch.from_numpy(x))
+            return value, (units * gradient).numpy()
+
         found = scipy.optimize.minimize(
-            negative, flat.numpy(), jac=True, method="L-BFGS-B",
+            negative, still.numpy(), jac=True, method="L-BFGS-B",
             options={"maxiter": 100, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
         )  # fmt: skip
-        best, reached = torch.from_numpy(np.asarray(found.x)), found.fun
+        best, reached = units * torch.from_numpy(np.asarray(found.x)), found.fun
     if not reached < before:
         return params
     with torch.no_grad():
-        moved = coordinates.unflatten(best)
+        moved = coordinates.unflatten(start + along @ best)
         for name, value in moved.items():
             if not all_within(plan.structure.parameters, {name: value}):
                 # So near to an open edge of the support that rounding took it there.
@@ -359,7 +416,8 @@ def _differences(objective: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     with torch.no_grad():
         for i in range(len(at)):
             step = torch.zeros_like(at)
-            step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * (1.0 + at[i].abs())
+            size = at[i].abs() if bool(at[i].abs() > 0.0) else torch.ones(())
+            step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * size
             gradient[i] = (objective(at + step) - objective(at - step)) / (2.0 * step[i])
     return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 

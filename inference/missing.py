@@ -31,7 +31,7 @@ from ember.inference.families import LOG_2PI, MultivariateNormal, safe_log
 from ember.inference.observed_density import row_patterns
 from ember.inference.shapes import prepend_dims
 
-__all__ = ["GapFactor", "compile_site", "has_gaps", "marginal", "starting_eta"]
+__all__ = ["GapFactor", "base_measure", "compile_site", "has_gaps", "marginal", "starting_eta"]
 
 
 def has_gaps(site: Site) -> bool:
@@ -143,7 +143,7 @@ def _compile(site: Site, cells: Tensor, reference: Tensor | float) -> GapFactor:
     outer = rank - inner
     cells = prepend_dims(cells, rank)
     missing = prepend_dims(site.missing, rank + 1)
-    base = _base_measure(site, missing, reference)
+    base = base_measure(site, missing, reference)
     # A row without any observed entry is masked: its statistics are 0 under every pattern.
     missing = missing & ~missing.all(-1, keepdim=True)
     dim = missing.shape[-1]
@@ -176,7 +176,7 @@ def _compile(site: Site, cells: Tensor, reference: Tensor | float) -> GapFactor:
     )  # fmt: skip
 
 
-def _base_measure(site: Site, missing: Tensor, reference: Tensor | float) -> Tensor:
+def base_measure(site: Site, missing: Tensor, reference: Tensor | float) -> Tensor:
     """``h`` over the outer batch: a number that scales a precision counts for each entry shown."""
     assert site.form is not None
     rank, inner = missing.dim() - 1, len(site.inner_shape)

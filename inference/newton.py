@@ -22,7 +22,7 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
     """A local minimiser near ``start``, or None where the curvature is not finite there.
 
     Directions of negative curvature are followed downhill as if it were positive, and each step
-    is shortened until the function falls.
+    is shortened until the function falls. The search ends where it no longer does.
 
     Args:
         function: Twice differentiable, of a vector of free reals.
@@ -33,7 +33,7 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
         gradient, hessian = _derivatives(function, point)
         if not bool(torch.isfinite(gradient).all()) or not bool(torch.isfinite(hessian).all()):
             return None
-        if float(gradient.abs().max()) <= 1e-11 * (1.0 + abs(value)):
+        if not bool((gradient != 0.0).any()):
             break
         direction = _downhill(gradient, hessian)
         slope = float(gradient @ direction)
@@ -42,6 +42,8 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
         last = -slope <= ROUNDING * (1.0 + abs(value))
         for _ in range(1 if last else SHORTENINGS):
             moved = point + length * direction
+            if torch.equal(moved, point):
+                return point
             with torch.no_grad():
                 reached = float(function(moved))
             if reached <= value + 1e-4 * length * slope:
@@ -49,8 +51,9 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
             length /= 4.0
         else:
             break
+        stalls = not reached < value  # the step fell within the rounding of the function
         point, value = moved, reached
-        if last:
+        if last or stalls:
             break
     return point
 
@@ -72,9 +75,11 @@ def _derivatives(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tens
 def _downhill(gradient: Tensor, hessian: Tensor) -> Tensor:
     """Newton's step, each coordinate measured by its own curvature, none of it negative.
 
-    Along directions without curvature, which the data may leave open, the gradient itself.
+    Along coordinates without curvature, which the data may leave open, as far as lowers the
+    function by one, whatever their units.
     """
     scale = hessian.diagonal().abs().sqrt()
+    scale = torch.where(scale > 0, scale, gradient.abs())
     scale = torch.where(scale > 0, scale, torch.ones(()))
     values, vectors = torch.linalg.eigh(hessian / scale / scale.unsqueeze(-1))
     size = values.abs()

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-__all__ = ["check_choice", "check_options", "progress_bar"]
+__all__ = ["OBJECTIVES", "check_choice", "check_options", "progress_bar"]
 
 OBJECTIVES = ("map", "mle")
 INITS = ("kmeans", "points", "random", "hierarchical", "prior", "sticky", "windows")
@@ -49,8 +49,11 @@ def check_options(
     check_seed(seed)
     if integrate is not None and not isinstance(integrate, Mapping):
         raise TypeError(f"integrate={integrate!r} must be a dict: site name to method.")
-    if not isinstance(tol, (int, float)) or not math.isfinite(tol) or tol <= 0:
-        raise ValueError(f"tol={tol!r} must be a positive number, for example 1e-8.")
+    if not isinstance(tol, (int, float)) or not math.isfinite(tol) or tol < 0:
+        raise ValueError(
+            f"tol={tol!r} must be a number of at least 0, for example 1e-8 (0 runs max_iter "
+            "iterations)."
+        )
 
 
 def check_count(name: str, value: Any) -> None:

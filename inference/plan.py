@@ -10,6 +10,7 @@ describes are asked of the model again.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ember.inference.expectation.chain import Potentials
 from ember.inference.expectation.chain_step import Chain
-from ember.inference.expectation.enumeration import Contraction, Factor, Scale
+from ember.inference.expectation.enumeration import Contraction, Factor, Scale, align
 from ember.inference.expectation.mixture import MixtureKernel
 from ember.inference.factors import FormFactor, Site, statistics_of
 from ember.inference.families import IMPOSSIBLE
@@ -27,6 +28,7 @@ from ember.inference.grouping import cells_of
 from ember.inference.missing import GapFactor
 from ember.inference.reading.misreading import misread_sites
 from ember.inference.reading.opaque import model_log_prob
+from ember.inference.residual_factors import ResidualFactors
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group, Part, Statistics
 from ember.inference.structure import Structure
@@ -76,18 +78,17 @@ class Plan:
         """
         with torch.no_grad():
             natural = self.natural_parameters(params)
-            if self.kernel is not None and temper == 1.0:
+            if self.kernel is not None and temper == 1.0 and not self.residual_groups(params):
                 total, gradient = self.kernel(natural)
                 sums = {key: (group, gradient[key]) for key, group in self.groups.items()}
-                return self._statistics(params, total, sums, {})
-            other = self.other_log_probs(params)
-        return self.general_e_step(params, natural, other, temper)
+                if not self.residuals.lost(sums):
+                    return self._statistics(params, total, sums, {})
+        return self.general_e_step(params, natural, temper)
 
     def general_e_step(
         self,
         params: Params,
         natural: dict[tuple[Any, ...], Tensor],
-        other: dict[str, Tensor],
         temper: float = 1.0,
         maximum: bool = False,
     ) -> Statistics:
@@ -95,23 +96,61 @@ class Plan:
 
         With ``maximum`` the sum over latents becomes a maximum; see ``hard.py``.
         """
-        leaves = [t.requires_grad_() for t in (*natural.values(), *other.values())]
+        with torch.no_grad():
+            other = self.other_log_probs(params)
+        near = self.residual_groups(params)
+        while True:
+            with torch.no_grad():
+                exact = self.residuals.log_probs(near, self.groups, params)
+            asked = {**other, **exact}
+            total, found = self._gradients(
+                {key: eta for key, eta in natural.items() if key not in near},
+                asked,
+                temper,
+                maximum,
+            )
+            groups = {
+                key: self.residuals.sums(group, params, found)
+                if key in near
+                else (group, found[key])
+                for key, group in self.groups.items()
+            }
+            lost = self.residuals.lost(groups) - near
+            if not lost:
+                return self._statistics(params, total, groups, {n: found[n] for n in other})
+            near = near | lost
+
+    def _gradients(
+        self,
+        natural: Mapping[tuple[Any, ...], Tensor],
+        other: Mapping[str, Tensor],
+        temper: float,
+        maximum: bool,
+    ) -> tuple[float, dict[Any, Tensor]]:
+        """The log evidence, and its gradient with respect to everything it depends on."""
+        leaves: dict[Any, Tensor] = {**natural, **other}
+        leaves = {key: value.detach().requires_grad_() for key, value in leaves.items()}
         with torch.enable_grad():
-            tensors = self.tensors(natural, other)
+            tensors = self.tensors(leaves, leaves)
             if temper != 1.0:
                 tensors = [temper * tensor for tensor in tensors]
             total = self.contraction.total(self.contraction(tensors, maximum)) / temper
-            gradients = torch.autograd.grad(total, leaves, allow_unused=True)
-        found = [
-            torch.zeros_like(leaf) if g is None else g
-            for leaf, g in zip(leaves, gradients, strict=True)
-        ]
-        groups = {
-            key: (self.groups[key], statistics)
-            for key, statistics in zip(natural, found, strict=False)
+            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        return float(total.detach()), {
+            key: torch.zeros_like(leaf) if g is None else g
+            for (key, leaf), g in zip(leaves.items(), gradients, strict=True)
         }
-        posteriors = dict(zip(other, found[len(natural) :], strict=True))
-        return self._statistics(params, float(total.detach()), groups, posteriors)
+
+    @property
+    def residuals(self) -> ResidualFactors:
+        """Normal sites by their residuals, for where sufficient statistics lose digits."""
+        found: ResidualFactors = self.notes["residuals"]
+        return found
+
+    def residual_groups(self, params: Params) -> frozenset[tuple[Any, ...]]:
+        """Groups to be had by their residuals at ``params``."""
+        with torch.no_grad():
+            return self.residuals.needed(self.groups, params)
 
     def completed(
         self, params: Params, weights: Mapping[str, Tensor], naive: bool = False
@@ -142,6 +181,8 @@ class Plan:
             total = torch.stack([(weights[name] * t).sum() for name, t in tensors.items()]).sum()
             gradients = torch.autograd.grad(total, leaves) if leaves else ()
         groups = {key: (self.groups[key], g) for key, g in zip(natural, gradients, strict=True)}
+        for key in self.residuals.lost(groups):
+            groups[key] = self.residuals.sums(self.groups[key], params, weights)
         posteriors = {name: weights[name] for name in other}
         return self._statistics(params, float(total.detach()), groups, posteriors)
 
@@ -169,11 +210,11 @@ class Plan:
         """The log probability of every factor, in the contraction's order."""
         out = []
         for factor in self.factors:
-            if factor.name in self.forms:
+            if factor.name in other:
+                out.append(other[factor.name])
+            else:
                 key, form = self.forms[factor.name]
                 out.append(form.log_prob(natural[key]))
-            else:
-                out.append(other[factor.name])
         return out
 
     def other_log_probs(self, params: Params) -> dict[str, Tensor]:
@@ -208,7 +249,10 @@ class Plan:
         return self.contraction.total(self.contraction(self.all_tensors(params)))
 
     def row_log_prob(self, params: Params) -> Tensor:
-        """``log p(row | params)`` for every row, unweighted; a scalar if there are no rows."""
+        """``log p(row | params)`` for every row, unweighted; a scalar if there are no rows.
+
+        What lies outside the plate of rows, such as a ``pyro.factor`` on parameters, is no row's.
+        """
         parts = self.contraction(self.all_tensors(params))
         rows = self.contraction.total(parts, weighted=False, along=self.row)
         rows = torch.where(rows <= 0.1 * IMPOSSIBLE, -torch.inf, rows)
@@ -223,7 +267,8 @@ class Plan:
     def all_tensors(self, params: Params) -> list[Tensor]:
         """The log probability of every factor at ``params``."""
         natural = self.natural_parameters(params)
-        return self.tensors(natural, self.other_log_probs(params))
+        near = self.residuals.log_probs(self.residual_groups(params), self.groups, params)
+        return self.tensors(natural, {**self.other_log_probs(params), **near})
 
     def posterior(
         self, params: Params, names: Sequence[str], maximum: bool = False
@@ -260,7 +305,8 @@ class Plan:
             maximum: Whether to maximise over the latents instead of summing.
 
         Returns:
-            A tensor of each probe's dims; over the latents' values it sums to one.
+            A tensor of each probe's dims; over the latents' values it sums to one. It is NaN for
+            data of probability zero, which no posterior explains.
         """
         shapes = [[self.sizes[d] for d in probe.dims] for probe in probes]
         kept = [
@@ -272,14 +318,16 @@ class Plan:
             (*self.factors, *kept), self.latents(), self.sizes, list(self.chains.values())
         )
         with torch.no_grad():
-            own = self.all_tensors(params)
+            own = self._whole_tensors(params)
         with torch.enable_grad():
             leaves = [
                 t.reshape([n for n in shape if n > 1]).clone().requires_grad_()
                 for t, shape in zip(given, shapes, strict=True)
             ]
-            total = contraction.total(contraction([*own, *leaves], maximum), weighted=False)
-            found = torch.autograd.grad(total, leaves, allow_unused=True) if leaves else ()
+            parts = [p for p in contraction([*own, *leaves], maximum) if p.requires_grad]
+            # NaN finds its way back to all that an impossible part depends on.
+            ones = [torch.where(p <= 0.1 * IMPOSSIBLE, torch.nan, 1.0) for p in parts]
+            found = torch.autograd.grad(parts, leaves, ones, allow_unused=True) if parts else ()
         out = []
         for probe, shape, leaf, g in zip(probes, shapes, leaves, found, strict=True):
             weights = (torch.ones_like(leaf) if g is None else g).reshape(shape)
@@ -287,8 +335,24 @@ class Plan:
             total = weights.sum(over, keepdim=True) if over else torch.ones(())
             # Beyond the end of a chain nothing is known: every value is as likely as another.
             alike = 1.0 / torch.Size([shape[i] for i in over]).numel()
-            out.append(torch.where(total > 0, weights / total, alike))
+            out.append(torch.where(total == 0, alike, weights / total))
         return out
+
+    def _whole_tensors(self, params: Params) -> list[Tensor]:
+        """The log probability of every factor, entries of latents that sum to one not left out."""
+        tensors = self.all_tensors(params)
+        for i, factor in enumerate(self.factors):
+            if factor.name not in self.notes["idle"]:
+                continue
+            site = dataclasses.replace(self.sites[factor.name], mask=None)
+            if site.density is None:
+                log_prob = model_log_prob(site, self.structure.trace(params))
+            else:
+                density = dataclasses.replace(site.density, mask=None)
+                log_prob = density.log_prob(params, site.value)
+            whole = align(*site.layout.pack(log_prob), factor.dims)
+            tensors[i] = whole.expand(tensors[i].shape)
+        return tensors
 
     def places(self, name: str) -> tuple[str, ...]:
         """The dims in which a latent has a value each: its plates, and the steps of a chain."""
@@ -305,8 +369,11 @@ class Plan:
     # -- the objective and what the M-step maximises --------------------------------------------
 
     def log_prior(self, params: Params) -> Tensor:
-        """The log prior density of the parameter sites; zero for maximum likelihood."""
-        total = torch.zeros((), dtype=torch.float64)
+        """The log prior density of the parameter sites; zero for maximum likelihood.
+
+        That of parameters held by ``pyro.condition`` is a constant of it.
+        """
+        total = torch.as_tensor(self.notes["held_density"], dtype=torch.float64)
         asked = self.asked_log_probs(
             params, [n for n, prior in self.priors.items() if prior.site.density is None]
         )
@@ -329,19 +396,29 @@ class Plan:
                 total = total + (posterior * log_probs[name]).sum()
         return total
 
-    def prior_statistics(self, name: str, params: Params) -> Tensor:
-        """Statistics of a parameter seen as an observation of its own prior, shape ``(C, P)``."""
+    def prior_statistics(self, name: str, params: Params) -> tuple[Group, Tensor]:
+        """Statistics of a parameter seen as an observation of its own prior, and their group.
+
+        Those of a normal prior are taken about its present location.
+        """
         prior = self.priors[name]
-        assert prior.group is not None
-        assert prior.site.form is not None
-        statistics, _ = statistics_of(prior.site, params[name], 0.0)
+        group, form = prior.group, prior.site.form
+        assert group is not None
+        assert form is not None
+        rank = len(prior.site.layout.outer) + prior.site.layout.inner
+        cells, reference = prepend_dims(cells_of(prior.site), rank), torch.zeros(())
+        if form.centred is not None:
+            locations = group.locations(params)
+            group = dataclasses.replace(group, reference=locations)
+            reference = locations[cells]
+        statistics, _ = statistics_of(prior.site, params[name], reference)
         weights = append_dims(prior.scale, len(prior.site.inner_shape) + 1)
         statistics = statistics * weights
-        cells = prepend_dims(cells_of(prior.site), statistics.dim() - 1)
+        cells = prepend_dims(cells, statistics.dim() - 1)
         shape = torch.broadcast_shapes(cells.shape, statistics.shape[:-1])
         rows = statistics.expand(*shape, -1).reshape(-1, statistics.shape[-1])
-        total = statistics.new_zeros((len(prior.group.cells), statistics.shape[-1]))
-        return total.index_add_(0, cells.expand(shape).reshape(-1), rows)
+        total = statistics.new_zeros((len(group.cells), statistics.shape[-1]))
+        return group, total.index_add_(0, cells.expand(shape).reshape(-1), rows)
 
     @property
     def has_gaps(self) -> bool:

@@ -14,6 +14,8 @@ from ember.inference.factors import FormFactor, Site
 from ember.inference.grouping import group_of, group_sites
 from ember.inference.missing import GapFactor, compile_site, starting_eta
 from ember.inference.plan import Params, Plan, PriorSite
+from ember.inference.reading.held import held_density
+from ember.inference.reading.idle_latents import idle_entries
 from ember.inference.reading.lookup import compile_lookup
 from ember.inference.reading.loops import Loop
 from ember.inference.reading.misreading import MISREAD
@@ -22,6 +24,7 @@ from ember.inference.reading.roll import with_loops
 from ember.inference.reading.sites import Probes, probe, read_site
 from ember.inference.reading.stacking import lengths_of
 from ember.inference.reading.tape import record
+from ember.inference.residual_factors import ResidualFactors
 from ember.inference.shapes import prepend_dims
 from ember.inference.structure import Model, Structure, read_structure
 from ember.inference.superposed_factor import SuperposedFactor, compile_superposed
@@ -58,7 +61,10 @@ def build_plan(
     probes = probe(structure) if probing else Probes([], [], "the reference path looks for no maps")
     unread = Probes([], [], MISREAD)
     by_site = {n: unread if n in misread else probes for n in structure.plates}
-    sites = {n: read_site(n, structure, by_site[n], trace) for n in structure.factor_names}
+    idle = idle_entries(structure, probes.traces)
+    sites = {
+        n: read_site(n, structure, by_site[n], trace, idle.get(n)) for n in structure.factor_names
+    }
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     groups, cells = group_sites(sites)
@@ -99,8 +105,15 @@ def build_plan(
         scales,
         chains,
     )
+    plan.notes["residuals"] = ResidualFactors(
+        sites,
+        {name: (key, index) for name, (key, index, _) in cells.items()},
+        {factor.name: factor.dims for factor in factors},
+    )
     references = {name: reference for name, (_, _, reference) in cells.items()}
     plan.notes["starting_eta"] = starting_eta(sites, forms, references)
+    plan.notes["held_density"] = held_density(trace, structure.held) if objective == "map" else 0.0
+    plan.notes["idle"] = frozenset(idle) | _masked_components(structure, sites)
     plan.notes["plate_names"] = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
     asked = {n: plan.site(n) for n in plan.opaque_sites() if plan.site(n).density is None}
     plan.notes["dependencies"] = model_dependencies(structure, asked)
@@ -121,13 +134,19 @@ def _priors(structure: Structure, probes: Mapping[str, Probes], start: Any) -> d
         if not parameter.has_prior:
             continue
         site = read_site(name, structure, probes[name], start)
-        scale = torch.as_tensor(start.nodes[name]["scale"], dtype=torch.float64)
+        scale = _weight(start.nodes[name])
         priors[name] = PriorSite(site, scale, group_of(site))
     return priors
 
 
-def _scale(node: Any, site: Site) -> Scale | None:
+def _weight(node: Any) -> Tensor:
+    """The weight of a site by ``poutine.scale``; of a single number the shape does not matter."""
     scale = torch.as_tensor(node["scale"], dtype=torch.float64)
+    return scale.reshape(()) if scale.numel() == 1 else scale
+
+
+def _scale(node: Any, site: Site) -> Scale | None:
+    scale = _weight(node)
     if bool((scale == 1.0).all()):
         return None
     if not bool((scale >= 0.0).all()):
@@ -136,6 +155,13 @@ def _scale(node: Any, site: Site) -> Scale | None:
         )
     tensor, dims = site.layout.pack(scale)
     return Scale(dims, tensor)
+
+
+def _masked_components(structure: Structure, sites: Mapping[str, Site]) -> frozenset[str]:
+    """Components of mixtures whose rows are masked: latents of Ember's own, idle there."""
+    chains = {c.site for c in structure.composites if c.steps is not None}
+    names = [c.latent for c in structure.composites if c.site not in chains]
+    return frozenset(name for name in names if sites[name].mask is not None)
 
 
 def _sizes(trace: Any, structure: Structure, latent_symbols: Mapping[str, str]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ember.inference.drawing.progress import draw_progress, method_style
 from ember.inference.factors import Site
 from ember.inference.fit import Fit
 from ember.inference.pictures import Picture
@@ -21,17 +22,6 @@ from ember.inference.shapes import prepend_dims
 
 __all__ = ["draw_fits"]
 
-# Okabe & Ito's palette: told apart with every kind of colour vision. Dashes and widths tell lines
-# apart that lie on one another, as they do where the methods agree.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES: tuple[tuple[float, Any], ...] = (
-    (4.0, "solid"),
-    (2.4, (0, (5, 2))),
-    (2.0, (0, (1, 1.5))),
-    (1.6, (0, (6, 2, 1, 2))),
-)
-ALPHAS = (0.5, 0.9, 1.0, 1.0)
-SMALLEST_GAP = 1e-6  # below this, differences of objectives are of no interest to anyone
 DEVIATIONS = 2.0
 Params = Mapping[str, Tensor]
 
@@ -53,7 +43,8 @@ def draw_fits(
     Where the model is a mixture of one site in one or two dimensions, the left panel shows the
     data with the fitted density, or with an ellipse for each component. The other panel shows
     how far each fit's objective was below the best value that any fit reached of it, against
-    time; a bound that is estimated from draws is shown as a running mean, down to its noise.
+    time (of a single fit: iterations); a bound that is estimated from draws is shown as a running
+    mean, down to its noise.
 
     Args:
         fits: Name of the method to its fit; the first one's data are shown.
@@ -71,23 +62,13 @@ def draw_fits(
             names = [site] if data.shape[1] == 1 else [f"{site}[{i}]" for i in range(2)]
         draw = _draw_density if data.shape[1] == 1 else _draw_ellipses
         draw(panels[0], data, plan, fits, params, names)
-    _draw_progress(panels[-1], fits)
-    handles = [Line2D([], [], **_style(i), label=name) for i, name in enumerate(fits)]
+    draw_progress(panels[-1], fits)
+    handles = [Line2D([], [], **method_style(i), label=name) for i, name in enumerate(fits)]
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(len(fits), 4), frameon=False,
         handlelength=3.2,
     )  # fmt: skip
     return figure
-
-
-def _style(i: int) -> dict[str, Any]:
-    width, dashes = STYLES[i % len(STYLES)]
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "linewidth": width,
-        "linestyle": dashes,
-        "alpha": ALPHAS[i % len(ALPHAS)],
-    }
 
 
 # -- the data -----------------------------------------------------------------------------------
@@ -169,7 +150,7 @@ def _draw_ellipses(
     for i, name in enumerate(fits):
         with torch.no_grad():
             found = _components(fits[name].plan, params[name])
-        style = _style(i)
+        style = method_style(i)
         for mean, covariance in zip(found.means, found.covariances, strict=True):
             variances, directions = np.linalg.eigh(covariance.numpy())
             width, height = 2.0 * DEVIATIONS * np.sqrt(np.maximum(variances, 0.0))
@@ -216,7 +197,7 @@ def _draw_density(
         with torch.no_grad():
             density = _mixture_density(fits[name].plan, params[name], grid)
         marker: dict[str, Any] = {"marker": "o", "markersize": 4} if discrete else {}
-        axes.plot(grid.numpy(), density.numpy(), **_style(i), **marker, zorder=2 + i)
+        axes.plot(grid.numpy(), density.numpy(), **method_style(i), **marker, zorder=2 + i)
     axes.set(xlabel=labels[0], ylabel="relative frequency" if discrete else "density")
     axes.xaxis.set_major_locator(MaxNLocator(integer=discrete))
     axes.set_title("Data and fitted " + ("probabilities" if discrete else "density"))
@@ -237,69 +218,3 @@ def _mixture_density(plan: Plan, params: Params, grid: Tensor) -> Tensor:
 def _crowding(rows: int) -> float:
     """Opacity of points, so that many of them show where they are dense."""
     return float(np.clip(300.0 / rows, 0.08, 0.8))
-
-
-# -- the climb ----------------------------------------------------------------------------------
-
-
-def _draw_progress(axes: Axes, fits: Mapping[str, Fit]) -> None:
-    """How far below the best value of its objective each fit was, against time."""
-    curves = {name: _curve(fit) for name, fit in fits.items()}
-    best: dict[str, float] = {}
-    for name, fit in fits.items():
-        kind = _objective(fit)
-        best[kind] = max(best.get(kind, -np.inf), curves[name].best)
-    for i, (name, fit) in enumerate(fits.items()):
-        gap = np.maximum(best[_objective(fit)] - curves[name].values, curves[name].floor)
-        times, style = fit.times.numpy(), _style(i)
-        axes.plot(times, gap, **style, zorder=2 + i)
-        axes.plot(
-            times[-1], gap[-1], "o", color=style["color"], markersize=7, zorder=10 + i,
-            clip_on=False,
-        )  # fmt: skip
-    ends = [float(t) for fit in fits.values() for t in (fit.times[0], fit.times[-1])]
-    axes.set(xscale="log", yscale="log", xlabel="seconds since the start of the fit")
-    # Whole decades, so that the axis has few and readable numbers.
-    axes.set_xlim(
-        *(10.0 ** f(np.log10(t)) for f, t in ((np.floor, min(ends)), (np.ceil, max(ends))))
-    )
-    axes.set_ylim(bottom=SMALLEST_GAP)
-    axes.set_ylabel("objective: distance below its best value (nats)")
-    axes.set_title("How fast each fit reached its optimum")
-    axes.grid(which="major", color="0.9", zorder=0)
-    axes.tick_params(axis="x", pad=7)  # clear of the lowest number of the other axis
-
-
-@dataclass(frozen=True)
-class Curve:
-    """An objective over time, the best value it reached, and the smallest gap to show."""
-
-    values: Any
-    best: float
-    floor: float
-
-
-def _curve(fit: Fit) -> Curve:
-    history = fit.history.numpy()
-    if _is_exact(fit) or len(history) < 20:
-        return Curve(history, float(history.max()), SMALLEST_GAP)
-    # A bound estimated from draws: a running mean shows its course. Its last values say where it
-    # ends, and how far apart two of its means may be by chance: no smaller gap means anything.
-    window = max(len(history) // 20, 5)
-    total = np.cumsum(np.insert(history, 0, 0.0))
-    ends = np.arange(1, len(history) + 1)
-    begins = np.maximum(ends - window, 0)
-    last = history[-2 * window :]
-    noise = float(last.std()) / np.sqrt(window)
-    values = (total[ends] - total[begins]) / (ends - begins)
-    return Curve(values, float(last.mean()), max(noise, SMALLEST_GAP))
-
-
-def _is_exact(fit: Fit) -> bool:
-    """Whether the history holds the objective itself, not an estimate from draws of a guide."""
-    return fit.guide is None or fit.guide.is_delta
-
-
-def _objective(fit: Fit) -> str:
-    """What a fit climbs; only fits that climb the same thing can be measured against each other."""
-    return fit.objective if _is_exact(fit) else fit.method

@@ -19,7 +19,7 @@ from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.shapes import compact
 from ember.inference.slots import Form, Slot
 
-__all__ = ["COUNTED", "RULES", "rate_slot"]
+__all__ = ["COUNTED", "RULES", "counts_of", "rate_slot"]
 
 COUNTED = (dist.Categorical, dist.OneHotCategorical, dist.Multinomial)
 Maps = Mapping[str, ArgumentMap]
@@ -158,6 +158,16 @@ def _bernoulli(base: Any, maps: Maps, names: Names) -> Form | str:
     return Form(families.Bernoulli(), (slot,), (index,), statistics)
 
 
+def counts_of(base: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """How often each category occurs in data, and the base measure, or None where it is zero."""
+    if isinstance(base, dist.Categorical):
+        levels = base.probs.shape[-1]
+        return torch.nn.functional.one_hot(x.long(), levels).to(base.probs.dtype), None
+    if isinstance(base, dist.Multinomial):
+        return x, torch.lgamma(x.sum(-1) + 1.0) - torch.lgamma(x + 1.0).sum(-1)
+    return x, None
+
+
 def _categorical(base: Any, maps: Maps, names: Names) -> Form | str:
     found = maps["probs"]
     if found.table is None:
@@ -169,14 +179,9 @@ def _categorical(base: Any, maps: Maps, names: Names) -> Form | str:
     else:
         slot = Slot("simplex", found.table, "identity", 1.0, torch.zeros(0))
         index = found.index
-    levels = base.probs.shape[-1]
 
     def statistics(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
-        if isinstance(base, dist.Categorical):
-            return torch.nn.functional.one_hot(x.long(), levels).to(base.probs.dtype), None
-        if isinstance(base, dist.Multinomial):
-            return x, torch.lgamma(x.sum(-1) + 1.0) - torch.lgamma(x + 1.0).sum(-1)
-        return x, None
+        return counts_of(base, x)
 
     event_dim = 0 if isinstance(base, dist.Categorical) else 1
     return Form(families.Categorical(), (slot,), (index,), statistics, event_dim)
@@ -235,7 +240,7 @@ def _multivariate_normal(base: Any, maps: Maps, names: Names) -> Form | str:
     if matrix.table is None:
         flat = matrix.offset.reshape(-1, *matrix.offset.shape[-2:])
         index = torch.arange(len(flat)).reshape(matrix.offset.shape[:-2])
-        p_slot = Slot("matrix", None, "constant", 1.0, _precision(matrix_name, flat))
+        p_slot = Slot("matrix", None, link[matrix_name], 1.0, flat)
         c = torch.ones(())
     else:
         c = matrix.coefficient
@@ -275,17 +280,6 @@ def _multivariate_normal(base: Any, maps: Maps, names: Names) -> Form | str:
     return Form(
         families.MultivariateNormal(), (m_slot, p_slot), (m_index, index), statistics, 1, reference
     )
-
-
-def _precision(name: str, matrix: Tensor) -> Tensor:
-    match name:
-        case "precision_matrix":
-            return matrix
-        case "covariance_matrix":
-            inverse: Tensor = torch.linalg.inv(matrix)
-            return inverse
-        case _:
-            return torch.cholesky_inverse(matrix)
 
 
 RULES: list[tuple[Any, Callable[[Any, Maps, Names], Form | str]]] = [

@@ -1,17 +1,4 @@
-r"""Choosing a model: a sweep over its options, with criteria that charge for parameters.
-
-With ``L`` the log likelihood at the estimates, ``d`` free parameters and ``n`` rows,
-
-.. math::
-
-    \mathrm{AIC} = -2 L + 2 d, \qquad \mathrm{BIC} = -2 L + d \log n, \qquad
-    \mathrm{ICL} = \mathrm{BIC} - 2 \sum_{n,k} t_{nk} \log t_{nk},
-
-the last one charging for rows whose latent state is uncertain. Smaller is better.
-
-Reference: Fraley & Raftery (2007), Journal of Classification 24, 155-181 (BIC at the MAP
-estimate); Biernacki, Celeux & Govaert (2000), IEEE PAMI 22, 719-725 (ICL).
-"""
+"""Choosing a model: a sweep over its options, with the criteria of ``criteria.py``."""
 
 import itertools
 import math
@@ -25,11 +12,10 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.distributions import biject_to
 
-from ember.inference.arguments import prepare, sheltered
+from ember.inference.arguments import prepare
+from ember.inference.criteria import free_parameters
 from ember.inference.em import EM
-from ember.inference.expectation.enumeration import align
 from ember.inference.fit import Fit
 from ember.inference.options import check_choice, progress_bar
 from ember.inference.pictures import Picture
@@ -57,7 +43,8 @@ class Selection:
     Attributes:
         table: One row for each combination of options, in the order tried: the options, free
             parameters, log likelihood, AIC, BIC, ICL, held-out log likelihood per row (NaN
-            without ``folds``), whether the fit converged, and the error of those that failed.
+            without ``folds``), whether the fit converged, and the error of those that failed. The
+            criterion that chooses is the last column, which print shows however narrow it is.
         fits: Fits by row number; failed combinations are missing.
         best: The fit that the criterion prefers.
         options: The options of ``best``.
@@ -158,7 +145,8 @@ def select(
             tick(row.get("log_likelihood", math.nan))
     if not fits:
         raise ValueError(f"every combination failed; the first said: {rows[0]['error']}")
-    table = pd.DataFrame(rows).reindex(columns=[*swept, *COLUMNS])
+    others = [column for column in COLUMNS if column != criterion]
+    table = pd.DataFrame(rows).reindex(columns=[*swept, *others, criterion])
     scores = table[criterion] if criterion == "held_out" else -table[criterion]
     best = int(scores.to_numpy(dtype=float, na_value=-math.inf).argmax())
     return Selection(table, fits, fits[best], cells[best], criterion)
@@ -184,84 +172,14 @@ def _fit_cell(
 
 
 def criteria(fit: Fit) -> dict[str, float]:
-    """Free parameters, log likelihood, AIC, BIC and ICL of a fit; see the module's formulas."""
-    count, rows = free_parameters(fit.plan), _rows(fit.plan)
-    bic = -2.0 * fit.log_likelihood + count * math.log(rows)
+    """Free parameters, log likelihood, AIC, BIC and ICL of a fit."""
     return {
-        "parameters": count,
+        "parameters": fit.n_parameters,
         "log_likelihood": fit.log_likelihood,
-        "aic": -2.0 * fit.log_likelihood + 2.0 * count,
-        "bic": bic,
-        "icl": bic + 2.0 * _entropy(fit),
+        "aic": fit.aic,
+        "bic": fit.bic,
+        "icl": fit.icl,
     }
-
-
-def free_parameters(plan: Plan) -> int:
-    """Dimension of the parameter space: a simplex of ``K`` counts ``K - 1``, and so on."""
-    return sum(
-        int(biject_to(p.support).inverse_shape(p.shape).numel())
-        for p in plan.structure.parameters.values()
-    )
-
-
-def _rows(plan: Plan) -> float:
-    """The number of observations: rows with their weights, or steps of a chain."""
-    total = 0.0
-    name = plan.structure.observed[0]
-    chain = [n for n in plan.structure.observed if n in plan.structure.steps]
-    for site in chain or [name]:
-        mask = plan.sites[site].mask
-        if (
-            (plan.structure.composites or plan.structure.loops)
-            and mask is not None
-            and plan.scales[site] is None
-        ):
-            total += float(_seen(plan, site, mask))
-            continue
-        places = float(math.prod(plan.sizes[s] for s in plan.sites[site].plates))
-        scale = plan.scales[site]
-        if scale is not None:
-            missing = math.prod(plan.sizes[s] for s in plan.sites[site].plates - set(scale.dims))
-            places = float(scale.tensor.sum()) * missing
-        total += places
-    return total
-
-
-def _seen(plan: Plan, name: str, mask: Tensor) -> Tensor:
-    """How many places of a composite site's plates hold data."""
-    site = plan.sites[name]
-    outer = [plan.sizes[s] if s in site.plates else 1 for s in site.layout.outer]
-    shown = mask.expand(*outer, *site.inner_shape) if mask.dim() else mask.expand(outer)
-    return shown.reshape(*outer, -1).any(-1).sum()
-
-
-def _entropy(fit: Fit) -> float:
-    """Entropy of the latents' posterior marginals, rows by their weights."""
-    total, latents = 0.0, list(fit.plan.structure.latent)
-    if not latents:
-        return total
-    with sheltered(data=fit.plan.structure.arguments):
-        for name, t in fit.plan.posterior(fit.params, latents).items():
-            entropy = -torch.special.xlogy(t, t).sum(-1)
-            if name in fit.plan.chains:
-                entropy = entropy * _inside(fit.plan, name)
-            scale = fit.plan.scales[name]
-            if scale is not None and entropy.dim() == scale.tensor.dim():
-                entropy = entropy * scale.tensor
-            total += float(entropy.sum())
-    return total
-
-
-def _inside(plan: Plan, name: str) -> Tensor:
-    """Which steps a chain has: past its end there is no state, and no doubt about one."""
-    chain, places = plan.chains[name], plan.places(name)
-    if chain.lengths is None:
-        return torch.ones(())
-    dims, lengths = chain.lengths
-    plates = tuple(place for place in places if place != chain.time)
-    order = torch.arange(chain.steps)
-    inside = order < align(lengths, dims, plates).unsqueeze(-1)
-    return inside.movedim(-1, places.index(chain.time)).to(torch.float64)
 
 
 def _held_out(method: EM, args: tuple[Any, ...], options: Mapping[str, Any], folds: int) -> float:

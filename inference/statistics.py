@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ember.inference.families import Family
+from ember.inference.design import Frame
+from ember.inference.families import Family, Regression
 from ember.inference.slots import Slot
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ class Group:
     """Sites of one family that read the same slots; their statistics are pooled, cell by cell.
 
     A *cell* is a combination of slot rows: ``cells`` has shape ``(C, slots)``. ``reference`` is
-    subtracted from the data and from the location, so that squares lose no digits.
+    subtracted from the data and from the location, so that squares lose no digits. ``reach`` says
+    how far from it the data of a cell lie (see ``residuals.py``). A regression has a ``frame`` of
+    its features instead, with a line of reference for each cell.
     """
 
     key: tuple[Any, ...]
@@ -32,10 +35,18 @@ class Group:
     slots: tuple[Slot, ...]
     cells: Tensor
     reference: Tensor | None = None
+    reach: Tensor | None = None
+    frame: Frame | None = None
+
+    def locations(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The location of every cell, of a family that has one."""
+        return self.slots[0].values(params)[self.cells[:, 0]]
 
     def slot_values(self, params: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The value of each slot in each cell; a location is relative to the reference."""
         values = [slot.values(params)[self.cells[:, i]] for i, slot in enumerate(self.slots)]
+        if self.frame is not None:
+            values[0] = self.frame.relative(values[0])
         if self.reference is not None:
             values[0] = values[0] - self.reference
         return tuple(values)
@@ -58,19 +69,35 @@ class Group:
         return self.family.natural_parameters(*self.slot_values(params))
 
     def contribution(
-        self, slot: int, statistics: Tensor, params: Mapping[str, Tensor]
+        self,
+        slot: int,
+        statistics: Tensor,
+        params: Mapping[str, Tensor],
+        origin: Tensor | None = None,
     ) -> list[Tensor]:
-        """The canonical coefficients of one slot in each cell, locations absolute."""
+        """The canonical coefficients of one slot in each cell.
+
+        Those of a location are of its difference from the ``origin``, one for each cell.
+        """
         values = self.slot_values(params)
         coefficients = self.family.contribution(slot, statistics, values)
-        if slot == 0 and self.reference is not None:
+        if slot == 0 and origin is not None:
             linear, precision = coefficients
+            moved = -origin if self.reference is None else self.reference - origin
             if self.slots[0].kind == "vector":
-                moved = (precision @ self.reference.unsqueeze(-1)).squeeze(-1)
-            else:
-                moved = precision * self.reference
-            coefficients = [linear + moved, precision]
+                return [linear + (precision @ moved.unsqueeze(-1)).squeeze(-1), precision]
+            return [linear + precision * moved, precision]
         return coefficients
+
+    def resolution(self) -> Tensor | None:
+        """The variance of the rounding of each cell's data, for families with location and scale.
+
+        Data that differ by less than their last digits do not differ.
+        """
+        if self.reach is None or self.reference is None or len(self.slots) < 2:
+            return None
+        size = self.reach + self.reference.abs()
+        return (2.0 * torch.finfo(size.dtype).eps * size).square()
 
 
 @dataclass(frozen=True)
@@ -155,15 +182,25 @@ def _merge(one: tuple[Group, Tensor], other: tuple[Group, Tensor]) -> tuple[Grou
     (left, left_statistics), (right, right_statistics) = one, other
     cells, place = torch.unique(torch.cat([left.cells, right.cells]), dim=0, return_inverse=True)
     in_left, in_right = place[: len(left.cells)], place[len(left.cells) :]
-    reference = None
+    reference, reach, frame = None, None, None
+    if left.frame is not None and right.frame is not None:
+        lines = left.frame.lines_of(right.frame).new_zeros(len(cells), left.frame.line.shape[-1])
+        lines[in_right] = left.frame.lines_of(right.frame)
+        lines[in_left] = left.frame.line
+        frame = left.frame.about(lines)
+        turn = left.frame.about(lines[in_right]).from_other(right.frame)
+        right_statistics = Regression.turned(right_statistics, turn)
     if left.reference is not None and right.reference is not None:
         reference = left.reference.new_zeros((len(cells), *left.reference.shape[1:]))
         reference[in_right] = right.reference
         reference[in_left] = left.reference
-        right_statistics = left.family.shift(
-            right_statistics, right.reference - reference[in_right]
-        )
+        moved = right.reference - reference[in_right]
+        right_statistics = left.family.shift(right_statistics, moved)
+        if left.reach is not None and right.reach is not None and len(left.slots) > 1:
+            reach = torch.zeros_like(reference)
+            reach[in_left] = left.reach
+            reach[in_right] = torch.maximum(reach[in_right], right.reach + moved.abs())
     total = left_statistics.new_zeros((len(cells), left_statistics.shape[-1]))
     total.index_add_(0, in_left, left_statistics)
     total.index_add_(0, in_right, right_statistics)
-    return Group(left.key, left.family, left.slots, cells, reference), total
+    return Group(left.key, left.family, left.slots, cells, reference, reach, frame), total

@@ -5,7 +5,7 @@ maximised in the M-step. By default discrete unobserved sites are latent (as und
 ``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,16 +17,22 @@ from pyro.infer import config_enumerate
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
-from pyro.util import check_site_shape
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from ember.inference.arguments import Arguments, Promoted
+from ember.inference.arguments import Arguments, Promoted, declare_from_outside
 from ember.inference.reading.composite_draws import draw_composite, hidden_draws
 from ember.inference.reading.composites import Composite, find_composites, open_composites
 from ember.inference.reading.dim_checks import check_room, check_scope
+from ember.inference.reading.enumeration_checks import check_data, check_dims, check_presence
+from ember.inference.reading.held import held_sites, is_conditioned
 from ember.inference.reading.loops import Family, Loop
-from ember.inference.reading.model_errors import tidy_errors
+from ember.inference.reading.model_errors import (
+    enumeration_errors,
+    plain_errors,
+    tidy_errors,
+    unreadable,
+)
 from ember.inference.reading.partly_observed import (
     LABEL,
     Partly,
@@ -36,14 +42,16 @@ from ember.inference.reading.partly_observed import (
 )
 from ember.inference.reading.repeatability import check_repeatable
 from ember.inference.reading.site_checks import (
-    batch_shape,
     check_declared,
     check_given,
     check_local,
     check_observed,
     check_plates,
+    check_weights,
 )
 from ember.inference.reading.stacking import stack_loops
+from ember.inference.reading.unwrapping import unwrap
+from ember.inference.supports import shown
 
 __all__ = ["Parameter", "Structure", "default_value", "read_structure"]
 
@@ -86,6 +94,7 @@ class Structure:
     plates: dict[str, tuple[str, ...]]
     steps: frozenset[str] = frozenset()
     composites: tuple[Composite, ...] = ()
+    held: tuple[str, ...] = ()
     loops: tuple[Loop, ...] = ()
     partly: Partly = field(default_factory=Partly)
     signature: tuple[Any, ...] = field(repr=False, default=())
@@ -101,6 +110,19 @@ class Structure:
         """The hidden Markov chains, however the model writes them."""
         return (*(c for c in self.composites if c.steps is not None), *self.loops)
 
+    @property
+    def plain_factors(self) -> list[str]:
+        """Names of the factors that are sites of the model as it is written."""
+        parts = {name for c in self.composites for name in (c.site, c.latent, c.initial)}
+        for loop in self.loops:
+            parts |= {loop.initial, *(family.name for family in loop.families)}
+        return [name for name in self.factor_names if name not in parts]
+
+    @property
+    def enumerated(self) -> list[str]:
+        """Names of the latent sites that Pyro enumerates."""
+        return [name for name in self.plain_factors if name in self.latent]
+
     def family(self, name: str) -> Family | None:
         """The sites of a loop that a latent or observed site is made of, if it is."""
         families = (family for loop in self.loops for family in loop.families)
@@ -115,13 +137,30 @@ class Structure:
         family = self.family(name)
         return (name,) if family is None else family.names
 
-    def trace(self, params: Mapping[str, Tensor]) -> Trace:
-        """Runs the model at ``params`` with every latent site enumerated, dims named."""
+    def single(self, params: Mapping[str, Tensor], first: int) -> tuple[Trace, dict[str, int]]:
+        """Runs the model at ``params`` with one value for each latent site, as numbered."""
+        at = _At(params, fix_latents=True, first=first, partly=self.partly)
+        with validation_enabled(False), at, Promoted():
+            trace = poutine.trace(self.model).get_trace(
+                *self.arguments.args, **self.arguments.kwargs
+            )
+        return trace, at.chosen
+
+    def trace(
+        self, params: Mapping[str, Tensor], given: Mapping[str, Tensor] | None = None
+    ) -> Trace:
+        """Runs the model at ``params`` with every latent site enumerated, dims named.
+
+        Args:
+            params: The parameters.
+            given: Other values for some observed sites.
+        """
         # The plain run has validated model and data; the others need not check them again.
         with (
             validation_enabled(False),
+            plain_errors(self.model),
             poutine.enum(first_available_dim=-self.nesting - 1),
-            _At(params, partly=self.partly),
+            _At(params, given=given or {}, partly=self.partly),
             Promoted(),
         ):
             trace = poutine.trace(config_enumerate(self.model, default="parallel")).get_trace(
@@ -137,9 +176,16 @@ class Structure:
         stack_loops(trace, self.loops, self.nesting)
         return trace
 
+    def run(self, params: Mapping[str, Tensor]) -> Trace:
+        """Runs the model plainly at ``params``, every latent site at its first value."""
+        with validation_enabled(False), _At(params, fix_latents=True), Promoted():
+            return poutine.trace(self.model).get_trace(
+                *self.arguments.args, **self.arguments.kwargs
+            )
+
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
         """Draws latent and observed sites from the model at ``params``."""
-        with _At(params, draw_data=True, partly=self.partly), Promoted():
+        with _At(params, draw_data=True, held=self.held, partly=self.partly), Promoted():
             trace = poutine.trace(self.model).get_trace(
                 *self.arguments.args, **self.arguments.kwargs
             )
@@ -175,7 +221,7 @@ def read_structure(
             are undeclared, the model draws random numbers outside its sites, or it has nothing
             to fit. The message names the site.
     """
-    plain = _first_run(model, arguments, start or {})
+    plain, conditioned = _first_run(model, arguments, start or {})
     check_given(plain, start or {})
     unknown = sorted((integrate or {}).keys() - plain.nodes.keys())
     if unknown:
@@ -196,6 +242,7 @@ def read_structure(
             plates[name] = ()
             continue
         check_plates(site)
+        check_weights(name, site)
         plates[name] = tuple(frame.name for frame in frames)
         nesting = max([nesting, *(-frame.dim for frame in frames)])
         role = _role(name, site, integrate or {})
@@ -220,48 +267,65 @@ def read_structure(
                 plates[part.latent] = own
                 own = (*own, part.time) if part.time else own
             plates[name] = own
-    if not observed:
-        raise ValueError(
-            "the model observes nothing: give at least one pyro.sample site its data with obs=..."
-        )
     steps = frozenset(n for n, s in _statements(plain) if "_markov_depth" in (s["infer"] or {}))
     check_room(latent, steps, nesting)
     structure = Structure(
         model, arguments, parameters, tuple(latent), tuple(observed), nesting, plates, steps,
-        tuple(composites), (), partly,
+        tuple(composites), partly=partly,
     )  # fmt: skip
-    when = " once its latent sites take all their values in a dim on the left"
     at_start = {name: p.start for name, p in parameters.items()}
-    with tidy_errors(model, when):
+    candidates = [
+        name
+        for name in observed
+        if name in conditioned - {c.site for c in composites}
+        and _is_continuous(plain.nodes[name]["fn"])
+    ]
+    if candidates:
+        with tidy_errors(model, ""):
+            held = held_sites(structure, candidates, at_start, plain)
+        left = tuple(name for name in observed if name not in held)
+        structure = replace(structure, observed=left, held=held)
+    if not structure.observed:
+        raise ValueError(
+            "the model observes nothing: give at least one pyro.sample site its data with obs=..."
+        )
+    with enumeration_errors(model):
         trace, again = structure.trace(at_start), structure.trace(at_start)
+    check_presence((*structure.plain_factors, *parameters), trace)
     check_repeatable(trace, again)
     check_local(plain, trace, parameters)
-    parts = {name for c in composites for name in (c.site, c.latent, c.initial)}
-    check_scope(trace, (name for name in structure.factor_names if name not in parts), nesting)
-    for name in structure.factor_names:
-        if name in parts:
-            continue
-        site = trace.nodes[name]
-        # Pyro's own shape rules; they look at the shape of the log probability only.
-        shape = batch_shape(name, site)
-        check_site_shape({**site, "log_prob": torch.empty(()).expand(shape)}, nesting)
-    for name in observed:
+    if steps:
+        check_scope(trace, structure.plain_factors, nesting)
+    enumerated = structure.enumerated
+    for name in structure.plain_factors:
+        check_data(name, trace.nodes[name], nesting, enumerated)
+        check_dims(name, trace.nodes[name], nesting, enumerated)
+    for name in structure.observed:
         check_observed(name, trace.nodes[name])
-    if not given and (some := find_given(trace, latent, observed, steps)):
+    if not given and (some := find_given(trace, latent, structure.observed, steps)):
         return read_structure(model, arguments, integrate, start, some)
-    return Structure(**{**structure.__dict__, "signature": _signature(trace)}), trace
+    return replace(structure, signature=_signature(trace)), trace
 
 
-def _first_run(model: Model, arguments: Arguments, start: Mapping[str, Tensor]) -> Trace:
-    """The plain run, which validates model and data."""
+def _first_run(
+    model: Model, arguments: Arguments, start: Mapping[str, Tensor]
+) -> tuple[Trace, set[str]]:
+    """The plain run, which validates model and data, and the sites that are conditioned."""
     for tensor in arguments.tensors:
         if not tensor.numel():
             raise ValueError(
                 f"the data are empty (a tensor of shape {tuple(tensor.shape)}); pass at least two "
                 "rows."
             )
-    with tidy_errors(model, ""), _At(start, fix_latents=True), Promoted():
-        return poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    at = _At(start, fix_latents=True)
+    try:
+        with at, Promoted():
+            trace = poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+    except Exception as error:
+        with tidy_errors(model, ""), _At(start), Promoted():
+            poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
+        raise ValueError(unreadable(model, error)) from error
+    return trace, at.conditioned
 
 
 class _At(Messenger):
@@ -272,15 +336,30 @@ class _At(Messenger):
         params: Mapping[str, Tensor],
         fix_latents: bool = False,
         draw_data: bool = False,
+        first: int | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        held: Collection[str] = (),
         partly: Partly | None = None,
     ) -> None:
         super().__init__()
         self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
+        self.first = first  # number of the first latent's value; the others' follow, each by one
+        self.chosen: dict[str, int] = {}
+        self.given, self.held = given or {}, held
+        self.conditioned: set[str] = set()
         self.partly = partly or Partly()
         self._whole: dict[str, Any] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if self.draw_data and msg["is_observed"] and not _is_computed(msg):
+        name = msg["name"]
+        if msg["is_observed"] and _is_boolean(msg):
+            msg["value"] = msg["value"].long()
+        if msg["is_observed"] and is_conditioned(name):
+            self.conditioned.add(name)
+        if name in self.given and msg["is_observed"]:
+            msg["value"] = self.given[name]
+        draws = self.draw_data and name not in self.held and not _is_computed(msg)
+        if draws and msg["is_observed"]:
             data, msg["value"] = msg["value"], None
             msg["is_observed"], msg["done"] = False, False
             draw_composite(msg, data)
@@ -302,7 +381,9 @@ class _At(Messenger):
             msg["infer"]["enumerate"] = "parallel"  # whatever the model asks for
             if self.fix_latents and getattr(msg["fn"], "has_enumerate_support", False):
                 # One value for all rows: a draw for each would gather a parameter for each.
-                msg["value"] = msg["fn"].enumerate_support(expand=False)[0]
+                values = msg["fn"].enumerate_support(expand=False)
+                number = 0 if self.first is None else (self.first + len(self.chosen)) % len(values)
+                msg["value"], self.chosen[msg["name"]] = values[number], number
                 msg["done"] = True
             return
         # A site with a value is not drawn. It is not "done" either: Pyro's enumeration passes over
@@ -317,9 +398,21 @@ class _At(Messenger):
             self._whole[self.partly.whole[msg["name"]]] = msg["value"]
 
     def _pyro_param(self, msg: Any) -> None:
+        if len(msg["args"]) < 2 and not declare_from_outside(msg["name"]):
+            raise ValueError(
+                f"pyro.param('{msg['name']}') has no initial value, and Pyro's parameter store "
+                f"knows none; write pyro.param('{msg['name']}', torch.tensor(...))."
+            )
         if msg["name"] in self.params:
             msg["value"] = self.params[msg["name"]]
             msg["done"] = True
+
+
+def _is_boolean(site: Any) -> bool:
+    """Whether a site has truth values where numbers 0 and 1 are meant; Pyro itself fails there."""
+    value = site["value"]
+    boolean = isinstance(value, Tensor) and value.dtype is torch.bool
+    return boolean and not _is_computed(site) and not _is_continuous(site["fn"])
 
 
 def _is_computed(site: Any) -> bool:
@@ -349,8 +442,19 @@ def _statements(trace: Trace) -> Iterator[tuple[str, Any]]:
             yield name, site
         elif site["type"] == "sample":
             subsample = type(site["fn"]).__name__ == "_Subsample"
-            if not subsample and not site["infer"].get("_deterministic"):
+            if not subsample and not _is_deterministic(site):
                 yield name, site
+
+
+def _is_deterministic(site: Any) -> bool:
+    """Whether a site only shows a computed value: ``pyro.deterministic``, or what amounts to it."""
+    if site["infer"].get("_deterministic"):
+        return True
+    fn = unwrap(site["fn"]).base
+    if not site["is_observed"] or type(fn).__name__ != "Delta" or bool((fn.log_density != 0).any()):
+        return False
+    v, value = torch.broadcast_tensors(fn.v, site["value"])
+    return torch.equal(v, value)
 
 
 def _is_continuous(fn: Any) -> bool:
@@ -415,7 +519,8 @@ def _sample_parameter(name: str, site: Any, plates: tuple[str, ...]) -> Paramete
         transform_to(fn.support)
     except NotImplementedError as error:
         raise ValueError(
-            f"parameter site '{name}' has support {fn.support}, onto which no transform is known; "
+            f"parameter site '{name}' has support {shown(fn.support)}, onto which no transform "
+            "is known; "
             "reparameterise the site, or register one with torch's transform_to."
         ) from error
     return Parameter(name, fn.support, value.shape, plates, has_prior=True, start=value)

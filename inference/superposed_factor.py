@@ -10,6 +10,7 @@ from ember.inference.superposition import (
     Sensitivity,
     SuperposedForm,
     SuperposedRate,
+    log_factorials,
     poisson_log_prob,
 )
 
@@ -56,7 +57,7 @@ def compile_superposed(site: Site, cells: Tensor) -> SuperposedFactor:
         site,
         cells.reshape(-1),
         counts,
-        -torch.lgamma(counts + 1.0),
+        -log_factorials(counts),
         rate,
         Sensitivity(rate.operator),
         dims,

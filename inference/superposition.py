@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.families import Rate
+from ember.inference.large_counts import MANY, deviance, stirling_rest
 from ember.inference.reading.affine import joined
 from ember.inference.reading.parameter_maps import Table
 from ember.inference.slots import Form, Slot
@@ -38,6 +39,7 @@ __all__ = [
     "Superposed",
     "SuperposedForm",
     "SuperposedRate",
+    "log_factorials",
     "poisson_log_prob",
     "superposed_form",
 ]
@@ -126,7 +128,7 @@ class Sensitivity:
 def poisson_log_prob(
     eta: Tensor, counts: Tensor, rate: SuperposedRate, sensitivity: Sensitivity
 ) -> Tensor:
-    """Log probability of every count, up to ``-log y!``; its gradient is the statistics.
+    """Log probability of every count, ``log_factorials`` aside; its gradient is the statistics.
 
     Args:
         eta: Natural parameters ``(log theta, -theta)`` of the entries, ``(P, 2)``.
@@ -136,6 +138,12 @@ def poisson_log_prob(
     """
     found: Tensor = _LogProb.apply(eta, counts, rate, sensitivity)  # type: ignore[no-untyped-call]
     return found
+
+
+def log_factorials(counts: Tensor) -> Tensor:
+    """``log y!``; where a count is large, what is left of it beside a deviance."""
+    large = bool((counts > MANY).any())
+    return stirling_rest(counts) if large else torch.lgamma(counts + 1.0)
 
 
 class _Rate(torch.autograd.Function):
@@ -189,6 +197,8 @@ class _LogProb(torch.autograd.Function):
         expected = rate.operator.rate(-eta[:, 1]).reshape(rate.shape)
         ctx.save_for_backward(eta, counts, expected)
         ctx.rate, ctx.sensitivity = rate, sensitivity
+        if bool((counts > MANY).any()):  # see ``log_factorials``
+            return -deviance(counts, expected)
         return torch.xlogy(counts, expected).sub_(expected)
 
     @staticmethod

@@ -8,7 +8,19 @@ import pyro.distributions.constraints as constraints
 import torch
 from torch import Tensor
 
-__all__ = ["all_within", "base_support", "is_natural", "shown"]
+__all__ = [
+    "EDGE",
+    "INFINITY",
+    "NATURAL",
+    "all_within",
+    "base_support",
+    "ends",
+    "is_natural",
+    "is_real",
+    "shown",
+]
+
+EDGE, INFINITY, NATURAL = "edge", "infinity", "natural"  # where a free real may lead
 
 REAL = ("real", "real_vector")
 MATRICES = ("positive_definite", "lower_cholesky", "softplus_lower_cholesky")
@@ -24,20 +36,44 @@ def is_natural(kind: str, link: str, support: Any) -> bool:
     """
     base = base_support(support)
     if kind in ("location", "vector", "coefficients") or link in ("exp", "sigmoid", "softmax"):
-        return _is_one_of(base, REAL)
+        return is_real(base)
     if kind == "rate":
         return _bounds(base) == (0.0, None)
-    if kind == "probability":
+    if kind in ("probability", "sticks"):
         return _bounds(base) == (0.0, 1.0)
     return _is_one_of(base, ("simplex",) if kind == "simplex" else MATRICES)
+
+
+def is_real(support: Any) -> bool:
+    """Whether a parameter's entries may be any real numbers."""
+    return _is_one_of(base_support(support), REAL)
+
+
+def ends(support: Any) -> tuple[str, str]:
+    """Where the free reals of a support lead, downwards and upwards.
+
+    Probabilities of 0 and 1 and rates of 0 are estimates like any others, at a *natural* end; the
+    *edge* of an interval, or of an order, is one that the model has set.
+    """
+    base = base_support(support)
+    if _is_one_of(base, REAL):
+        return INFINITY, INFINITY
+    limits = _bounds(base)
+    if limits is None:
+        ordered = "Ordered" in type(base).__name__
+        return (EDGE, INFINITY) if ordered else (NATURAL, NATURAL)
+    if limits[0] is not None and limits[1] is not None:
+        return (NATURAL, NATURAL) if limits == (0.0, 1.0) else (EDGE, EDGE)
+    return NATURAL if limits == (0.0, None) else EDGE, INFINITY
 
 
 def shown(support: Any) -> str:
     """A support as a reader of the model knows it, such as "Interval(0.5, 2.5)"."""
     base = base_support(support)
     named = next((n for n in constraints.__all__ if getattr(constraints, n) is base), "")
-    limits = [f"{bound:g}" for bound in _bounds(base) or () if bound is not None]
-    return named or f"{type(base).__name__.strip('_')}({', '.join(limits)})"
+    bounds = [bound for bound in _bounds(base) or () if bound is not None and bound == bound]
+    limits = f"({', '.join(f'{bound:g}' for bound in bounds)})" if bounds else ""
+    return named or f"{type(base).__name__.strip('_')}{limits}"
 
 
 def base_support(support: Any) -> Any:

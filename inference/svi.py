@@ -21,7 +21,7 @@ from ember.inference.options import check_choice, check_count, progress_bar
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
 from ember.inference.structure import Model
-from ember.inference.validation import check_rows, check_settable
+from ember.inference.validation import check_rows, check_settable, warn_of_cuts
 from ember.inference.variational.elbo import NonFiniteLoss, PlanELBO
 from ember.inference.variational.guides import (
     Guide,
@@ -31,6 +31,7 @@ from ember.inference.variational.guides import (
     make_guide,
     point_estimate,
 )
+from ember.inference.variational.interior import moved_inside
 from ember.inference.variational.step_sizes import ScaledAdam, curvatures, natural_lengths
 
 __all__ = ["SVI"]
@@ -49,8 +50,8 @@ class SVI:
         - \log q(\theta)\bigr].
 
     With ``guide="delta"`` the bound is the log posterior density itself, so its optimum is EM's
-    with ``objective="map"``. It starts where EM starts. ``pyro.param`` statements of the model
-    are optimised as well.
+    with ``objective="map"``. It starts where EM starts, drawn inside where that is on the boundary
+    of a support. ``pyro.param`` statements of the model are optimised as well.
 
     Args:
         model: A Pyro function (or ``PyroModule``) that takes the data.
@@ -139,7 +140,7 @@ class SVI:
                 pyro.get_param_store().clear()
                 fit = self._attempt(model, args, kwargs, began, misread)
         fit.seconds = time.perf_counter() - began
-        return fit
+        return fit.with_names(args, kwargs)
 
     def _attempt(
         self, model: Any, args: Any, kwargs: Any, began: float, misread: Collection[str] = ()
@@ -147,7 +148,8 @@ class SVI:
         plan = build_plan(model, prepare(args, kwargs), "map", misread=misread)
         check_rows(plan)
         check_settable(plan)
-        start = starting_params(plan, self.init)
+        warn_of_cuts(plan, 4)
+        start = moved_inside(plan.structure.parameters, starting_params(plan, self.init))
         guide = make_guide(self.guide, plan, start)
         return self._run(plan, guide, start, began)
 
@@ -274,9 +276,14 @@ def _scale(default: Tensor, curvature: Tensor, length: Tensor) -> Tensor:
 
 
 def _store(plan: Plan, start: Mapping[str, Tensor]) -> None:
-    """Puts the start of the model's own ``pyro.param`` statements into the parameter store."""
+    """Puts the start of the model's own ``pyro.param`` statements into the parameter store.
+
+    Reading the model has left the values there that it declares.
+    """
     for name, parameter in plan.structure.parameters.items():
         if not parameter.has_prior:
+            if name in pyro.get_param_store():
+                del pyro.get_param_store()[name]
             pyro.param(name, start[name].clone(), constraint=parameter.support)
 
 

@@ -1,17 +1,25 @@
 """Checks that need the plan: enough rows for what is asked, and no latent left in disguise."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from ember.inference.maximisation import updates
-from ember.inference.plan import Plan
+import torch
 
-__all__ = ["check_local_parameters", "check_rows", "check_settable"]
+from ember.inference.maximisation import updates
+from ember.inference.ownership import sets_of_parameters
+from ember.inference.plan import Plan
+from ember.inference.reading.cut_gradients import cut_parameters
+from ember.inference.reading.parameter_maps import probe_values
+
+__all__ = ["check_local_parameters", "check_rows", "check_settable", "warn_of_cuts"]
 
 
 def check_rows(plan: Plan) -> None:
-    """Refuses fewer than two rows, and latents with more states than rows.
+    """Refuses fewer than two rows, and latents with more states of their own than rows.
+
+    States that have no parameters of their own, such as the values of a grid, may be any number.
 
     Raises:
         ValueError: Naming the plate or the latent site.
@@ -29,7 +37,9 @@ def check_rows(plan: Plan) -> None:
         states, plates = plan.sizes[symbol], plan.sites[name].plates
         places = math.prod(plan.sizes[plate] for plate in plates)
         stepwise = name in plan.structure.steps or name in plan.chains
-        if plan.row in plates and states > places and not stepwise:
+        if plan.row not in plates or states <= places or stepwise:
+            continue
+        if sets_of_parameters(plan, name) > places:
             raise ValueError(
                 f"latent site '{name}' has {states} states but occurs in only {places} rows; "
                 "use fewer components, or pass more rows."
@@ -49,8 +59,7 @@ def check_local_parameters(plan: Plan, integrate: Mapping[str, Any]) -> None:
     structure = plan.structure
     if plan.row is None:
         return
-    row = plan.notes["plate_names"][plan.row]
-    local = [n for n, p in structure.parameters.items() if row in p.plates and n not in integrate]
+    local = [n for n in structure.parameters if n not in integrate and _is_of_rows(plan, n)]
     for name in local:
         if name in plan.priors and (others := plan.dependencies(name) - set(local)):
             raise ValueError(_is_latent(name, sorted(others)[0]))
@@ -58,6 +67,36 @@ def check_local_parameters(plan: Plan, integrate: Mapping[str, Any]) -> None:
             used = plan.dependencies(site)
             if name in used and (others := used - set(local)):
                 raise ValueError(_is_latent(name, sorted(others)[0]))
+
+
+def _is_of_rows(plan: Plan, name: str) -> bool:
+    """Whether a sample site has a value for each row: by its plates, or by which row reads what.
+
+    Where an entry feeds a single row, the gradient of the rows' log likelihoods, weighted by 1, 2,
+    3, ..., is in it that row's number times the gradient of their plain sum.
+    """
+    parameter = plan.structure.parameters[name]
+    assert plan.row is not None
+    rows = plan.sizes[plan.row]
+    if not parameter.has_prior or parameter.shape.numel() < rows or rows < 2:
+        return False
+    if plan.notes["plate_names"][plan.row] in parameter.plates:
+        return True
+    at = probe_values(plan.structure, 0)
+    try:
+        with torch.enable_grad():
+            value = at[name].requires_grad_()
+            by_row = plan.row_log_prob(at)
+            if not by_row.requires_grad:
+                return False
+            numbers = torch.arange(1.0, rows + 1.0)
+            (plain,) = torch.autograd.grad(by_row.sum(), value, retain_graph=True)
+            (numbered,) = torch.autograd.grad((numbers * by_row).sum(), value)
+    except (RuntimeError, ArithmeticError, ValueError):
+        return False  # the model cannot be evaluated at random parameters
+    reader = (numbered / plain)[plain != 0.0]
+    whole = (reader - reader.round()).abs() < 1e-6 * reader.abs()
+    return bool(whole.all()) and len(reader.round().unique()) == rows
 
 
 def _is_latent(name: str, other: str) -> str:
@@ -85,3 +124,18 @@ def check_settable(plan: Plan) -> None:
                 "from outside; make it a pyro.nn.PyroParam, for instance "
                 "module.weight = PyroParam(module.weight.detach().clone())."
             )
+
+
+def warn_of_cuts(plan: Plan, stacklevel: int) -> None:
+    """Warns of parameters that act by their values, but are cut off from the gradient."""
+    for name, site in cut_parameters(
+        plan.structure, {n: plan.site(n) for n in plan.factor_and_prior_names()}
+    ).items():
+        asked = plan.site(site).density is None
+        what = "it is not estimated there" if asked else "it is estimated there all the same"
+        warnings.warn(
+            f"parameter '{name}' is cut off from the gradient of site '{site}' by .detach(), "
+            f".item() or torch.no_grad(): {what}; use it as it is, or pass a constant instead.",
+            RuntimeWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -18,6 +18,7 @@ from ember.models._checks import (
     check_zeros_and_ones,
     parameter_dtype,
 )
+from ember.models._designs import orthonormal
 from ember.models._emissions import Emission, beside, select
 from ember.models._priors import Hyperparameters, default_variance, weighted_mean
 
@@ -113,7 +114,7 @@ def coefficients_site(
     name: str,
     design: Tensor,
     frequency: Tensor,
-    unit: Tensor | float,
+    usual: tuple[Tensor | float, Tensor | float],
     components: int,
     prior: Hyperparameters,
     plate: pyro.plate,
@@ -121,37 +122,34 @@ def coefficients_site(
 ) -> Tensor:
     """Declare the coefficients (K, F) of each component.
 
+    With a standard deviation of the user's they are independent. The default is about a line at the
+    usual height, and weak: WEAK units for the height of the line at the means of the covariates,
+    and as much for what a standard deviation of any combination of them changes.
+
     Args:
         name: the site.
         design: the covariates (N, F).
         frequency: the weight of each row.
-        unit: what counts as a large change of the linear predictor.
+        usual: a height of the linear predictor, and what counts as a unit of it.
         components: K.
         prior: hyperparameters, of which `keys` are the mean and the standard deviation.
         plate: the plate of the components.
         keys: the names of the two hyperparameters.
     """
     shape = (components, design.shape[1])
-    mean = prior.real(keys[0], shape, 0.0)
-    deviation = prior.above(keys[1], shape, lambda: WEAK * unit * _reach(design, frequency))
+    fn: TorchDistribution
+    if prior.given.get(keys[1]) is not None:
+        mean = prior.real(keys[0], shape, 0.0)
+        fn = dist.Normal(mean, prior.above(keys[1], shape, 1.0)).to_event(1)
+    else:
+        height, unit = usual
+        found = orthonormal(design, frequency)
+        level = 0.0 if found.level is None else (height * found.level).to(design)
+        mean = prior.real(keys[0], shape, lambda: torch.as_tensor(level).to(design))
+        fn = dist.MultivariateNormal(mean, scale_tril=(WEAK * unit * found.factor()).to(design))
     with plate:
-        coefficients: Tensor = pyro.sample(name, dist.Normal(mean, deviation).to_event(1))
+        coefficients: Tensor = pyro.sample(name, fn)
     return coefficients
-
-
-def _reach(design: Tensor, frequency: Tensor) -> Tensor:
-    """The size of each coefficient (F,) that moves the linear predictor by about one.
-
-    One over a column's standard deviation. A constant column, the intercept, must also reach back
-    from the columns' means to the origin.
-    """
-    mean = weighted_mean(design, frequency)
-    variance = weighted_mean((design - mean).square(), frequency)
-    varies = variance > (8 * torch.finfo(design.dtype).eps * mean).square()
-    spread = torch.where(varies, variance, 1.0).sqrt()
-    far = torch.where(varies, (mean / spread).square(), 0.0).sum()
-    height = torch.where(mean == 0, 1.0, mean.abs())
-    return torch.where(varies, 1.0 / spread, (1.0 + far).sqrt() / height)
 
 
 def regression_emission(
@@ -166,9 +164,9 @@ def regression_emission(
     plate: pyro.plate,
 ) -> Emission:
     """Declare `coefficients` (K, F), and `precisions` of Gaussian noise; a response given `z`."""
-    unit = _deviation(y, frequency) if family == "gaussian" else 1.0
+    usual = _usual(y, offset, design, frequency, family)
     coefficients = coefficients_site(
-        "coefficients", design, frequency, unit, components, prior, plate
+        "coefficients", design, frequency, usual, components, prior, plate
     )
 
     def line(z: Tensor) -> Tensor:
@@ -225,9 +223,9 @@ def stepwise_emission(
         prior: hyperparameters.
         plate: the plate of the states.
     """
-    unit = _deviation(y, frequency)
+    usual = _usual(y, torch.zeros_like(y), design, frequency, "gaussian")
     coefficients = coefficients_site(
-        "coefficients", design, frequency, unit, components, prior, plate
+        "coefficients", design, frequency, usual, components, prior, plate
     )
     precisions = precisions_site(y, design, frequency, components, scale, prior, plate)
     lines = (every.unsqueeze(-2) * select(coefficients, None, 1)).sum(-1)
@@ -236,18 +234,33 @@ def stepwise_emission(
     return dist.Normal(lines, noise.rsqrt())
 
 
-def _deviation(y: Tensor, frequency: Tensor) -> Tensor:
-    """The standard deviation of the response, a constant one being refused."""
+def _usual(
+    y: Tensor, offset: Tensor, design: Tensor, frequency: Tensor, family: str
+) -> tuple[Tensor, Tensor | float]:
+    """The height of the line without covariates, and a unit of it: a deviation of the response.
+
+    The units of an offset (the logarithm of an exposure) move the height as those of `y` do.
+    """
+    total = frequency.sum()
+    if family == "poisson":
+        exposure = torch.logsumexp(offset + frequency.log(), 0)
+        return (frequency @ y + 0.5).log() - exposure, 1.0
+    if family == "logistic":
+        share = (frequency @ y + 0.5) / (total + 1.0)
+        return torch.logit(share) - frequency @ offset / total, 1.0
+    height = weighted_mean(y - offset, frequency)
     with called("y"):
-        return default_variance(y.unsqueeze(-1), frequency, 1)[0].sqrt()
+        deviation = default_variance((y - offset).unsqueeze(-1), frequency, 1)[0].sqrt()
+    if orthonormal(design, frequency).level is None:
+        # A line through the origin must reach the response itself.
+        return height, (deviation.square() + height.square()).sqrt()
+    return height, deviation
 
 
 def _noise(y: Tensor, design: Tensor, frequency: Tensor, components: int) -> Tensor:
     """The variance that one regression leaves, shared out among the components."""
     overall = weighted_mean((y - weighted_mean(y, frequency)).square(), frequency)
-    root = frequency.sqrt().unsqueeze(-1)
-    # By the singular values: columns may be collinear.
-    line = torch.linalg.pinv(root * design) @ (root.squeeze(-1) * y)
-    left = (frequency * (y - design @ line).square()).sum() / frequency.sum()
+    rest = orthonormal(design, frequency).left(y, frequency).to(y)
+    left = weighted_mean(rest.square(), frequency)
     least = torch.where(overall > 0, 1e-4 * overall, 1.0)
     return torch.maximum(left, least) / components**2

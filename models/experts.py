@@ -122,7 +122,9 @@ def mixture_of_experts(
         check_enough(float(counts.sum()), components, "components")
 
     plate = pyro.plate("components", components)
-    slopes = coefficients_site("gating", gates, counts, 1.0, components, hyper, plate, GATING_KEYS)
+    slopes = coefficients_site(
+        "gating", gates, counts, (0.0, 1.0), components, hyper, plate, GATING_KEYS
+    )
     emission: Emission = regression_emission(
         y, design, offset, counts, components, family, scale, hyper, plate
     )

@@ -60,7 +60,9 @@ def forecast(plan: Plan, params: Params, name: str) -> Any:
     chains, rest = plan.chain_potentials(params, chain.latent)
     ahead = predictions(chains)
     ahead = ahead if chain.at_once else ahead[1:]
-    states = dist.Categorical(probs=_rows_first(plan, chain.latent, rest, ahead, 1))
+    probs = _rows_first(plan, chain.latent, rest, ahead, 1)
+    valid = False if probs.isnan().any() else None  # NaN follows impossible data
+    states = dist.Categorical(probs=probs, validate_args=valid)
     own = plan.chains[chain.latent]
     if own.time in plan.factors[own.move].dims:
         warnings.warn(

@@ -22,6 +22,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ember.inference.answers.impossible import blank
 from ember.inference.answers.latent_draws import Latents, States
 from ember.inference.answers.sequences import stack
 from ember.inference.expectation.enumeration import Factor, align
@@ -47,6 +48,8 @@ def impute(plan: Plan, params: Mapping[str, Tensor], draws: int | None = None) -
 
     Raises:
         ValueError: If a distribution has no mean.
+
+    What is missing from a row that is impossible as far as it is observed stays missing.
     """
     with torch.no_grad():
         fillings = {
@@ -57,8 +60,8 @@ def impute(plan: Plan, params: Mapping[str, Tensor], draws: int | None = None) -
             and not plan.structure.is_channel(name)
         }
         gappy = [name for name, filling in fillings.items() if filling.missing.any()]
+        weights = _weights(plan, params, [fillings[name] for name in gappy])
         if draws is None:
-            weights = _weights(plan, params, [fillings[name] for name in gappy])
             values = {
                 name: fillings[name].mean(weights[name]) if name in weights else filling.complete()
                 for name, filling in fillings.items()
@@ -69,6 +72,7 @@ def impute(plan: Plan, params: Mapping[str, Tensor], draws: int | None = None) -
                 name: filling.draw(states, draws) if name in gappy else filling.repeated(draws)
                 for name, filling in fillings.items()
             }
+        values.update({name: fillings[name].blank(values[name], weights[name]) for name in gappy})
     lead = 0 if draws is None else 1
     leading = {name: lead + len(fillings[name].plate_sizes) for name in values}
     own: dict[str, Tensor] = {}
@@ -132,6 +136,11 @@ class _Filling:
         value = self.complete()
         return value.expand(draws, *value.shape).clone()
 
+    def blank(self, values: Tensor, weights: Tensor) -> Tensor:
+        """Filled-in data with what is missing from impossible rows, of NaN weights, left out."""
+        gone = self.missing & weights.isnan().any(0)[:, None, None]
+        return blank(values, self._shaped(gone))
+
     def mean(self, weights: Tensor) -> Tensor:
         """Conditional means, given the latents' posterior ``(Z, R)``; of categories the mode."""
         if isinstance(self.fn, dist.MultivariateNormal):
@@ -143,7 +152,8 @@ class _Filling:
         mean = self._by_state(self.fn.mean, len(self.fn.event_shape))
         mean = mean.reshape(*mean.shape[:2], -1, self.value.shape[2])
         filled = (weights[:, :, None, None] * mean).sum(0).expand(self.value.shape)
-        if not bool(torch.isfinite(filled[self.missing]).all()):
+        there = self.missing & ~weights.isnan().any(0)[:, None, None]
+        if not bool(torch.isfinite(filled[there]).all()):
             raise ValueError(
                 f"observed site '{self.site.name}' ({type(self.fn).__name__}) has no finite mean; "
                 "pass draws=... for draws."

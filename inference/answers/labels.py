@@ -7,6 +7,8 @@ which axes of which parameters a state indexes, so fits are put in one order for
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,12 @@ from torch import Tensor
 from ember.inference.answers.sequences import base_name, members
 from ember.inference.expectation.enumeration import align as spread
 from ember.inference.factors import Site
+from ember.inference.families import IMPOSSIBLE
 from ember.inference.plan import Plan
 from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.parameter_maps import probe_values
 from ember.inference.shapes import prepend_dims
-from ember.inference.supports import all_within
+from ember.inference.supports import all_within, is_real
 
 if TYPE_CHECKING:
     from ember.inference.fit import Fit
@@ -31,6 +34,7 @@ __all__ = [
     "align",
     "canonical_order",
     "component_axes",
+    "exchangeable",
     "in_canonical_order",
     "numberings",
     "permute",
@@ -39,6 +43,7 @@ __all__ = [
 
 Params = Mapping[str, Tensor]
 Axes = dict[str, set[int]]
+MOST_NUMBERS = 20_000_000  # in the factors of a model that is asked at random parameters
 
 
 def numberings(plan: Plan) -> dict[str, tuple[str, ...]]:
@@ -89,6 +94,14 @@ def component_axes(plan: Plan, latent: str) -> dict[str, tuple[int, ...]]:
         {'weights': (0,), 'p': (0,)}
     """
     names = _members(plan, latent)
+    known: dict[tuple[str, ...], dict[str, tuple[int, ...]]]
+    known = plan.notes.setdefault("component_axes", {})
+    if names not in known:
+        known[names] = _component_axes(plan, names)
+    return known[names]
+
+
+def _component_axes(plan: Plan, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     shapes = {name: p.shape for name, p in plan.structure.parameters.items()}
     axes: Axes = {}
     starts = {c.initial for c in plan.structure.chains if c.latent in names}
@@ -137,7 +150,7 @@ def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
     names = list(_members(plan, latent))
     found, weight = plan.posterior(params, names), torch.zeros(())
     for name in names:
-        own, scale = found[name], plan.scales[name]
+        own, scale = found[name].nan_to_num(), plan.scales[name]
         if scale is not None:  # a row that counts three times explains three rows
             own = own * spread(scale.tensor, scale.dims, plan.places(name)).unsqueeze(-1)
         weight = weight + own.reshape(-1, own.shape[-1]).sum(0)
@@ -149,10 +162,11 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
 
     States are exchangeable if renumbering them leaves the density as it is at random parameters,
     and every parameter inside its support. States that differ by an accident of the estimates
-    only, or whose parameters are ordered, keep their numbers.
+    only, or whose parameters are ordered, keep their numbers. So do those whose renumbering shows
+    at the estimates: far from the data, what tells states apart drowns in a density of -1e30.
     """
     found = dict(params)
-    probe = probe_values(plan.structure, 0)
+    probe = _probe(plan)
     with torch.no_grad():
         for latent in numberings(plan):
             order = canonical_order(plan, found, latent)
@@ -160,11 +174,47 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
                 continue
             moved = permute(plan, found, latent, order)
             elsewhere = permute(plan, probe, latent, order)
-            if all_within(plan.structure.parameters, moved) and _same_density(
-                plan, probe, elsewhere
-            ):
+            if _same_density(plan, found, moved) and _same_density(plan, probe, elsewhere):
                 found = moved
     return found
+
+
+def exchangeable(plan: Plan, latent: str, start: Params) -> bool:
+    """Whether the states of a latent are mere names, by the densities at random parameters.
+
+    And at a start: far from the data, what tells states apart drowns in a density of -1e30.
+    Data too large to be asked twice are not asked: then the states count as mere names.
+    """
+    cached: dict[str, bool] = plan.notes.setdefault("exchangeable", {})
+    names = _members(plan, latent)
+    label = names[0]
+    if label not in cached:
+        states = plan.sizes.get(plan.latent_symbols[label], 1)
+        numbers = sum(math.prod(plan.sizes[d] for d in f.dims) for f in plan.factors)
+        points, every = (_probe(plan), start), list(range(states))
+        with torch.no_grad():
+            cached[label] = states < 2 or numbers > MOST_NUMBERS or all(
+                _same_density(plan, point, permute(plan, point, latent, order))
+                for order in ([1, 0, *every[2:]], [*every[1:], 0])
+                for point in points
+            )  # fmt: skip
+    return cached[label]
+
+
+def _probe(plan: Plan) -> Params:
+    """Random parameters, the real ones so near zero that the data have a finite density there.
+
+    The exponential of a line over years is infinite for any other slope.
+    """
+    probe = probe_values(plan.structure, 0)
+    for _ in range(6):
+        with torch.no_grad(), contextlib.suppress(RuntimeError, ArithmeticError):
+            value = float(plan.log_evidence(probe))
+            if math.isfinite(value) and value > 0.1 * IMPOSSIBLE:
+                break
+        reals = {n for n, p in plan.structure.parameters.items() if is_real(p.support)}
+        probe = {n: 2.0**-10 * v if n in reals else v for n, v in probe.items()}
+    return probe
 
 
 def renumbered(
@@ -331,7 +381,7 @@ def _same_states(one: Plan, ones: Sequence[str], two: Plan, twos: Sequence[str])
 def _posterior(plan: Plan, params: Params, names: Sequence[str]) -> Tensor:
     """Posterior of all members of a numbering, one row for each entry: ``(M, K)``."""
     found = plan.posterior(params, list(names))
-    return torch.cat([found[name].reshape(-1, found[name].shape[-1]) for name in names])
+    return torch.cat([found[name].flatten(0, -2).nan_to_num() for name in names])
 
 
 def _disagreement(reference: Fit, plan: Plan, params: Params, latent: str) -> Any:

@@ -83,7 +83,10 @@ def _clamp(state: Tensor, states: int) -> Tensor:
 
 
 def _states(posterior: Tensor, draws: int) -> Tensor:
-    """Draws of a state for each place, ``(draws, *plates)``, given ``(K, *plates)``."""
-    flat = posterior.reshape(len(posterior), -1).T
+    """Draws of a state for each place, ``(draws, *plates)``, given ``(K, *plates)``.
+
+    Where the data are impossible, the posterior is NaN and any state will do.
+    """
+    flat = posterior.nan_to_num(nan=1.0).reshape(len(posterior), -1).T
     drawn = torch.multinomial(flat, draws, replacement=True)
     return drawn.T.reshape(draws, *posterior.shape[1:])

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.answers.impossible import blank
 from ember.inference.answers.sequences import members, stack
 from ember.inference.plan import Plan
-from ember.inference.shapes import prepend_dims
+from ember.inference.shapes import append_dims, prepend_dims
 
 __all__ = ["posterior", "predict", "sample"]
 
@@ -36,7 +37,7 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def predict(plan: Plan, params: Mapping[str, Tensor]) -> Any:
-    """The most probable joint value of all latent sites.
+    """The most probable joint value of all latent sites; NaN or -1 for impossible data.
 
     Raises:
         ValueError: If the model has no latent sites.
@@ -48,7 +49,9 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Any:
     values: dict[str, Tensor] = {}
     for latent in latents:
         marginal = best[latent]
-        value = _support(plan, latent)[marginal.argmax(-1)]
+        chosen = _support(plan, latent)[marginal.argmax(-1)]
+        gone = append_dims(marginal.isnan().any(-1), chosen.dim() - marginal.dim() + 1)
+        value = blank(chosen, gone)
         family = plan.structure.family(latent)
         if family is not None:
             values.update(family.apart(value, marginal.dim() - 2))

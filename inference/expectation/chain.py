@@ -7,15 +7,21 @@ forward and one backward recursion. ``chain_log_evidence`` makes them one node o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ember.inference.expectation.chain_blocks import Potentials, by_group
-from ember.inference.expectation.chain_log import log_forward_backward, log_pairs, viterbi
+from ember.inference.expectation.chain_log import (
+    log_evidence,
+    log_forward_backward,
+    log_pairs,
+    viterbi,
+)
 from ember.inference.expectation.chain_scaled import Smoothed, scaled_forward_backward
+from ember.inference.families import IMPOSSIBLE
 
 __all__ = ["Potentials", "chain_log_evidence", "pair_marginals", "predictions"]
 
@@ -25,6 +31,7 @@ def chain_log_evidence(chains: Potentials, maximum: bool = False) -> Tensor:
 
     The gradient with respect to the potentials is the posterior expectation: marginals for
     ``emission``, expected transitions for ``transition``; one-hot along the path for ``maximum``.
+    It can be differentiated again.
     """
     node = _Path if maximum else _Evidence
     inputs = (chains.initial, chains.transition, chains.emission, chains.lengths)
@@ -44,13 +51,16 @@ class _Evidence(torch.autograd.Function):
         else:
             evidence, filtered, future = log_forward_backward(chains)
             smoothed = Smoothed(evidence, filtered, future, torch.empty(0), torch.empty(0))
-        ctx.chains, ctx.smoothed = chains, smoothed
+        ctx.save_for_backward(initial, transition, emission)
+        ctx.lengths, ctx.smoothed = lengths, smoothed
         return evidence
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        chains, smoothed = ctx.chains, ctx.smoothed
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
+        initial, transition, emission = ctx.saved_tensors
+        chains, smoothed = Potentials(initial, transition, emission, ctx.lengths), ctx.smoothed
+        if torch.is_grad_enabled():  # the gradient is to be differentiated itself
+            return *_gradient(chains, weights, ctx.needs_input_grad), None
         if smoothed.agreement.numel():
             marginals = smoothed.marginals
             pairs = _scaled_pairs(chains, smoothed, weights)
@@ -63,6 +73,23 @@ class _Evidence(torch.autograd.Function):
             time = torch.arange(len(marginals)).unsqueeze(1)
             marginals = marginals.masked_fill((time >= chains.lengths).unsqueeze(-1), 0.0)
         return marginals[0], pairs, marginals, None
+
+
+def _gradient(
+    chains: Potentials, weights: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradient as a differentiable function of potentials and weights, by autograd."""
+    given = (chains.initial, chains.transition, chains.emission)
+    # Views, so that one of them is not reached through another from which it was computed.
+    seen = [each.view_as(each) for each in given]
+    sought = [each for each, want in zip(seen, wanted, strict=False) if want]
+    evidence = log_evidence(Potentials(seen[0], seen[1], seen[2], chains.lengths))
+    found = iter(
+        torch.autograd.grad(
+            evidence, sought, weights, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+    )
+    return tuple(next(found) if want else None for want in wanted[: len(given)])
 
 
 def _scaled_pairs(chains: Potentials, smoothed: Smoothed, weights: Tensor) -> Tensor:
@@ -94,7 +121,6 @@ class _Path(torch.autograd.Function):
         return best
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
         """The path as one-hot marginals, and its moves as one-hot pairs within each length."""
         shape, (steps, _, states) = ctx.shapes
@@ -112,17 +138,20 @@ class _Path(torch.autograd.Function):
 
 
 def pair_marginals(chains: Potentials) -> Tensor:
-    """Posterior of each two neighbouring states, ``(T - 1, R, K, K)``; zero past a chain's end."""
+    """Posterior of each two neighbouring states, ``(T - 1, R, K, K)``; zero past a chain's end.
+
+    It is NaN for a chain that is impossible.
+    """
     steps, rows, states = chains.emission.shape
     own = chains.transition.repeat_interleave(rows // chains.transition.shape[1], 1)
     full = own.expand(max(steps - 1, 1), rows, states, states)
     each = Potentials(chains.initial, full, chains.emission, chains.lengths)
     with torch.enable_grad():
         transition = full.clone().requires_grad_()
-        total = chain_log_evidence(
+        evidence = chain_log_evidence(
             Potentials(each.initial, transition, each.emission, each.lengths)
-        ).sum()
-        (pairs,) = torch.autograd.grad(total, transition)
+        )
+        (pairs,) = torch.autograd.grad(evidence, transition, _nan_if_impossible(evidence))
     found: Tensor = pairs[: steps - 1]
     return found
 
@@ -130,7 +159,8 @@ def pair_marginals(chains: Potentials) -> Tensor:
 def predictions(chains: Potentials) -> Tensor:
     """Each step's state given all earlier data, one step beyond the last: ``(T + 1, R, K)``.
 
-    Past the end of a chain its state keeps moving unobserved.
+    Past the end of a chain its state keeps moving unobserved. After a step that is impossible given
+    those before it, it is NaN.
     """
     emission, moves = chains.emission, chains.transition
     if chains.lengths is not None:
@@ -141,4 +171,10 @@ def predictions(chains: Potentials) -> Tensor:
         moves = torch.cat([moves, moves[-1:]])
     apart = by_group(filtered, moves.shape[1]).unsqueeze(-1)
     ahead = torch.logsumexp(apart + moves.unsqueeze(2), -2).reshape(filtered.shape)
-    return torch.cat([chains.initial.unsqueeze(0), ahead]).softmax(-1)
+    found = torch.cat([chains.initial.unsqueeze(0), ahead]).softmax(-1)
+    found[1:] *= _nan_if_impossible(torch.logsumexp(filtered, -1, keepdim=True))
+    return found
+
+
+def _nan_if_impossible(evidence: Tensor) -> Tensor:
+    return torch.where(evidence <= 0.1 * IMPOSSIBLE, torch.nan, 1.0)

@@ -4,7 +4,8 @@ One long sequence offers nothing to vectorise over but its own length. Cut into 
 ``L`` steps, the product of transfer matrices of all blocks takes ``L`` batched steps; a short pass
 over the blocks links them; then every block runs its own recursion from a known start, again in
 lockstep. That is about ``2 sqrt(T)`` small steps instead of ``T``. Many sequences are batch
-enough: they are left whole.
+enough: they are left whole. So are chains of many states, whose transfer matrices take ``K^3``
+operations a step where the recursion itself takes ``K^2``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ __all__ = ["Blocks", "Potentials", "by_group", "cut"]
 
 WHOLE_FROM = 48  # sequences in a batch from which on blocks cost more than they save
 MORE = 3.0  # a link between blocks costs that much less than a step of all of them
+TRANSFER_WORK = 8_000  # products R K^3 a step from which on transfer matrices cost more than steps
 MIN_STEPS = 64  # in a chain from which on blocks save anything
 
 
@@ -87,12 +89,21 @@ def by_group(rows: Tensor, groups: int) -> Tensor:
     return rows.reshape(*lead, groups, count // groups, states)
 
 
-def cut(chains: Potentials, count: int | None = None) -> Blocks:
-    """Cuts chains into ``count`` blocks, or into as many as make the run short."""
+def cut(chains: Potentials, count: int | None = None, work: int = TRANSFER_WORK) -> Blocks:
+    """Cuts chains into ``count`` blocks, or into as many as make the run short.
+
+    Args:
+        chains: The potentials.
+        count: How many blocks.
+        work: Products a step that transfer matrices may take; there are more to the time of a step
+            where a product is a multiplication than where it is a logarithm of a sum.
+    """
     steps, rows, states = chains.emission.shape
     if count is None:
         short = rows >= WHOLE_FROM or steps < MIN_STEPS
-        count = 1 if short else max(1, round(math.sqrt(MORE * steps / rows)))
+        count = (
+            1 if short or rows * states**3 > work else max(1, round(math.sqrt(MORE * steps / rows)))
+        )
     length = -(-steps // count)
     count = -(-steps // length)
     time = torch.arange(count * length)

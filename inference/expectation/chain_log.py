@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.chain_blocks import Blocks, Potentials, by_group, cut
+from ember.inference.families import IMPOSSIBLE
 
-__all__ = ["log_forward_backward", "log_pairs", "viterbi"]
+__all__ = ["log_evidence", "log_forward_backward", "log_pairs", "viterbi"]
 
 Reduce = Callable[[Tensor, int], Tensor]
 PAIR_ENTRIES = 4_000_000  # of log pair probabilities held at once
@@ -42,6 +43,24 @@ def log_forward_backward(chains: Potentials) -> tuple[Tensor, Tensor, Tensor]:
         now = future[i] + blocks.emission[i]
     evidence = torch.logsumexp(filtered[-1, -rows:], -1)
     return evidence, blocks.joined(filtered, steps), blocks.joined(future, steps)
+
+
+def log_evidence(chains: Potentials) -> Tensor:
+    """Log evidence ``(R,)`` by plain operations: it can be differentiated any number of times."""
+    # Minus infinity has no gradient: what it stands for is as impossible as this.
+    initial, transition, emission = (
+        each.clamp_min(IMPOSSIBLE) for each in (chains.initial, chains.transition, chains.emission)
+    )
+    blocks = cut(Potentials(initial, transition, emission, chains.lengths))
+    if blocks.count > 1:
+        predicted, product = _predict(blocks, initial, torch.logsumexp)
+        return torch.logsumexp(predicted[-1].unsqueeze(-1) + product[-1], (-2, -1))
+    now = initial
+    for i, own in enumerate(blocks.emission.unbind(0)):
+        seen = now + own
+        now = _out_of(seen, blocks.matrix(i), torch.logsumexp)
+        now = torch.where(blocks.inside[i], now, seen) if blocks.ragged[i] else now
+    return torch.logsumexp(now, -1)
 
 
 def log_pairs(chains: Potentials, filtered: Tensor, future: Tensor, weights: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from ember.inference.expectation.chain_blocks import Blocks, Potentials, cut
 
 __all__ = ["Smoothed", "scaled_forward_backward"]
 
+TRANSFER_WORK = 30_000  # products R K^3 a step, as matrix products, from which on blocks do not pay
 LOST = 1e-290
 ROOM = 200.0  # powers of ten that numbers may shrink before they are scaled again
 FLOOR = 1e-200
@@ -63,7 +64,7 @@ class Smoothed:
 def scaled_forward_backward(chains: Potentials) -> Smoothed | None:
     """Both recursions, or None where a state may have been lost."""
     steps, rows, _ = chains.emission.shape
-    blocks = cut(chains)
+    blocks = cut(chains, work=TRANSFER_WORK)
     top = blocks.emission.amax(-1, keepdim=True)
     emission = (blocks.emission - top).exp_()
     blocks = Blocks(blocks.count, emission, blocks.transition.exp(), blocks.inside, blocks.ragged)

@@ -128,10 +128,12 @@ class Contraction:
         Args:
             parts: What the contraction returned.
             weighted: Whether the scales count.
-            along: A plate that is left standing.
+            along: A plate that is left standing; parts outside it are left out.
         """
         total = torch.zeros((), dtype=torch.float64)
         for item, part in zip(self.results, parts, strict=True):
+            if along is not None and along not in item.plates:
+                continue
             layout = self._layouts[item.slot]
             if weighted and item.scale is not None:
                 part, layout = self._weigh(part, layout, item.scale)
@@ -144,7 +146,7 @@ class Contraction:
         self, part: Tensor, layout: tuple[str, ...], scale: Scale
     ) -> tuple[Tensor, tuple[str, ...]]:
         union = (*layout, *(d for d in scale.dims if d not in layout))
-        left = part.reshape(*part.shape, *(1,) * (len(union) - len(layout)))
+        left = part.reshape((*part.shape, *(1,) * (len(union) - len(layout))))
         return left * align(scale.tensor, scale.dims, union), union
 
     def _missing(self, plates: frozenset[str | None], layout: Sequence[str]) -> float:
@@ -188,7 +190,7 @@ class Contraction:
             assert len(group) == 1
             return group[0]
         scale = self._common_scale(symbols)
-        items = [self._rescale(item, scale) for item in group]
+        items = [self._rescale(item, scale, symbols) for item in group]
         pending = set(symbols)
         for chain in self._chains:
             if pending & chain.symbols:
@@ -249,13 +251,16 @@ class Contraction:
         self._layouts.append(rest)
         return _Item(len(self._layouts) - 1, frozenset(rest), first.plates, first.scale)
 
-    def _rescale(self, item: _Item, scale: Scale | None) -> _Item:
+    def _rescale(
+        self, item: _Item, scale: Scale | None, symbols: set[str] | frozenset[str]
+    ) -> _Item:
         if same_scale(item.scale, scale):
             return item
         if scale is not None and item.scale is None:
+            name = min(self._latents[symbol][0] for symbol in symbols)
             raise ValueError(
-                "a latent site has a poutine.scale weight but a site below it has none; put both "
-                "inside the same poutine.scale, or scale the observed site alone."
+                f"latent site '{name}' has a poutine.scale weight but a site below it has none; "
+                "put both inside the same poutine.scale, or scale the observed site alone."
             )
         layout = self._layouts[item.slot]
         top, bottom = item.scale, scale
@@ -267,7 +272,7 @@ class Contraction:
         return _Item(slot, frozenset(union), item.plates, scale)
 
     def _reduce_plates(self, item: _Item, parent: frozenset[str], symbols: frozenset[str]) -> _Item:
-        item = self._rescale(item, self._common_scale(symbols))
+        item = self._rescale(item, self._common_scale(symbols), symbols)
         layout = self._layouts[item.slot]
         # The steps of a chain are not independent: they wait for the chain to be summed.
         waiting = {c.time for c in self._chains if symbols & c.symbols}

@@ -1,5 +1,6 @@
 """Arguments that are affine in the parameters, once found: see ``reading/affine_matching.py``."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -56,8 +57,25 @@ class AffineMap:
     def evaluate(self, params: Mapping[str, Tensor]) -> Tensor:
         """The argument at ``params``, broadcast dims of size 1."""
         coefficients = self.table.rows(params)[self.index]
-        value: Tensor = FROM_SPACE[self.space]((self.features * coefficients).sum(-1) + self.offset)
+        # Over years, or seconds since 1970, a line is a small difference of large numbers; what
+        # the height at the centre loses is at least the same in all rows.
+        height = (self.centre * coefficients).sum(-1)
+        line = ((self.features - self.centre) * coefficients).sum(-1) + height
+        value: Tensor = FROM_SPACE[self.space](line + self.offset)
         return value
+
+    def rounding(self, params: Mapping[str, Tensor]) -> float:
+        """How far the argument may be off where its terms are added up as they stand."""
+        terms = self.features * self.table.rows(params)[self.index]
+        size = terms.abs().sum(-1).nan_to_num(0.0, 0.0).max()
+        height = self.evaluate(params).abs().max() if self.space == "log" else 1.0
+        return float(8.0 * torch.finfo(terms.dtype).eps * size * height)
+
+    @functools.cached_property
+    def centre(self) -> Tensor:
+        """A point amid the features, ``(F,)``; any would do, but for rounding."""
+        mean = self.features.flatten(0, -2).nanmean(0)
+        return torch.where(mean.isfinite(), mean, 0.0)
 
 
 def joined(

@@ -5,14 +5,17 @@ Where no single entry of a parameter feeds an entry of the argument (see
 
 .. math:: g(\text{argument}_{nk}) = \sum_f x_{nf}\, \theta_{e(k, f)} + b_{nk}.
 
-The weights are differences between runs of the model with one entry moved at a time; runs at
-random parameters then confirm that the argument is affine everywhere. The features ``x`` and the
-entries ``e`` it multiplies are all that a weighted least-squares update needs, and with them the
-argument can be computed without the model. A positive argument may as well be a product of powers
-of positive parameters, whose logarithms are the :math:`\theta`; and the probabilities of a
+The weights are differences between a run of the model with all real parameters at zero, where a
+covariate multiplied by one comes out to its last digit, and runs with one entry moved at a time;
+runs at random parameters then confirm that the argument is affine everywhere. The features ``x``
+and the entries ``e`` it multiplies are all that a weighted least-squares update needs, and with
+them the argument can be computed without the model. A positive argument may as well be a product of
+powers of positive parameters, whose logarithms are the :math:`\theta`; and the probabilities of a
 Categorical the softmax of such sums, which are then known up to a shift common to all of them.
 """
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,56 +28,80 @@ from ember.inference.reading.predictors import Predictor
 from ember.inference.reading.recognition import unwrap
 from ember.inference.shapes import compact
 from ember.inference.structure import Structure
-from ember.inference.supports import base_support
+from ember.inference.supports import base_support, is_real
 
 __all__ = ["Moves", "match_affine"]
 
 MOST_ENTRIES = 256  # a run of the model for each: beyond this the numerical update is cheaper
 MOST_WEIGHTS = 200_000_000
 TOLERANCE = 1e-8
-NEAR = 2.0**-10  # a rate or probability that overflows at random coefficients is fine at small ones
-EXTREME = 15.0
+GOLDEN = 0.618  # its multiples are spread evenly, no two alike
+SMALLER = 2.0**-10
+EXTREME = 15.0  # a logarithm or logit; beyond it a rate or probability loses its digits
+SHORTEST = 2.0**-60  # a step of an entry
+FAR = 1e3  # a line that is so long at random coefficients hides everything else in its rounding
+
+
+Origin = tuple[Mapping[str, Tensor], Tensor]  # parameters, and the argument there
 
 
 class Moves:
-    """Runs of the model with one parameter, or one entry of it, moved; each is run once."""
+    """Runs of the model at random parameters, and with entries moved from zero; each is run once.
+
+    Where real parameters are zero (``origin``), the change that an entry makes is not a small
+    difference of large numbers. A model that is not defined there is run at random parameters.
+    """
 
     def __init__(
-        self,
-        structure: Structure,
-        params: Sequence[Mapping[str, Tensor]],
-        traces: Sequence[Any],
-        step: float = 1.0,
+        self, structure: Structure, params: Sequence[Mapping[str, Tensor]], traces: Sequence[Any]
     ) -> None:
-        self.structure, self.params, self.traces, self.step = structure, params, traces, step
-        self._moved: dict[tuple[str, int | None], Any] = {}
-        self._nearby: Moves | None = None
+        self.structure, self.params, self.traces = structure, params, traces
+        self._runs: dict[tuple[Any, ...], Any] = {}
+        self._reals = {n for n, p in structure.parameters.items() if is_real(p.support)}
 
-    def __call__(self, name: str, entry: int | None = None) -> Any:
-        """The run with an entry one step larger, or a whole parameter moved in its support."""
-        if (name, entry) not in self._moved:
-            value = self.params[0][name].clone()
-            if entry is None:
-                parameter = self.structure.parameters[name]
-                free = parameter.to_unconstrained(value) + 0.5 * self.step
-                value = parameter.to_constrained(free).expand(parameter.shape)
-            else:
-                value.view(-1)[entry] += self.step
-            self._moved[name, entry] = self.structure.trace({**self.params[0], name: value})
-        return self._moved[name, entry]
+    def origin(self, site: str, predictor: Predictor) -> tuple[Mapping[str, Tensor], Any]:
+        """Where entries are moved from, and the run there."""
+        zero = {
+            n: torch.zeros_like(v) if n in self._reals else v for n, v in self.params[0].items()
+        }
+        try:
+            trace = self._run(("origin",), zero)
+            if bool(_value(trace, site, predictor).isfinite().all()):
+                return zero, trace
+        except (ValueError, RuntimeError, ArithmeticError):
+            pass
+        return self.params[0], self.traces[0]
 
-    @property
-    def near(self) -> "Moves":
-        """The same with all real parameters close to zero, and small steps."""
-        if self._nearby is None:
-            reals = {n for n, p in self.structure.parameters.items() if _is_real(p.support)}
-            params = [
-                {n: NEAR * v if n in reals else v for n, v in values.items()}
-                for values in self.params
-            ]
-            traces = [self.structure.trace(values) for values in params]
-            self._nearby = Moves(self.structure, params, traces, NEAR)
-        return self._nearby
+    def whole(self, start: Mapping[str, Tensor], name: str, step: float) -> Any:
+        """The run with all of a parameter moved in its support, by up to a step, unevenly."""
+        parameter = self.structure.parameters[name]
+        free = parameter.to_unconstrained(start[name])
+        uneven = (0.5 + GOLDEN * torch.arange(free.numel()).to(free).reshape(free.shape)) % 1.0
+        value = parameter.to_constrained(free + step * uneven).expand(parameter.shape)
+        here = start is self.params[0]
+        return self._run((name, None, step, here), {**start, name: value})
+
+    def entry(self, start: Mapping[str, Tensor], name: str, step: float, entry: int) -> Any:
+        """The run with an entry one step larger than at the start."""
+        value = start[name].clone()
+        value.view(-1)[entry] += step
+        here = start is self.params[0]
+        return self._run((name, entry, step, here), {**start, name: value})
+
+    def scaled(self, by: Mapping[str, float]) -> tuple[list[Mapping[str, Tensor]], list[Any]]:
+        """Runs at the random parameters with some of them multiplied."""
+        if all(factor == 1.0 for factor in by.values()):
+            return list(self.params), list(self.traces)
+        params: list[Mapping[str, Tensor]] = [
+            {n: by.get(n, 1.0) * v for n, v in values.items()} for values in self.params
+        ]
+        key = tuple(sorted(by.items()))
+        return params, [self._run((i, key), values) for i, values in enumerate(params)]
+
+    def _run(self, key: tuple[Any, ...], params: Mapping[str, Tensor]) -> Any:
+        if key not in self._runs:
+            self._runs[key] = self.structure.trace(params)
+        return self._runs[key]
 
 
 def match_affine(
@@ -88,38 +115,66 @@ def match_affine(
         moves: Runs of the model at random parameters and around the first of them.
     """
     for predictor in predictors:
-        for near in (False, True):
-            around = moves.near if near else moves
-            seen = [_value(trace, site, predictor) for trace in around.traces]
-            found = _match(site, predictor, around, seen)
-            if found is not None:
-                return predictor.by, found
-            extreme = [not bool(value.isfinite().all()) for value in seen]
-            extreme += [float(value.abs().max()) > EXTREME for value in seen]
-            if predictor.space == "raw" or not any(extreme):
-                break
+        found = _match(site, predictor, moves)
+        if found is not None:
+            return predictor.by, found
     return None
 
 
-def _match(site: str, predictor: Predictor, moves: Moves, values: list[Tensor]) -> AffineMap | None:
-    sources = _sources(site, predictor, moves, values[0])
-    if sources is None or not all(bool(value.isfinite().all()) for value in values):
+def _match(site: str, predictor: Predictor, moves: Moves) -> AffineMap | None:
+    start, trace = moves.origin(site, predictor)
+    before = _value(trace, site, predictor)
+    if not bool(before.isfinite().all()):
         return None
-    logs = tuple(n for n in sources if not _is_real(moves.structure.parameters[n].support))
-    weights = _weights(site, predictor, moves, values[0], sources, logs)
+    origin = (start, before)
+    sources = _sources(site, predictor, moves, origin)
+    if sources is None:
+        return None
+    logs = tuple(n for n in sources if not is_real(moves.structure.parameters[n].support))
+    weights = _weights(site, predictor, moves, origin, sources, logs)
     if weights is None:
         return None
-    origin = joined(sources, moves.params[0], logs)
-    for at, value in zip(moves.params[1:], values[1:], strict=True):
-        predicted = values[0] + weights @ (joined(sources, at, logs) - origin)
-        if not bool(((predicted - value).abs() <= TOLERANCE * (1.0 + value.abs())).all()):
-            return None
-    offset = values[0] - weights @ origin
-    offset = torch.where(offset.abs() > 1e-12 * (1.0 + values[0].abs().max()), offset, 0.0)
+    offset = before - weights @ joined(sources, start, logs)
+    if start is moves.params[0]:
+        offset = torch.where(offset.abs() > 1e-12 * (1.0 + before.abs().max()), offset, 0.0)
+    if not _holds(site, predictor, moves, sources, logs, weights, offset):
+        return None
     if predictor.event_dim:
         weights = _shifted(weights)
     latents = _latent_dims(moves, site, weights.dim() - 1, predictor.event_dim)
     return _map(weights, offset, predictor, sources, logs, latents)
+
+
+def _holds(
+    site: str,
+    predictor: Predictor,
+    moves: Moves,
+    sources: tuple[str, ...],
+    logs: tuple[str, ...],
+    weights: Tensor,
+    offset: Tensor,
+) -> bool:
+    """Whether the argument is as predicted at random coefficients, in a line of moderate size.
+
+    At others it may overflow, or be so long that nothing but the line is seen.
+    """
+    sizes = weights.abs().reshape(-1, weights.shape[-1]).amax(0)
+    counts = [moves.params[0][name].numel() for name in sources]
+    longest = {n: float(s.max()) for n, s in zip(sources, sizes.split(counts), strict=True)}
+    enough = 1.0 if predictor.space != "raw" or predictor.event_dim else FAR
+    by = {
+        n: 2.0 ** -math.ceil(math.log2(size / enough))
+        for n, size in longest.items()
+        if n not in logs and size > enough
+    }
+    params, traces = moves.scaled(by)
+    for at, trace in zip(params, traces, strict=True):
+        value = _value(trace, site, predictor)
+        predicted = weights @ joined(sources, at, logs) + offset
+        error = (predicted - value).abs() / (1.0 + value.abs())
+        if not bool((error.nan_to_num(nan=torch.inf) <= TOLERANCE).all()):
+            return False
+    return True
 
 
 def _latent_dims(moves: Moves, site: str, batch: int, event: int) -> list[int]:
@@ -145,15 +200,18 @@ def _value(trace: Any, site: str, predictor: Predictor) -> Tensor:
 
 
 def _sources(
-    site: str, predictor: Predictor, moves: Moves, before: Tensor
+    site: str, predictor: Predictor, moves: Moves, origin: Origin
 ) -> tuple[str, ...] | None:
     """Parameters that move the argument, if all are real (or positive, under a log) and few."""
     found = []
+    before = origin[1]
     for name, parameter in moves.structure.parameters.items():
-        after = _value(moves(name), site, predictor)
-        if after.shape == before.shape and bool(((after == before) | after.isnan()).all()):
+        moved = _moved(site, predictor, moves, origin, (name, None))
+        if moved is None:
+            return None
+        if bool((moved[0] == before).all()):
             continue
-        if not _is_real(parameter.support) and (
+        if not is_real(parameter.support) and (
             predictor.space != "log" or not _is_positive(parameter.support)
         ):
             return None
@@ -161,10 +219,6 @@ def _sources(
     count = sum(moves.structure.parameters[name].shape.numel() for name in found)
     few = 0 < count <= MOST_ENTRIES and count * before.numel() <= MOST_WEIGHTS
     return tuple(found) if few else None
-
-
-def _is_real(support: Any) -> bool:
-    return base_support(support) in (constraints.real, constraints.real_vector)
 
 
 def _is_positive(support: Any) -> bool:
@@ -175,25 +229,57 @@ def _weights(
     site: str,
     predictor: Predictor,
     moves: Moves,
-    before: Tensor,
+    origin: Origin,
     sources: tuple[str, ...],
     logs: tuple[str, ...],
 ) -> Tensor | None:
     """The change of the argument as each entry moves by one, shape ``(*batch, P)``."""
+    start, before = origin
     columns = []
     for name in sources:
-        for entry, value in enumerate(moves.params[0][name].reshape(-1)):
-            after = _value(moves(name, entry), site, predictor)
-            if after.shape != before.shape:
+        for entry, value in enumerate(start[name].reshape(-1)):
+            found = _moved(site, predictor, moves, origin, (name, entry))
+            if found is None:
                 return None
-            step = torch.log1p(moves.step / value) if name in logs else moves.step
+            after, length = found
+            step = torch.log1p(length / value) if name in logs else length
             # What is left of a difference of equal numbers is rounding, not a weight.
             change = after - before
-            rounding = 1e-13 * (1.0 + before.abs().max())
-            columns.append(torch.where(change.abs() > rounding, change / step, 0.0))
+            size = torch.maximum(after.abs(), before.abs())
+            if predictor.event_dim:
+                size = size.amax(-1, keepdim=True)
+            columns.append(torch.where(change.abs() > 1e-13 * size, change / step, 0.0))
     weights = torch.stack(columns, -1)
     powers = weights.round()
     return torch.where((weights - powers).abs() < 1e-12, powers, weights) if logs else weights
+
+
+def _moved(
+    site: str,
+    predictor: Predictor,
+    moves: Moves,
+    origin: Origin,
+    what: tuple[str, int | None],
+) -> tuple[Tensor, float] | None:
+    """The argument after a step of one entry, or of a whole parameter; and how long a step it was.
+
+    It is so short that nothing overflows. None if the argument has no such value, or changes shape.
+    """
+    start, before = origin
+    step = 1.0
+    while True:
+        name, entry = what
+        moved = moves.whole if entry is None else functools.partial(moves.entry, entry=entry)
+        after = _value(moved(start, name, step=step), site, predictor)
+        if after.shape != before.shape:
+            return None
+        finite = bool(after.isfinite().all())
+        extreme = not finite or float(after.abs().max()) > EXTREME
+        if predictor.space == "raw" or not extreme:
+            return (after, step) if finite else None
+        step *= SMALLER
+        if step < SHORTEST:
+            return None
 
 
 def _shifted(weights: Tensor) -> Tensor:
@@ -211,11 +297,12 @@ def _shifted(weights: Tensor) -> Tensor:
         owner = torch.ones(weights.shape[-1], dtype=torch.long)
         for i in range(weights.shape[-1]):
             mirrored = (first[:, i + 1 :] + first[:, i : i + 1]).abs().amax(0)
-            if bool((mirrored <= 1e-12 * (1.0 + first[:, i].abs().max())).any()):
+            if bool((mirrored <= 1e-12 * first[:, i].abs().max()).any()):
                 owner[i] = 0
         other = (1 - owner).expand(*weights.shape[:-2], 1, -1)
         moved = weights - weights.gather(-2, other)
-    return torch.where(moved.abs() > 1e-12 * (1.0 + weights.abs().max()), moved, 0.0)
+    size = weights.abs().reshape(-1, weights.shape[-1]).amax(0)
+    return torch.where(moved.abs() > 1e-12 * size, moved, 0.0)
 
 
 def _map(

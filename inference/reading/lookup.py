@@ -7,6 +7,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from ember.inference.factors import FormFactor, Site, at_cells
+from ember.inference.families import Categorical
 from ember.inference.shapes import prepend_dims
 
 __all__ = ["MANY_LEVELS", "compile_lookup", "levels_of"]
@@ -38,6 +39,8 @@ def compile_lookup(site: Site, cells: Tensor) -> FormFactor | None:
         cells: The cell of every entry, batch-shaped, broadcast dims of size 1.
     """
     rank = len(site.layout.outer)
+    if site.form is None or not isinstance(site.form.family, Categorical):
+        return None
     if levels_of(site) <= MANY_LEVELS or site.inner_shape or site.mask is not None:
         return None
     if site.value.numel() <= levels_of(site) or site.value.dim() > rank or cells.dim() > rank:

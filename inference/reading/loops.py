@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ember.inference.answers.sequences import base_name
 from ember.inference.reading.partly_observed import dims_of_latents
-from ember.inference.reading.wrappers import unwrap
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["Family", "Loop", "find_loops"]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors import Density, Site
+from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.recognition import unwrap
 from ember.inference.rules import COUNTED
 from ember.inference.shapes import unexpanded
@@ -51,22 +52,26 @@ def _agree(density: Density, params: Mapping[str, Tensor], fn: Any) -> bool:
     seen = unwrap(fn).base
     if type(seen) is not type(density.base):
         return False
-    return all(_close(one, two) for one, two in _arguments(density, params, seen))
+    return all(_close(*each) for each in _arguments(density, params, seen))
 
 
 def _arguments(
     density: Density, params: Mapping[str, Tensor], seen: Any
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each argument as the maps and as the model have it; logits of a softmax as probabilities."""
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Each argument as the maps and as the model have it; logits of a softmax as probabilities.
+
+    The third is how far a model may be off that adds large numbers to a small one.
+    """
     for by, found in density.maps.values():
         told = found.evaluate(params)
+        off = found.rounding(params) if isinstance(found, AffineMap) else 0.0
         if isinstance(seen, COUNTED):
-            yield told.softmax(-1) if by == "logits" else told, seen.probs
+            yield told.softmax(-1) if by == "logits" else told, seen.probs, off
         else:
-            yield told, getattr(seen, by)
+            yield told, getattr(seen, by), off
 
 
-def _close(told: Tensor, seen: Tensor) -> bool:
+def _close(told: Tensor, seen: Tensor, off: float) -> bool:
     told, seen = unexpanded(told), unexpanded(seen)
     size = seen[seen.isfinite()].abs()
     if told is seen or not size.numel():
@@ -74,4 +79,4 @@ def _close(told: Tensor, seen: Tensor) -> bool:
     error = (told - seen).abs()
     # Infinite entries, and those that are no number, must be so in both.
     same = (told == seen) | (told.isnan() & seen.isnan())
-    return bool((same | (error <= ROUNDING * size.max())).all())
+    return bool((same | (error <= ROUNDING * size.max() + off)).all())

@@ -5,7 +5,9 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["tidy_errors", "unevaluated"]
+from ember.inference.reading.enumeration_checks import ROW_BY_ROW
+
+__all__ = ["enumeration_errors", "plain_errors", "tidy_errors", "unevaluated", "unreadable"]
 
 
 @contextlib.contextmanager
@@ -15,7 +17,7 @@ def tidy_errors(model: Any, when: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         # Pyro appends the shapes of the trace; the sentence before them is the message.
-        message = " ".join(str(error).split("Trace Shapes:")[0].split())
+        message = " ".join(_without_numbers(str(error)).split())
         line = _line_of(model, error)
         if "Shape mismatch inside plate" in message:
             message += "; reshape the data, use .to_event(...), or put the site in another plate."
@@ -28,14 +30,62 @@ def tidy_errors(model: Any, when: str) -> Iterator[None]:
                 "Pyro refuses poutine.scale weights that are not positive; leave out the rows of "
                 "weight zero, or give them a tiny weight."
             )
+        elif message.startswith("Expected mask to be"):
+            message = "poutine.mask takes truth values; convert the mask with mask.bool()."
         elif isinstance(error, TypeError) and not message.endswith("."):
             message += "; the model raised this on its arguments: check their names and types."
         raise type(error)(message) from error
-    except (RuntimeError, IndexError, ArithmeticError, AttributeError) as error:
+    except AssertionError as error:
+        raise ValueError(
+            f"an assertion of the model failed{when} ({_reason(model, error)}); call it with "
+            "arguments that meet it."
+        ) from error
+    except Exception as error:
+        if "Multiple sample sites named" in str(error):
+            name = str(error).split("'")[1]
+            raise ValueError(
+                f"the model has two sites or plates named '{name}'; give each a name of its own, "
+                "and make a plate that is entered twice once: rows = pyro.plate(...), then "
+                "'with rows:' each time."
+            ) from error
         raise ValueError(
             f"the model cannot be run on these arguments{when} ({_reason(model, error)}); check "
             "the shapes of the data and the options passed to the model."
         ) from error
+
+
+@contextlib.contextmanager
+def plain_errors(model: Any) -> Iterator[None]:
+    """Reports what a model finds fault with in parameters, not in what it is called with."""
+    try:
+        yield
+    except (AssertionError, KeyError) as error:
+        raise ValueError(
+            f"the model fails at parameters that a fit has to try ({_reason(model, error)}); say "
+            "which values are allowed by the constraint of pyro.param, or the support of a prior."
+        ) from error
+
+
+@contextlib.contextmanager
+def enumeration_errors(model: Any) -> Iterator[None]:
+    """Reports whatever goes wrong where latents take all their values and nowhere before."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(unreadable(model, error)) from error
+
+
+def unreadable(model: Any, error: Exception) -> str:
+    """One sentence for a model that runs on draws of its latents, but not on one value for all."""
+    return (
+        "the model cannot be run with the values of its latent sites in a dim of their own "
+        f"({_reason(model, error)}); {ROW_BY_ROW}."
+    )
+
+
+def _without_numbers(text: str) -> str:
+    """A message of Pyro without the shapes of the trace, and without the values of tensors."""
+    return text.split("Trace Shapes:")[0].split(", but found invalid values:")[0]
 
 
 def unevaluated(model: Any, error: Exception) -> str:
@@ -49,10 +99,11 @@ def unevaluated(model: Any, error: Exception) -> str:
 
 def _reason(model: Any, error: Exception) -> str:
     """The kind of an error, its first line, and the model's line at which it arose."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    text = str(error).strip()
+    reason = f": {text.splitlines()[0].rstrip('.')}" if text else ""
     line = _line_of(model, error)
     where = f", in the line `{line}`" if line else ""
-    return f"{type(error).__name__.lstrip('_')}: {reason.rstrip('.')}{where}"
+    return f"{type(error).__name__.lstrip('_')}{reason}{where}"
 
 
 def _line_of(model: Any, error: BaseException) -> str:

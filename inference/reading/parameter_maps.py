@@ -29,7 +29,8 @@ from ember.inference.supports import base_support
 __all__ = ["ArgumentMap", "ArgumentValues", "Table", "match_argument", "probe_values"]
 
 PROBES = 5
-TOLERANCE = 1e-9
+TOLERANCE = 1e-9  # relative
+ROUNDING = 1e-13  # relative to the numbers that a difference is taken of
 
 _ON: dict[str, Callable[[Tensor], Tensor]] = {
     "raw": lambda x: x,
@@ -162,27 +163,31 @@ def _match(
     table = Table(names, on, event_dim)
     rows = torch.stack([table.rows(p).reshape(-1, event_shape.numel()) for p in probes])
     index = _nearest(_quotient(seen[..., 0]), _quotient(rows[..., 0]))
-    if event_dim and all(
-        float(r[index].sub_(s).abs_().max()) <= 1e-12 for s, r in zip(seen, rows, strict=True)
-    ):
+    if event_dim and _alike(seen, rows[:, index]):
         # Whole rows as they are, the common case: no need to look for numbers that move them.
         table, index = _prune(table, index, torch.unique(index), parameters)
         one, nothing = torch.ones(batch_shape), torch.zeros((1,) * values[0].dim())
         index = index.reshape(batch_shape)
         return ArgumentMap(argument.domain, space, table, index, one, nothing)
     partner = rows[:, index]
-    coefficient = (seen[0, :, 0] - seen[1, :, 0]) / (partner[0, :, 0] - partner[1, :, 0])
+    away = partner[0, :, 0] - partner[1, :, 0]
+    coefficient = (seen[0, :, 0] - seen[1, :, 0]) / away
     constant = (seen == seen[0]).all(0).all(-1)
     coefficient = torch.where(constant, torch.zeros(()), coefficient)
+    size = seen.abs().amax(0) + (0.0 if space == "raw" else 1.0)
     if event_dim:
         # Vectors, simplices and matrices are taken whole: at most scaled, never moved.
         offset = torch.where(constant[:, None], seen[0], torch.zeros(()))
     else:
         offset = (seen[0, :, 0] - coefficient * partner[0, :, 0]).unsqueeze(-1)
-    coefficient, offset = _tidy(coefficient), _tidy(offset)
+        lever = 1.0 + (partner[0, :, 0] / away).abs().nan_to_num(nan=0.0, posinf=0.0)
+        offset = torch.where(constant[:, None], seen[0], _tidy(offset, size * lever[:, None]))
+    coefficient = _tidy(coefficient, coefficient.abs() * TOLERANCE / ROUNDING)
     predicted = coefficient[None, :, None] * partner + offset
-    error = (predicted - seen).abs() / (1.0 + seen.abs())
-    if not bool((error.nan_to_num(nan=torch.inf) <= TOLERANCE).all()):
+    # The error is measured by how far the argument moves, not by how large it is.
+    moves = seen.amax(0) - seen.amin(0)
+    error = (predicted - seen).abs().amax(0).nan_to_num(nan=torch.inf)
+    if not bool((error <= TOLERANCE * moves + ROUNDING * size).all()):
         return None
     used = torch.unique(index[~constant])
     index = torch.where(constant, used[0], index)
@@ -264,7 +269,17 @@ def _rows(value: Tensor, event_dim: int) -> Tensor:
     return value.reshape(-1, *value.shape[value.dim() - event_dim :])
 
 
-def _tidy(value: Tensor) -> Tensor:
-    """Rounds numbers that differ from a multiple of 1/2 by rounding only (1, -0.5, 0)."""
+def _alike(seen: Tensor, rows: Tensor) -> bool:
+    """Whether the entries of an argument are those of rows of a table, in every run."""
+    return bool(((rows - seen).abs().amax(0) <= ROUNDING * seen.abs().amax(0)).all())
+
+
+def _tidy(value: Tensor, uncertain: Tensor) -> Tensor:
+    """Rounds numbers that differ from a multiple of 1/2 (1, -0.5, 0) by no more than rounding.
+
+    Args:
+        value: The numbers.
+        uncertain: The size of the numbers that they are differences of.
+    """
     nearest = (2.0 * value).round() / 2.0
-    return torch.where((value - nearest).abs() < TOLERANCE, nearest, value)
+    return torch.where((value - nearest).abs() <= ROUNDING * uncertain, nearest, value)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.reading.site_checks import check_observed
-from ember.inference.reading.wrappers import unwrap
+from ember.inference.reading.unwrapping import unwrap
 from ember.inference.shapes import joint_shape
 
 __all__ = ["LABEL", "Partly", "dims_of_latents", "find_given", "find_partly_observed", "nothing"]

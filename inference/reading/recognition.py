@@ -15,14 +15,13 @@ from torch.distributions import constraints
 from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.reading.regression import regression
-from ember.inference.reading.wrappers import Unwrapped, unwrap
+from ember.inference.reading.unwrapping import MATRICES, given_arguments, unwrap
 from ember.inference.rules import COUNTED, RULES
 from ember.inference.slots import Form
+from ember.inference.sticks import StickMap, stick_form
 from ember.inference.superposition import SuperposedRate, superposed_form
 
-__all__ = ["Unwrapped", "arguments_of", "recognise", "unwrap"]
-
-MATRICES = ("precision_matrix", "covariance_matrix", "scale_tril")
+__all__ = ["arguments_of", "recognise", "unwrap"]
 
 
 def arguments_of(base: Any) -> dict[str, list[tuple[str, int, Tensor]]]:
@@ -40,15 +39,11 @@ def arguments_of(base: Any) -> dict[str, list[tuple[str, int, Tensor]]]:
         few = getattr(base, given).shape[:-2].numel() <= 1000
         matrices = [(name, 2, getattr(base, name)) for name in (names if few else names[:1])]
         return {"loc": [("vector", 1, base.loc)], "matrix": matrices}
-    found = {}
-    for name, constraint in base.arg_constraints.items():
-        alternatives = {"probs", "logits", *MATRICES}
-        if name in alternatives and name not in base.__dict__:
-            continue
-        value = getattr(base, name, None)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            found[name] = [(_domain(constraint), constraint.event_dim, value)]
-    return found
+    return {
+        name: [(_domain(base.arg_constraints[name]), event_dim, value)]
+        for name, (event_dim, value) in given_arguments(base).items()
+        if value.is_floating_point()
+    }
 
 
 def _domain(constraint: Any) -> str:
@@ -64,12 +59,14 @@ def _domain(constraint: Any) -> str:
 
 
 def recognise(
-    base: Any, maps: Mapping[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate]]
+    base: Any, maps: Mapping[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate | StickMap]]
 ) -> Form | str:
     """The exponential-family form of a distribution, or the reason why it has none."""
     found = {name: each for name, (_, each) in maps.items()}
     if isinstance(rate := found.get("rate"), SuperposedRate):
         return superposed_form(rate)
+    if isinstance(probs := found.get("probs"), StickMap):
+        return stick_form(base, probs)
     affine = {name: each for name, each in found.items() if isinstance(each, AffineMap)}
     if affine:
         scale = found.get("scale")

@@ -50,16 +50,26 @@ def _not_repeatable(what: str) -> str:
     )
 
 
-def _same(one: Any, two: Any) -> bool:
-    """Whether two values are equal; distributions are so if all that they are made of is."""
-    if one is two:
+def _same(one: Any, two: Any, above: tuple[Any, ...] = ()) -> bool:
+    """Whether two values are equal; distributions are so if all that they are made of is.
+
+    A transform and its inverse are made of each other: ``above`` is what is being compared.
+    """
+    if one is two or any(one is outer for outer in above):
         return True
     if isinstance(one, Tensor) and isinstance(two, Tensor):
         return _equal(one, two)
     if isinstance(one, (Distribution, Transform)):
-        return type(one) is type(two) and all(_same(*pair) for pair in _parts(one, two))
+        return type(one) is type(two) and all(
+            _same(*pair, (*above, one)) for pair in _parts(one, two)
+        )
     if isinstance(one, (list, tuple)):
-        return type(one) is type(two) and len(one) == len(two) and all(map(_same, one, two))
+        pairs = zip(one, two, strict=False)
+        return (
+            type(one) is type(two)
+            and len(one) == len(two)
+            and all(_same(*pair, above) for pair in pairs)
+        )
     if isinstance(one, (bool, int, float)):
         return type(one) is type(two) and bool(one == two)
     return True  # nothing that could be compared

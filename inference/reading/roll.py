@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from ember.inference.reading.enumeration_checks import check_each_value
 from ember.inference.reading.loops import find_loops
 from ember.inference.reading.parameter_maps import probe_values
 from ember.inference.reading.stacking import settled, stack_loops
@@ -15,6 +16,9 @@ def with_loops(structure: Structure, trace: Any) -> tuple[Structure, Any]:
     """A structure and a run of it, the sites of its loops stacked.
 
     One more run, at random parameters, tells what varies in time.
+
+    Raises:
+        ValueError: If values of a latent are not where Pyro enumerates them.
     """
     hidden = {n for c in structure.composites for n in (c.site, c.latent, c.initial)}
     latent = [name for name in structure.latent if name not in hidden]
@@ -23,9 +27,11 @@ def with_loops(structure: Structure, trace: Any) -> tuple[Structure, Any]:
     if not found:
         return structure, trace
     try:
-        run = structure.trace(probe_values(structure, 0))
+        params = probe_values(structure, 0)
+        run = structure.trace(params)
     except (ValueError, RuntimeError, ArithmeticError, IndexError):
         return structure, trace  # what varies is not known
+    check_each_value(structure, params, run)
     settle = (settled(run, loop, structure.nesting) for loop in found)
     loops = tuple(loop for loop in settle if loop is not None)
     stack_loops(trace, loops, structure.nesting)

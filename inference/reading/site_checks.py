@@ -14,6 +14,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ember.inference.shapes import joint_shape
+from ember.inference.supports import shown
 
 __all__ = [
     "batch_shape",
@@ -22,6 +23,7 @@ __all__ = [
     "check_local",
     "check_observed",
     "check_plates",
+    "check_weights",
 ]
 
 
@@ -47,13 +49,30 @@ def _initial_shape(site: Any) -> tuple[int, ...] | None:
 
 
 def check_plates(site: Any) -> None:
-    """Refuses a plate that shows only some of its rows."""
+    """Refuses plates that do not say how many rows they have, or show only some of them."""
     for frame in site["cond_indep_stack"]:
+        if frame.size is None or frame.size < 0:
+            raise ValueError(
+                f"plate '{frame.name}' has no size; give it the number of rows, for instance "
+                f"pyro.plate('{frame.name}', len(x))."
+            )
         full = frame.full_size
         if full is not None and frame.size < full:
             raise ValueError(
                 f"plate '{frame.name}' subsamples {frame.size} of {full} rows; EM uses all of the "
                 "data: remove subsample_size (and subsample) from the plate."
+            )
+
+
+def check_weights(name: str, site: Any) -> None:
+    """Refuses masks and weights with dims that are no plates of their site."""
+    sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
+    for key in ("scale", "mask"):
+        shape = site[key].shape if isinstance(site[key], Tensor) else torch.Size()
+        if any(shape[d] > 1 and shape[d] != sizes.get(d) for d in range(-len(shape), 0)):
+            raise ValueError(
+                f"site '{name}' is inside a poutine.{key} of shape {tuple(shape)}, which fits no "
+                f"plate of the site; put poutine.{key} around the sites of that plate alone."
             )
 
 
@@ -130,11 +149,23 @@ def check_observed(name: str, site: Any) -> None:
         valid = _is_valid(fn, value)
     except (NotImplementedError, AttributeError, RuntimeError):
         return  # a support that cannot be checked; the density will tell
-    if not bool((valid | ~mask).all()):
+    valid = valid | ~mask
+    if not bool(valid.all()):
         raise ValueError(
             f"observed site '{name}' has values outside the support of its distribution "
-            f"({type(fn).__name__}: {fn.support}); correct the data or choose another family."
+            f"({type(_base(fn)).__name__}: {shown(fn.support)}){_remedy(fn, valid)}."
         )
+
+
+def _remedy(fn: Any, valid: Tensor) -> str:
+    extended = {"Binomial": "ExtendedBinomial", "BetaBinomial": "ExtendedBetaBinomial"}
+    kind = extended.get(type(_base(fn)).__name__)
+    if kind is not None and bool(valid.any()):
+        return (
+            f", counts above total_count: correct the data, or, if that depends on a latent, "
+            f"write {kind}, which gives them probability zero"
+        )
+    return "; correct the data or choose another family"
 
 
 def _base(fn: Any) -> Any:

@@ -13,6 +13,8 @@ from ember.inference.factors import Density, Layout, Site, fill_masked
 from ember.inference.observed_density import observed_log_prob
 from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.affine_matching import Moves, match_affine
+from ember.inference.reading.enumeration_checks import check_each_value
+from ember.inference.reading.idle_latents import full_mask
 from ember.inference.reading.parameter_maps import (
     PROBES,
     ArgumentMap,
@@ -23,8 +25,11 @@ from ember.inference.reading.parameter_maps import (
 from ember.inference.reading.predictors import predictors_of
 from ember.inference.reading.recognition import arguments_of, recognise, unwrap
 from ember.inference.reading.repeatability import check_repeatable
+from ember.inference.reading.stick_matching import match_sticks
 from ember.inference.reading.superposition_matching import match_superposition
+from ember.inference.rules import COUNTED
 from ember.inference.shapes import append_dims, compact
+from ember.inference.sticks import StickMap
 from ember.inference.structure import Structure
 from ember.inference.superposition import SuperposedRate
 
@@ -45,7 +50,8 @@ def probe(structure: Structure) -> Probes:
     """Runs the model at a few random valid parameter values.
 
     Raises:
-        ValueError: If sites or shapes change with the parameters, or with nothing at all.
+        ValueError: If sites or shapes change with the parameters, or with nothing at all, or
+            values of a latent are not where Pyro enumerates them.
     """
     params = [probe_values(structure, seed) for seed in range(PROBES)]
     traces: list[Any] = []
@@ -60,10 +66,13 @@ def probe(structure: Structure) -> Probes:
             return Probes([], [], f"the model fails at random parameters ({error})")
     # At the start noise may be multiplied by zero, here it is not.
     check_repeatable(traces[0], structure.trace(params[0]))
+    check_each_value(structure, params[0], traces[0])
     return Probes(params, traces, moves=Moves(structure, params, traces))
 
 
-def read_site(name: str, structure: Structure, probes: Probes, start: Any) -> Site:
+def read_site(
+    name: str, structure: Structure, probes: Probes, start: Any, idle: Tensor | None = None
+) -> Site:
     """One latent, observed or parameter site: its value, layout, mask and family.
 
     Args:
@@ -71,6 +80,7 @@ def read_site(name: str, structure: Structure, probes: Probes, start: Any) -> Si
         structure: The roles of all sites.
         probes: The runs to compare.
         start: The trace at the default parameters, for shapes.
+        idle: Entries of a latent that make no difference.
     """
     site = start.nodes[name]
     fn, value = site["fn"], site["value"]
@@ -85,7 +95,11 @@ def read_site(name: str, structure: Structure, probes: Probes, start: Any) -> Si
     outer = tuple(symbols.get(i - len(batch), "") for i in range(len(batch)))
     plates = frozenset(symbols[f.dim] for f in site["cond_indep_stack"] if f.vectorized)
     inner = tuple(fn.event_shape[: unwrapped.reinterpreted]) if unwrapped.reinterpreted else ()
-    mask = _full_mask(unwrapped.mask, site["mask"], len(inner))
+    if name in structure.latent and not any(c.latent == name for c in structure.composites):
+        # poutine.mask takes no prior off an enumerated latent; see idle_latents.py.
+        mask = unwrapped.mask if idle is None else ~idle
+    else:
+        mask = full_mask(unwrapped.mask, site["mask"], len(inner))
     missing = None
     if name in structure.observed:
         event_dim = len(unwrapped.base.event_shape)
@@ -97,20 +111,12 @@ def read_site(name: str, structure: Structure, probes: Probes, start: Any) -> Si
             gone = missing.flatten(missing.dim() - event_dim).all(-1) if event_dim else missing
             mask = ~gone if mask is None else mask & ~gone
         mask = None if mask is None else compact(mask)  # a row's mask is that of all its states
-    dummy = _dummy(site, mask)
+    dummy = _dummy(site, unwrapped.mask, mask)
     form, density, reason = _family(name, structure, probes, inner, mask, dummy)
     return Site(
         name, value, Layout(outer, len(inner)), plates, inner, mask, dummy,
         fn.event_dim, form, density, reason, missing,
     )  # fmt: skip
-
-
-def _full_mask(inside: Tensor | None, outside: Any, inner: int) -> Tensor | None:
-    """Masks of the distribution and of ``poutine.mask`` as one, over outer and event dims."""
-    if outside is None or outside is True:
-        return inside
-    full = append_dims(torch.as_tensor(outside), inner)
-    return full if inside is None else full & inside
 
 
 def _missing(
@@ -150,10 +156,13 @@ def _steps_there(fn: Any, outside: Any) -> Any:
     return outside
 
 
-def _dummy(site: Any, mask: Tensor | None) -> float:
-    """The log probability of a masked entry: a masked latent must still sum to one."""
+def _dummy(site: Any, inside: Tensor | None, mask: Tensor | None) -> float:
+    """The log probability of a masked entry: a latent that is not there must still sum to one.
+
+    One that its own distribution masks counts once for each of its values, as in Pyro.
+    """
     dim = site["infer"].get("_enumerate_dim")
-    if mask is None or dim is None:
+    if mask is None or inside is not None or dim is None:
         return 0.0
     levels = site["value"].size(dim - site["fn"].event_dim)
     return -float(torch.tensor(float(levels), dtype=torch.float64).log())
@@ -180,7 +189,7 @@ def _family(
     ):
         return None, None, "its value depends on parameters"
     arguments = [arguments_of(u.base) for u in unwrapped]
-    maps: dict[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate]] = {}
+    maps: dict[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate | StickMap]] = {}
     for argument in arguments[0]:
         found = _match(argument, arguments, structure, probes.params)
         if found is None and type(base) is dist.Poisson:
@@ -190,7 +199,13 @@ def _family(
             if superposed is not None:
                 maps[argument] = (argument, superposed)
                 continue
-        if found is None and probes.moves is not None:
+        if found is None and argument == "probs" and isinstance(base, COUNTED):
+            sticks = match_sticks(name, structure, probes.params, probes.traces)
+            if sticks is not None:
+                maps[argument] = (argument, sticks)
+                continue
+        if probes.moves is not None and (found is None or _multiplies(found[1])):
+            # A number that multiplies one parameter may hide others in its rounding.
             domain = arguments[0][argument][0][0]
             affine = match_affine(name, predictors_of(base, argument, domain), probes.moves)
             if affine is not None:
@@ -211,6 +226,12 @@ def _family(
     if isinstance(form, str):
         return None, density, form
     return form, density, ""
+
+
+def _multiplies(found: ArgumentMap) -> bool:
+    """Whether a real argument is a parameter's entry times a number."""
+    coefficients = found.coefficient[found.coefficient != 0]
+    return found.domain == "real" and found.space == "raw" and bool((coefficients != 1.0).any())
 
 
 def _match(

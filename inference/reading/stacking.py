@@ -14,7 +14,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from ember.inference.reading.loops import Family, Loop
-from ember.inference.reading.wrappers import unwrap
+from ember.inference.reading.unwrapping import unwrap
 from ember.inference.shapes import append_dims, unexpanded
 
 __all__ = ["lengths_of", "settled", "stack_loops"]

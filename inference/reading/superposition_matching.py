@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ember.inference.reading.affine import joined
+from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.operators import (
     Matrix,
     MatrixOperator,
@@ -116,24 +117,9 @@ def _recorded(
     with torch.enable_grad():
         params = {name: value.clone().requires_grad_() for name, value in at.items()}
         rate = rate_of(structure.trace(params), site)
-    leaves = _leaves(rate)
+    leaves = leaves_of(rate)
     sources = tuple(name for name, value in params.items() if id(value) in leaves)
     return sources, [params[name] for name in sources], rate
-
-
-def _leaves(output: Tensor) -> set[int]:
-    """The ids of the tensors that a graph starts from; a gradient would tell, but cost more."""
-    nodes, found = [output.grad_fn], set()
-    seen: set[Any] = set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        nodes += [following for following, _ in node.next_functions]
-    return found
 
 
 def _is_half_line(support: Any) -> bool:

@@ -3,7 +3,8 @@
 Every start takes its own steps (``acceleration.py`` has the equations): two EM steps and the jump
 that they suggest, which is kept if the objective there is at least that of the first EM step;
 otherwise that step is. A start that degenerates keeps its last good parameters and leaves, one
-that has settled leaves too, and the others go on as if they had never been there.
+that has settled leaves too, as does one that can only go on alone (see ``residuals.py``), and the
+others go on as if they had never been there.
 """
 
 import time
@@ -17,6 +18,7 @@ from ember.inference.acceleration import extrapolated
 from ember.inference.convergence import Monitor
 from ember.inference.coordinates import Coordinates
 from ember.inference.families import IMPOSSIBLE
+from ember.inference.residual_factors import LostDigits
 from ember.inference.starts.stack import Stack, State, chosen, joined, mixed
 
 __all__ = ["Track", "run_together"]
@@ -95,6 +97,8 @@ class _Batch:
         self._current = self._e_step(params)
         impossible = ~(self._current.objectives > 0.1 * IMPOSSIBLE)
         self.drop((impossible | self._current.objectives.isinf()).nonzero()[:, 0].tolist(), True)
+        if bool(self._current.unsure.any()):
+            raise LostDigits("some starts need references of their own")
         self._record(self._current)
 
     def step(self, jumps: bool) -> None:
@@ -107,6 +111,7 @@ class _Batch:
         pairs = zip(self._current.objectives.tolist(), first.objectives.tolist(), strict=True)
         fallen = [i for i, (old, new) in enumerate(pairs) if Monitor.failure(old, new)]
         first = first.kept(self.drop(fallen, True))
+        first = first.kept(self.drop(first.unsure.nonzero()[:, 0].tolist()))
         if jumps and self.live:
             twice, lost = self._stack.m_step(first)
             first = first.kept(self.drop(lost, True))
@@ -128,7 +133,7 @@ class _Batch:
             landed = self._e_step(goal)
         except (RuntimeError, ValueError):  # a matrix of one jump without a Cholesky factor
             landed, far = self._e_step(second), torch.zeros_like(far)
-        better = landed.objectives >= first.objectives  # also false for NaN
+        better = (landed.objectives >= first.objectives) & ~landed.unsure  # also false for NaN
         bound = length == self._largest
         grown = torch.where(better & bound, GROWTH * self._largest, self._largest)
         shrunk = (self._largest / GROWTH).clamp_min(1.0)

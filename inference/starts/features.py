@@ -48,7 +48,8 @@ def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:
     value = value.expand([plan.sizes[s] if s in site.plates else 1 for s in outer] + list(event))
     shape = value.shape
     if site.density is not None and type(site.density.base).__name__ == "Categorical":
-        value = torch.nn.functional.one_hot(value.long().clamp_min(0))
+        # All levels that there are: the steps of a loop, each with a value of its own, are pooled.
+        value = torch.nn.functional.one_hot(value.long().clamp_min(0), levels_of(site))
     value = value.to(torch.float64)
     if site.missing is not None:
         missing = site.missing.expand(shape)

@@ -87,11 +87,16 @@ def _group(group: Group, shapes: Mapping[str, torch.Size], count: int) -> Group:
         _moved(group.cells[:, i], _sizes(slot.table, shapes), count).reshape(-1)
         for i, slot in enumerate(group.slots)
     ]
-    reference = group.reference
-    if reference is not None:
-        reference = reference.repeat(count, *(1,) * (reference.dim() - 1))
+    about = [
+        None if each is None else each.repeat(count, *(1,) * (each.dim() - 1))
+        for each in (group.reference, group.reach)
+    ]
     slots = tuple(_slot(slot, shapes, count) for slot in group.slots)
-    return Group(group.key, group.family, slots, torch.stack(columns, 1), reference)
+    cells, (reference, reach) = torch.stack(columns, 1), about
+    frame = group.frame
+    if frame is not None:
+        frame = frame.about(frame.line.repeat(count, 1))
+    return Group(group.key, group.family, slots, cells, reference, reach, frame)
 
 
 def _slot(slot: Slot, shapes: Mapping[str, torch.Size], count: int) -> Slot:

@@ -72,7 +72,10 @@ class _Runner:
         """Runs the start to its end, unless its short run was the end."""
         self.carried = True
         short = len(self.history) - 1
-        ended = self.fit is not None and self.fit.stop is not StopReason.MAX_ITER
+        ended = self.fit is not None and self.fit.stop not in (
+            StopReason.MAX_ITER,
+            StopReason.STEPS,
+        )
         if ended or (self.fit is not None and short >= limit):
             return
         try:

@@ -129,14 +129,15 @@ def _posterior(plan: Plan, params: Params) -> tuple[Tensor, Tensor]:
     scale = plan.scales[latent]
     rows = plan.sizes[plan.row]
     weight = torch.ones(rows) if scale is None else align(scale.tensor, scale.dims, (plan.row,))
-    return plan.posterior(params, [latent])[latent], weight.expand(rows).unsqueeze(1)
+    found = plan.posterior(params, [latent])[latent].nan_to_num()  # rows of weight zero
+    return found, weight.expand(rows).unsqueeze(1)
 
 
 def _misfit(plan: Plan, params: Params, posterior: Tensor, weight: Tensor) -> Tensor:
     """The local Kullback divergence of every component, ``(K,)``."""
     (latent,) = plan.structure.latent
     with torch.no_grad():
-        tensors = plan.tensors(plan.natural_parameters(params), plan.other_log_probs(params))
+        tensors = plan.all_tensors(params)
         names = [factor.name for factor in plan.factors]
         at = names.index(latent)
         union = (str(plan.row), plan.latent_symbols[latent])

@@ -60,16 +60,22 @@ class State:
         expected: Statistics of each group ``(R, C, P)``, and posteriors ``(R, ...)`` of the factors
             that have none, by name.
         objectives: ``(R,)``.
+        unsure: Starts whose data lie too far from the one reference that all share, ``(R,)``; see
+            ``residuals.py``. They must go on alone.
     """
 
     params: Params
     expected: dict[Any, Tensor]
     objectives: Tensor
+    unsure: Tensor
 
     def kept(self, places: list[int]) -> "State":
         """The state of some of the starts."""
         return State(
-            chosen(self.params, places), chosen(self.expected, places), self.objectives[places]
+            chosen(self.params, places),
+            chosen(self.expected, places),
+            self.objectives[places],
+            self.unsure[places],
         )
 
     def where(self, mine: Tensor, other: "State") -> "State":
@@ -78,6 +84,7 @@ class State:
             mixed(mine, self.params, other.params),
             mixed(mine, self.expected, other.expected),
             torch.where(mine, self.objectives, other.objectives),
+            torch.where(mine, self.unsure, other.unsure),
         )
 
 
@@ -115,7 +122,7 @@ class Stack:
             natural, priors = self._natural(params, count)
             if self._plan.kernel is not None and not self._maximum:
                 evidence, expected = self._plan.kernel.together(natural)
-                return State(params, expected, evidence + priors)
+                return self._state(params, expected, evidence + priors)
             each = [self._plan.other_log_probs(chosen(params, i)) for i in range(count)]
             natural.update(joined(each))
         evidence, pieces = torch.zeros(count), []
@@ -124,7 +131,15 @@ class Stack:
             evidence[own], found = self._contract(chosen(natural, own))
             pieces.append(found)
         expected = {key: torch.cat([piece[key] for piece in pieces]) for key in natural}
-        return State(params, expected, evidence + priors)
+        return self._state(params, expected, evidence + priors)
+
+    def _state(self, params: Params, expected: dict[Any, Tensor], objectives: Tensor) -> State:
+        plan, unsure = self._plan, []
+        for i in range(len(objectives)):
+            sums = {key: (group, expected[key][i]) for key, group in plan.groups.items()}
+            lost = plan.residual_groups(chosen(params, i)) or plan.residuals.lost(sums)
+            unsure.append(bool(lost))
+        return State(params, expected, objectives, torch.tensor(unsure))
 
     def _natural(self, params: Params, count: int) -> tuple[dict[Any, Tensor], Tensor]:
         """Natural parameters of every group ``(R, C, P)``, and the log priors ``(R,)``."""

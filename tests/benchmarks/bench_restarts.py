@@ -73,7 +73,7 @@ def main() -> None:
         for objective in ("map", "mle") if all(word in name for word in sys.argv[1:]) else ():
             em = EM(model, objective, restarts=STARTS, seed=0)
             with sheltered(0, (args, kwargs)):
-                plan = em._plan(args, kwargs)
+                plan = em.plan(*args, **kwargs)
                 print(f"{name:>29} {objective:>9} {line(em, plan, em._starts(plan), len(args[0]))}")
 
 

@@ -99,8 +99,14 @@ def run(model: Model, params: Params, latents: Params, *args: Any, **kwargs: Any
         return poutine.trace(model).get_trace(*args, **kwargs)
 
 
-def enumerate_latents(model: Model, params: Params, *args: Any, **kwargs: Any) -> Enumeration:
-    """Runs the model once for every joint value of its latent sites."""
+def enumerate_latents(
+    model: Model, params: Params, *args: Any, drop_masked: bool = False, **kwargs: Any
+) -> Enumeration:
+    """Runs the model once for every joint value of its latent sites.
+
+    Pyro applies ``poutine.mask`` to what lies below an enumerated latent, not to itself. Where
+    nothing below depends on it, it sums to one, and may as well be dropped.
+    """
     plain = run(model, params, {}, *args, **kwargs)
     names = [name for name, site in plain.nodes.items() if is_latent(site)]
     supports, choices, shapes = {}, [], {}
@@ -125,7 +131,7 @@ def enumerate_latents(model: Model, params: Params, *args: Any, **kwargs: Any) -
                 continue
             if site["infer"].get("_deterministic") or name in params:
                 continue
-            total = total + log_prob_of(site, name in latents, len(supports.get(name, ())))
+            total = total + log_prob_of(site, name in latents, drop_masked)
         log_joints.append(total)
         for name in names:
             values[name].append(latents[name])
@@ -133,14 +139,11 @@ def enumerate_latents(model: Model, params: Params, *args: Any, **kwargs: Any) -
     return Enumeration(joined, torch.stack(log_joints), supports)
 
 
-def log_prob_of(site: Any, latent: bool, states: int) -> Tensor:
+def log_prob_of(site: Any, latent: bool, drop_masked: bool = False) -> Tensor:
     log_prob = torch.as_tensor(site["fn"].log_prob(site["value"]), dtype=torch.float64)
-    mask = site["mask"]
-    if mask is not None:
-        mask = torch.as_tensor(mask)
-        # A latent that is masked away is summed over nothing: it must not count.
-        missing = -float(np.log(states)) if latent else 0.0
-        log_prob = torch.where(mask, log_prob, torch.full((), missing, dtype=torch.float64))
+    if site["mask"] is not None and (drop_masked or not latent):
+        mask = torch.as_tensor(site["mask"])
+        log_prob = torch.where(mask, log_prob, torch.zeros((), dtype=torch.float64))
     return torch.as_tensor((log_prob * site["scale"]).sum())
 
 
@@ -150,7 +153,7 @@ def log_prior(model: Model, params: Params, *args: Any, **kwargs: Any) -> Tensor
     total = torch.zeros((), dtype=torch.float64)
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and name in params:
-            total = total + log_prob_of(site, latent=False, states=0)
+            total = total + log_prob_of(site, latent=False)
     return total
 
 
@@ -168,7 +171,7 @@ def expected_log_joint(
     **kwargs: Any,
 ) -> Tensor:
     """EM's ``Q``: the log joint at ``params``, averaged over given posterior weights."""
-    joint = enumerate_latents(model, params, *args, **kwargs).log_joint
+    joint = enumerate_latents(model, params, *args, drop_masked=True, **kwargs).log_joint
     total = (weights * torch.where(weights > 0, joint, torch.zeros(()))).sum()
     return total + log_prior(model, params, *args, **kwargs) if objective == "map" else total
 

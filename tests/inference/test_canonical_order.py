@@ -1,5 +1,7 @@
 """The order in which states come out: by their share of the data, where the model allows it."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -82,6 +84,24 @@ def test_states_that_the_model_tells_apart_are_never_renumbered(kind: str) -> No
     order = [1, 0] if kind == "alike" else [0, 1]
     for name, value in found.items():
         assert torch.equal(value, params[name][order])
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-8, 1e12])
+def test_labels_tell_states_apart_in_any_unit(unit: float) -> None:
+    x = unit * torch.tensor([-2.0, -1.0, 1.0, 2.0, 3.0, 2.5, 2.2, 1.9])
+    known: Any = torch.tensor([True, False, True, False, False, False, False, False])
+
+    def model(x: Tensor) -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(torch.full((2,), 2.0)))
+        locs = pyro.sample("locs", dist.Normal(0.0, 9.0 * unit).expand([2]).to_event(1))
+        with pyro.plate("rows", len(x)):
+            labels = torch.arange(len(x)) // 2 % 2
+            z = pyro.sample("z", dist.Categorical(weights), obs=labels, obs_mask=known)
+            pyro.sample("x", dist.Normal(locs[z], unit), obs=x)
+
+    fit = EM(model, seed=0).fit(x)
+    assert fit.params["locs"][0] < 0.0 < fit.params["locs"][1]
+    assert float(fit.log_prob().sum()) == pytest.approx(fit.log_likelihood, rel=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

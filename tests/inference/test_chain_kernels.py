@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference.expectation import chain, chain_log, chain_scaled
+from ember.inference.expectation import chain, chain_blocks, chain_log, chain_scaled
 from ember.inference.expectation.chain import Potentials, chain_log_evidence
 from ember.inference.expectation.chain_step import Chain, ChainStep
 from tests.inference.chain_checks import fifty_digits, in_blocks, only_log_space
@@ -238,3 +238,31 @@ def test_rows_share_matrices_of_the_leading_dims(varies: tuple[int, ...], matric
     silent = dataclasses.replace(shown, chain=dataclasses.replace(shown.chain, at_once=False))
     first = (leaves[0].reshape(24, K, 1) + expanded[0]).logsumexp(1)
     torch.testing.assert_close(silent.potentials(leaves, steps_only=True).initial, first)
+
+
+@pytest.mark.parametrize(
+    ("rows", "states", "whole"), [(1, 5, False), (1, 60, True), (10, 30, True)]
+)
+def test_chains_of_many_states_are_left_whole(rows: int, states: int, whole: bool) -> None:
+    """Transfer matrices take K^3 products a step, the recursion itself K^2."""
+    matrix = torch.zeros(1, 1, states, states)
+    chains = Potentials(torch.zeros(rows, states), matrix, torch.zeros(500, rows, states))
+    assert (chain_blocks.cut(chains).count == 1) is whole
+    scaled = chain_blocks.cut(chains, work=chain_scaled.TRANSFER_WORK)
+    assert (scaled.count == 1) is whole
+
+
+def test_sparse_moves_of_many_states_need_no_logarithms() -> None:
+    """Sixty states whose moves EM has made all but impossible: scaling alone is enough."""
+    steps, states = 300, 60
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(states, states, generator=generator)
+    matrix = (200.0 * noise).log_softmax(-1)
+    emission = -200.0 * torch.rand(steps, 1, states, generator=generator)
+    chains = Potentials(torch.full((1, states), 1.0 / 60).log(), matrix[None, None], emission)
+    smoothed = chain_scaled.scaled_forward_backward(chains)
+    assert smoothed is not None
+    evidence, filtered, future = chain_log.log_forward_backward(chains)
+    torch.testing.assert_close(smoothed.log_evidence, evidence, rtol=1e-12, atol=0.0)
+    in_logs = (filtered + future).softmax(-1)
+    torch.testing.assert_close(smoothed.marginals, in_logs, rtol=1e-6, atol=1e-10)

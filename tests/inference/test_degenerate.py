@@ -1,17 +1,24 @@
 """Components that collapse or empty: named, survivable, never NaN; MAP does not collapse at all."""
 
+import math
 import warnings
 from typing import Any
 
+import mpmath
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.optimize
+import scipy.special
+import scipy.stats
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ember.inference import EM
-from ember.inference.convergence import StopReason
 from ember.models import gaussian_mixture
+from ember.models._priors import default_scale
 
 
 def spread() -> Tensor:
@@ -181,17 +188,148 @@ def test_m_step_by_hand_raises_an_error_that_names_the_component() -> None:
         em.m_step(em.e_step(params, x))
 
 
+def determined(noise: float) -> tuple[Tensor, Tensor]:
+    """Rows whose third column is the sum of the others but for noise; and with noise instead."""
+    generator = torch.Generator().manual_seed(0)
+    two = torch.randn(100, 2, generator=generator, dtype=torch.float64)
+    two[:50] += 3.0
+    x = torch.cat([two, two.sum(1, keepdim=True)], 1)
+    x[:, 2] += noise * torch.randn(100, generator=generator, dtype=torch.float64)
+    rest = (x[:, 2:] - two.sum(1, keepdim=True)) / noise
+    return x, torch.cat([two, rest], 1)
+
+
+@pytest.mark.parametrize("components", [1, 2])
+def test_columns_that_all_but_determine_each_other_are_fitted(components: int) -> None:
+    # Equivariance: the likelihood is that of the rest in place of the sum, over the noise.
+    x, clear = determined(1e-4)
+    fit = EM(gaussian_mixture, "mle", seed=0).fit(x, components)
+    truth = EM(gaussian_mixture, "mle", seed=0).fit(clear, components)
+    assert fit.converged
+    expected = truth.log_likelihood - 100 * math.log(1e-4)
+    assert fit.log_likelihood == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("components", [1, 2])
 def test_columns_that_determine_each_other_are_named_where_rounding_takes_over(
     components: int,
 ) -> None:
-    generator = torch.Generator().manual_seed(0)
-    two = torch.randn(100, 2, generator=generator, dtype=torch.float64)
-    two[:50] += 3.0
-    noise = 1e-4 * torch.randn(100, 1, generator=generator, dtype=torch.float64)
-    x = torch.cat([two, two.sum(1, keepdim=True) + noise], 1)
+    x, _ = determined(1e-6)
     with pytest.warns(RuntimeWarning, match=r"'precisions' is all but singular .* drop columns"):
         fit = EM(gaussian_mixture, "mle", seed=0).fit(x, components)
-    assert fit.stop is StopReason.ROUNDED
-    assert not fit.converged
     assert bool((fit.history.diff() >= 0).all())
+    x, _ = determined(1e-9)
+    with pytest.raises(ValueError, match=r"'precisions' has collapsed.*columns that determine"):
+        EM(gaussian_mixture, "mle", seed=0).fit(x, components)
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied"])
+@pytest.mark.parametrize("rows", [50, 300, 2000])
+def test_a_proper_prior_fits_columns_that_determine_each_other(rows: int, covariance: str) -> None:
+    # One component: the mode in closed form, in coordinates in which the columns are independent.
+    a = torch.randn(rows, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.stack([a, 2.0 * a + 1.0], 1)
+    fit = EM(gaussian_mixture, seed=0).fit(x, components=1, covariance=covariance)
+    assert fit.converged
+    with mpmath.workdps(50):
+        own = mpmath.matrix(x.tolist())
+        mean = mpmath.matrix([mpmath.fsum(own[:, j]) / rows for j in (0, 1)])
+        scatter = mpmath.matrix(2, 2)
+        for i in range(rows):
+            away = own[i, :].T - mean
+            scatter += away * away.T
+        scale = mpmath.matrix(default_scale(x, torch.ones(rows).double(), 1).tolist())
+        # The prior mean is that of the data, so that the location is too.
+        precision = (rows + 2 + 2 + 1 - 2 - 1) * (scatter + scale) ** -1
+        square = mpmath.fsum((scatter * precision)[j, j] for j in (0, 1))
+        density = rows * (mpmath.log(mpmath.det(precision)) - 2 * mpmath.log(2 * mpmath.pi))
+        truth = float((density - square) / 2)
+    # The likelihood alone is not at its top: the last digits of the precision's entries count.
+    assert fit.log_likelihood == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied"])
+def test_several_components_of_columns_that_determine_each_other(covariance: str) -> None:
+    # Equivariance once more: with (x_1, (x_2 - 2 x_1 - 1) / c) and the prior moved along.
+    a = torch.randn(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a[:150] += 4.0
+    x = torch.stack([a, 2.0 * a + 1.0], 1)
+    fit = EM(gaussian_mixture, seed=0).fit(x, components=2, covariance=covariance)
+    assert fit.converged
+    scale = default_scale(x, torch.ones(300).double(), 2)
+    small = float(torch.linalg.cholesky(scale)[1, 1])
+    turn = torch.tensor([[1.0, 0.0], [-2.0 / small, 1.0 / small]], dtype=torch.float64)
+    clear = torch.stack([a, (x[:, 1] - 2.0 * a - 1.0) / small], 1)
+    moved = turn @ scale @ turn.mT
+    prior = {"scale": (moved + moved.mT) / 2, "mean": clear.mean(0)}
+    plain = EM(gaussian_mixture, seed=0).fit(clear, 2, covariance=covariance, prior=prior)
+    expected = plain.log_likelihood - 300 * math.log(small)
+    assert fit.log_likelihood == pytest.approx(expected, rel=1e-6)
+
+
+def test_far_clusters_are_judged_by_their_own_scale() -> None:
+    generator = np.random.default_rng(0)
+    x = np.r_[generator.normal(size=50), 1e6 + generator.normal(size=50)][:, None]
+    fit = EM(gaussian_mixture, "mle", seed=0).fit(x, components=2)
+    variances = [half.astype(np.longdouble).var() for half in (x[:50], x[50:])]
+    truth = sum(-25 * (np.log(2 * np.pi * v) + 1) for v in variances) - 100 * np.log(2)
+    assert fit.converged
+    assert fit.log_likelihood == pytest.approx(float(truth), rel=1e-10)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e9])
+def test_a_cluster_of_equal_rows_collapses_wherever_it_lies(offset: float) -> None:
+    x = spread() + offset
+    with pytest.warns(RuntimeWarning, match=r"'precisions'.*collapsed"):
+        fit = EM(gaussian_mixture, "mle", seed=1).fit(x.unsqueeze(1), components=2)
+    assert not fit.converged
+
+
+def test_advice_is_for_the_objective_at_hand() -> None:
+    def model(x: Tensor, concentration: float) -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(torch.full((2,), concentration)))
+        with pyro.plate("components", 2):
+            locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
+            scales = pyro.sample("scales", dist.ImproperUniform(constraints.positive, (), ()))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(locs[z], scales[z]), obs=x)
+
+    with pytest.warns(RuntimeWarning, match=r"'scales' has collapsed.*give it a prior that rules"):
+        EM(model, seed=1).fit(spread(), 2.0)
+    with pytest.warns(RuntimeWarning) as caught:
+        EM(model, "mle", seed=1).fit(spread(), 2.0)
+    assert "objective='map' with a proper prior" in str(caught[0].message)
+
+
+def test_without_latents_a_collapse_is_told_like_any_other() -> None:
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+    with pytest.warns(RuntimeWarning, match=r"'scale' has collapsed"):
+        fit = EM(model, "mle").fit(torch.full((10,), 2.5, dtype=torch.float64))
+    assert not fit.converged
+
+
+def test_a_grid_may_have_more_values_than_there_are_rows() -> None:
+    def model(x: Tensor, own: bool) -> None:
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+        locs = pyro.param("locs", torch.arange(10.0)) if own else torch.arange(10.0)
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(10) / 10))
+            pyro.sample("x", dist.Normal(locs[z], scale), obs=x)
+
+    x = torch.tensor([0.4, 2.7, 3.1, 8.2, 6.6], dtype=torch.float64)
+
+    def negative(log_scale: float) -> float:
+        own = scipy.stats.norm.logpdf(x.numpy()[:, None], np.arange(10.0), np.exp(log_scale))
+        return -float((scipy.special.logsumexp(own, 1) - np.log(10)).sum())
+
+    best = scipy.optimize.minimize_scalar(negative, bounds=(-4, 2), method="bounded")
+    fit = EM(model, "mle", init={"scale": torch.tensor(1.0)}).fit(x, own=False)
+    assert fit.log_likelihood == pytest.approx(-best.fun, rel=1e-9)
+    with pytest.raises(ValueError, match="latent site 'z' has 10 states"):
+        EM(model, "mle").fit(x, own=True)

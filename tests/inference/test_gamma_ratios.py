@@ -10,7 +10,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from scipy import stats
 from torch import Tensor
+from torch.distributions.constraints import unit_interval
 
 from ember.inference import EM
 from ember.inference.gamma_ratios import log_rising
@@ -136,3 +139,20 @@ def test_counts_without_overdispersion_end_next_to_poisson_ones(emission: Make2)
     fit = EM(functools.partial(counts, emission=emission), "mle", seed=0).fit(x)
     assert fit.log_likelihood >= poisson.log_likelihood - 1e-4
     assert fit.log_likelihood == pytest.approx(exact(x, fit.params), rel=1e-11)
+
+
+def test_probabilities_are_read_though_a_check_computed_logits() -> None:
+    x = torch.tensor([2.0, 0.0, torch.nan, 4.0, 1.0, 0.0, 5.0, 3.0], dtype=torch.float64)
+    seen: Any = torch.tensor([False, True, True, True, True, True, True, True])
+    p, weights = torch.tensor([[0.3], [0.6]]).double(), torch.tensor([[0.4], [0.6]]).double()
+
+    def model(x: Tensor) -> None:
+        own = pyro.param("p", p[:, 0], constraint=unit_interval)
+        with pyro.plate("rows", len(x)), poutine.mask(mask=seen):
+            z = pyro.sample("z", dist.Categorical(weights[:, 0]))
+            pyro.sample("x", dist.NegativeBinomial(2.0, probs=own[z]), obs=x)
+
+    counts = x[seen & ~x.isnan()].numpy()
+    right = torch.from_numpy(stats.nbinom.pmf(counts, 2.0, 1.0 - p.numpy()))
+    found = EM(model).e_step({"p": p[:, 0]}, x)
+    assert found.log_likelihood == pytest.approx(float((weights * right).sum(0).log().sum()))

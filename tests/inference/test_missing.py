@@ -93,7 +93,7 @@ def test_statistics_are_conditional_moments_of_every_row(argument: str) -> None:
     assert stats.log_likelihood == pytest.approx(truth, rel=1e-12)
     groups = [g for g in stats.groups.values() if isinstance(g[0].family, MultivariateNormal)]
     ((group, sums),) = groups
-    assert group.reference is not None
+    assert isinstance(group.reference, torch.Tensor)
     assert isinstance(group.family, MultivariateNormal)
     n, s, q = group.family.moments(group.family.shift(sums, group.reference), 3)
     for k in range(2):

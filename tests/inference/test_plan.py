@@ -97,7 +97,7 @@ def test_mixture_kernel_equals_general_contraction(weighted: bool) -> None:
         params = probe_values(plan.structure, 5)
         kernel = plan.e_step(params)
         natural = {key: group.natural_parameters(params) for key, group in plan.groups.items()}
-        general = plan.general_e_step(params, natural, {})
+        general = plan.general_e_step(params, natural)
         assert kernel.log_likelihood == pytest.approx(general.log_likelihood, rel=1e-12)
         for key, (_, sums) in general.groups.items():
             torch.testing.assert_close(kernel.groups[key][1], sums, rtol=1e-9, atol=1e-9)

@@ -23,6 +23,8 @@ def overlapping_texts(figure: Figure) -> list[tuple[str, str]]:
     figure.draw_without_rendering()
     boxes = []
     for axes in figure.axes:
+        if not axes.axison:
+            continue
         boxes += [t for t in (axes.title, axes.xaxis.label, axes.yaxis.label) if t.get_text()]
         for axis in (axes.xaxis, axes.yaxis):
             low, high = sorted(axis.get_view_interval())
@@ -30,7 +32,11 @@ def overlapping_texts(figure: Figure) -> list[tuple[str, str]]:
                 tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
             ]
     boxes += [text for legend in figure.legends for text in legend.get_texts()]
-    shown = [(text.get_text(), text.get_window_extent()) for text in boxes if text.get_text()]
+    shown = [
+        (text.get_text(), text.get_window_extent())
+        for text in boxes
+        if text.get_text() and text.get_visible()
+    ]
     return [
         (left, right)
         for i, (left, a) in enumerate(shown)
@@ -105,11 +111,24 @@ def test_a_model_of_ones_own_with_other_names_is_drawn_as_well() -> None:
     assert len(compare([EM(model, seed=0)], three).plot().axes) == 1  # nothing to draw in 3-D
 
 
-def test_a_chain_shows_how_fast_each_fit_was() -> None:
+def test_a_single_fit_is_shown_by_its_iterations() -> None:
     x = next(case[1] for case in CASES if case[0] == "hidden_markov_gaussian")
-    figure = compare([EM(hidden_markov_gaussian, seed=0)], x, states=2).plot()
-    (axes,) = figure.axes
-    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    found = compare([EM(hidden_markov_gaussian, seed=0)], x, states=2)
+    (axes,) = found.plot().axes
+    (fit,) = found.fits.values()
+    assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "log")
+    np.testing.assert_array_equal(axes.lines[0].get_xdata(), range(fit.iterations + 1))
+    assert axes.get_xlabel().startswith("iteration")
+
+
+def test_fits_stand_on_an_axis_of_decades_only_if_they_differ_by_as_much() -> None:
+    x = next(case[1] for case in CASES if case[0] == "poisson_mixture")
+    found = compare([EM(poisson_mixture, seed=0), EM(poisson_mixture, seed=0)], x, components=2)
+    first, second = found.fits.values()
+    for ratio, scale in ((2.0, "linear"), (100.0, "log")):
+        first.times = torch.linspace(0.1, 0.15, len(first.times))
+        second.times = ratio * first.times
+        assert found.plot().axes[-1].get_xscale() == scale
 
 
 def test_each_method_has_its_colour_and_its_place_in_the_legend() -> None:

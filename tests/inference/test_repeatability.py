@@ -1,6 +1,7 @@
 """A model must be a function of its parameters: what draws on its own is refused."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -151,3 +152,15 @@ def test_draws_that_change_nothing_are_welcome() -> None:
 
 def test_dropout_that_is_switched_off_is_welcome() -> None:
     assert EM(Dropout().eval(), seed=0).fit(X).converged
+
+
+def test_a_distribution_whose_transforms_name_their_inverses() -> None:
+    x = torch.tensor([0.3, -1.1, 2.5, 0.4, 0.9, 1.7])
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Gumbel(loc, 1.0), obs=x)
+
+    fit = EM(model).fit(x)  # the score is N - sum exp(-(x - loc)) = 0
+    assert float(fit.params["loc"]) == pytest.approx(-math.log(float((-x).exp().mean())), rel=1e-6)

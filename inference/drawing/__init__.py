@@ -1,0 +1,1 @@
+"""Pictures of a fit: the data with what was fitted to them."""

@@ -1,0 +1,288 @@
+r"""Estimates that are no maximum: those that run to infinity, and densities without bound.
+
+*At infinity*: where groups of data are separated, or counts vary no more than Poisson's, the
+likelihood rises for ever towards a limit. From the place where it no longer rises noticeably, ten
+standard deviations onwards (as the curvature has them) change nothing, and ten backwards lose all;
+at a maximum either way would cost some fifty.
+
+*Without bound*: where a scale goes to 0 the density may go to infinity. So does that of group
+effects together with their scale, :math:`\prod_j N(\theta_j \mid \mu, \tau^2)` at
+:math:`\theta_j = \mu, \tau \to 0`: effects whose scale is estimated must be integrated out.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.certificate import Curvature, EStep, evaluated
+from ember.inference.coordinates import Coordinates
+from ember.inference.maximisation import Update, updates
+from ember.inference.plan import Params, Plan
+from ember.inference.statistics import Statistics
+from ember.inference.supports import EDGE, INFINITY, NATURAL, ends, shown
+
+__all__ = ["at_infinity", "collapsed_effects", "without_bound"]
+
+FAR = 10.0  # standard deviations
+NOTHING = 1e-9  # change of an objective, relative, that counts as none
+STILL = 1e-4  # Newton step of a coordinate, relative, that has not come to rest
+LEVEL = 1e-5  # change of an objective over three decades that does not count, relative
+WEAK = 1e-3  # estimates over their standard deviations, below which the data do not show them
+TRIED = 3  # coordinates asked one by one
+SHOWN = 4  # entries of a site that are named
+CLOSED = ("location", "vector", "matrix", "rate", "simplex", "probability")
+LEAST = 1e-30  # a scale of effects to begin with, whose square is still a number
+NARROWER = 1e-3  # a scale of effects at each of two steps, relative to the one before
+STRIDE = 5.0  # along a logarithm
+RISE = 1.0  # of a log density at each of two steps, if it has no bound
+
+
+def at_infinity(
+    e_step: EStep, coordinates: Coordinates, statistics: Statistics
+) -> tuple[str, bool]:
+    """A sentence about estimates that no data hold back, or none; and whether they are infinite.
+
+    If not, they are at the edge of the support that the model declares, where a maximum may be.
+    """
+    plan = statistics.plan
+    suspects = [update.name for update in updates(plan) if _may_run_away(update)]
+    mine = coordinates.places(suspects)
+    curvature = Curvature.at(coordinates, statistics, mine) if suspects else None
+    if curvature is None or curvature.matrix is None:
+        return "", False
+    place = curvature.point
+    beyond = (place.isinf() & coordinates.places(suspects)).nonzero()[:, 0].tolist()
+    found = _named(plan, coordinates, suspects, beyond, place)
+    for direction in _directions(coordinates, curvature, suspects):
+        if found[0]:
+            break
+        if _is_one_sided(e_step, coordinates, statistics, place, direction):
+            far = ((FAR * direction).abs() > place.abs()).nonzero()[:, 0].tolist()
+            found = _named(plan, coordinates, suspects, far, direction)
+    for direction in _plateaus(coordinates, curvature, suspects, plan):
+        if found[0]:
+            break
+        if _is_level(e_step, coordinates, statistics, place, direction):
+            largest = 0.5 * float(direction.abs().max())
+            far = (direction.abs() > largest).nonzero()[:, 0].tolist()
+            found = _named(plan, coordinates, suspects, far, direction)
+    return found
+
+
+def _named(
+    plan: Plan, coordinates: Coordinates, names: Sequence[str], far: list[int], direction: Tensor
+) -> tuple[str, bool]:
+    """A sentence about the first site with coordinates that lead away from all natural ends."""
+    for name in names:
+        own, way = coordinates.places([name]), ends(plan.structure.parameters[name].support)
+        for end in (INFINITY, EDGE):
+            places = [i for i in far if own[i] and way[int(direction[i] > 0.0)] == end]
+            if places:
+                return _sentence(plan, coordinates, name, places, end), end == INFINITY
+    return "", False
+
+
+def _may_run_away(update: Update) -> bool:
+    """Whether an estimate can be infinite: it has no closed form of its own, or a link."""
+    natural = update.kind in CLOSED and update.link not in ("exp", "sigmoid", "softmax")
+    return update.how == "numerical" or (update.how != "fixed" and not natural)
+
+
+def _directions(
+    coordinates: Coordinates, curvature: Curvature, suspects: Sequence[str]
+) -> Iterator[Tensor]:
+    """Directions of one standard deviation in which estimates may run away, the likely ones."""
+    point = curvature.point
+    newton = curvature.direction(curvature.scaled(curvature.gradient))
+    if bool((newton.abs() > STILL * point.abs()).any()):
+        yield newton / curvature.length(newton)
+    finite = torch.where(point.isfinite(), point, 0.0)
+    for names in [suspects, *([name] for name in suspects if len(suspects) > 1)]:
+        ray = torch.where(coordinates.places(names), finite, 0.0)
+        length = curvature.length(ray)
+        if length < WEAK and bool((ray != 0.0).any()):
+            yield ray / length if length > 0.0 else ray
+    information = curvature.matrix.diagonal().clamp_min(0.0)
+    weak = (information.sqrt() * finite.abs() < WEAK) & coordinates.places(suspects)
+    size = torch.where(weak, finite.abs(), 0.0)
+    for i in torch.argsort(size, descending=True)[:TRIED].tolist():
+        if float(size[i]) > 0.0:
+            alone = torch.zeros_like(point)
+            alone[i] = torch.sign(point[i]) * information[i].rsqrt().nan_to_num(
+                posinf=float(size[i])
+            )
+            yield alone
+
+
+def _is_one_sided(
+    e_step: EStep,
+    coordinates: Coordinates,
+    statistics: Statistics,
+    point: Tensor,
+    direction: Tensor,
+) -> bool:
+    """Whether the objective falls on one side of a point alone."""
+    if not bool(direction.isfinite().all()):
+        return False
+    reached, rounding = statistics.objective, NOTHING * (1.0 + abs(statistics.objective))
+    onwards = evaluated(e_step, coordinates.unflatten(point + FAR * direction))
+    if onwards is None or onwards.objective < reached - rounding:
+        return False
+    back = evaluated(e_step, coordinates.unflatten(point - FAR * direction))
+    return back is None or back.objective < reached - RISE
+
+
+def _plateaus(
+    coordinates: Coordinates, curvature: Curvature, suspects: Sequence[str], plan: Plan
+) -> Iterator[Tensor]:
+    """Directions along logarithms of which the data say next to nothing, towards infinity."""
+    parameters = plan.structure.parameters
+    logs = [n for n in suspects if ends(parameters[n].support)[0] == NATURAL]
+    upwards = [n for n in logs if ends(parameters[n].support)[1] == INFINITY]
+    places = (coordinates.places(logs) & curvature.point.isfinite()).nonzero()[:, 0]
+    if not upwards or curvature.matrix is None or not len(places):
+        return
+    values, vectors = torch.linalg.eigh(curvature.matrix[places][:, places])
+    up = coordinates.places(upwards)
+    for value, vector in list(zip(values.tolist(), vectors.mT, strict=True))[:TRIED]:
+        direction = torch.zeros_like(curvature.point)
+        direction[places] = vector / vector.abs().max()
+        high = torch.where(up, direction, 0.0)
+        if value < WEAK and float(high.abs().max()) > 0.5:
+            yield direction * torch.sign(high[high.abs().argmax()])
+
+
+def _is_level(
+    e_step: EStep,
+    coordinates: Coordinates,
+    statistics: Statistics,
+    point: Tensor,
+    direction: Tensor,
+) -> bool:
+    """Whether the objective is level for three decades back, and falls off before them.
+
+    What comes after is not asked: dispersions that large drown in the rounding of their gammas.
+    """
+    reached = statistics.objective
+    for decades in (3, 6, 9, 12, 15, 20, 30):
+        back = coordinates.unflatten(point - decades * math.log(10.0) * direction)
+        found = evaluated(e_step, back)
+        fall = math.inf if found is None else reached - found.objective
+        if decades == 3 and abs(fall) > LEVEL * (1.0 + abs(reached)):
+            return False
+        if fall > RISE:
+            return True
+    return False
+
+
+def _sentence(plan: Plan, coordinates: Coordinates, name: str, places: list[int], end: str) -> str:
+    parameter = plan.structure.parameters[name]
+    first = int(coordinates.places([name]).nonzero()[0, 0])
+    numbers = [place - first for place in places]
+    what = f"site '{name}'"
+    if parameter.shape.numel() > 1 and max(numbers) < parameter.shape.numel():
+        at = [torch.unravel_index(torch.tensor(i), parameter.shape) for i in numbers[:SHOWN]]
+        entries = ", ".join(str([int(j) for j in index]) for index in at)
+        named = f"{'entries' if len(numbers) > 1 else 'entry'} {entries}"
+        more = f" and {len(numbers) - SHOWN} others" if len(numbers) > SHOWN else ""
+        what = f"site '{name}' ({named}{more})"
+    if end == INFINITY:
+        return (
+            f"the estimate of {what} is at infinity: the objective rises towards a limit the "
+            "farther it goes (as where groups are separated); give the site a prior that holds it "
+            "back (objective='map'), or leave out what it stands for."
+        )
+    return (
+        f"{what} has come to the edge of its support, {shown(parameter.support)}: without that "
+        "constraint the estimate would lie beyond, or states would change places; widen the "
+        "support, or take the value at the edge for what it is."
+    )
+
+
+def collapsed_effects(e_step: EStep, statistics: Statistics) -> str:
+    """A sentence about group effects that shrink without bound together with their scale, or none.
+
+    The effects are put where their prior is centred, and the prior is made narrower twice.
+    """
+    plan, params = statistics.plan, statistics.params
+    for name in plan.priors:
+        for scale in _scales_of(plan, name):
+            for factor in (NARROWER, 1.0 / NARROWER):
+                if _rises(e_step, plan, params, name, scale, factor):
+                    return _EFFECTS.format(scale=scale, name=name)
+    return ""
+
+
+def _scales_of(plan: Plan, name: str) -> list[str]:
+    """Parameters that say how wide the prior of another is, or how it is otherwise shaped."""
+    density, parameters = plan.priors[name].site.density, plan.structure.parameters
+    if density is None:
+        found = sorted(plan.dependencies(name))
+    else:
+        maps = density.maps.values()
+        found = [s for argument, m in maps if argument != "loc" for s in m.sources]
+    known = [s for s in dict.fromkeys(found) if s != name and s in parameters]
+    return [s for s in known if ends(parameters[s].support) == (NATURAL, INFINITY)]
+
+
+_EFFECTS = (
+    "the density rises without bound as site '{scale}' narrows the prior of site '{name}' and the "
+    "values of '{name}' come together: effects whose scale is estimated are random effects, and "
+    "have no joint mode with it. Fix '{scale}', or give it a prior that keeps it away from there "
+    "(LogNormal, InverseGamma), or observe the data under their marginal distribution, '{name}' "
+    "integrated out."
+)
+
+
+def _rises(e_step: EStep, plan: Plan, params: Params, name: str, scale: str, factor: float) -> bool:
+    """Whether the objective rises at two steps towards a prior of no width, effects at its mean."""
+    values = []
+    for power in (0, 1, 2):
+        moved = {**params, scale: params[scale].clamp(LEAST, 1.0 / LEAST) * factor**power}
+        try:
+            moved[name] = _prior_mean(plan, name, moved)
+        except (NotImplementedError, RuntimeError, ValueError, AttributeError):
+            return False
+        found = evaluated(e_step, moved)
+        if found is None:
+            return False
+        values.append(found.objective)
+    return values[1] - values[0] > RISE and values[2] - values[1] > RISE
+
+
+def _prior_mean(plan: Plan, name: str, params: Params) -> Tensor:
+    density = plan.priors[name].site.density
+    if density is None:
+        node: Any = plan.structure.trace(params).nodes[name]
+        mean = node["fn"].mean
+    else:
+        mean = density.distribution(params).mean
+    return mean.detach().expand(params[name].shape).clone()
+
+
+def without_bound(e_step: EStep, coordinates: Coordinates, statistics: Statistics) -> str:
+    """A sentence about the site along which the objective rises without bound, or none."""
+    plan = statistics.plan
+    point = coordinates.inside(coordinates.flatten(statistics.params))
+    slopes = coordinates.gradient(statistics, everywhere=True).nan_to_num()
+    for name, parameter in plan.structure.parameters.items():
+        own = torch.where(coordinates.places([name]), slopes, 0.0)
+        if ends(parameter.support) == (INFINITY, INFINITY) or not bool((own != 0.0).any()):
+            continue
+        step = torch.zeros_like(own)
+        i = int(own.abs().argmax())
+        step[i] = STRIDE * torch.sign(own[i])
+        there = [
+            evaluated(e_step, coordinates.unflatten(point + times * step)) for times in (0, 1, 2)
+        ]
+        values = [found.objective for found in there if found is not None]
+        if len(values) == 3 and min(values[1] - values[0], values[2] - values[1]) > RISE:
+            where = "0" if float(step[i]) < 0.0 else "infinity"
+            return (
+                f"the objective rises without bound as site '{name}' goes to {where}; give it a "
+                "prior that keeps it away from there, or fix it."
+            )
+    return ""

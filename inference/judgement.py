@@ -1,0 +1,130 @@
+"""What a fit may say of the place where its loop has come to rest.
+
+*Converged* is a claim: the gradient is small against the curvature, there is no direction of ascent
+left, and the estimates are at a finite place. Where it does not hold, the loop is sent on
+(``higher``), or the reason to stop is another one and names the site (``verdict``).
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from ember.inference.answers.labels import exchangeable
+from ember.inference.certificate import Curvature, EStep, climbed, way_out
+from ember.inference.coincidence import coinciding
+from ember.inference.convergence import StopReason
+from ember.inference.coordinates import Coordinates
+from ember.inference.extremes import at_infinity, collapsed_effects, without_bound
+from ember.inference.initialisation import starting_params
+from ember.inference.maximisation import maximise
+from ember.inference.statistics import Statistics
+
+__all__ = ["Judge"]
+
+SUSPECT = (StopReason.UNSETTLED, StopReason.NON_FINITE, StopReason.FAILED)
+GAIN = 1e-6  # of a Newton step, relative to the objective, that a converged fit may leave
+LITTLE, LEAST = 1e-3, 1e-7  # of that: worth a step of Newton's
+SAME, TOGETHER = 1e-6, 1e-3  # differences of log probabilities of states that coincide
+KINDS = ("points", "random")  # of starts that may lead above a place where they do
+STEPS = 30  # of EM from there
+_TOGETHER = (
+    "states {1} and {2} of latent site '{0}' have come to the same estimates: the data (or a "
+    "constraint that holds them together) do not tell them apart; use fewer states, or another "
+    "start."
+)
+
+
+@dataclass
+class Judge:
+    """Judges the places of one run.
+
+    Attributes:
+        e_step: One pass over the data.
+        coordinates: The free reals of the parameters.
+        hard: Whether the objective is that of hard assignments, which has no curvature.
+    """
+
+    e_step: EStep
+    coordinates: Coordinates
+    hard: bool
+
+    def higher(self, current: Statistics) -> Statistics | None:
+        """A place above the one where the loop has come to rest, if that is no maximum."""
+        curvature = None if self.hard else Curvature.at(self.coordinates, current)
+        if curvature is None:
+            return None
+        # Without latents Newton's steps are those of the objective itself: they end at its top.
+        little = LITTLE if current.plan.is_incomplete else LEAST
+        if curvature.gain > little * _tolerated(current):
+            found = climbed(self.e_step, self.coordinates, current, curvature)
+            if found is not None or curvature.gain > _tolerated(current):
+                return found
+        found = way_out(self.e_step, self.coordinates, current, curvature)
+        if found is None and coinciding(current.plan, current.params, SAME):
+            found = self._apart(current)
+        return found
+
+    def _apart(self, current: Statistics) -> Statistics | None:
+        """A place above one at which states coincide, reached from where they are apart, if any.
+
+        Where they differ in nothing the curvature says nothing: what a chain gains by telling its
+        states apart is of third order in their differences.
+        """
+        plan, floor = current.plan, current.objective + _tolerated(current)
+        for kind in KINDS:
+            try:
+                statistics = self.e_step(starting_params(plan, kind, varied=True))
+                for _ in range(STEPS):
+                    statistics = self.e_step(maximise(plan, statistics))
+            except (RuntimeError, ValueError, ArithmeticError):
+                continue
+            if statistics.objective > floor:
+                return statistics
+        return None
+
+    def verdict(self, current: Statistics, reason: StopReason) -> tuple[StopReason, str]:
+        """The reason to stop where nothing higher was found, and a warning if there is one."""
+        if self.hard:
+            return reason, ""
+        curvature = Curvature.at(self.coordinates, current)
+        steep = curvature is not None and curvature.gain > _tolerated(current)
+        slopes = self.coordinates.gradient(current, everywhere=True)
+        rests = self.coordinates.at_rest(self.coordinates.flatten(current.params))
+        slide = float(torch.where(rests, slopes, 0.0).abs().nan_to_num().sum())
+        if steep or slide > _tolerated(current):
+            return self.failed(current, StopReason.UNSETTLED, "")
+        if not bool(torch.isfinite(torch.where(rests, 0.0, slopes)).all()):
+            unbounded = self.failed(current, StopReason.NON_FINITE, "")
+            if unbounded[1]:
+                return unbounded
+        warning, infinite = at_infinity(self.e_step, self.coordinates, current)
+        if infinite:
+            return StopReason.INFINITE, warning
+        return reason, warning or _together(current)
+
+    def failed(
+        self, current: Statistics, reason: StopReason, warning: str
+    ) -> tuple[StopReason, str]:
+        """The reason to stop where an iteration went wrong: perhaps there is no maximum."""
+        if self.hard:
+            return reason, warning
+        why = collapsed_effects(self.e_step, current)
+        if not why and reason in SUSPECT:
+            why = without_bound(self.e_step, self.coordinates, current)
+        return (StopReason.UNBOUNDED, why) if why else (reason, warning)
+
+
+def _together(current: Statistics) -> str:
+    """A warning about states that coincide and are no mere names, or whose merging no prior asks.
+
+    Of states that a prior treats alike, two may well share what there is: that is its estimate.
+    """
+    plan = current.plan
+    found = coinciding(plan, current.params, TOGETHER)
+    if found is None or (plan.objective != "mle" and exchangeable(plan, found[0], current.params)):
+        return ""
+    return _TOGETHER.format(*found)
+
+
+def _tolerated(current: Statistics) -> float:
+    return GAIN * (1.0 + abs(current.objective))

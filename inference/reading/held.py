@@ -1,0 +1,116 @@
+"""Parameters that ``pyro.condition`` holds at a value, told apart from data.
+
+Both are observed sites to Pyro. A held parameter is a continuous site that would be a parameter
+were it not conditioned: nothing random feeds it, neither a parameter nor a latent nor data, and
+other sites depend on its value. Its density is a prior, no likelihood. A conditioned site that
+nothing depends on, or whose distribution is to be estimated, is data; so is the first step of a
+series of data (``x_0`` before ``x_1``, ``x_2``, ...).
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.poutine.condition_messenger import ConditionMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+
+from ember.inference.answers.sequences import base_name
+from ember.inference.reading.graphs import leaves_of
+from ember.inference.reading.unwrapping import given_arguments, unwrap
+from ember.inference.supports import shown
+
+__all__ = ["held_density", "held_sites", "is_conditioned"]
+
+
+def is_conditioned(name: str) -> bool:
+    """Whether a ``pyro.condition`` around the running model gives a site its value."""
+    return any(isinstance(m, ConditionMessenger) and name in m.data for m in _PYRO_STACK)
+
+
+def held_sites(
+    structure: Any, candidates: Sequence[str], params: Mapping[str, Tensor], plain: Any
+) -> tuple[str, ...]:
+    """Those of the conditioned sites that are held parameters, in the model's order.
+
+    Args:
+        structure: Runs the model.
+        candidates: Continuous sites that are conditioned.
+        params: Where to run it.
+        plain: An ordinary run.
+
+    Raises:
+        ValueError: If a held value is outside the support of its site.
+    """
+    values = {name: plain.nodes[name]["value"] for name in candidates}
+    leaves = {n: v.detach().clone().requires_grad_() for n, v in {**params, **values}.items()}
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own complaints of float(parameter)
+        nodes = structure.trace(leaves, {name: leaves[name] for name in values}).nodes
+    sources = _sources(nodes, {id(leaf): name for name, leaf in leaves.items()})
+    used = set[str]().union(*sources.values())
+    held: list[str] = []
+    for name in sources:
+        is_rooted = sources[name] <= set(held) and not _varies(nodes[name], structure.nesting)
+        if name in values and name in used and is_rooted:
+            held.append(name)
+    series = {base_name(n) for n in sources if nodes[n]["is_observed"] and n not in held} - {None}
+    held = [name for name in held if base_name(name) not in series]
+    for name in held:
+        _check(name, plain.nodes[name])
+    return tuple(held)
+
+
+def _sources(nodes: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, set[str]]:
+    """For each sample site the other sites that its density depends on."""
+    found = {}
+    for name, node in nodes.items():
+        if node["type"] == "sample" and not _is_subsample(node):
+            leaves = leaves_of(*_made_from(node))
+            found[name] = {names[leaf] for leaf in leaves if leaf in names} - {name}
+    return found
+
+
+def _is_subsample(node: Any) -> bool:
+    return type(node["fn"]).__name__ == "_Subsample"
+
+
+def _made_from(node: Any) -> list[Tensor]:
+    """The tensors that decide on the density of a site."""
+    unwrapped = unwrap(node["fn"])
+    tensors: list[Any] = [value for _, value in given_arguments(unwrapped.base).values()]
+    tensors += [node["value"], node["mask"], node["scale"]]
+    return [each for each in tensors if isinstance(each, Tensor) and each.requires_grad]
+
+
+def _varies(node: Any, nesting: int) -> bool:
+    """Whether a site has dims of enumerated latents."""
+    shape: torch.Size = node["fn"].batch_shape
+    return shape[: max(0, len(shape) - nesting)].numel() > 1
+
+
+def _check(name: str, site: Any) -> None:
+    """Refuses values of held parameters that their sites do not admit."""
+    fn, value = site["fn"], site["value"]
+    if bool(value.isnan().any()) or not bool(torch.as_tensor(fn.support.check(value)).all()):
+        raise ValueError(
+            f"parameter '{name}' is held by pyro.condition at a value outside the support of its "
+            f"prior ({shown(fn.support)}); give it a value inside."
+        )
+
+
+def held_density(trace: Any, names: Sequence[str]) -> float:
+    """The log prior density of held parameters: a constant, left out where it is infinite.
+
+    A transition that is held at zero has prior density zero; the posterior of all else given it is
+    well defined all the same.
+    """
+    total = 0.0
+    for name in names:
+        node = trace.nodes[name]
+        log_prob = node["fn"].log_prob(node["value"])
+        mask = torch.as_tensor(True if node["mask"] is None else node["mask"])
+        own = float((torch.where(mask, log_prob, 0.0) * node["scale"]).sum())
+        total += own if abs(own) < float("inf") else 0.0
+    return total

@@ -1,0 +1,116 @@
+"""Entries of masked latents that nothing depends on: they need not be summed over.
+
+``poutine.mask`` takes no prior off an enumerated latent: ``TraceEnum_ELBO`` applies it to the sites
+below, so a masked latent keeps its place in a chain. Where nothing below depends on it (steps past
+the end of a sequence, rows whose label is known) it sums to one, and is left out: its expected
+counts would tell the M-step nothing, but slow it down as missing data do.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.factors import finish
+from ember.inference.observed_density import observed_log_prob
+from ember.inference.reading.recognition import unwrap
+from ember.inference.shapes import append_dims
+from ember.inference.structure import Structure
+
+__all__ = ["full_mask", "idle_entries"]
+
+ENOUGH = 2  # runs to look at
+SAME = 1e-12  # relative
+
+
+def full_mask(inside: Tensor | None, outside: Any, inner: int) -> Tensor | None:
+    """Masks of the distribution and of ``poutine.mask`` as one, over outer and event dims."""
+    if outside is None or outside is True:
+        return inside
+    full = append_dims(torch.as_tensor(outside), inner)
+    return full if inside is None else full & inside
+
+
+def idle_entries(structure: Structure, traces: Sequence[Any]) -> dict[str, Tensor]:
+    """For each latent under ``poutine.mask`` the entries that make no difference.
+
+    Args:
+        structure: The roles of all sites.
+        traces: Runs at random parameters; if the model refused them, nothing is known to be idle.
+
+    Returns:
+        Site name to a mask over batch dims; latents without idle entries are left out.
+    """
+    found: dict[str, Tensor] = {}
+    hidden = {c.latent for c in structure.composites}
+    nodes = traces[0].nodes if traces else {}
+    masked = [n for n in structure.latent if n in nodes and n not in hidden and _masked(nodes[n])]
+    if not masked:
+        return found
+    below = _below(structure, traces[0])
+    for name in reversed(masked):  # a latent that depends on others comes after them
+        node = nodes[name]
+        idle = _on_plates(~torch.as_tensor(node["mask"]), node)
+        for other in below[node["infer"]["_enumerate_symbol"]]:
+            if other != name:
+                for trace in traces[:ENOUGH]:
+                    idle = idle & _unmoved(trace.nodes[other], node, found.get(other))
+        if bool(idle.any()):
+            found[name] = idle
+    return found
+
+
+def _masked(node: Any) -> bool:
+    """Whether a latent is under ``poutine.mask`` alone: its distribution's own mask counts."""
+    outside = node["mask"] is not None and node["mask"] is not True
+    return outside and unwrap(node["fn"]).mask is None
+
+
+def _below(structure: Structure, trace: Any) -> dict[str, list[str]]:
+    """The sites at which the dim of each latent is known."""
+    found: dict[str, list[str]] = {}
+    for name in structure.factor_names:
+        for symbol in _symbols(trace.nodes[name]).values():
+            found.setdefault(symbol, []).append(name)
+    return found
+
+
+def _symbols(node: Any) -> Mapping[int, str]:
+    symbols: Mapping[int, str] = node["infer"].get("_dim_to_symbol", {})
+    return symbols
+
+
+def _unmoved(node: Any, latent: Any, idle: Tensor | None) -> Tensor:
+    """Where a site has one density for all values of a latent, over the latent's plates."""
+    symbol = latent["infer"]["_enumerate_symbol"]
+    dims = {s: dim for dim, s in _symbols(node).items()}
+    log_prob = _log_prob(node)
+    rank = -min(dims.values())
+    log_prob = log_prob.reshape((*(1,) * (rank - log_prob.dim()), *log_prob.shape))
+    same = torch.isclose(
+        log_prob, log_prob.narrow(dims[symbol], 0, 1), rtol=SAME, atol=0.0, equal_nan=True
+    )
+    if idle is not None:
+        same = same | idle
+    return _on_plates(same, latent)
+
+
+def _on_plates(which: Tensor, latent: Any) -> Tensor:
+    """What holds all over the dims that are none of a latent's plates."""
+    kept = {frame.dim for frame in latent["cond_indep_stack"] if frame.vectorized}
+    for dim in range(-which.dim(), 0):
+        if dim not in kept:
+            which = which.all(dim, keepdim=True)
+    rank = min(which.dim(), max((-dim for dim in kept), default=0))
+    return which.reshape(which.shape[which.dim() - rank :])
+
+
+def _log_prob(node: Any) -> Tensor:
+    """The log density of a site as Pyro sums it, masks of data included."""
+    unwrapped = unwrap(node["fn"])
+    inner = node["fn"].event_shape[: unwrapped.reinterpreted]
+    outside = node["mask"] if node["is_observed"] else None
+    mask = full_mask(unwrapped.mask, outside, len(inner))
+    log_prob = observed_log_prob(unwrapped.base, node["value"])
+    return finish(log_prob, mask, tuple(inner), 0.0)
