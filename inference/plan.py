@@ -262,8 +262,9 @@ class Plan:
     def chain_potentials(self, params: Params, name: str) -> tuple[Potentials, tuple[str, ...]]:
         """The log potentials of the chain of a latent site, and the dims of its rows."""
         with torch.no_grad():
-            tensors = self.all_tensors(params)
-            return self.contraction.potentials(tensors, self.latent_symbols[name])
+            tensors = self._whole_tensors(params)
+            whole = Contraction(self.factors, self.latents(), self.sizes, self._whole_chains())
+            return whole.potentials(tensors, self.latent_symbols[name])
 
     def all_tensors(self, params: Params) -> list[Tensor]:
         """The log probability of every factor at ``params``."""
@@ -316,7 +317,7 @@ class Plan:
         ]
         given = [torch.zeros(s) for s in shapes] if tensors is None else tensors
         contraction = Contraction(
-            (*self.factors, *kept), self.latents(), self.sizes, list(self.chains.values())
+            (*self.factors, *kept), self.latents(), self.sizes, self._whole_chains()
         )
         with torch.no_grad():
             own = self._whole_tensors(params)
@@ -338,6 +339,14 @@ class Plan:
             alike = 1.0 / torch.Size([shape[i] for i in over]).numel()
             out.append(torch.where(total == 0, alike, weights / total))
         return out
+
+    def _whole_chains(self) -> list[Chain]:
+        """The chains, steps of loops not left out: the model draws a state there all the same."""
+        loops = {loop.latent for loop in self.structure.loops}
+        return [
+            dataclasses.replace(chain, lengths=None) if name in loops else chain
+            for name, chain in self.chains.items()
+        ]
 
     def _whole_tensors(self, params: Params) -> list[Tensor]:
         """The log probability of every factor, entries of latents that sum to one not left out."""
