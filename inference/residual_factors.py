@@ -18,17 +18,13 @@ from ember.inference.residuals import Cells, Residuals
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group
 
-__all__ = ["LostDigits", "ResidualFactors", "reach_of"]
+__all__ = ["ResidualFactors", "reach_of"]
 
 NORMAL = (Normal, Location, MultivariateNormal)
 LARGEST = 1e6  # ratio of what is subtracted to what is left: six of sixteen digits may go
 
 Key = tuple[Any, ...]
 Params = Mapping[str, Tensor]
-
-
-class LostDigits(ArithmeticError):
-    """Several starts share one reference, which is not near enough to the data of some of them."""
 
 
 class ResidualFactors:
