@@ -228,7 +228,8 @@ class EM:
         """
         if not isinstance(stats, Statistics):
             raise TypeError(f"m_step takes what e_step returns, not {type(stats).__name__}.")
-        if any(abs(p.log_prior - stats.log_prior) > 1e-9 for p in stats.parts):
+        size = 1.0 + abs(stats.log_prior)
+        if any(abs(p.log_prior - stats.log_prior) > 1e-9 * size for p in stats.parts):
             warnings.warn(
                 "the pieces of data come with different priors (a default prior is scaled by the "
                 "data); the first piece's is used: state the prior, or use objective='mle'.",

@@ -26,17 +26,13 @@ from ember.inference.residuals import Cells, Residuals
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group
 
-__all__ = ["LostDigits", "ResidualFactors", "reach_of"]
+__all__ = ["ResidualFactors", "reach_of"]
 
 NORMAL = (Normal, Location, MultivariateNormal)
 LARGEST = 1e6  # ratio of what is subtracted to what is left: six of sixteen digits may go
 
 Key = tuple[Any, ...]
 Params = Mapping[str, Tensor]
-
-
-class LostDigits(ArithmeticError):
-    """Several starts share one reference, which is not near enough to the data of some of them."""
 
 
 class ResidualFactors:
@@ -67,11 +63,29 @@ class ResidualFactors:
 
     def needed(self, groups: Mapping[Key, Group], params: Params) -> frozenset[Key]:
         """Groups whose log densities at ``params`` are small differences of large terms."""
-        return frozenset(k for k in self._members if _density_lost(groups[k], params))
+        return frozenset(k for k in self._members if bool(_density_lost(groups[k], params).any()))
 
     def lost(self, statistics: Mapping[Key, tuple[Group, Tensor]]) -> frozenset[Key]:
         """Groups whose scatter is a small difference of large sums about the reference."""
-        return frozenset(k for k in self._members if _scatter_lost(*statistics[k]))
+        return frozenset(k for k in self._members if bool(_scatter_lost(*statistics[k]).any()))
+
+    def unsure(
+        self, groups: Mapping[Key, Group], params: Params, sums: Mapping[Any, Tensor], count: int
+    ) -> Tensor:
+        """Which of several starts are among either, ``(R,)``; groups and sums are of all of them.
+
+        Args:
+            groups: The groups of a plan replicated for all starts.
+            params: Stacked parameters.
+            sums: Statistics ``(R, C, P)`` of each group.
+            count: The number ``R`` of starts.
+        """
+        found = torch.zeros(count, dtype=torch.bool)
+        for key in self._members:
+            lost = _density_lost(groups[key], params)
+            lost = lost | _scatter_lost(groups[key], sums[key].flatten(0, 1))
+            found |= lost.reshape(count, -1).any(1)
+        return found
 
     def log_probs(
         self, keys: Iterable[Key], groups: Mapping[Key, Group], params: Params
@@ -243,14 +257,14 @@ def reach_of(
     return reach.squeeze(-1) if isinstance(site.form.family, Normal) or counts(site) else reach
 
 
-def _density_lost(group: Group, params: Params) -> bool:
-    """Whether the log densities of a group at ``params`` are small differences of large terms."""
+def _density_lost(group: Group, params: Params) -> Tensor:
+    """Whether the log densities of each cell at ``params`` are small differences of large terms."""
     if group.reach is None:
-        return False
+        return torch.zeros(len(group.cells), dtype=torch.bool)
     if isinstance(group.family, Regression):
         return density_lost(group, params, LARGEST)
     if not isinstance(group.family, NORMAL):
-        return bool((group.reach > MANY).any())
+        return group.reach > MANY
     away = group.slot_values(params)[0].abs()
     if isinstance(group.family, Location):
         terms = (group.reach[:, 0] + group.reach[:, 1] * away).square()
@@ -260,23 +274,22 @@ def _density_lost(group: Group, params: Params) -> bool:
     else:
         precision = group.slots[1].values(params).diagonal(dim1=-2, dim2=-1)
         terms = (precision[group.cells[:, 1]] * (group.reach + away).square()).sum(-1)
-    return bool((terms > LARGEST).any())
+    return terms > LARGEST
 
 
-def _scatter_lost(group: Group, sums: Tensor) -> bool:
-    """Whether the scatter of a cell is a small difference of large sums about the reference."""
+def _scatter_lost(group: Group, sums: Tensor) -> Tensor:
+    """Whether the scatter of each cell is a small difference of large sums about the reference."""
+    none = torch.zeros(len(group.cells), dtype=torch.bool)
     if isinstance(group.family, Regression) and group.frame is not None:
         return scatter_lost(sums, len(group.frame.centre), LARGEST)
     if isinstance(group.family, Normal):
         n, s, q = sums.unbind(-1)
-        left = q - s.square() / n.clamp_min(1e-300)
-    elif isinstance(group.family, MultivariateNormal) and group.reach is not None:
-        n, s, squares = group.family.moments(sums, group.reach.shape[-1])
-        centred = squares - s.unsqueeze(-1) * s.unsqueeze(-2) / n.clamp_min(1e-300)[:, None, None]
-        factor, failed = torch.linalg.cholesky_ex(centred)
-        left = factor.diagonal(dim1=-2, dim2=-1).square()
-        left = torch.where((failed > 0)[:, None], 0.0, left)
-        q = squares.diagonal(dim1=-2, dim2=-1)
-    else:
-        return False
-    return bool((q > LARGEST * left.clamp_min(0.0)).any())
+        return q > LARGEST * (q - s.square() / n.clamp_min(1e-300)).clamp_min(0.0)
+    if not isinstance(group.family, MultivariateNormal) or group.reach is None:
+        return none
+    n, s, squares = group.family.moments(sums, group.reach.shape[-1])
+    centred = squares - s.unsqueeze(-1) * s.unsqueeze(-2) / n.clamp_min(1e-300)[:, None, None]
+    factor, failed = torch.linalg.cholesky_ex(centred)
+    left = factor.diagonal(dim1=-2, dim2=-1).square()
+    left = torch.where((failed > 0)[:, None], 0.0, left)
+    return (squares.diagonal(dim1=-2, dim2=-1) > LARGEST * left).any(-1)

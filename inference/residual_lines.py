@@ -117,17 +117,17 @@ def _best(squares: Tensor) -> Tensor:
     return line
 
 
-def density_lost(group: Group, params: Mapping[str, Tensor], largest: float) -> bool:
-    """Whether the log densities of a group at ``params`` are small differences of large terms."""
+def density_lost(group: Group, params: Mapping[str, Tensor], largest: float) -> Tensor:
+    """Whether the log densities of each cell at ``params`` are small differences of large terms."""
     if group.reach is None:
-        return False
+        return torch.zeros(len(group.cells), dtype=torch.bool)
     lines, rate = group.slot_values(params)
     terms = rate * (group.reach[:, -1] + (group.reach[:, :-1] * lines.abs()).sum(-1)).square()
-    return bool((terms > largest).any())
+    return terms > largest
 
 
-def scatter_lost(sums: Tensor, width: int, largest: float) -> bool:
-    """Whether what a line leaves is a small difference of large sums about the reference."""
+def scatter_lost(sums: Tensor, width: int, largest: float) -> Tensor:
+    """Whether what each cell's line leaves is a small difference of large sums about the reference."""
     squares = Regression.products(sums, width + 1)
     left = squares[:, -1, -1] - (_best(squares) * squares[:, :-1, -1]).sum(-1)
-    return bool((squares[:, -1, -1] > largest * left.clamp_min(0.0)).any())
+    return squares[:, -1, -1] > largest * left.clamp_min(0.0)

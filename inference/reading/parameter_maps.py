@@ -186,7 +186,7 @@ def _match(
     predicted = coefficient[None, :, None] * partner + offset
     # The error is measured by how far the argument moves, not by how large it is.
     moves = seen.amax(0) - seen.amin(0)
-    error = (predicted - seen).abs().amax(0).nan_to_num(nan=torch.inf)
+    error = (predicted - seen).abs().amax(0)
     if not bool((error.isfinite() & (error <= TOLERANCE * moves + ROUNDING * size)).all()):
         return None
     used = torch.unique(index[~constant])
