@@ -34,7 +34,7 @@ from ember.inference.slots import Slot
 from ember.inference.statistics import Group, Statistics
 from ember.inference.structure import Parameter
 from ember.inference.superposition import Superposed, SuperposedRate
-from ember.inference.supports import all_within, base_support, is_natural, shown
+from ember.inference.supports import all_within, is_natural, shown
 
 __all__ = ["IN_SUPPORT", "Update", "maximise", "updates"]
 
@@ -94,6 +94,21 @@ def maximise(plan: Plan, statistics: Statistics) -> dict[str, Tensor]:
     if numeric:
         params = _numerical(plan, numeric, statistics, params)
         check_scales(statistics, params, plan.objective)
+    return _below_upper_bounds(plan, params)
+
+
+def _below_upper_bounds(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Estimates at the upper bound of a ``Uniform`` prior, moved off it by one rounding.
+
+    Torch counts the lower bound to the support and the upper one not: there the density is zero.
+    """
+    for name, prior in plan.priors.items():
+        density = prior.site.density
+        if density is None or not isinstance(density.base, dist.Uniform):
+            continue
+        bounds: Any = density.distribution(params)
+        inside = torch.nextafter(bounds.high, bounds.low).expand_as(params[name])
+        params[name] = torch.where(params[name] < bounds.high, params[name], inside)
     return params
 
 

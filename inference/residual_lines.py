@@ -127,7 +127,7 @@ def density_lost(group: Group, params: Mapping[str, Tensor], largest: float) -> 
 
 
 def scatter_lost(sums: Tensor, width: int, largest: float) -> Tensor:
-    """Whether what each cell's line leaves is a small difference of large sums about the reference."""
+    """Whether what a line leaves is a small difference of large sums, cell by cell."""
     squares = Regression.products(sums, width + 1)
     left = squares[:, -1, -1] - (_best(squares) * squares[:, :-1, -1]).sum(-1)
     return squares[:, -1, -1] > largest * left.clamp_min(0.0)
