@@ -45,7 +45,7 @@ def at_infinity(
 ) -> tuple[str, bool]:
     """A sentence about estimates that no data hold back, or none; and whether they are infinite.
 
-    If not, they are at the edge of the support that the model declares, where a maximum may be.
+    If not, they are where two entries of an order meet, which may be a maximum.
     """
     plan = statistics.plan
     suspects = [update.name for update in updates(plan) if _may_run_away(update)]
@@ -198,9 +198,9 @@ def _sentence(plan: Plan, coordinates: Coordinates, name: str, places: list[int]
             "back (objective='map'), or leave out what it stands for."
         )
     return (
-        f"{what} has come to the edge of its support, {shown(parameter.support)}: without that "
-        "constraint the estimate would lie beyond, or states would change places; widen the "
-        "support, or take the value at the edge for what it is."
+        f"{what} has come to the edge of its support, {shown(parameter.support)}: entries that "
+        "should rise are equal, and without the constraint they would change places; put them in "
+        "another order, or take them for one."
     )
 
 

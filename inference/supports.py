@@ -52,19 +52,16 @@ def is_real(support: Any) -> bool:
 def ends(support: Any) -> tuple[str, str]:
     """Where the free reals of a support lead, downwards and upwards.
 
-    Probabilities of 0 and 1 and rates of 0 are estimates like any others, at a *natural* end; the
-    *edge* of an interval, or of an order, is one that the model has set.
+    Bounds, such as 0 of a rate or those of an interval, are estimates like any others, at a
+    *natural* end. At the *edge* of an order two entries meet.
     """
     base = base_support(support)
     if _is_one_of(base, REAL):
         return INFINITY, INFINITY
     limits = _bounds(base)
     if limits is None:
-        ordered = "Ordered" in type(base).__name__
-        return (EDGE, INFINITY) if ordered else (NATURAL, NATURAL)
-    if limits[0] is not None and limits[1] is not None:
-        return (NATURAL, NATURAL) if limits == (0.0, 1.0) else (EDGE, EDGE)
-    return NATURAL if limits == (0.0, None) else EDGE, INFINITY
+        return (EDGE, INFINITY) if "Ordered" in type(base).__name__ else (NATURAL, NATURAL)
+    return NATURAL, NATURAL if limits[0] is not None and limits[1] is not None else INFINITY
 
 
 def shown(support: Any) -> str:
