@@ -101,7 +101,8 @@ class _Runner:
             self.history = []
             return False
         assert self.fit is not None
-        self.carried = self.fit.converged
+        self.carried, self.passes = self.fit.converged, self.fit.evaluations
+        self.times = self.fit.times.tolist()
         return self.fit.stop is StopReason.INTERRUPTED
 
 
