@@ -385,7 +385,7 @@ def _numerical(
     coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
 
     start = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
-    along = directions(plan, names, coordinates)
+    along = directions(plan, names, coordinates).to(start)
 
     def objective(way: Tensor) -> Tensor:
         moved = {**params, **coordinates.unflatten(start + along @ way)}
