@@ -11,7 +11,7 @@ describes are asked of the model again.
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -271,15 +271,20 @@ class Plan:
         return self.tensors(natural, {**self.other_log_probs(params), **near})
 
     def posterior(
-        self, params: Params, names: Sequence[str], maximum: bool = False
+        self,
+        params: Params,
+        names: Sequence[str],
+        maximum: bool = False,
+        endless: Collection[str] = (),
     ) -> dict[str, Tensor]:
         """Posterior marginals of latent sites, shape ``(*plates, K)``; or of the best joint value.
 
         With ``maximum`` the sum over latents becomes a maximum, and the result is one-hot at the
-        most probable joint value (for a chain: the Viterbi path).
+        most probable joint value (for a chain: the Viterbi path). The chains named ``endless`` go
+        on by their moves where their data end.
         """
         probes = [self.probe(name) for name in names]
-        found = self.expectations(params, probes, maximum=maximum)
+        found = self.expectations(params, probes, maximum=maximum, endless=endless)
         return {
             p.name: posterior.movedim(0, -1) for p, posterior in zip(probes, found, strict=True)
         }
@@ -295,6 +300,7 @@ class Plan:
         probes: Sequence[Factor],
         tensors: Sequence[Tensor] | None = None,
         maximum: bool = False,
+        endless: Collection[str] = (),
     ) -> list[Tensor]:
         """Posterior probability of the latent values that extra factors depend on, by plates.
 
@@ -303,6 +309,7 @@ class Plan:
             probes: Extra factors whose dims name their latents and each plate of the factor.
             tensors: Their log probabilities; zeros unless given.
             maximum: Whether to maximise over the latents instead of summing.
+            endless: Names of chains that go on where their data end.
 
         Returns:
             A tensor of each probe's dims; over the latents' values it sums to one. It is NaN for
@@ -314,9 +321,11 @@ class Plan:
             for p in probes
         ]
         given = [torch.zeros(s) for s in shapes] if tensors is None else tensors
-        contraction = Contraction(
-            (*self.factors, *kept), self.latents(), self.sizes, list(self.chains.values())
-        )
+        chains = [
+            dataclasses.replace(chain, lengths=None) if name in endless else chain
+            for name, chain in self.chains.items()
+        ]
+        contraction = Contraction((*self.factors, *kept), self.latents(), self.sizes, chains)
         with torch.no_grad():
             own = self._whole_tensors(params)
         with torch.enable_grad():
