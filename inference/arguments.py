@@ -137,12 +137,24 @@ class Promoted(TorchFunctionMode):
     """Runs a model's own float32 tensors in float64, so that they meet its parameters as equals."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not kwargs and not any(map(_may_hold_narrow, args)):  # hundreds of calls for a site
+            return func(*args)
         return func(*_promote(tuple(args)), **_promote(kwargs or {}))
+
+
+_NARROW = (torch.float32, torch.float16)
+_CONTAINERS = (tuple, list, dict)
+
+
+def _may_hold_narrow(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dtype in _NARROW
+    return type(value) in _CONTAINERS
 
 
 def _promote(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.double() if value.dtype in (torch.float32, torch.float16) else value
+        return value.double() if value.dtype in _NARROW else value
     if type(value) in (tuple, list):
         return type(value)(_promote(item) for item in value)
     if type(value) is dict:

@@ -26,7 +26,7 @@ from torch import Tensor
 from ember.inference.coordinates import Coordinates
 from ember.inference.statistics import Statistics
 
-__all__ = ["Curvature", "EStep", "climbed", "evaluated", "rounding", "way_out"]
+__all__ = ["Curvature", "EStep", "climbed", "evaluated", "peaks", "rounding", "way_out"]
 
 EStep = Callable[[Mapping[str, Tensor]], Statistics]
 
@@ -38,6 +38,7 @@ PROBES = 6  # products with it otherwise, for its rows' lengths
 FLAT = 1e-10  # share of the largest eigenvalue below which there is no curvature
 LENGTHS = (0.3, 1.0, 3.0, 10.0)  # of the step out of a saddle, in standard deviations
 JITTERS = 3  # of the last digits
+NEAR = 1e-4  # of a Newton step, within which a kink is looked for
 SHORTENINGS = (1.0, 0.25, 0.05, 0.01)  # of a Newton step
 RISE = 1e-10  # of the objective, relative, that rounding does not explain
 
@@ -114,6 +115,16 @@ def climbed(
         if moved is not None and moved.objective > floor:
             return moved
     return None
+
+
+def peaks(e_step: EStep, coordinates: Coordinates, curvature: Curvature) -> bool:
+    """Whether the slope turns next to a place where the gradient is steep, as at a median.
+
+    A density with a kink has its maximum there, and no gradient that vanishes.
+    """
+    direction = curvature.direction(curvature.scaled(curvature.gradient))
+    ahead = evaluated(e_step, coordinates.unflatten(curvature.point + NEAR * direction))
+    return ahead is not None and float(coordinates.gradient(ahead) @ direction) <= 0.0
 
 
 def way_out(
@@ -196,7 +207,8 @@ def rounding(e_step: EStep, statistics: Statistics) -> float:
     values = [statistics.objective]
     for _ in range(JITTERS):
         moved = {
-            name: value * (1.0 + 4e-16 * torch.randn(value.shape, generator=generator))
+            name: value
+            * (1.0 + 4e-16 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
             for name, value in statistics.params.items()
         }
         found = evaluated(e_step, moved)
@@ -263,7 +275,8 @@ def _equilibrated(
     generator = torch.Generator().manual_seed(0)
     units = active.to(torch.float64)
     for _ in range(PROBES):
-        probe = 2.0 * torch.randint(2, active.shape, generator=generator) - 1.0
+        signs = torch.randint(2, active.shape, generator=generator)
+        probe = 2.0 * signs.to(units.dtype) - 1.0
         length = (units * product(units * probe)).abs()
         if not bool(length.isfinite().all()):
             return None

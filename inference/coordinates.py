@@ -138,6 +138,8 @@ class Coordinates:
             free = near.requires_grad_()
             params = self.unflatten(free)
             value = statistics.plan.expected_log_joint(statistics, params)
+            if not value.requires_grad:  # no parameter enters it
+                return torch.zeros_like(point)
             (gradient,) = torch.autograd.grad(value, free)
         # A root of zero is where the square is flat, whatever the (infinite) slope of a logarithm.
         root = gradient.isnan() & (point == 0.0) if self._roots else False

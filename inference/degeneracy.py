@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference.answers.sequences import base_name
-from ember.inference.families import Categorical, Regression
-from ember.inference.statistics import Group, Statistics
+from ember.inference.families import Categorical
+from ember.inference.statistics import Statistics
 from ember.inference.structure import Parameter
 from ember.inference.superposition import Superposed
 
@@ -21,7 +21,6 @@ __all__ = [
     "check_scales",
     "emptied_states",
     "idle_entries",
-    "least_variance",
     "near_singular",
     "uncertainty",
 ]
@@ -29,7 +28,6 @@ __all__ = [
 EMPTIED = 1e-6  # expected observations of a state
 MATRICES = (constraints.positive_definite, constraints.lower_cholesky)
 ILL_CONDITIONED = 1e7  # condition number of a matrix that eats up half the digits
-COLLAPSED = 1e-10  # variance about a line over that of all data
 SINGULAR = 1e-13  # variance of a column given others over its own: what rounding leaves of zero
 ROUNDED = 4.0 * torch.finfo(torch.float64).eps  # the same where a prior has a part in it
 
@@ -154,25 +152,6 @@ def _is_singular(judged: Judged, n: Tensor, scatter: Tensor, least: Tensor) -> T
     return singular
 
 
-def least_variance(group: Group, sums: Tensor) -> Tensor | None:
-    """The variance of each cell that is as good as none: of normal data, that of their rounding.
-
-    Of data about a line it is a share of that of all data.
-    """
-    if isinstance(group.family, Regression):
-        variance = _variances(group, sums)
-        return None if variance is None else COLLAPSED * variance
-    return group.resolution()
-
-
-def _variances(group: Group, sums: Tensor) -> Tensor | None:
-    """Variance of all data in each cell's column, for regressions with a scale."""
-    if isinstance(group.family, Regression):
-        pooled = sums.sum(0)
-        return (pooled[-1] / pooled[0]).expand(len(sums))
-    return None
-
-
 def near_singular(
     parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]
 ) -> tuple[str, float] | None:
@@ -198,11 +177,11 @@ def uncertainty(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor
 
 def check_scales(statistics: Statistics, params: Mapping[str, Tensor], objective: str) -> None:
     """Raises ``Degenerate`` if a scale found numerically has shrunk to nothing."""
-    for group, sums in statistics.groups.values():
+    for group, _ in statistics.groups.values():
         slot = group.slots[-1]
         if slot.kind != "rate" or slot.table is None:
             continue
-        least = least_variance(group, sums)
+        least = group.resolution()
         if least is None:
             continue
         collapsed = group.slot_values(params)[-1] * least > 1.0

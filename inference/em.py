@@ -34,6 +34,7 @@ from ember.inference.options import (
     check_assignment,
     check_choice,
     check_escape,
+    check_mode,
     check_options,
 )
 from ember.inference.plan import Plan
@@ -98,6 +99,12 @@ class EM:
             ``fit.history`` is the classification objective, ``max_z log p(x, z | params)`` plus
             the log prior, by which starts are compared too, and ``fit.log_likelihood`` is
             ``log p(x | params)`` at the end, as for any fit.
+        mode: The coordinates in which the MAP estimate is the mode of the posterior density. With
+            "constrained" those in which the model declares its sites, as for ``AutoDelta``. With
+            "unconstrained" those of ``biject_to(support)``, in which NUTS and
+            ``AutoLaplaceApproximation`` work: the density is multiplied by the Jacobian, which
+            ``fit.log_posterior`` and ``fit.history`` contain. A Dirichlet or Beta prior with
+            concentrations below 1 has a mode in these alone.
         escape: None, or "split-merge": after convergence, try for a better optimum by merging two
             components and splitting a third (plain mixtures; Ueda et al. 2000, Neural
             Computation 12, 2109-2128).
@@ -145,6 +152,7 @@ class EM:
         restarts: int = 1,
         anneal: Sequence[float] | None = None,
         assignment: str = "soft",
+        mode: str = "constrained",
         escape: str | None = None,
         accelerate: str | None = "auto",
         tol: float = TOLERANCE,
@@ -159,6 +167,8 @@ class EM:
         self.anneal = tuple(anneal or ())
         check_assignment(assignment, accelerate)
         check_escape(escape, assignment)
+        check_mode(mode, objective)
+        self.mode = mode
         self.assignment, self.escape = assignment, escape
         self.accelerate, self.tol, self.max_iter = accelerate, tol, max_iter
         self.seed, self.progress = seed, progress
@@ -167,7 +177,8 @@ class EM:
     @property
     def name(self) -> str:
         """How tables and pictures call this method."""
-        return f"EM ({self.objective.upper()})"
+        mode = ", unconstrained" if self.mode == "unconstrained" else ""
+        return f"EM ({self.objective.upper()}{mode})"
 
     @property
     def _hard(self) -> bool:
@@ -217,7 +228,8 @@ class EM:
         """
         if not isinstance(stats, Statistics):
             raise TypeError(f"m_step takes what e_step returns, not {type(stats).__name__}.")
-        if any(abs(p.log_prior - stats.log_prior) > 1e-9 for p in stats.parts):
+        size = 1.0 + abs(stats.log_prior)
+        if any(abs(p.log_prior - stats.log_prior) > 1e-9 * size for p in stats.parts):
             warnings.warn(
                 "the pieces of data come with different priors (a default prior is scaled by the "
                 "data); the first piece's is used: state the prior, or use objective='mle'.",
@@ -256,6 +268,8 @@ class EM:
                         break
                     misread.update(found)
                     best = self._fit(self._read(args, kwargs, misread), began)
+                if misread:  # single steps need not find out again
+                    self._keep(best.plan)
                 self._put_in_order(best)
             except KeyboardInterrupt:
                 best.stop = StopReason.INTERRUPTED
@@ -290,8 +304,8 @@ class EM:
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """The plan for these arguments, as a table: role, plates and update of every site."""
-        with sheltered(self.seed, (args, kwargs)):
-            return explain(self._read(args, kwargs))
+        with sheltered(self.seed, _data(args, kwargs)):
+            return explain(self._kept(args, kwargs))
 
     def _read(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], misread: Collection[str] = ()
@@ -300,6 +314,7 @@ class EM:
         check_choice("objective", self.objective, OBJECTIVES)
         arguments = prepare(args, kwargs)
         plan = build_plan(self.model, arguments, self.objective, self.integrate, misread=misread)
+        plan.notes["unconstrained"] = self.mode == "unconstrained"
         check_local_parameters(plan, self.integrate)
         check_settable(plan)
         warn_of_cuts(plan, 4)
@@ -309,16 +324,24 @@ class EM:
         """A given plan, or the latest one as long as the model says what it said then."""
         if len(args) == 1 and isinstance(args[0], Plan) and not kwargs:
             return self._checked(args[0])
-        options = (self.model, self.objective, dict(self.integrate))
         if self._latest is not None:
             (before, mark), plan = self._latest
-            same = before[0] is options[0] and before[1:] == options[1:]
+            model, *options = self._options
+            same = before[0] is model and [*before[1:]] == options
             now = dataclasses.replace(plan.structure, arguments=prepare(args, kwargs))
             if same and mark is not None and fingerprint(now) == mark:
                 return plan
         plan = self._read(args, kwargs)
-        self._latest = (options, fingerprint(plan.structure)), plan
+        self._keep(plan)
         return plan
+
+    def _keep(self, plan: Plan) -> None:
+        self._latest = (self._options, fingerprint(plan.structure)), plan
+
+    @property
+    def _options(self) -> tuple[Any, ...]:
+        """What a plan depends on, the model's own arguments aside."""
+        return self.model, self.objective, dict(self.integrate)
 
     def _checked(self, plan: Plan) -> Plan:
         if plan.structure.model is self.model and plan.objective == self.objective:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ember.inference.certificate import Curvature, EStep, evaluated
 from ember.inference.coordinates import Coordinates
-from ember.inference.maximisation import Update, updates
+from ember.inference.maximisation import IN_SUPPORT, Update, updates
 from ember.inference.plan import Params, Plan
 from ember.inference.statistics import Statistics
 from ember.inference.supports import EDGE, INFINITY, NATURAL, ends, shown
@@ -88,7 +88,7 @@ def _named(
 def _may_run_away(update: Update) -> bool:
     """Whether an estimate can be infinite: it has no closed form of its own, or a link."""
     natural = update.kind in CLOSED and update.link not in ("exp", "sigmoid", "softmax")
-    return update.how == "numerical" or (update.how != "fixed" and not natural)
+    return update.how in ("numerical", IN_SUPPORT) or (update.how != "fixed" and not natural)
 
 
 def _directions(
@@ -105,6 +105,8 @@ def _directions(
         length = curvature.length(ray)
         if length < WEAK and bool((ray != 0.0).any()):
             yield ray / length if length > 0.0 else ray
+    if curvature.matrix is None:
+        return
     information = curvature.matrix.diagonal().clamp_min(0.0)
     weak = (information.sqrt() * finite.abs() < WEAK) & coordinates.places(suspects)
     size = torch.where(weak, finite.abs(), 0.0)
@@ -260,7 +262,8 @@ def _prior_mean(plan: Plan, name: str, params: Params) -> Tensor:
         mean = node["fn"].mean
     else:
         mean = density.distribution(params).mean
-    return mean.detach().expand(params[name].shape).clone()
+    centre: Tensor = mean.detach()
+    return centre.expand(params[name].shape).clone()
 
 
 def without_bound(e_step: EStep, coordinates: Coordinates, statistics: Statistics) -> str:

@@ -198,7 +198,7 @@ def compile_form(site: Site, cells: Tensor, reference: Tensor | float) -> FormFa
     )
 
 
-def statistics_of(site: Site, value: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor]:
+def statistics_of(site: Site, value: Tensor, reference: Any) -> tuple[Tensor, Tensor]:
     """``T`` of shape ``(*batch, P)`` and ``h`` over the outer batch, at full rank, masked."""
     assert site.form is not None
     inner = len(site.inner_shape)

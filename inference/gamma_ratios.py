@@ -66,13 +66,28 @@ def _beta_binomial(fn: Any, x: Tensor) -> Tensor:
     a, b, n = fn.concentration1, fn.concentration0, fn.total_count
     rest = n - x
     choices = torch.lgamma(n + 1.0) - torch.lgamma(x + 1.0) - torch.lgamma(rest + 1.0)
-    return choices + log_rising(a, x) + log_rising(b, rest) - log_rising(a + b, n)
+    found = choices + log_rising(a, x) + log_rising(b, rest) - log_rising(a + b, n)
+    if not bool((n > MANY).any()):
+        return found
+    ways = _over_factorial(x, a) + _over_factorial(rest, b) - _over_factorial(n, a + b)
+    large = ways + torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)
+    return torch.where((n > MANY) & (n > a + b), large, found)
+
+
+def _over_factorial(x: Tensor, a: Tensor) -> Tensor:
+    """``log Gamma(x + a) - log x!``, which is no larger than ``a log x``."""
+    return log_rising(x + 1.0, a - 1.0)
 
 
 def _dirichlet_multinomial(fn: Any, x: Tensor) -> Tensor:
     a, n = fn.concentration, x.sum(-1)
     ways = torch.lgamma(n + 1.0) - torch.lgamma(x + 1.0).sum(-1)
-    return ways + log_rising(a, x).sum(-1) - log_rising(a.sum(-1), n)
+    found = ways + log_rising(a, x).sum(-1) - log_rising(a.sum(-1), n)
+    if not bool((n > MANY).any()):
+        return found
+    large = _over_factorial(x, a).sum(-1) - _over_factorial(n, a.sum(-1))
+    large = large + torch.lgamma(a.sum(-1)) - torch.lgamma(a).sum(-1)
+    return torch.where((n > MANY) & (n > a.sum(-1)), large, found)
 
 
 def _student(fn: Any, x: Tensor) -> Tensor:
@@ -109,4 +124,5 @@ RATIOS: dict[type, Callable[[Any, Tensor], Tensor]] = {
     dist.StudentT: _student,
     dist.ZeroInflatedDistribution: _zero_inflated,
     dist.ZeroInflatedNegativeBinomial: _zero_inflated,
+    dist.ZeroInflatedPoisson: _zero_inflated,
 }

@@ -36,13 +36,13 @@ def group_sites(
         form = pooled[0].form
         assert form is not None
         at_entry, at_cell = _references(pooled, indices, len(combinations))
+        frame = None if form.design is None else _frame(pooled)
         reaches = [
-            reach_of(site, index, at_entry, len(combinations))
+            reach_of(site, index, at_entry if frame is None else frame, len(combinations))
             for site, index in zip(pooled, indices, strict=True)
         ]
         known = [reach for reach in reaches if reach is not None]
         reach = torch.stack(known).amax(0) if known else None
-        frame = None if form.design is None else _frame(pooled)
         at_lines = None if frame is None else frame.about(frame.line.expand(len(combinations), -1))
         groups[key] = Group(key, form.family, form.slots, combinations, at_cell, reach, at_lines)
         for site, index in zip(pooled, indices, strict=True):

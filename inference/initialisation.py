@@ -43,7 +43,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ember.inference.certificate import Curvature, evaluated
 from ember.inference.coincidence import coinciding
+from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import Degenerate
 from ember.inference.maximisation import maximise, updates
 from ember.inference.plan import Plan
@@ -242,15 +244,31 @@ def _completed(
 def _apart(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
     """Moves numerically updated parameters off their default, where equal entries may be stuck.
 
-    A mixture whose latent was summed out by hand has a saddle where its components are equal.
+    A mixture whose latent was summed out by hand has a saddle where its components are equal. A
+    move is a fraction of a standard deviation, so that covariates may have any units.
     """
-    for update in updates(plan):
-        if update.how == "numerical":
-            parameter = plan.structure.parameters[update.name]
-            free = parameter.to_unconstrained(params[update.name])
-            moved = parameter.to_constrained(free + 0.1 * torch.randn(free.shape))
-            params[update.name] = moved.expand(parameter.shape).clone()
-    return params
+    names = [update.name for update in updates(plan) if update.how == "numerical"]
+    coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
+    if not names:
+        return params
+    flat = coordinates.flatten(params)
+    moved = flat + _widths(plan, params, coordinates, names) * torch.randn(flat.shape)
+    apart = coordinates.unflatten(torch.where(torch.isfinite(flat), moved, flat))
+    return {**params, **{name: value.clone() for name, value in apart.items()}}
+
+
+def _widths(
+    plan: Plan, params: dict[str, Tensor], coordinates: Coordinates, names: list[str]
+) -> Tensor:
+    """How far to move each coordinate: a tenth, or half a standard deviation if that is less."""
+    most = torch.full(coordinates.flatten(params).shape, 0.1)
+    every = Coordinates(plan.structure.parameters)
+    statistics = evaluated(plan.e_step, params)
+    curvature = None if statistics is None else Curvature.at(every, statistics)
+    if curvature is None or curvature.matrix is None:
+        return most
+    information = curvature.matrix.diagonal()[every.places(names)]
+    return torch.where(information > 0.0, torch.minimum(most, 0.5 * information.rsqrt()), most)
 
 
 def _random(plan: Plan, name: str) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ember.inference.answers.labels import exchangeable
-from ember.inference.certificate import Curvature, EStep, climbed, way_out
+from ember.inference.certificate import Curvature, EStep, climbed, peaks, way_out
 from ember.inference.coincidence import coinciding
 from ember.inference.convergence import StopReason
 from ember.inference.coordinates import Coordinates
@@ -50,7 +50,7 @@ class Judge:
 
     def higher(self, current: Statistics) -> Statistics | None:
         """A place above the one where the loop has come to rest, if that is no maximum."""
-        curvature = None if self.hard else Curvature.at(self.coordinates, current)
+        curvature = self._curvature(current)
         if curvature is None:
             return None
         # Without latents Newton's steps are those of the objective itself: they end at its top.
@@ -63,6 +63,14 @@ class Judge:
         if found is None and coinciding(current.plan, current.params, SAME):
             found = self._apart(current)
         return found
+
+    def _curvature(self, current: Statistics) -> Curvature | None:
+        if self.hard:
+            return None
+        try:
+            return Curvature.at(self.coordinates, current)
+        except (RuntimeError, ValueError):  # a model without derivatives has no certificate
+            return None
 
     def _apart(self, current: Statistics) -> Statistics | None:
         """A place above one at which states coincide, reached from where they are apart, if any.
@@ -86,21 +94,30 @@ class Judge:
         """The reason to stop where nothing higher was found, and a warning if there is one."""
         if self.hard:
             return reason, ""
-        curvature = Curvature.at(self.coordinates, current)
-        steep = curvature is not None and curvature.gain > _tolerated(current)
+        try:
+            stop, warning = self._unsettled(current, reason)
+            if stop is reason and not warning:
+                warning, infinite = at_infinity(self.e_step, self.coordinates, current)
+                stop = StopReason.INFINITE if infinite else reason
+        except (RuntimeError, ValueError):
+            return reason, ""
+        return stop, warning or (_together(current) if stop is reason else "")
+
+    def _unsettled(self, current: Statistics, reason: StopReason) -> tuple[StopReason, str]:
+        """The same reason where the gradient has vanished, another one where it has not."""
+        curvature, tolerated = self._curvature(current), _tolerated(current)
         slopes = self.coordinates.gradient(current, everywhere=True)
         rests = self.coordinates.at_rest(self.coordinates.flatten(current.params))
-        slide = float(torch.where(rests, slopes, 0.0).abs().nan_to_num().sum())
-        if steep or slide > _tolerated(current):
-            return self.failed(current, StopReason.UNSETTLED, "")
         if not bool(torch.isfinite(torch.where(rests, 0.0, slopes)).all()):
-            unbounded = self.failed(current, StopReason.NON_FINITE, "")
-            if unbounded[1]:
-                return unbounded
-        warning, infinite = at_infinity(self.e_step, self.coordinates, current)
-        if infinite:
-            return StopReason.INFINITE, warning
-        return reason, warning or _together(current)
+            stop, why = self.failed(current, StopReason.NON_FINITE, "")
+            return (stop, why) if why else (reason, "")
+        slides = float(torch.where(rests, slopes, 0.0).abs().nan_to_num().sum()) > tolerated
+        if curvature is None or (curvature.gain <= tolerated and not slides):
+            return reason, ""
+        stop, why = self.failed(current, StopReason.UNSETTLED, "")
+        if why or slides or not peaks(self.e_step, self.coordinates, curvature):
+            return stop, why
+        return reason, ""
 
     def failed(
         self, current: Statistics, reason: StopReason, warning: str

@@ -61,7 +61,7 @@ def _coordinates(
     plan: Plan, pooled: Pooled, params: Mapping[str, Tensor], first: Mapping[str, int], count: int
 ) -> tuple[Tensor, list[Tensor]]:
     """The joint coordinates of the coefficients; they depend on the designs alone."""
-    frames = [group.frame for group, _, _ in pooled]
+    frames = [None if group.frame is None else group.frame.factor for group, _, _ in pooled]
     key = f"coordinates of {', '.join(first)}"
     known, found = plan.notes.get(key, ([], None))
     if found is None or any(a is not b for a, b in zip(known, frames, strict=True)):

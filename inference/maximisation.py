@@ -24,8 +24,9 @@ from ember.inference import newton
 from ember.inference.conditioning import directions
 from ember.inference.conjugacy import pseudo_statistics
 from ember.inference.coordinates import Coordinates
-from ember.inference.degeneracy import Judged, check_maximiser, check_scales, least_variance
+from ember.inference.degeneracy import Judged, check_maximiser, check_scales
 from ember.inference.families import contribution_to_maximiser
+from ember.inference.jacobians import pseudo_jacobian, stays_closed
 from ember.inference.least_squares import solve_coefficients
 from ember.inference.plan import Plan
 from ember.inference.shapes import append_dims
@@ -33,9 +34,9 @@ from ember.inference.slots import Slot
 from ember.inference.statistics import Group, Statistics
 from ember.inference.structure import Parameter
 from ember.inference.superposition import Superposed, SuperposedRate
-from ember.inference.supports import all_within, base_support, is_natural, shown
+from ember.inference.supports import all_within, is_natural, shown
 
-__all__ = ["Update", "maximise", "updates"]
+__all__ = ["IN_SUPPORT", "Update", "maximise", "updates"]
 
 EVENT_DIM = {"sticks": 1, "simplex": 1, "vector": 1, "matrix": 2}
 IN_SUPPORT = "closed form in support"
@@ -93,6 +94,21 @@ def maximise(plan: Plan, statistics: Statistics) -> dict[str, Tensor]:
     if numeric:
         params = _numerical(plan, numeric, statistics, params)
         check_scales(statistics, params, plan.objective)
+    return _below_upper_bounds(plan, params)
+
+
+def _below_upper_bounds(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Estimates at the upper bound of a ``Uniform`` prior, moved off it by one rounding.
+
+    Torch counts the lower bound to the support and the upper one not: there the density is zero.
+    """
+    for name, prior in plan.priors.items():
+        density = prior.site.density
+        if density is None or not isinstance(density.base, dist.Uniform):
+            continue
+        bounds: Any = density.distribution(params)
+        inside = torch.nextafter(bounds.high, bounds.low).expand_as(params[name])
+        params[name] = torch.where(params[name] < bounds.high, params[name], inside)
     return params
 
 
@@ -158,6 +174,10 @@ def _choose(plan: Plan, parameter: Parameter) -> Update:
     reason = f"conjugate: {', '.join(fed)}" if prior else f"exponential family: {', '.join(fed)}"
     if prior is not None and prior.site.density is not None:
         reason += f" with {type(prior.site.density.base).__name__} prior"
+    if prior is not None and plan.notes.get("unconstrained"):
+        if not stays_closed(first.kind, link, parameter.support):
+            return Update(name, "numerical", f"the Jacobian of {shown(parameter.support)}")
+        reason += ", times the Jacobian" if pseudo_jacobian(first.kind, link) else ""
     if is_natural(first.kind, link, parameter.support):
         return Update(name, "closed form", reason, first.kind, link, usages)
     reason += f"; numerical where it leaves the support {shown(parameter.support)}"
@@ -225,7 +245,10 @@ def _is_conjugate(plan: Plan, name: str, kind: str, link: str) -> bool:
     if site.density is None:
         return False
     start = {n: p.start for n, p in plan.structure.parameters.items()}
-    return pseudo_statistics(kind, link, site.density.distribution(start)) is not None
+    found = pseudo_statistics(kind, link, site.density.distribution(start))
+    if plan.notes.get("unconstrained") and found == [] and pseudo_jacobian(kind, link):
+        return False  # a flat prior has no coefficients to which the Jacobian could add
+    return found is not None
 
 
 def _closed_form(
@@ -263,19 +286,7 @@ def _closed_form(
         value = torch.where(torch.isnan(value), params[update.name], value)
     if bool(idle.any()):
         value = torch.where(idle.reshape(shape), params[update.name], value)
-    return _with_density(plan, update.name, value)
-
-
-def _with_density(plan: Plan, name: str, value: Tensor) -> Tensor:
-    """A value, off the upper bound of a uniform prior, where Pyro's density is zero."""
-    prior = plan.priors.get(name)
-    if prior is None or prior.site.density is None:
-        return value
-    if not isinstance(prior.site.density.base, dist.Uniform):
-        return value
-    support = base_support(plan.structure.parameters[name].support)
-    bound = torch.as_tensor(support.upper_bound, dtype=value.dtype)
-    return torch.minimum(value, torch.nextafter(bound, bound - 1.0))
+    return value
 
 
 def _coefficients_of_slot(
@@ -307,7 +318,7 @@ def _coefficients_of_slot(
                 for c in coefficients
             ]
         total = [a + b for a, b in zip(total, coefficients, strict=True)] if total else coefficients
-        if usage.slot == 1 and (least := least_variance(group, sums)) is not None:
+        if usage.slot == 1 and (least := group.resolution()) is not None:
             index = own.reshape(-1, *(1,) * (floor.dim() - 1)).expand(least[cells].shape)
             floor.scatter_reduce_(0, index, least[cells], "amax")
     return total, floor
@@ -350,13 +361,18 @@ def _pseudo(
     if prior.site.mask is not None:
         weight = weight * prior.site.mask
     assert found is not None
+    extra = pseudo_jacobian(update.kind, update.link) if plan.notes.get("unconstrained") else []
+    extra = extra or [0.0] * len(found)
     if not weight.dim():
-        return [weight * pseudo for pseudo in found]
+        return [weight * pseudo + more for pseudo, more in zip(found, extra, strict=True)]
     shape = plan.structure.parameters[update.name].shape
     # The prior of each stick is a site's entry of its own, with a weight of its own.
     lead = len(shape) - (0 if update.kind == "sticks" else EVENT_DIM.get(update.kind, 0))
     full = weight.expand(shape[:lead])
-    return [append_dims(full, max(pseudo.dim() - lead, 0)) * pseudo for pseudo in found]
+    return [
+        append_dims(full, max(pseudo.dim() - lead, 0)) * pseudo + more
+        for pseudo, more in zip(found, extra, strict=True)
+    ]
 
 
 def _numerical(
@@ -397,7 +413,7 @@ def _numerical(
     if best is not None:
         reached = float(objective(best).detach())
     else:
-        here = torch.linalg.lstsq(along, start.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+        here = torch.linalg.solve_triangular(along, start.unsqueeze(-1), upper=True)[:, 0]
         units = coordinates.units(here, slope)
 
         def negative(x: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:

@@ -12,6 +12,7 @@ __all__ = ["OBJECTIVES", "check_choice", "check_options", "progress_bar"]
 OBJECTIVES = ("map", "mle")
 INITS = ("kmeans", "points", "random", "hierarchical", "prior", "sticky", "windows")
 ASSIGNMENTS = ("soft", "hard")
+MODES = ("constrained", "unconstrained")
 ESCAPES = (None, "split-merge")
 ACCELERATIONS = ("auto", None, "squarem", "lbfgs", "anderson")
 
@@ -87,6 +88,20 @@ def check_assignment(assignment: Any, accelerate: Any) -> None:
         raise ValueError(
             f"accelerate={accelerate!r} does not go with assignment='hard', whose steps are jumps; "
             "leave accelerate out."
+        )
+
+
+def check_mode(mode: Any, objective: str) -> None:
+    """Checks in which coordinates the mode is sought.
+
+    Raises:
+        ValueError: If there is no such mode, or the objective has no prior density.
+    """
+    check_choice("mode", mode, MODES)
+    if mode == "unconstrained" and objective != "map":
+        raise ValueError(
+            "mode='unconstrained' changes a posterior density and needs objective='map'; the "
+            "maximum of a likelihood is the same in all coordinates."
         )
 
 

@@ -11,13 +11,14 @@ describes are asked of the model again.
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ember.inference import jacobians
 from ember.inference.expectation.chain import Potentials
 from ember.inference.expectation.chain_step import Chain
 from ember.inference.expectation.enumeration import Contraction, Factor, Scale, align
@@ -261,8 +262,9 @@ class Plan:
     def chain_potentials(self, params: Params, name: str) -> tuple[Potentials, tuple[str, ...]]:
         """The log potentials of the chain of a latent site, and the dims of its rows."""
         with torch.no_grad():
-            tensors = self.all_tensors(params)
-            return self.contraction.potentials(tensors, self.latent_symbols[name])
+            tensors = self._whole_tensors(params)
+            whole = Contraction(self.factors, self.latents(), self.sizes, self._whole_chains())
+            return whole.potentials(tensors, self.latent_symbols[name])
 
     def all_tensors(self, params: Params) -> list[Tensor]:
         """The log probability of every factor at ``params``."""
@@ -271,20 +273,15 @@ class Plan:
         return self.tensors(natural, {**self.other_log_probs(params), **near})
 
     def posterior(
-        self,
-        params: Params,
-        names: Sequence[str],
-        maximum: bool = False,
-        endless: Collection[str] = (),
+        self, params: Params, names: Sequence[str], maximum: bool = False
     ) -> dict[str, Tensor]:
         """Posterior marginals of latent sites, shape ``(*plates, K)``; or of the best joint value.
 
         With ``maximum`` the sum over latents becomes a maximum, and the result is one-hot at the
-        most probable joint value (for a chain: the Viterbi path). The chains named ``endless`` go
-        on by their moves where their data end.
+        most probable joint value (for a chain: the Viterbi path).
         """
         probes = [self.probe(name) for name in names]
-        found = self.expectations(params, probes, maximum=maximum, endless=endless)
+        found = self.expectations(params, probes, maximum=maximum)
         return {
             p.name: posterior.movedim(0, -1) for p, posterior in zip(probes, found, strict=True)
         }
@@ -300,7 +297,6 @@ class Plan:
         probes: Sequence[Factor],
         tensors: Sequence[Tensor] | None = None,
         maximum: bool = False,
-        endless: Collection[str] = (),
     ) -> list[Tensor]:
         """Posterior probability of the latent values that extra factors depend on, by plates.
 
@@ -309,7 +305,6 @@ class Plan:
             probes: Extra factors whose dims name their latents and each plate of the factor.
             tensors: Their log probabilities; zeros unless given.
             maximum: Whether to maximise over the latents instead of summing.
-            endless: Names of chains that go on where their data end.
 
         Returns:
             A tensor of each probe's dims; over the latents' values it sums to one. It is NaN for
@@ -321,11 +316,9 @@ class Plan:
             for p in probes
         ]
         given = [torch.zeros(s) for s in shapes] if tensors is None else tensors
-        chains = [
-            dataclasses.replace(chain, lengths=None) if name in endless else chain
-            for name, chain in self.chains.items()
-        ]
-        contraction = Contraction((*self.factors, *kept), self.latents(), self.sizes, chains)
+        contraction = Contraction(
+            (*self.factors, *kept), self.latents(), self.sizes, self._whole_chains()
+        )
         with torch.no_grad():
             own = self._whole_tensors(params)
         with torch.enable_grad():
@@ -346,6 +339,14 @@ class Plan:
             alike = 1.0 / torch.Size([shape[i] for i in over]).numel()
             out.append(torch.where(total == 0, alike, weights / total))
         return out
+
+    def _whole_chains(self) -> list[Chain]:
+        """The chains, steps of loops not left out: the model draws a state there all the same."""
+        loops = {loop.latent for loop in self.structure.loops}
+        return [
+            dataclasses.replace(chain, lengths=None) if name in loops else chain
+            for name, chain in self.chains.items()
+        ]
 
     def _whole_tensors(self, params: Params) -> list[Tensor]:
         """The log probability of every factor, entries of latents that sum to one not left out."""
@@ -392,6 +393,9 @@ class Plan:
             else:
                 log_prob = asked[name]
             total = total + (log_prob * prior.scale).sum()
+        if self.notes.get("unconstrained"):
+            parameters = self.structure.parameters
+            total = total + jacobians.total({n: parameters[n].support for n in self.priors}, params)
         return total
 
     def expected_log_joint(self, statistics: Statistics, params: Params) -> Tensor:

@@ -9,26 +9,30 @@ import torch
 from torch import Tensor
 
 from ember.inference.count_residuals import CountResiduals, count_rest, counts
+from ember.inference.design import Frame
 from ember.inference.factors import Site, statistics_of
-from ember.inference.families import Location, MultivariateNormal, Normal, Rate
+from ember.inference.families import Location, MultivariateNormal, Normal, Rate, Regression
 from ember.inference.large_counts import MANY
 from ember.inference.missing import base_measure, has_gaps
 from ember.inference.residual_gaps import GapResiduals
+from ember.inference.residual_lines import (
+    LineResiduals,
+    compile_lines,
+    density_lost,
+    line_sums,
+    scatter_lost,
+)
 from ember.inference.residuals import Cells, Residuals
 from ember.inference.shapes import append_dims, prepend_dims
 from ember.inference.statistics import Group
 
-__all__ = ["LostDigits", "ResidualFactors", "reach_of"]
+__all__ = ["ResidualFactors", "reach_of"]
 
 NORMAL = (Normal, Location, MultivariateNormal)
 LARGEST = 1e6  # ratio of what is subtracted to what is left: six of sixteen digits may go
 
 Key = tuple[Any, ...]
 Params = Mapping[str, Tensor]
-
-
-class LostDigits(ArithmeticError):
-    """Several starts share one reference, which is not near enough to the data of some of them."""
 
 
 class ResidualFactors:
@@ -54,23 +58,41 @@ class ResidualFactors:
         self._members = {
             key: names
             for key, names in members.items()
-            if all(_is_normal(sites[name]) or counts(sites[name]) for name in names)
+            if all(_is_known(sites[name]) for name in names)
         }
 
     def needed(self, groups: Mapping[Key, Group], params: Params) -> frozenset[Key]:
         """Groups whose log densities at ``params`` are small differences of large terms."""
-        return frozenset(k for k in self._members if _density_lost(groups[k], params))
+        return frozenset(k for k in self._members if bool(_density_lost(groups[k], params).any()))
 
     def lost(self, statistics: Mapping[Key, tuple[Group, Tensor]]) -> frozenset[Key]:
         """Groups whose scatter is a small difference of large sums about the reference."""
-        return frozenset(k for k in self._members if _scatter_lost(*statistics[k]))
+        return frozenset(k for k in self._members if bool(_scatter_lost(*statistics[k]).any()))
+
+    def unsure(
+        self, groups: Mapping[Key, Group], params: Params, sums: Mapping[Any, Tensor], count: int
+    ) -> Tensor:
+        """Which of several starts are among either, ``(R,)``; groups and sums are of all of them.
+
+        Args:
+            groups: The groups of a plan replicated for all starts.
+            params: Stacked parameters.
+            sums: Statistics ``(R, C, P)`` of each group.
+            count: The number ``R`` of starts.
+        """
+        found = torch.zeros(count, dtype=torch.bool)
+        for key in self._members:
+            lost = _density_lost(groups[key], params)
+            lost = lost | _scatter_lost(groups[key], sums[key].flatten(0, 1))
+            found |= lost.reshape(count, -1).any(1)
+        return found
 
     def log_probs(
         self, keys: Iterable[Key], groups: Mapping[Key, Group], params: Params
     ) -> dict[str, Tensor]:
         """The log probability of every site of some groups, in the dims of its factor."""
         return {
-            name: self._residuals(name).log_prob(at)
+            name: self._residuals(name, groups[key]).log_prob(at)
             for key in keys
             for at in [Cells.of(groups[key], params)]
             for name in self._members[key]
@@ -80,8 +102,11 @@ class ResidualFactors:
         self, group: Group, params: Params, posteriors: Mapping[str, Tensor]
     ) -> tuple[Group, Tensor]:
         """Expected statistics of a group about the mean of each cell, which is its reference."""
-        pieces = [(self._residuals(n), posteriors[n]) for n in self._members[group.key]]
+        pieces = [(self._residuals(n, group), posteriors[n]) for n in self._members[group.key]]
         at = Cells.of(group, params)
+        if isinstance(group.family, Regression):
+            lines = [(r, p) for r, p in pieces if isinstance(r, LineResiduals)]
+            return line_sums(group, at, lines)
         centre = at.locations
         if not isinstance(group.family, NORMAL):
             return group, _summed(pieces, at, centre, squares=False)[0]
@@ -105,11 +130,15 @@ class ResidualFactors:
             reach = reach + (centre - group.reference).abs()
         return dataclasses.replace(group, reference=centre, reach=reach), statistics
 
-    def _residuals(self, name: str) -> Residuals:
+    def _residuals(self, name: str, group: Group) -> Residuals:
         if name not in self._compiled:
-            self._compiled[name] = _compile(
-                self._sites[name], self._cells[name][1], self._dims[name]
-            )
+            site, cells, dims = self._sites[name], self._cells[name][1], self._dims[name]
+            if group.frame is not None:
+                full = prepend_dims(cells, len(site.layout.outer) + site.layout.inner)
+                found = compile_lines(site, _unmasked(site), full, dims, group.frame)
+                self._compiled[name] = found
+            else:
+                self._compiled[name] = _compile(site, cells, dims)
         return self._compiled[name]
 
 
@@ -173,6 +202,14 @@ def _compile_counts(site: Site, cells: Tensor, dims: tuple[str, ...]) -> CountRe
     )  # fmt: skip
 
 
+def _is_known(site: Site) -> bool:
+    return _is_normal(site) or counts(site) or _is_line(site)
+
+
+def _is_line(site: Site) -> bool:
+    return site.form is not None and isinstance(site.form.family, Regression)
+
+
 def _is_normal(site: Site) -> bool:
     return site.form is not None and isinstance(site.form.family, NORMAL)
 
@@ -186,18 +223,23 @@ def _unmasked(site: Site) -> Tensor:
     return torch.where(inside, site.value, torch.zeros((), dtype=site.value.dtype))
 
 
-def reach_of(site: Site, cells: Tensor, reference: Tensor | float, count: int) -> Tensor | None:
+def reach_of(
+    site: Site, cells: Tensor, reference: Tensor | Frame | float, count: int
+) -> Tensor | None:
     """How far the data of each cell lie from the reference, ``(C,)`` or ``(C, D)``.
 
     Where precisions are known, in standard deviations, next to the root of the largest precision:
     ``(C, 2)``. Of counts it is their size. None for families with neither.
     """
-    if site.form is None or not (_is_normal(site) or counts(site)):
+    if site.form is None or not _is_known(site):
         return None
     rank = len(site.layout.outer) + site.layout.inner
     statistics, _ = statistics_of(site, site.value, reference)
     statistics = statistics.nan_to_num()
-    if isinstance(site.form.family, Location):
+    if isinstance(reference, Frame):
+        squares = Regression.products(statistics, len(reference.centre) + 1)
+        far = squares.diagonal(dim1=-2, dim2=-1).sqrt()
+    elif isinstance(site.form.family, Location):
         root = statistics[..., 1].sqrt()
         far = torch.stack([statistics[..., 0].abs() / root.clamp_min(1e-300), root], -1)
     elif counts(site):
@@ -215,12 +257,14 @@ def reach_of(site: Site, cells: Tensor, reference: Tensor | float, count: int) -
     return reach.squeeze(-1) if isinstance(site.form.family, Normal) or counts(site) else reach
 
 
-def _density_lost(group: Group, params: Params) -> bool:
-    """Whether the log densities of a group at ``params`` are small differences of large terms."""
+def _density_lost(group: Group, params: Params) -> Tensor:
+    """Whether the log densities of each cell at ``params`` are small differences of large terms."""
     if group.reach is None:
-        return False
+        return torch.zeros(len(group.cells), dtype=torch.bool)
+    if isinstance(group.family, Regression):
+        return density_lost(group, params, LARGEST)
     if not isinstance(group.family, NORMAL):
-        return bool((group.reach > MANY).any())
+        return group.reach > MANY
     away = group.slot_values(params)[0].abs()
     if isinstance(group.family, Location):
         terms = (group.reach[:, 0] + group.reach[:, 1] * away).square()
@@ -230,21 +274,22 @@ def _density_lost(group: Group, params: Params) -> bool:
     else:
         precision = group.slots[1].values(params).diagonal(dim1=-2, dim2=-1)
         terms = (precision[group.cells[:, 1]] * (group.reach + away).square()).sum(-1)
-    return bool((terms > LARGEST).any())
+    return terms > LARGEST
 
 
-def _scatter_lost(group: Group, sums: Tensor) -> bool:
-    """Whether the scatter of a cell is a small difference of large sums about the reference."""
+def _scatter_lost(group: Group, sums: Tensor) -> Tensor:
+    """Whether the scatter of each cell is a small difference of large sums about the reference."""
+    none = torch.zeros(len(group.cells), dtype=torch.bool)
+    if isinstance(group.family, Regression) and group.frame is not None:
+        return scatter_lost(sums, len(group.frame.centre), LARGEST)
     if isinstance(group.family, Normal):
         n, s, q = sums.unbind(-1)
-        left = q - s.square() / n.clamp_min(1e-300)
-    elif isinstance(group.family, MultivariateNormal) and group.reach is not None:
-        n, s, squares = group.family.moments(sums, group.reach.shape[-1])
-        centred = squares - s.unsqueeze(-1) * s.unsqueeze(-2) / n.clamp_min(1e-300)[:, None, None]
-        factor, failed = torch.linalg.cholesky_ex(centred)
-        left = factor.diagonal(dim1=-2, dim2=-1).square()
-        left = torch.where((failed > 0)[:, None], 0.0, left)
-        q = squares.diagonal(dim1=-2, dim2=-1)
-    else:
-        return False
-    return bool((q > LARGEST * left.clamp_min(0.0)).any())
+        return q > LARGEST * (q - s.square() / n.clamp_min(1e-300)).clamp_min(0.0)
+    if not isinstance(group.family, MultivariateNormal) or group.reach is None:
+        return none
+    n, s, squares = group.family.moments(sums, group.reach.shape[-1])
+    centred = squares - s.unsqueeze(-1) * s.unsqueeze(-2) / n.clamp_min(1e-300)[:, None, None]
+    factor, failed = torch.linalg.cholesky_ex(centred)
+    left = factor.diagonal(dim1=-2, dim2=-1).square()
+    left = torch.where((failed > 0)[:, None], 0.0, left)
+    return (squares.diagonal(dim1=-2, dim2=-1) > LARGEST * left).any(-1)

@@ -63,7 +63,10 @@ class Cells:
         slot = group.slots[-1]
         values = slot.roots(params) if slot.kind == "matrix" else slot.values(params)
         scales = values[group.cells[:, -1]]
-        return Cells(group.locations(params), scales, slot.link == "identity")
+        at = group.locations(params)
+        if group.frame is not None:
+            at = group.frame.relative(at)
+        return Cells(at, scales, slot.link == "identity")
 
     @functools.cached_property
     def whiteners(self) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,14 @@ class Group:
 
         Data that differ by less than their last digits do not differ.
         """
-        if self.reach is None or self.reference is None or len(self.slots) < 2:
+        if self.reach is None or len(self.slots) < 2:
+            return None
+        if self.frame is not None:
+            # What a line says at the data is rounded as the data are, feature by feature.
+            line = (self.reach[:, :-1] * self.frame.line.abs()).sum(-1)
+            size = self.reach[:, -1] + line
+            return (4.0 * torch.finfo(size.dtype).eps * size).square()
+        if self.reference is None:
             return None
         size = self.reach + self.reference.abs()
         return (2.0 * torch.finfo(size.dtype).eps * size).square()

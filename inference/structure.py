@@ -291,8 +291,8 @@ def read_structure(
         )
     with enumeration_errors(model):
         trace, again = structure.trace(at_start), structure.trace(at_start)
-    check_presence((*structure.plain_factors, *parameters), trace)
     check_repeatable(trace, again)
+    check_presence((*structure.plain_factors, *parameters), trace)
     check_local(plain, trace, parameters)
     if steps:
         check_scope(trace, structure.plain_factors, nesting)
@@ -508,6 +508,7 @@ def _param_parameter(name: str, site: Any, model: Model) -> Parameter:
             "PyroModule[torch.nn.Linear](...)), called inside the model."
         )
     value = site["value"].detach().clone()
+    value = value.double() if value.is_floating_point() else value
     # A PyroParam is registered as "..._unconstrained", an ordinary parameter by its own name.
     own = isinstance(model, torch.nn.Module) and name in dict(model.named_parameters())
     return Parameter(name, support, value.shape, (), False, value, is_module_parameter=own)

@@ -52,8 +52,8 @@ def mixture_of_experts(
     Equations, with `C_n` the gating covariates of row n after a 1, and the line of component k as
     in `regression_mixture`::
 
-        gating_kg       ~ Normal(gating_mean, gating_deviation)
-        coefficients_kf ~ Normal(mean, deviation)
+        gating_k        ~ Normal(gating_mean, gating_covariance)
+        coefficients_k  ~ Normal(mean, covariance)
         precisions_k    ~ Gamma(df / 2, scale / 2)
         assignment_n    ~ Categorical(softmax_k(C_n @ gating_k))      z = assignment_n
         y_n             ~ Normal(X_n @ coefficients_z + offset_n, 1 / sqrt(precisions_z))
@@ -66,8 +66,10 @@ def mixture_of_experts(
     key of `prior`       shape it broadcasts to default
     ==================== ===================== ===================================================
     `"gating_mean"`      (K, G)                0
-    `"gating_deviation"` (K, G)                weak: ten units of the logit for one standard
-                                               deviation of the covariate
+    `"gating_deviation"` (K, G)                of independent coefficients; unless given, a weak
+                                               covariance as in `regression_mixture`: ten units
+                                               of the logit for a standard deviation of any
+                                               combination of the covariates
     the others           as in `regression_mixture`
     ==================== =========================================================================
 

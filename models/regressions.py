@@ -45,7 +45,7 @@ def regression_mixture(
     Equations, with the line :math:`l_{nk}` = `X_n @ coefficients_k + offset_n`::
 
         weights         ~ Dirichlet(concentration)
-        coefficients_kf ~ Normal(mean, deviation)
+        coefficients_k  ~ Normal(mean, covariance)
         assignment_n    ~ Categorical(weights)          z = assignment_n
         y_n             ~ Normal(l_nz, 1 / sqrt(precisions_z))      family="gaussian"
         y_n             ~ Poisson(exp(l_nz))                        family="poisson"
@@ -58,13 +58,17 @@ def regression_mixture(
     key of `prior`    shape it broadcasts to default
     ================= ===================== ======================================================
     `"concentration"` (K,)                  2: one row for each component, none is emptied
-    `"mean"`          (K, F)                0
-    `"deviation"`     (K, F)                weak: ten standard deviations of `y` (ten units of the
-                                            line for the other families) for one of the covariate;
-                                            the intercept reaches from the means to the origin
+    `"mean"`          (K, F)                the line without slopes at the mean of `y` (the height
+                                            of its link); 0 beside a `deviation` of your own
+    `"deviation"`     (K, F)                of independent coefficients; see below unless given
     `"df"`            (K,); tied ()         3, as in `gaussian_mixture` with one column
     `"scale"`         (K,); tied ()         the variance that a single regression leaves, over K^2
     ================= ===================== ======================================================
+
+    The default covariance is Zellner's: the height of the line at the means of the covariates, and
+    what one standard deviation of any combination of them changes, are independent and have ten
+    standard deviations of `y` (ten units of the line for the other families). So the prior is weak
+    wherever the data lie, in any units, and however the covariates move together.
 
     A column of ones, if `intercept`, stands before the columns of `X` and counts in F. Lines that
     cross look like one cloud to a clustering of `y`, so try several starts: `EM(..., restarts=20)`.
@@ -87,6 +91,8 @@ def regression_mixture(
             unknown, or a hyperparameter or frequency outside its domain.
 
     References:
+        A. Zellner (1986). On assessing prior distributions and Bayesian regression analysis with
+        g-prior distributions. In Bayesian Inference and Decision Techniques, 233-243.
         R. E. Quandt and J. B. Ramsey (1978). Estimating mixtures of normal distributions and
         switching regressions. Journal of the American Statistical Association 73, 730-738.
         M. Wedel and W. S. DeSarbo (1995). A mixture likelihood approach for generalized linear

@@ -46,7 +46,7 @@ def hidden_markov_regression(
 
     Equations, `initial`, `transition` and `state_t` being as in `hidden_markov_gaussian`::
 
-        coefficients_kf ~ Normal(mean, deviation)
+        coefficients_k  ~ Normal(mean, covariance)
         precisions_k    ~ Gamma(df / 2, scale / 2)
         y_t             ~ Normal(X_t @ coefficients_z, 1 / sqrt(precisions_z))    z = state_t
 

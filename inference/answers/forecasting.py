@@ -18,6 +18,7 @@ from ember.inference.reading.composites import Composite
 from ember.inference.reading.loops import Loop
 from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.shapes import prepend_dims
+from ember.inference.sticks import StickMap
 from ember.inference.superposition import SuperposedRate
 
 __all__ = ["forecast", "posterior_pairs"]
@@ -124,7 +125,7 @@ def _emission_of_loop(plan: Plan, params: Params, loop: Loop, name: str) -> Any:
     return fn.to_event(inner) if inner else fn
 
 
-def _batch_dims(found: ArgumentMap | AffineMap | SuperposedRate) -> int:
+def _batch_dims(found: ArgumentMap | AffineMap | StickMap | SuperposedRate) -> int:
     """How many batch dims an argument has; a superposed rate has no others."""
     if isinstance(found, SuperposedRate):
         return len(found.shape)

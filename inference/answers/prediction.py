@@ -22,14 +22,11 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
     """
     latents = plan.structure.latent
     if name in latents:
-        endless = [name] if plan.structure.family(name) is not None else []
-        return plan.posterior(params, [name], endless=endless)[name]
+        return plan.posterior(params, [name])[name]
     for whole in latents:
         own = plan.structure.own_names(whole)
         if name in own:  # a step of a loop
-            # A loop's steps that are masked at its end have no data, but moves, as in Pyro.
-            found = plan.posterior(params, [whole], endless=[whole])[whole]
-            return found.select(-2, own.index(name))
+            return plan.posterior(params, [whole])[whole].select(-2, own.index(name))
     steps = members(name, latents)
     if not steps:
         raise ValueError(

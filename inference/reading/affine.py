@@ -74,7 +74,7 @@ class AffineMap:
     @functools.cached_property
     def centre(self) -> Tensor:
         """A point amid the features, ``(F,)``; any would do, but for rounding."""
-        mean = self.features.flatten(0, -2).nanmean(0)
+        mean = self.features.reshape(-1, self.features.shape[-1]).nanmean(0)
         return torch.where(mean.isfinite(), mean, 0.0)
 
 

@@ -263,23 +263,32 @@ def _moved(
 ) -> tuple[Tensor, float] | None:
     """The argument after a step of one entry, or of a whole parameter; and how long a step it was.
 
-    It is so short that nothing overflows. None if the argument has no such value, or changes shape.
+    It is so short that nothing overflows, and long enough to be seen. None if the argument has no
+    such value, or changes shape.
     """
-    start, before = origin
+    (start, before), (name, entry) = origin, what
+    exact = predictor.space == "raw" and not predictor.event_dim
     step = 1.0
     while True:
-        name, entry = what
         moved = moves.whole if entry is None else functools.partial(moves.entry, entry=entry)
         after = _value(moved(start, name, step=step), site, predictor)
         if after.shape != before.shape:
             return None
         finite = bool(after.isfinite().all())
         extreme = not finite or float(after.abs().max()) > EXTREME
-        if predictor.space == "raw" or not extreme:
-            return (after, step) if finite else None
-        step *= SMALLER
-        if step < SHORTEST:
+        if extreme and predictor.space != "raw":
+            step *= SMALLER
+            if step < SHORTEST:
+                return None
+            continue
+        if not finite:
             return None
+        change = float((after - before).abs().max())
+        if step == 1.0 and 0.0 < change < 1.0 and entry is not None and not exact:
+            # Beside a normaliser a small change would lose digits: a longer step.
+            step = 2.0 ** math.floor(math.log2(4.0 / change))
+            continue
+        return after, step
 
 
 def _shifted(weights: Tensor) -> Tensor:

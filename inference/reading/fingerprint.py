@@ -38,7 +38,9 @@ def fingerprint(structure: Structure) -> bytes | None:
         nodes: dict[str, Any] = dict(trace.nodes)
         for name, site in nodes.items():
             digest.add(name)
-            digest.add({part: site.get(part) for part in PARTS})
+            # The function behind a pyro.param statement is Pyro's own.
+            parts = [part for part in PARTS if part != "fn" or site["type"] == "sample"]
+            digest.add({part: site.get(part) for part in parts})
             digest.add([(f.name, f.dim, f.size) for f in site.get("cond_indep_stack", ())])
     except Exception:  # whatever it is, nothing is known then
         return None

@@ -72,6 +72,8 @@ def enumeration_errors(model: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, ValueError) and not _line_of(model, error):
+            raise  # it is the reader that found something
         raise ValueError(unreadable(model, error)) from error
 
 

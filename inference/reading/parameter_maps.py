@@ -186,8 +186,8 @@ def _match(
     predicted = coefficient[None, :, None] * partner + offset
     # The error is measured by how far the argument moves, not by how large it is.
     moves = seen.amax(0) - seen.amin(0)
-    error = (predicted - seen).abs().amax(0).nan_to_num(nan=torch.inf)
-    if not bool((error <= TOLERANCE * moves + ROUNDING * size).all()):
+    error = (predicted - seen).abs().amax(0)
+    if not bool((error.isfinite() & (error <= TOLERANCE * moves + ROUNDING * size)).all()):
         return None
     used = torch.unique(index[~constant])
     index = torch.where(constant, used[0], index)

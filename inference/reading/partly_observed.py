@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ember.inference.reading.site_checks import check_observed
 from ember.inference.reading.unwrapping import unwrap
+from ember.inference.shapes import joint_shape
 
 __all__ = ["LABEL", "Partly", "dims_of_latents", "find_given", "find_partly_observed", "nothing"]
 
@@ -179,7 +180,7 @@ def find_given(
 def dims_of_latents(node: Any) -> list[str]:
     """The named dims along which a site's distribution or value has entries."""
     fn, value = node["fn"], node["value"]
-    shape = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    shape = joint_shape(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
     symbols = node["infer"].get("_dim_to_symbol", {})
     named = ((i - len(shape), size) for i, size in enumerate(shape))
     return [symbols[dim] for dim, size in named if size > 1 and dim in symbols]

@@ -13,6 +13,7 @@ from pyro.distributions import (
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from ember.inference.shapes import joint_shape
 from ember.inference.supports import shown
 
 __all__ = [
@@ -107,7 +108,7 @@ def batch_shape(name: str, site: Any) -> torch.Size:
     fn, value = site["fn"], site["value"]
     try:
         batch = value.shape[: value.dim() - fn.event_dim]
-        return torch.Size(torch.broadcast_shapes(fn.batch_shape, batch))
+        return joint_shape(fn.batch_shape, batch)
     except RuntimeError as error:
         raise ValueError(
             f"site '{name}' has a value of shape {tuple(value.shape)}, which does not fit its "

@@ -181,7 +181,10 @@ def _matrices(
             full[start : start + len(values)] = values
             return traced.rate(full) - offset
 
-        matrix = _columns(image, size) if size <= FEW_ENTRIES else _operand(image, size, operands)
+        if size <= FEW_ENTRIES:
+            matrix: Matrix | None = _columns(image, size, offset)
+        else:
+            matrix = _operand(image, size, operands)
         if matrix is None:
             return None
         found.append(matrix)
@@ -189,11 +192,11 @@ def _matrices(
     return found
 
 
-def _columns(image: Any, size: int) -> Matrix:
+def _columns(image: Any, size: int, offset: Tensor) -> Matrix:
     columns = torch.stack([image(row) for row in torch.eye(size)], 1)
     # What is left of a difference of equal numbers is rounding, not a weight.
-    largest = float(columns.abs().max())
-    return Matrix(torch.where(columns.abs() > 1e-13 * (1.0 + largest), columns, 0.0))
+    least = 1e-13 * (offset.abs().unsqueeze(1) + columns.abs().max())
+    return Matrix(torch.where(columns.abs() > least, columns, 0.0))
 
 
 def _operand(image: Any, size: int, operands: Sequence[Tensor]) -> Matrix | None:

@@ -18,7 +18,6 @@ from ember.inference.acceleration import extrapolated
 from ember.inference.convergence import Monitor
 from ember.inference.coordinates import Coordinates
 from ember.inference.families import IMPOSSIBLE
-from ember.inference.residual_factors import LostDigits
 from ember.inference.starts.stack import Stack, State, chosen, joined, mixed
 
 __all__ = ["Track", "run_together"]
@@ -37,6 +36,7 @@ class Track:
     moments: list[float] = field(default_factory=list)
     passes: int = 0
     degenerate: bool = False
+    alone: bool = False  # it must go on by itself: see ``residuals.py``
 
 
 def run_together(
@@ -97,9 +97,8 @@ class _Batch:
         self._current = self._e_step(params)
         impossible = ~(self._current.objectives > 0.1 * IMPOSSIBLE)
         self.drop((impossible | self._current.objectives.isinf()).nonzero()[:, 0].tolist(), True)
-        if bool(self._current.unsure.any()):
-            raise LostDigits("some starts need references of their own")
         self._record(self._current)
+        self.leave(self._current)
 
     def step(self, jumps: bool) -> None:
         """One iteration of every live start; those without a maximiser or that fall leave."""
@@ -111,7 +110,7 @@ class _Batch:
         pairs = zip(self._current.objectives.tolist(), first.objectives.tolist(), strict=True)
         fallen = [i for i, (old, new) in enumerate(pairs) if Monitor.failure(old, new)]
         first = first.kept(self.drop(fallen, True))
-        first = first.kept(self.drop(first.unsure.nonzero()[:, 0].tolist()))
+        first = first.kept(self.leave(first))
         if jumps and self.live:
             twice, lost = self._stack.m_step(first)
             first = first.kept(self.drop(lost, True))
@@ -139,6 +138,13 @@ class _Batch:
         shrunk = (self._largest / GROWTH).clamp_min(1.0)
         self._largest = torch.where(far & ~better, shrunk, grown)
         return landed.where(better, first)
+
+    def leave(self, state: State) -> list[int]:
+        """Takes out the starts that must go on alone; says who stays."""
+        places: list[int] = state.unsure.nonzero()[:, 0].tolist()
+        for place in places:
+            self.live[place].alone = True
+        return self.drop(places)
 
     def drop(self, places: Sequence[int], degenerate: bool = False) -> list[int]:
         """Takes starts out of the batch; says who stays. Their tracks keep what they reached."""

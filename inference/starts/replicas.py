@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ember.inference.factors import Density, Layout, Site
 from ember.inference.grouping import group_of
+from ember.inference.jacobians import log_jacobian
 from ember.inference.maximisation import Update, updates
 from ember.inference.plan import Plan, PriorSite
 from ember.inference.reading.affine import AffineMap, CoefficientTable
@@ -63,6 +64,9 @@ def log_priors(plan: Plan, params: Mapping[str, Tensor], count: int) -> Tensor:
         assert prior.site.density is not None
         log_prob = prior.site.density.log_prob(params, params[name]) * prior.scale
         total = total + log_prob.reshape(count, -1).sum(1)
+        if plan.notes.get("unconstrained"):
+            extra = log_jacobian(plan.structure.parameters[name].support, params[name])
+            total = total + (extra.reshape(count, -1).sum(1) if extra.dim() else extra)
     return total
 
 

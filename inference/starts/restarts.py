@@ -93,6 +93,17 @@ class _Runner:
         self.params, self.history = self.fit.params, self.fit.history.tolist()
         self.degenerate = self.fit.is_degenerate
 
+    def go_alone(self, run: Run, steps: int) -> bool:
+        """A few steps by itself of a start that left the batch; whether they were interrupted."""
+        try:
+            self.carry_on(run, len(self.history) - 1 + steps)
+        except ImpossibleStart:
+            self.history = []
+            return False
+        assert self.fit is not None
+        self.carried = self.fit.converged
+        return self.fit.stop is StopReason.INTERRUPTED
+
 
 def best_of(
     plan: Plan,
@@ -122,7 +133,7 @@ def best_of(
     """
     runners, interrupted = list[_Runner](), False
     if len(starts) > 1 and can_stack(plan):
-        runners, interrupted = _together(Stack(plan, maximum), starts, limit, began, jumps)
+        runners, interrupted = _together(Stack(plan, maximum), starts, run, limit, began, jumps)
     if not any(runner.history for runner in runners):
         # There is no batch, or it could not begin, perhaps for one start alone.
         steps = limit if len(starts) == 1 else min(FEW, limit)
@@ -143,7 +154,7 @@ def best_of(
 
 
 def _together(
-    stack: Stack, starts: Sequence[Start], limit: int, began: float, jumps: bool
+    stack: Stack, starts: Sequence[Start], run: Run, limit: int, began: float, jumps: bool
 ) -> tuple[list[_Runner], bool]:
     """A short run of all starts as one batch; whether it was interrupted."""
     steps = min(SHORT if stack.is_closed else FEW, limit)
@@ -159,6 +170,9 @@ def _together(
         )
         for start, track in zip(starts, tracks, strict=True)
     ]
+    for runner, track in zip(runners, tracks, strict=True):
+        if track.alone and not interrupted:
+            interrupted = runner.go_alone(run, min(FEW, limit))
     return runners, interrupted
 
 

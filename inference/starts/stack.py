@@ -134,12 +134,16 @@ class Stack:
         return self._state(params, expected, evidence + priors)
 
     def _state(self, params: Params, expected: dict[Any, Tensor], objectives: Tensor) -> State:
-        plan, unsure = self._plan, []
-        for i in range(len(objectives)):
-            sums = {key: (group, expected[key][i]) for key, group in plan.groups.items()}
-            lost = plan.residual_groups(chosen(params, i)) or plan.residuals.lost(sums)
-            unsure.append(bool(lost))
-        return State(params, expected, objectives, torch.tensor(unsure))
+        plan, count = self._plan, len(objectives)
+        if self.is_closed:
+            groups = self._replicated(count).groups
+            unsure = plan.residuals.unsure(groups, params, expected, count)
+            return State(params, expected, objectives, unsure)
+        each = []
+        for i in range(count):
+            own, sums = chosen(params, i), {key: expected[key][i : i + 1] for key in plan.groups}
+            each.append(plan.residuals.unsure(plan.groups, own, sums, 1))
+        return State(params, expected, objectives, torch.cat(each))
 
     def _natural(self, params: Params, count: int) -> tuple[dict[Any, Tensor], Tensor]:
         """Natural parameters of every group ``(R, C, P)``, and the log priors ``(R,)``."""

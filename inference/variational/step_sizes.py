@@ -30,6 +30,8 @@ __all__ = ["ScaledAdam", "curvatures", "natural_lengths"]
 
 ROUNDS = 4  # each round measures in the units that the one before it found
 PROBES = 4  # random directions in a round
+STEP = 1e-5  # of differences, in the units of the coordinates
+MOST_WORK = 5_000_000  # of chains beyond which differences are cheaper than second derivatives
 INFORMATIVE = 2500  # more observations than these give no longer steps
 REALS = (constraints.real, constraints.real_vector)
 MATRICES = (constraints.positive_definite, constraints.lower_cholesky)
@@ -104,10 +106,17 @@ def curvatures(
     leaves = [value.clone().requires_grad_() for value in free.values()]
     try:
         with torch.enable_grad():
-            params = {n: transforms[n](x) for n, x in zip(free, leaves, strict=True)}
-            objective = plan.log_evidence(params) + plan.log_prior(params)
-            gradients = torch.autograd.grad(objective, leaves, create_graph=True)
-            found = _row_norms(_hessian_product(leaves, gradients), leaves)
+            twice = _chain_work(plan) <= MOST_WORK
+
+            def gradient(at: list[Tensor]) -> tuple[Tensor, ...]:
+                params = {n: transforms[n](x) for n, x in zip(free, at, strict=True)}
+                objective = plan.log_evidence(params) + plan.log_prior(params)
+                return torch.autograd.grad(objective, at, create_graph=twice)
+
+            product = (
+                _hessian_product(leaves, gradient) if twice else _differences(leaves, gradient)
+            )
+            found = _row_norms(product, leaves)
     except RuntimeError:
         return unknown  # a density that can be differentiated only once
     return {
@@ -127,10 +136,31 @@ def natural_lengths(plan: Plan, curvature: Mapping[str, Tensor]) -> dict[str, Te
     return lengths
 
 
+Gradient = Callable[[list[Tensor]], tuple[Tensor, ...]]
 Product = Callable[[list[Tensor]], list[Tensor]]
 
 
-def _hessian_product(leaves: list[Tensor], gradients: tuple[Tensor, ...]) -> Product:
+def _chain_work(plan: Plan) -> int:
+    """The least cost of a second derivative through chains: steps by the cube of their states."""
+    return sum(c.steps * plan.sizes[c.state] ** 3 for c in plan.chains.values())
+
+
+def _differences(leaves: list[Tensor], gradient: Gradient) -> Product:
+    """Products with the Hessian by central differences of the gradient."""
+
+    def product(vectors: list[Tensor]) -> list[Tensor]:
+        sides = []
+        for step in (STEP, -STEP):
+            at = [(x + step * v).detach() for x, v in zip(leaves, vectors, strict=True)]
+            sides.append(gradient([each.requires_grad_() for each in at]))
+        return [(up - down) / (2.0 * STEP) for up, down in zip(*sides, strict=True)]
+
+    return product
+
+
+def _hessian_product(leaves: list[Tensor], gradient: Gradient) -> Product:
+    gradients = gradient(leaves)
+
     def product(vectors: list[Tensor]) -> list[Tensor]:
         along = torch.stack([(g * v).sum() for g, v in zip(gradients, vectors, strict=True)]).sum()
         found = torch.autograd.grad(along, leaves, retain_graph=True, allow_unused=True)

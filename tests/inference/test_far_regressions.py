@@ -129,7 +129,8 @@ def test_where_the_covariates_are_does_not_matter(name: str, objective: str, far
     em = EM(model, objective, seed=0, tol=1e-10, max_iter=5000)
     near, moved = (em.fit(y, torch.tensor(x + by), **options) for by in (0.0, far))
     assert moved.converged
-    assert moved.log_posterior == pytest.approx(near.log_posterior, rel=1e-8)
+    # A number of 1.5e9 times a slope leaves seven digits for the height of a line.
+    assert moved.log_posterior == pytest.approx(near.log_posterior, rel=1e-7)
     slopes = moved.params["coefficients"][:, 1]
     torch.testing.assert_close(slopes, near.params["coefficients"][:, 1], rtol=1e-4, atol=1e-4)
 
@@ -202,3 +203,27 @@ def test_a_line_hides_nothing_in_its_rounding() -> None:
 
     table = EM(model, "mle").explain(torch.tensor(y)).set_index("site")
     assert list(table.loc[["a", "b"], "M-step"]) == ["closed form", "closed form"]
+
+
+@pytest.mark.parametrize(("apart", "noise"), [(1e6, 1.0), (1.0, 1e-6)])
+def test_lines_far_apart_in_units_of_their_noise(apart: float, noise: float) -> None:
+    """Each line is then fitted by its own rows alone."""
+    x, _ = draws(8)
+    which = np.arange(120) % 2
+    lines = np.where(which, apart * (1.0 + x), apart * (x - 9.0))
+    y = lines + noise * np.random.default_rng(9).normal(size=120)
+    em = EM(regression_mixture, "mle", seed=0)
+    fit = em.fit(torch.tensor(y), torch.tensor(x), components=2)
+    assert fit.converged
+    each = [least_squares(x[which == k, None], y[which == k]) for k in (0, 1)]
+    assert fit.log_likelihood == pytest.approx(sum(each) - 120 * np.log(2.0), rel=1e-9)
+
+
+@pytest.mark.parametrize("far", [0.0, 1e6])
+def test_a_line_without_noise_has_no_finite_scale(far: float) -> None:
+    x = torch.tensor(draws(10)[0] + far)
+    with pytest.raises(ValueError, match="component 0 of site 'precisions' has collapsed"):
+        EM(regression_mixture, "mle", seed=0).fit(2.0 * x + 1.0, x, components=1)
+    fit = EM(regression_mixture, seed=0).fit(2.0 * x + 1.0, x, components=1)
+    assert fit.converged
+    assert float(fit.params["coefficients"][0, 1]) == pytest.approx(2.0, rel=1e-3)

@@ -147,10 +147,11 @@ def test_steps_by_hand_read_a_model_once() -> None:
     def counted(x: Tensor) -> None:
         nonlocal runs
         runs += 1
+        pyro.param("unused", torch.tensor(0.5), constraint=dist.constraints.unit_interval)
         line(x)
 
     x, em = torch.tensor(ROWS), EM(counted)
-    stats = em.e_step({"slope": 1.0}, x)
+    stats = em.e_step({"slope": 1.0, "unused": 0.5}, x)
     before = runs
     assert em.e_step(em.m_step(stats), x).plan is stats.plan
     assert runs == before + 1

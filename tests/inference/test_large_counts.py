@@ -94,6 +94,26 @@ def test_overdispersed(size: float, shape: float) -> None:
     torch.testing.assert_close(exact_log_prob(fn, x), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("size", [1e6, 1e12, 1e15])
+@pytest.mark.parametrize("shapes", [(0.5, 2.0), (3.0, 40.0)])
+def test_beta_binomial_and_dirichlet_multinomial(shapes: tuple[float, float], size: float) -> None:
+    a, total = torch.tensor(shapes, dtype=torch.float64), 2.0 * size
+    x = torch.tensor([0.0, 3.0, size, total - 1.0], dtype=torch.float64)
+    beta = dist.BetaBinomial(a[0], a[1], torch.tensor(total, dtype=torch.float64))
+    dirichlet = dist.DirichletMultinomial(a, total, validate_args=False)
+    with mpmath.workdps(60):
+        lg, n, (p, q) = mpmath.loggamma, mpmath.mpf(total), map(mpmath.mpf, shapes)
+        truth = [
+            lg(n + 1) - lg(v + 1) - lg(n - v + 1) + lg(v + p) + lg(n - v + q) - lg(n + p + q)
+            + lg(p + q) - lg(p) - lg(q)
+            for v in map(mpmath.mpf, x.tolist())
+        ]  # fmt: skip
+        expected = torch.tensor([float(value) for value in truth], dtype=torch.float64)
+    torch.testing.assert_close(exact_log_prob(beta, x), expected, rtol=1e-10, atol=1e-10)
+    both = exact_log_prob(dirichlet, torch.stack([x, total - x], -1))
+    torch.testing.assert_close(both, expected, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("scale", [1e3, 1e12])
 def test_multinomial(scale: float) -> None:
     x = scale * torch.tensor([[2.0, 3.0, 5.0], [3.0, 3.0, 4.0], [1.0, 4.0, 5.0]]).double()

@@ -252,14 +252,6 @@ def regressions(x: Tensor, y: Tensor) -> None:
         pyro.sample("y", dist.Normal(loc, variances[z].sqrt()), obs=y)
 
 
-def beta_as_weights(x: Tensor) -> None:
-    p = pyro.sample("p", dist.Beta(2.0, 3.0))
-    locs = pyro.param("locs", torch.tensor([-1.0, 1.0], dtype=torch.float64))
-    with pyro.plate("rows", len(x)):
-        z = pyro.sample("z", dist.Categorical(torch.stack([p, 1.0 - p])))
-        pyro.sample("x", dist.Normal(locs[z], 1.0), obs=x)
-
-
 def pulled(x: Tensor) -> None:
     weights = weights_of()
     locs = vector("locs", dist.Normal(0.0, 3.0), 2)
@@ -278,7 +270,6 @@ NUMERICAL: dict[str, tuple[Callable[..., None], tuple[Tensor, ...], set[str]]] =
     "negative binomial": (negative_binomial, (COUNTS,), {"counts", "p"}),
     "gamma shapes": (gamma_shapes, (POSITIVES,), {"shapes", "rates"}),
     "LKJ factor": (correlated, (PAIRS,), {"factor", "scales"}),
-    "beta as weights": (beta_as_weights, (MIXED,), {"p"}),
 }
 
 

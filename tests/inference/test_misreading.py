@@ -158,8 +158,8 @@ def test_a_model_that_was_read_rightly_is_asked_once_more_only() -> None:
 
     x = torch.stack([FAR, FAR.cos()], -1)
     em = EM(model, seed=0)
-    em.explain(x, components=2)
-    before = len(runs)
+    em.plan(x, components=2)
+    reading = len(runs)
     fit = em.fit(x, components=2)
     assert fit.converged
-    assert len(runs) == before + 1
+    assert len(runs) == 2 * reading + 1

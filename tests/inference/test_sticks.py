@@ -128,6 +128,25 @@ def test_genotypes_count_their_alleles() -> None:
     assert fit.log_likelihood == pytest.approx(float(truth), rel=1e-12)
 
 
+def test_a_share_and_its_complement() -> None:
+    """Two components with the weights p and 1 - p: (n + 2 - 1) / (N + 2 + 3 - 2)."""
+
+    def two(x: Tensor) -> None:
+        p = pyro.sample("p", dist.Beta(2.0, 3.0))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.stack([p, 1.0 - p])))
+            pyro.sample("x", dist.Normal(torch.tensor([-6.0, 7.0])[z], 1.0), obs=x)
+
+    x, at = data(), torch.tensor(0.3)
+    assert how(EM(two), "p", x) == "closed form"
+    joint = torch.stack([at, 1 - at]).log() + dist.Normal(torch.tensor([-6.0, 7.0]), 1.0).log_prob(
+        x[:, None]
+    )
+    stats = EM(two).e_step({"p": at}, x)
+    expected = (joint.softmax(1)[:, 0].sum() + 1.0) / (len(x) + 3.0)
+    torch.testing.assert_close(EM(two).m_step(stats)["p"], expected)
+
+
 def test_many_levels_are_no_lookup() -> None:
     """A stick of eighty pieces, observed: shares of those that got so far."""
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference import EM, SVI
+from ember.inference.arguments import sheltered
+from ember.inference.variational import step_sizes
 from ember.inference.variational.interior import moved_inside
 
 X = torch.cat([torch.linspace(-6.0, -4.0, 30), torch.linspace(3.0, 6.0, 20)]).double()
@@ -95,3 +97,28 @@ def test_values_inside_stay_as_they_are() -> None:
     moved = moved_inside(plan.structure.parameters, {"p": torch.tensor([0.0, 0.7])})["p"]
     assert moved[1] == torch.tensor(0.7)
     assert float(moved[0]) == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("units", [1e-4, 1.0, 1e5])
+def test_curvatures_of_long_chains_are_those_of_second_derivatives(
+    units: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Differences of the gradient stand in where second derivatives would be dear."""
+
+    def chain(x: Tensor) -> None:
+        stay = pyro.param("stay", torch.tensor(0.8), constraint=constraints.unit_interval)
+        locs = pyro.param("locs", units * torch.tensor([-5.0, 4.0]))
+        scale = pyro.param("scale", torch.tensor(units), constraint=constraints.positive)
+        moves = torch.stack([torch.stack([stay, 1 - stay]), torch.stack([1 - stay, stay])])
+        hidden = dist.DiscreteHMM(torch.zeros(2), moves.log(), dist.Normal(locs, scale))
+        pyro.sample("x", hidden, obs=x)
+
+    plan = EM(chain).plan(units * X)
+    start = {name: p.start for name, p in plan.structure.parameters.items()}
+    found = []
+    for most in (0, 10**9):
+        monkeypatch.setattr(step_sizes, "MOST_WORK", most)
+        with sheltered(0, X):
+            found.append(step_sizes.curvatures(plan, start))
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=0.02, atol=0.0)
