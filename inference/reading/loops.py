@@ -24,6 +24,7 @@ from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["Family", "Loop", "find_loops"]
 
+FILLED = 4  # entries of stacked data for each that there is
 _NUMBERED = re.compile(r"^(.*\D)?(\d+)(\D*)$")
 
 
@@ -234,6 +235,8 @@ def _loop(sites: _Sites, keys: set[Key], taken: Collection[str]) -> Loop:
     ]
     data = _data(sites, positions, set(members[chain].values()), steps)
     _require(bool(data))
+    # Sites of many kinds, each at a step or two, are fewer numbers one by one.
+    _require(len(data) * steps <= FILLED * sum(len(family.names) for family in data))
     families = [*latents, *data]
     for family in families:
         _check_alike(sites, family, skip_first=family is latents[0])

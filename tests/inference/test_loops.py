@@ -153,6 +153,16 @@ def sometimes(x: Tensor, y: Tensor) -> None:
             pyro.sample(f"y_{t}", dist.Bernoulli(logits=locs[z]), obs=y[t])
 
 
+def plates_by_step(x: Tensor) -> None:
+    """A plate of its own at every step: sites of too many kinds to be stacked."""
+    transition, locs = moves(2), centres(2)
+    z: Any = 0
+    for t in pyro.markov(range(len(x))):
+        z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]))
+        with pyro.plate(f"rows_{t}", 2):
+            pyro.sample(f"x_{t}", dist.Normal(locs[z], 1.0), obs=x[t])
+
+
 def two_chains(x: Tensor) -> None:
     """A factorial model: no single chain, so it stays site by site."""
     transition, locs = moves(2), centres(2, 2)
@@ -176,6 +186,7 @@ CASES: list[Case] = [
     (moves_in_time, (normal(4).exp(),), ("z",)),
     (computed, (normal(5),), ("z",)),
     (sometimes, (normal(4), bits(4)), ("z",)),
+    (plates_by_step, (normal(6, 2),), ("z",)),
     (two_chains, (normal(3),), ("z", "w")),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=[case[0].__name__ for case in CASES])
@@ -192,7 +203,7 @@ def plan_of(model: Any, args: tuple[Any, ...]) -> tuple[Plan, dict[str, Tensor]]
 def test_a_loop_is_read_as_a_chain(case: Case) -> None:
     model, args, _ = case
     plan, _ = plan_of(model, args)
-    assert bool(plan.chains) == (model is not two_chains)
+    assert bool(plan.chains) == (model not in (two_chains, plates_by_step))
     assert len(plan.chains) == 0 or len(plan.structure.latent) < 3
 
 
