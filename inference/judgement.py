@@ -18,6 +18,7 @@ from ember.inference.extremes import at_infinity, collapsed_effects, without_bou
 from ember.inference.initialisation import starting_params
 from ember.inference.maximisation import maximise
 from ember.inference.statistics import Statistics
+from ember.inference.supports import shown
 
 __all__ = ["Judge"]
 
@@ -137,6 +138,8 @@ def _together(current: Statistics) -> str:
     Of states that a prior treats alike, two may well share what there is: that is its estimate.
     """
     plan = current.plan
+    if any(shown(p.support).startswith("Interval") for p in plan.structure.parameters.values()):
+        return ""  # at a bound that they share, states are alike by the user's own wish
     found = coinciding(plan, current.params, TOGETHER)
     if found is None or (plan.objective != "mle" and exchangeable(plan, found[0], current.params)):
         return ""
