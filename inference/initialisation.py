@@ -233,7 +233,9 @@ def _apart(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
     if not names:
         return params
     flat = coordinates.flatten(params)
-    moved = flat + _widths(plan, params, coordinates, names) * torch.randn(flat.shape)
+    if "widths" not in plan.notes:
+        plan.notes["widths"] = _widths(plan, params, coordinates, names)
+    moved = flat + plan.notes["widths"] * torch.randn(flat.shape)
     apart = coordinates.unflatten(torch.where(torch.isfinite(flat), moved, flat))
     return {**params, **{name: value.clone() for name, value in apart.items()}}
 
