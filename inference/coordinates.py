@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
+from ember.inference.reading.roles import Parameter
 from ember.inference.statistics import Statistics
-from ember.inference.structure import Parameter
 from ember.inference.supports import base_support
 
 __all__ = ["Coordinates"]

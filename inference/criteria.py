@@ -22,7 +22,7 @@ from torch.distributions import biject_to, transform_to
 
 from ember.inference.expectation.enumeration import align
 from ember.inference.plan import Plan
-from ember.inference.structure import Parameter
+from ember.inference.reading.roles import Parameter
 
 __all__ = ["aic", "bic", "entropy", "free_parameters", "observations"]
 

@@ -10,8 +10,8 @@ from torch.distributions import constraints
 
 from ember.inference.answers.sequences import base_name
 from ember.inference.families import Categorical
+from ember.inference.reading.roles import Parameter
 from ember.inference.statistics import Statistics
-from ember.inference.structure import Parameter
 from ember.inference.superposition import Superposed
 
 __all__ = [

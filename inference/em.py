@@ -41,11 +41,11 @@ from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
 from ember.inference.reading.fingerprint import fingerprint
 from ember.inference.reading.model_errors import unevaluated
+from ember.inference.reading.roles import Model
 from ember.inference.starts.annealing import annealed
 from ember.inference.starts.restarts import GIVEN, Start, best_of
 from ember.inference.starts.split_merge import check_mixture, split_and_merge
 from ember.inference.statistics import Statistics
-from ember.inference.structure import Model
 from ember.inference.validation import (
     check_local_parameters,
     check_rows,

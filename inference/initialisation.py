@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ember.inference.certificate import Curvature, evaluated
+from ember.inference.certificate import Curvature
 from ember.inference.coincidence import coinciding
 from ember.inference.coordinates import Coordinates
 from ember.inference.degeneracy import Degenerate
@@ -252,7 +252,9 @@ def _apart(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
     if not names:
         return params
     flat = coordinates.flatten(params)
-    moved = flat + _widths(plan, params, coordinates, names) * torch.randn(flat.shape)
+    if "widths" not in plan.notes:
+        plan.notes["widths"] = _widths(plan, params, coordinates, names)
+    moved = flat + plan.notes["widths"] * torch.randn(flat.shape)
     apart = coordinates.unflatten(torch.where(torch.isfinite(flat), moved, flat))
     return {**params, **{name: value.clone() for name, value in apart.items()}}
 
@@ -263,8 +265,10 @@ def _widths(
     """How far to move each coordinate: a tenth, or half a standard deviation if that is less."""
     most = torch.full(coordinates.flatten(params).shape, 0.1)
     every = Coordinates(plan.structure.parameters)
-    statistics = evaluated(plan.e_step, params)
-    curvature = None if statistics is None else Curvature.at(every, statistics)
+    try:
+        curvature = Curvature.at(every, plan.completed(params, weights_of(plan, {})))
+    except (RuntimeError, ValueError, ArithmeticError):
+        return most
     if curvature is None or curvature.matrix is None:
         return most
     information = curvature.matrix.diagonal()[every.places(names)]

@@ -29,10 +29,10 @@ from ember.inference.families import contribution_to_maximiser
 from ember.inference.jacobians import pseudo_jacobian, stays_closed
 from ember.inference.least_squares import solve_coefficients
 from ember.inference.plan import Plan
+from ember.inference.reading.roles import Parameter
 from ember.inference.shapes import append_dims
 from ember.inference.slots import Slot
 from ember.inference.statistics import Group, Statistics
-from ember.inference.structure import Parameter
 from ember.inference.superposition import Superposed, SuperposedRate
 from ember.inference.supports import all_within, is_natural, shown
 

@@ -20,13 +20,14 @@ from ember.inference.reading.lookup import compile_lookup
 from ember.inference.reading.loops import Loop
 from ember.inference.reading.misreading import MISREAD
 from ember.inference.reading.opaque import factor_dims, model_dependencies
+from ember.inference.reading.roles import Model
 from ember.inference.reading.roll import with_loops
 from ember.inference.reading.sites import Probes, probe, read_site
 from ember.inference.reading.stacking import lengths_of
 from ember.inference.reading.tape import record
 from ember.inference.residual_factors import ResidualFactors
 from ember.inference.shapes import prepend_dims
-from ember.inference.structure import Model, Structure, read_structure
+from ember.inference.structure import Structure, read_structure
 from ember.inference.superposed_factor import SuperposedFactor, compile_superposed
 from ember.inference.superposition import SuperposedForm
 

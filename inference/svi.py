@@ -20,7 +20,7 @@ from ember.inference.initialisation import Init, starting_params
 from ember.inference.options import check_choice, check_count, progress_bar
 from ember.inference.plan import Plan
 from ember.inference.planning import build_plan
-from ember.inference.structure import Model
+from ember.inference.reading.roles import Model
 from ember.inference.validation import check_rows, check_settable, warn_of_cuts
 from ember.inference.variational.elbo import NonFiniteLoss, PlanELBO
 from ember.inference.variational.guides import (

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ember.inference.families import safe_log
+from ember.inference.reading.roles import Parameter
 from ember.inference.shapes import append_dims, unexpanded
-from ember.inference.structure import Parameter, Structure
+from ember.inference.structure import Structure
 from ember.inference.supports import base_support
 
 __all__ = ["ArgumentMap", "ArgumentValues", "Table", "match_argument", "probe_values"]

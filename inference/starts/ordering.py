@@ -61,7 +61,8 @@ def best_numbering(
 def _objective(plan: Plan, params: Params) -> float:
     """The objective, minus infinity where it cannot be evaluated."""
     try:
-        value = plan.e_step(params).objective
+        with torch.no_grad():
+            value = float(plan.log_evidence(params) + plan.log_prior(params))
     except (RuntimeError, ValueError, ArithmeticError):
         return -math.inf
     return value if math.isfinite(value) else -math.inf

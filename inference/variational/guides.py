@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ember.inference.options import check_choice
 from ember.inference.plan import Plan
-from ember.inference.structure import default_value
+from ember.inference.reading.runs import default_value
 from ember.inference.variational.elbo import parameter_values
 
 __all__ = ["GUIDES", "LearntGuide", "check_guide", "guide_name", "make_guide", "point_estimate"]

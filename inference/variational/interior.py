@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from ember.inference.structure import Parameter
+from ember.inference.reading.roles import Parameter
 from ember.inference.supports import base_support
 
 __all__ = ["moved_inside"]

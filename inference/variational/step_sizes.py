@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
 from ember.inference.plan import Plan
-from ember.inference.structure import Parameter
+from ember.inference.reading.roles import Parameter
 from ember.inference.supports import base_support
 
 __all__ = ["ScaledAdam", "curvatures", "natural_lengths"]

@@ -14,7 +14,7 @@ from ember.inference import EM
 from ember.inference.acceleration import EMMap, _Lbfgs
 from ember.inference.answers.labels import in_canonical_order
 from ember.inference.coordinates import Coordinates
-from ember.inference.structure import Parameter
+from ember.inference.reading.roles import Parameter
 from ember.models import hidden_markov_poisson
 from tests.inference import brute_force
 from tests.inference.brute_force import Free

@@ -1,0 +1,109 @@
+"""The role of a site: *observed* has data, *latent* is summed over, *parameter* is maximised."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+from ember.inference.reading.runs import is_continuous
+from ember.inference.supports import shown
+
+__all__ = ["Model", "Parameter", "param_parameter", "role_of", "sample_parameter"]
+
+Model = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A site that the M-step maximises."""
+
+    name: str
+    support: constraints.Constraint
+    shape: torch.Size
+    plates: tuple[str, ...]
+    has_prior: bool
+    start: Tensor
+    is_module_parameter: bool = False
+
+    def to_constrained(self, unconstrained: Tensor) -> Tensor:
+        """Maps free reals to the parameter's support."""
+        value: Tensor = transform_to(self.support)(unconstrained)
+        return value
+
+    def to_unconstrained(self, value: Tensor) -> Tensor:
+        """The inverse of ``to_constrained``, up to what the map leaves free."""
+        free: Tensor = transform_to(self.support).inv(value)
+        return free
+
+
+def role_of(name: str, site: Any, integrate: Mapping[str, Any]) -> str:
+    """ "observed", "latent" or "parameter".
+
+    Raises:
+        ValueError: If a latent site cannot be summed over; the message names it.
+    """
+    if site["is_observed"]:
+        return "observed"
+    fn = site["fn"]
+    how = integrate.get(name, site["infer"].get("integrate"))
+    if is_continuous(fn):
+        if how is not None:
+            raise ValueError(
+                f"site '{name}' asks to be integrated by {how!r}, but this version integrates "
+                "discrete latents only; drop the request to estimate the site as a parameter "
+                f"(EM(model, integrate={{'{name}': None}})), or give it a discrete grid of values."
+            )
+        return "parameter"
+    if how not in (None, "enumeration"):
+        raise ValueError(
+            f"site '{name}' is discrete and asks to be integrated by {how!r}; discrete latents are "
+            "summed over exactly: drop the request."
+        )
+    if type(fn).__name__ == "Delta":
+        raise ValueError(
+            f"site '{name}' samples from a Delta; use pyro.deterministic for a computed value, or "
+            "pyro.param for one to be estimated."
+        )
+    if not fn.has_enumerate_support:
+        raise ValueError(
+            f"latent site '{name}' ({type(fn).__name__}) has no finite support to sum over; use a "
+            "Categorical over a truncated range, or observe it."
+        )
+    return "latent"
+
+
+def param_parameter(name: str, site: Any, model: Model) -> Parameter:
+    """The parameter of a ``pyro.param`` statement."""
+    # A PyroModule states its constraints to the parameter store, not at the site.
+    given = site["kwargs"].get("constraint", constraints.real)
+    support = pyro.get_param_store()._constraints.get(name, given)
+    if "$$$" in name:
+        module = name.split("$$$")[0]
+        raise ValueError(
+            f"the model registers the torch module '{module}' with pyro.module, whose weights "
+            "cannot be set from outside; make it a pyro.nn.PyroModule (for instance "
+            "PyroModule[torch.nn.Linear](...)), called inside the model."
+        )
+    value = site["value"].detach().clone()
+    value = value.double() if value.is_floating_point() else value
+    # A PyroParam is registered as "..._unconstrained", an ordinary parameter by its own name.
+    own = isinstance(model, torch.nn.Module) and name in dict(model.named_parameters())
+    return Parameter(name, support, value.shape, (), False, value, is_module_parameter=own)
+
+
+def sample_parameter(name: str, site: Any, plates: tuple[str, ...]) -> Parameter:
+    """The parameter of a ``pyro.sample`` statement, which has a prior."""
+    fn, value = site["fn"], site["value"]
+    try:
+        transform_to(fn.support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"parameter site '{name}' has support {shown(fn.support)}, onto which no transform "
+            "is known; "
+            "reparameterise the site, or register one with torch's transform_to."
+        ) from error
+    return Parameter(name, fn.support, value.shape, plates, has_prior=True, start=value)

@@ -1,0 +1,161 @@
+"""Running a model with its parameters at given values, and what its sites are.
+
+A run never draws a parameter; latent sites are enumerated or take one value; data may have
+other values, or are drawn anew.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.distributions import transform_to
+
+from ember.inference.arguments import declare_from_outside
+from ember.inference.reading.composite_draws import draw_composite
+from ember.inference.reading.held import is_conditioned
+from ember.inference.reading.partly_observed import LABEL, Partly, nothing
+from ember.inference.reading.unwrapping import unwrap
+
+__all__ = ["At", "default_value", "is_continuous", "statements"]
+
+
+class At(Messenger):
+    """Fixes parameter sites at given values, others at their default start; never draws them."""
+
+    def __init__(
+        self,
+        params: Mapping[str, Tensor],
+        fix_latents: bool = False,
+        draw_data: bool = False,
+        first: int | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        held: Collection[str] = (),
+        partly: Partly | None = None,
+    ) -> None:
+        super().__init__()
+        self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
+        self.first = first  # number of the first latent's value; the others' follow, each by one
+        self.chosen: dict[str, int] = {}
+        self.given, self.held = given or {}, held
+        self.conditioned: set[str] = set()
+        self.partly = partly or Partly()
+        self._whole: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if msg["is_observed"] and _is_boolean(msg):
+            msg["value"] = msg["value"].long()
+        if msg["is_observed"] and is_conditioned(name):
+            self.conditioned.add(name)
+        if name in self.given and msg["is_observed"]:
+            msg["value"] = self.given[name]
+        draws = self.draw_data and name not in self.held and not _is_computed(msg)
+        if draws and msg["is_observed"]:
+            data, msg["value"] = msg["value"], None
+            msg["is_observed"], msg["done"] = False, False
+            draw_composite(msg, data)
+            return
+        if msg["name"] in self._whole and not self.draw_data:
+            msg["value"] = self._whole[msg["name"]]  # all values, where it is known as well
+            return
+        if msg["name"] in self.partly.given and not self.draw_data:
+            msg["infer"].update({LABEL: msg["value"], "enumerate": "parallel"})
+            msg["value"], msg["is_observed"] = None, False
+            return
+        if msg["is_observed"] or msg["done"]:
+            return
+        if msg["name"] in self.partly.undrawn:
+            if not self.draw_data:
+                msg["value"] = nothing(msg)
+            return
+        if not is_continuous(msg["fn"]):
+            msg["infer"]["enumerate"] = "parallel"  # whatever the model asks for
+            if self.fix_latents and getattr(msg["fn"], "has_enumerate_support", False):
+                # One value for all rows: a draw for each would gather a parameter for each.
+                values = msg["fn"].enumerate_support(expand=False)
+                number = 0 if self.first is None else (self.first + len(self.chosen)) % len(values)
+                msg["value"], self.chosen[msg["name"]] = values[number], number
+                msg["done"] = True
+            return
+        # A site with a value is not drawn. It is not "done" either: Pyro's enumeration passes over
+        # such sites, and would not know of a parameter inside pyro.markov when a later site asks.
+        if msg["name"] in self.params:
+            msg["value"] = self.params[msg["name"]]
+        else:
+            msg["value"] = default_value(msg["fn"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self.partly.whole:
+            self._whole[self.partly.whole[msg["name"]]] = msg["value"]
+
+    def _pyro_param(self, msg: Any) -> None:
+        if len(msg["args"]) < 2 and not declare_from_outside(msg["name"]):
+            raise ValueError(
+                f"pyro.param('{msg['name']}') has no initial value, and Pyro's parameter store "
+                f"knows none; write pyro.param('{msg['name']}', torch.tensor(...))."
+            )
+        if msg["name"] in self.params:
+            msg["value"] = self.params[msg["name"]]
+            msg["done"] = True
+
+
+def _is_boolean(site: Any) -> bool:
+    """Whether a site has truth values where numbers 0 and 1 are meant; Pyro itself fails there."""
+    value = site["value"]
+    boolean = isinstance(value, Tensor) and value.dtype is torch.bool
+    return boolean and not _is_computed(site) and not is_continuous(site["fn"])
+
+
+def _is_computed(site: Any) -> bool:
+    """Whether a site is a ``pyro.deterministic`` or ``pyro.factor`` statement: nothing to draw."""
+    return bool(site["infer"].get("_deterministic")) or type(site["fn"]).__name__ == "Unit"
+
+
+def default_value(fn: TorchDistributionMixin) -> Tensor:
+    """A valid, unremarkable value of a continuous distribution: its mean where that exists."""
+    shape = fn.shape()
+    try:
+        mean: Tensor = fn.mean.detach().expand(shape).clone()
+        if bool(torch.isfinite(mean).all()) and bool(fn.support.check(mean).all()):
+            return mean
+    except (NotImplementedError, AttributeError, ValueError, RuntimeError):
+        pass  # no mean: a point in the middle of the support will do
+    transform = transform_to(fn.support)
+    middle: Tensor = transform(torch.zeros(transform.inverse_shape(shape)))
+    return middle.expand(shape).clone()
+
+
+def statements(trace: Trace) -> Iterator[tuple[str, Any]]:
+    """The sites that carry a density or a parameter, in the model's order."""
+    site: Any
+    for name, site in trace.nodes.items():
+        if site["type"] == "param":
+            yield name, site
+        elif site["type"] == "sample":
+            subsample = type(site["fn"]).__name__ == "_Subsample"
+            if not subsample and not _is_deterministic(site):
+                yield name, site
+
+
+def _is_deterministic(site: Any) -> bool:
+    """Whether a site only shows a computed value: ``pyro.deterministic``, or what amounts to it."""
+    if site["infer"].get("_deterministic"):
+        return True
+    fn = unwrap(site["fn"]).base
+    if not site["is_observed"] or type(fn).__name__ != "Delta" or bool((fn.log_density != 0).any()):
+        return False
+    v, value = torch.broadcast_tensors(fn.v, site["value"])
+    return torch.equal(v, value)
+
+
+def is_continuous(fn: Any) -> bool:
+    """Whether a distribution is one that a parameter may have."""
+    return (
+        isinstance(fn, TorchDistributionMixin)
+        and type(fn).__name__ not in ("Delta", "Unit", "_Subsample")
+        and not fn.support.is_discrete
+    )
