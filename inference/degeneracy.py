@@ -85,7 +85,10 @@ def check_maximiser(judged: Judged, coefficients: list[Tensor], least: Tensor) -
 
 def _remedy(judged: Judged, what: str) -> str:
     if what == _UNBOUNDED:
-        return "give its prior concentrations of at least 1, or use objective='mle'."
+        return (
+            "give its prior concentrations of at least 1, or use objective='mle' or "
+            "mode='unconstrained'."
+        )
     if judged.objective == "mle":
         return BY_PRIOR
     if what == _EMPTIED:

@@ -133,15 +133,16 @@ class Judge:
 
 
 def _together(current: Statistics) -> str:
-    """A warning about states that coincide and are no mere names, or whose merging no prior asks.
+    """A warning about states that coincide though they are no mere names.
 
-    Of states that a prior treats alike, two may well share what there is: that is its estimate.
+    A constraint, such as an order, may have merged them. States that are mere names may well share
+    what there is, as where a mixture has more of them than the data.
     """
     plan = current.plan
     if any(shown(p.support).startswith("Interval") for p in plan.structure.parameters.values()):
         return ""  # at a bound that they share, states are alike by the user's own wish
     found = coinciding(plan, current.params, TOGETHER)
-    if found is None or (plan.objective != "mle" and exchangeable(plan, found[0], current.params)):
+    if found is None or exchangeable(plan, found[0], current.params):
         return ""
     return _TOGETHER.format(*found)
 

@@ -15,6 +15,8 @@ __all__ = ["MOST_PARAMETERS", "minimise"]
 MOST_PARAMETERS = 40  # the Hessian takes as many backward passes
 STEPS = 50
 ROUNDING = 1e-14  # relative to the function
+PROMISE = 1e-10  # of a gain, relative, that a step does not keep where the function has an edge
+KINK = 1e-6  # a step, relative, that is long beside the distance to an edge, and short otherwise
 SHORTENINGS = 60  # by four each: where the curvature is e^-50, so is its word on the step
 
 
@@ -29,33 +31,73 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
         start: Where to begin, ``(P,)``.
     """
     point, value = start.detach(), float(function(start.detach()))
+    held = torch.zeros(len(point), dtype=torch.bool)
     for _ in range(STEPS):
         gradient, hessian = _derivatives(function, point)
         if not bool(torch.isfinite(gradient).all()) or not bool(torch.isfinite(hessian).all()):
             return None
+        gradient = gradient.masked_fill(held, 0.0)
         if not bool((gradient != 0.0).any()):
             break
-        direction = _downhill(gradient, hessian)
+        free = (~held).nonzero().squeeze(-1)
+        direction = torch.zeros_like(point)
+        direction[free] = _downhill(gradient[free], hessian[free][:, free])
         slope = float(gradient @ direction)
-        length = 1.0
         # What is left to gain, about half the slope, may drown in the rounding of the function.
         last = -slope <= ROUNDING * (1.0 + abs(value))
-        for _ in range(1 if last else SHORTENINGS):
-            moved = point + length * direction
-            if torch.equal(moved, point):
-                return point
-            with torch.no_grad():
-                reached = float(function(moved))
-            if reached <= value + 1e-4 * length * slope:
-                break
-            length /= 4.0
-        else:
-            break
+        moved, reached = _shortened(
+            function, point, value, direction, slope, 1 if last else SHORTENINGS
+        )
         stalls = not reached < value  # the step fell within the rounding of the function
+        if stalls and -slope > PROMISE * (1.0 + abs(value)):
+            kinks = _kinks(function, point, value) & ~held
+            if bool(kinks.any()):
+                held |= kinks
+                continue
         point, value = moved, reached
         if last or stalls:
             break
     return point
+
+
+def _shortened(
+    function: Callable[[Tensor], Tensor],
+    point: Tensor,
+    value: float,
+    direction: Tensor,
+    slope: float,
+    trials: int,
+) -> tuple[Tensor, float]:
+    """The first place along a direction, from far to near, where the function falls enough."""
+    for trial in range(trials):
+        length = 0.25**trial
+        moved = point + length * direction
+        if torch.equal(moved, point):
+            break
+        with torch.no_grad():
+            reached = float(function(moved))
+        if reached <= value + 1e-4 * length * slope:
+            return moved, reached
+    return point, value
+
+
+def _kinks(function: Callable[[Tensor], Tensor], point: Tensor, value: float) -> Tensor:
+    """Coordinates along which the function rises both ways, however short the step.
+
+    At such an edge (of a ``Laplace`` density, say) the derivative jumps, and a step along it
+    leads nowhere; the coordinate is at its best place, and the others must go on without it.
+    """
+    found = torch.zeros(len(point), dtype=torch.bool)
+    with torch.no_grad():
+        for i in range(len(point)):
+            rises = []
+            for size in (KINK, 0.1 * KINK):
+                step = torch.zeros_like(point)
+                step[i] = size * (1.0 + float(point[i].abs()))
+                rises += [float(function(point + sign * step)) - value for sign in (1.0, -1.0)]
+            # Where there is no edge, the sum of both ways falls as the square of the step.
+            found[i] = min(rises) > 0.0 and sum(rises[2:]) > 0.05 * sum(rises[:2])
+    return found
 
 
 def _derivatives(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from ember.inference.maximisation import updates
 from ember.inference.ownership import sets_of_parameters
 from ember.inference.plan import Plan
 from ember.inference.reading.cut_gradients import cut_parameters
+from ember.inference.reading.held import prior_sources
 from ember.inference.reading.parameter_maps import probe_values
 
 __all__ = ["check_local_parameters", "check_rows", "check_settable", "warn_of_cuts"]
@@ -61,7 +62,12 @@ def check_local_parameters(plan: Plan, integrate: Mapping[str, Any]) -> None:
         return
     local = [n for n in structure.parameters if n not in integrate and _is_of_rows(plan, n)]
     for name in local:
-        if name in plan.priors and (others := plan.dependencies(name) - set(local)):
+        if name in plan.priors:
+            others = set(plan.dependencies(name)) - set(local)
+        else:  # maximum likelihood leaves its density out, but it is no less a random effect
+            start = {n: p.start for n, p in structure.parameters.items()}
+            others = prior_sources(structure, start, name) - set(local)
+        if others:
             raise ValueError(_is_latent(name, sorted(others)[0]))
         for site in structure.factor_names:
             used = plan.dependencies(site)

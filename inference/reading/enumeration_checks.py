@@ -114,13 +114,14 @@ def _check_values(
         chosen: The number of that value, by latent site.
         nesting: The number of dims that plates use.
     """
+    single_nodes, nodes = _nodes(single), _nodes(enumerated)
     places = {
         node["infer"]["_enumerate_symbol"]: chosen[name]
-        for name, node in _nodes(enumerated).items()
+        for name, node in nodes.items()
         if name in chosen
     }
     for name in names:
-        one, all_of_them = _nodes(single).get(name), _nodes(enumerated)[name]
+        one, all_of_them = single_nodes.get(name), nodes[name]
         if one is None:
             continue
         symbols = all_of_them["infer"].get("_dim_to_symbol", {})

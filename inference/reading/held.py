@@ -21,7 +21,7 @@ from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.unwrapping import given_arguments, unwrap
 from ember.inference.supports import shown
 
-__all__ = ["held_density", "held_sites", "is_conditioned"]
+__all__ = ["held_density", "held_sites", "is_conditioned", "prior_sources"]
 
 
 def is_conditioned(name: str) -> bool:
@@ -44,11 +44,7 @@ def held_sites(
         ValueError: If a held value is outside the support of its site.
     """
     values = {name: plain.nodes[name]["value"] for name in candidates}
-    leaves = {n: v.detach().clone().requires_grad_() for n, v in {**params, **values}.items()}
-    with torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own complaints of float(parameter)
-        nodes = structure.trace(leaves, {name: leaves[name] for name in values}).nodes
-    sources = _sources(nodes, {id(leaf): name for name, leaf in leaves.items()})
+    nodes, sources = _graph(structure, params, values)
     used = set[str]().union(*sources.values())
     held: list[str] = []
     for name in sources:
@@ -60,6 +56,22 @@ def held_sites(
     for name in held:
         _check(name, plain.nodes[name])
     return tuple(held)
+
+
+def prior_sources(structure: Any, params: Mapping[str, Tensor], name: str) -> set[str]:
+    """The parameters that the density of a parameter's own site depends on."""
+    return _graph(structure, params, {})[1][name]
+
+
+def _graph(
+    structure: Any, params: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> tuple[Mapping[str, Any], dict[str, set[str]]]:
+    """The sites of a run, and for each the parameters and given sites that its density reads."""
+    leaves = {n: v.detach().clone().requires_grad_() for n, v in {**params, **values}.items()}
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own complaints of float(parameter)
+        nodes = structure.trace(leaves, {name: leaves[name] for name in values}).nodes
+    return nodes, _sources(nodes, {id(leaf): name for name, leaf in leaves.items()})
 
 
 def _sources(nodes: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, set[str]]:

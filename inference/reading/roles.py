@@ -41,7 +41,7 @@ class Parameter:
 
 
 def role_of(name: str, site: Any, integrate: Mapping[str, Any]) -> str:
-    """ "observed", "latent" or "parameter".
+    """The role of a sample site: "observed", "latent" or "parameter".
 
     Raises:
         ValueError: If a latent site cannot be summed over; the message names it.

@@ -68,6 +68,7 @@ def test_held_and_hyper_parameters_are_not_counted() -> None:
     assert EM(held, seed=0).fit(x).n_parameters == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*edge of its support:RuntimeWarning")  # one cluster only
 def test_constrained_parameters_count_their_dimension() -> None:
     def model(x: Tensor) -> None:
         locs = pyro.param("locs", torch.tensor([0.0, 4.0]), constraint=constraints.ordered_vector)

@@ -324,6 +324,13 @@ def test_effects_of_rows_are_refused_however_they_are_written(way: str) -> None:
     refused(effects(way), r"'effect' has one value for each row.*'(centre|spread)'")
 
 
+def test_effects_of_rows_are_refused_where_priors_do_not_count_too() -> None:
+    with pytest.raises(ValueError, match=r"'effect' has one value for each row.*'centre'"):
+        EM(effects("plate"), "mle").fit(X)
+    fit = EM(effects("plate"), "mle", integrate={"effect": None}).fit(X)  # as many means as rows
+    torch.testing.assert_close(fit.params["effect"], X)
+
+
 def test_coefficients_are_no_effects_of_rows() -> None:
     design = torch.randn(8, 9, dtype=torch.float64)
 

@@ -123,7 +123,7 @@ def test_latent_classes(name: str, weighted: bool) -> None:
         equal(criteria(ours)["aic"], theirs.aic(x), 1e-9)
     assert gain_of_a_step(model, ours.params, torch.from_numpy(x), **arguments) < 1e-6
 
-    found = best_of(model, 3, torch.from_numpy(x), **arguments)
+    found = best_of(model, 10, torch.from_numpy(x), **arguments)
     assert found.log_likelihood >= best - 1e-6
 
 
