@@ -255,7 +255,6 @@ def test_unidentified_parameters_still_stop() -> None:
     assert fit.log_likelihood == pytest.approx(best, rel=1e-8)
 
 
-@pytest.mark.filterwarnings("ignore:.*is at infinity:RuntimeWarning")  # probabilities of zero
 def test_a_curvature_too_small_for_its_square_ends_nothing() -> None:
     def chain(x: Tensor) -> None:
         start = pyro.param("start", torch.zeros(2, dtype=torch.float64))
