@@ -19,16 +19,22 @@ from ember.inference.reading.affine import AffineMap, CoefficientTable
 __all__ = ["directions"]
 
 
-def directions(plan: Plan, names: Sequence[str], coordinates: Coordinates) -> Tensor:
-    """Directions, one a column, in the free coordinates of the named parameters, ``(P, P)``."""
+def directions(plan: Plan, names: Sequence[str], coordinates: Coordinates) -> tuple[Tensor, Tensor]:
+    """Directions, one a column, in the free coordinates of the named parameters, ``(P, P)``.
+
+    The second result, ``(P,)``, marks those in which coefficients change no linear predictor, as
+    where a column of the design is a multiple of another.
+    """
     key = f"directions of {', '.join(names)}"
     if key not in plan.notes:
         plan.notes[key] = _directions(plan, names, coordinates)
-    found: Tensor = plan.notes[key]
+    found: tuple[Tensor, Tensor] = plan.notes[key]
     return found
 
 
-def _directions(plan: Plan, names: Sequence[str], coordinates: Coordinates) -> Tensor:
+def _directions(
+    plan: Plan, names: Sequence[str], coordinates: Coordinates
+) -> tuple[Tensor, Tensor]:
     places = coordinates.slices()
     count = sum(len(own) for own in places.values())
     seen: dict[CoefficientTable, list[tuple[Tensor, Tensor]]] = {}
@@ -50,8 +56,12 @@ def _directions(plan: Plan, names: Sequence[str], coordinates: Coordinates) -> T
         frame = frame_of(features, torch.zeros_like(weights), weights)
         designs.append((frame.determined, torch.cat(own)[torch.tensor(table.entries)]))
     if not designs:
-        return torch.eye(count, dtype=torch.float64)
-    return joint_coordinates(designs, total)[0][:count, :count]
+        return torch.eye(count, dtype=torch.float64), torch.zeros(count, dtype=torch.bool)
+    matrix, seen_along = joint_coordinates(designs, total)
+    entries = torch.cat([own.reshape(-1) for _, own in designs])
+    unseen = torch.stack([(columns == 0.0).all(0).all(0) for columns in seen_along]).all(0)
+    unseen &= torch.zeros(total, dtype=torch.bool).index_fill_(0, entries, True)
+    return matrix[:count, :count], unseen[:count]
 
 
 def _rows(site: Site, found: AffineMap) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch.distributions import constraints, transform_to
 
 from ember.inference.reading.roles import Parameter
 from ember.inference.statistics import Statistics
-from ember.inference.supports import base_support
+from ember.inference.supports import base_support, off_open_bounds
 
 __all__ = ["Coordinates"]
 
@@ -69,7 +69,7 @@ class Coordinates:
     def _constrained(self, parameter: Parameter, free: Tensor) -> Tensor:
         if parameter.name in self._roots:
             return free.square()
-        return parameter.to_constrained(free)
+        return off_open_bounds(parameter.support, parameter.to_constrained(free))
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Constrained parameters, with the leading dims of the vector."""

@@ -11,7 +11,7 @@ effects together with their scale, :math:`\prod_j N(\theta_j \mid \mu, \tau^2)` 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ STILL = 1e-4  # Newton step of a coordinate, relative, that has not come to rest
 LEVEL = 1e-5  # change of an objective over three decades that does not count, relative
 WEAK = 1e-3  # estimates over their standard deviations, below which the data do not show them
 TRIED = 3  # coordinates asked one by one
+HALVINGS = 40  # of a way along which a fall is looked for
+SUDDEN = 0.2  # of two stretches towards a limit, the later over the earlier: less where it ends
 SHOWN = 4  # entries of a site that are named
 CLOSED = ("location", "vector", "matrix", "rate", "simplex", "probability")
 LEAST = 1e-30  # a scale of effects to begin with, whose square is still a number
@@ -133,8 +135,40 @@ def _is_one_sided(
     onwards = evaluated(e_step, coordinates.unflatten(point + FAR * direction))
     if onwards is None or onwards.objective < reached - rounding:
         return False
-    back = evaluated(e_step, coordinates.unflatten(point - FAR * direction))
-    return back is None or back.objective < reached - RISE
+    limit = max(onwards.objective, reached)
+
+    def fall(steps: float) -> float:
+        moved = evaluated(e_step, coordinates.unflatten(point + steps * direction))
+        return math.inf if moved is None else limit - moved.objective
+
+    back = -FAR
+    if not fall(back) > RISE:
+        return False
+    while (
+        fall(0.0) <= RISE < fall(0.1 * back)
+    ):  # a standard deviation where all is level is any number
+        back *= 0.1
+    return _is_gradual(fall, back, FAR if fall(-back) > rounding else -back, rounding)
+
+
+def _is_gradual(
+    fall: Callable[[float], float], back: float, onwards: float, rounding: float
+) -> bool:
+    """Whether a limit is approached for ever, and not reached where a level stretch begins.
+
+    Towards a limit, half of the way (along the logarithm of what is left to gain) takes about as
+    many steps as the other half. Where a clamp holds a parameter's effect, next to none.
+    """
+    high = max(RISE, 100.0 * rounding)
+    places = []
+    for level in (high, math.sqrt(high * rounding), rounding):
+        low, up = back, onwards
+        for _ in range(HALVINGS):
+            middle = 0.5 * (low + up)
+            low, up = (middle, up) if fall(middle) > level else (low, middle)
+        places.append(up)
+    first, second = places[1] - places[0], places[2] - places[1]
+    return second > SUDDEN * first
 
 
 def _plateaus(
@@ -168,16 +202,20 @@ def _is_level(
 
     What comes after is not asked: dispersions that large drown in the rounding of their gammas.
     """
-    reached = statistics.objective
-    for decades in (3, 6, 9, 12, 15, 20, 30):
-        back = coordinates.unflatten(point - decades * math.log(10.0) * direction)
+    reached, rounding = statistics.objective, LEVEL * (1.0 + abs(statistics.objective))
+
+    def fall(decades: float) -> float:
+        back = coordinates.unflatten(point + decades * math.log(10.0) * direction)
         found = evaluated(e_step, back)
-        fall = math.inf if found is None else reached - found.objective
-        if decades == 3 and abs(fall) > LEVEL * (1.0 + abs(reached)):
-            return False
-        if fall > RISE:
-            return True
-    return False
+        return math.inf if found is None else reached - found.objective
+
+    if abs(fall(-3.0)) > rounding:
+        return False
+    falls = (
+        decades for decades in (-6.0, -9.0, -12.0, -15.0, -20.0, -30.0) if fall(decades) > RISE
+    )
+    back = next(falls, None)
+    return back is not None and _is_gradual(fall, back, 0.0, rounding)
 
 
 def _sentence(plan: Plan, coordinates: Coordinates, name: str, places: list[int], end: str) -> str:

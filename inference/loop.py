@@ -141,8 +141,8 @@ class Loop:
         judge = Judge(em.e_step, coordinates, self.hard)
         if limit and not plan.is_incomplete:
             settled, trouble = _maximise_fully(em, way)
-            if trouble:
-                return judge.failed(way.current, StopReason.DEGENERATE, trouble)
+            if trouble is not None:
+                return judge.failed(way.current, *self._trouble(trouble))
             higher = judge.higher(way.current) if settled else None
             if settled and higher is None:
                 return judge.verdict(way.current, StopReason.NO_LATENTS)
@@ -161,11 +161,8 @@ class Loop:
         for _ in range(limit):
             try:
                 step = iterate(way.current)
-            except Degenerate as error:
-                return judge.failed(way.current, StopReason.DEGENERATE, str(error))
             except (RuntimeError, ValueError, ArithmeticError) as error:
-                why = f"{self.method}: {StopReason.FAILED.value} ({error})"
-                return judge.failed(way.current, StopReason.FAILED, why)
+                return judge.failed(way.current, *self._trouble(error))
             failure = monitor.failure(way.current.objective, step.statistics.objective)
             if failure is not None and not self._is_rounding(way.current, step.statistics):
                 stop, why = self._explained(failure, way.current, step.statistics, em)
@@ -183,6 +180,12 @@ class Loop:
         if not self.tol:
             return StopReason.STEPS, ""
         return judge.failed(way.current, StopReason.MAX_ITER, "")
+
+    def _trouble(self, error: Exception) -> tuple[StopReason, str]:
+        """The reason to stop where a step raised an error, and a warning that says so."""
+        if isinstance(error, Degenerate):
+            return StopReason.DEGENERATE, str(error)
+        return StopReason.FAILED, f"{self.method}: {StopReason.FAILED.value} ({error})"
 
     def _is_rounding(self, before: Statistics, after: Statistics) -> bool:
         """Whether the objective fell by no more than it is uncertain."""
@@ -239,22 +242,23 @@ class Loop:
         )
 
 
-def _maximise_fully(em: EMMap, way: _Way) -> tuple[bool, str]:
+def _maximise_fully(em: EMMap, way: _Way) -> tuple[bool, Exception | None]:
     """Without latents the statistics are fixed: repeat the M-step until its parts agree.
 
     Returns:
-        Whether they do, and what went wrong if something did.
+        Whether they do, and the error of the step that went wrong if one did.
     """
     statistics, plan = way.current, way.current.plan
-    reached, stalled, settled, trouble = -math.inf, 0, False, ""
+    reached, stalled, settled = -math.inf, 0, False
+    trouble: Exception | None = None
     for _ in range(REPEATS):
         try:
             params = em.m_step(statistics)
-        except Degenerate as error:
-            trouble = str(error)
+            with torch.no_grad():
+                value = float(plan.expected_log_joint(statistics, params))
+        except (RuntimeError, ValueError, ArithmeticError) as error:
+            trouble = error
             break
-        with torch.no_grad():
-            value = float(plan.expected_log_joint(statistics, params))
         if not math.isfinite(value) or value < reached - FALL * (1.0 + abs(reached)):
             break
         stalled = stalled + 1 if value - reached <= ROUNDING * (1.0 + abs(value)) else 0

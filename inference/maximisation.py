@@ -41,6 +41,7 @@ __all__ = ["IN_SUPPORT", "Update", "maximise", "updates"]
 EVENT_DIM = {"sticks": 1, "simplex": 1, "vector": 1, "matrix": 2}
 IN_SUPPORT = "closed form in support"
 CLOSED = ("closed form", IN_SUPPORT)
+LEVEL = 1e-13  # change of a function, relative, that is rounding
 
 
 @dataclass(frozen=True)
@@ -385,7 +386,8 @@ def _numerical(
     coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
 
     start = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
-    along = directions(plan, names, coordinates).to(start)
+    directed, unseen = directions(plan, names, coordinates)
+    along = directed
 
     def objective(way: Tensor) -> Tensor:
         moved = {**params, **coordinates.unflatten(start + along @ way)}
@@ -406,6 +408,8 @@ def _numerical(
         return float(value.detach()), gradient
 
     still = torch.zeros_like(start)
+    if bool(unseen.any()):
+        along = torch.where(_left_open(objective, unseen), 0.0, directed)
     before, slope = derivative(still)
     best = None
     if len(start) <= newton.MOST_PARAMETERS and not _asks_the_model(plan, statistics):
@@ -413,7 +417,7 @@ def _numerical(
     if best is not None:
         reached = float(objective(best).detach())
     else:
-        here = torch.linalg.solve_triangular(along, start.unsqueeze(-1), upper=True)[:, 0]
+        here = torch.linalg.solve_triangular(directed, start.unsqueeze(-1), upper=True)[:, 0]
         units = coordinates.units(here, slope)
 
         def negative(x: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
@@ -434,6 +438,21 @@ def _numerical(
                 # So near to an open edge of the support that rounding took it there.
                 moved[name] = torch.nextafter(value, params[name])
     return {**params, **{name: value.detach().clone() for name, value in moved.items()}}
+
+
+def _left_open(objective: Callable[[Tensor], Tensor], unseen: Tensor) -> Tensor:
+    """Which of the directions that no design sees change nothing else either, such as a prior.
+
+    Along them slope and curvature are rounding alone, and their quotient would be any number.
+    """
+    found = unseen.clone()
+    with torch.no_grad():
+        value = float(objective(torch.zeros(len(unseen), dtype=torch.float64)))
+        for i in unseen.nonzero()[:, 0].tolist():
+            step = torch.zeros(len(unseen), dtype=torch.float64).index_fill_(0, torch.tensor(i), 1)
+            moved = [float(objective(step)), float(objective(-step))]
+            found[i] = all(abs(each - value) <= LEVEL * (1.0 + abs(value)) for each in moved)
+    return found
 
 
 def _differences(objective: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ __all__ = [
     "ends",
     "is_natural",
     "is_real",
+    "off_open_bounds",
     "shown",
 ]
 
@@ -84,6 +85,23 @@ def all_within(parameters: Mapping[str, Any], params: Mapping[str, Tensor]) -> b
     """Whether every value lies in the support that the model declares for its parameter."""
     checks = (parameters[name].support.check(value) for name, value in params.items())
     return all(bool(torch.as_tensor(each).all()) for each in checks)
+
+
+def off_open_bounds(support: Any, value: Tensor) -> Tensor:
+    """Values that rounding took to a bound that a support leaves out, moved off it by one rounding.
+
+    Next to zero no rounding does so: there the numbers are as dense as logarithms ask.
+    """
+    base = base_support(support)
+    for kinds, name, way in (
+        ((constraints.greater_than,), "lower_bound", math.inf),
+        ((constraints.less_than, constraints.half_open_interval), "upper_bound", -math.inf),
+    ):
+        if isinstance(base, kinds):
+            bound = torch.as_tensor(getattr(base, name), dtype=value.dtype)
+            inside = torch.nextafter(bound, torch.full_like(bound, way))
+            value = torch.where((value == bound) & (bound != 0.0), inside, value)
+    return value
 
 
 def _is_one_of(support: Any, names: tuple[str, ...]) -> bool:

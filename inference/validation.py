@@ -63,7 +63,7 @@ def check_local_parameters(plan: Plan, integrate: Mapping[str, Any]) -> None:
     local = [n for n in structure.parameters if n not in integrate and _is_of_rows(plan, n)]
     for name in local:
         if name in plan.priors:
-            others = set(plan.dependencies(name)) - set(local)
+            others: frozenset[str] | set[str] = plan.dependencies(name) - set(local)
         else:  # maximum likelihood leaves its density out, but it is no less a random effect
             start = {n: p.start for n, p in structure.parameters.items()}
             others = prior_sources(structure, start, name) - set(local)

@@ -113,6 +113,22 @@ def test_finite_estimates_are_not_called_infinite(name: str) -> None:
     assert fit.converged
 
 
+def test_a_column_twice_leaves_the_optimum_what_it_was() -> None:
+    model, (x, y) = FINITE["collinear"]
+    fit = EM(model, "mle", seed=0).fit(x, y)
+    alone = EM(model, "mle", seed=0).fit(DESIGN, y)
+    assert fit.log_likelihood == pytest.approx(alone.log_likelihood, rel=1e-12)
+    torch.testing.assert_close(x @ fit.params["slopes"], DESIGN @ alone.params["slopes"])
+
+    def shrunk(x: Tensor, y: Tensor) -> None:
+        slopes = pyro.sample("slopes", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Bernoulli(logits=x @ slopes), obs=y)
+
+    _, once, twice = EM(shrunk, seed=0).fit(x, y).params["slopes"].tolist()
+    assert twice == pytest.approx(2.0 * once, rel=1e-6)  # the prior shares the slope out
+
+
 # -- densities without bound -----------------------------------------------------------------------
 
 

@@ -63,11 +63,17 @@ def test_the_arm_in_which_the_fit_ends_is_the_one_that_counts(name: str) -> None
     assert float(fit.log_prob(FAR).sum()) == pytest.approx(truth, rel=1e-9)
 
 
-def test_a_clamp_holds_the_estimate_where_nothing_is_left_to_gain() -> None:
+@pytest.mark.parametrize("support", [constraints.real, constraints.positive])
+@pytest.mark.parametrize("start", [1.0, 1e6])
+def test_a_clamp_holds_the_estimate_where_nothing_is_left_to_gain(
+    start: float, support: Any
+) -> None:
     def model(x: Tensor) -> None:
-        observe(x, pyro.param("mu", torch.tensor(1.0)).clamp(max=25.0))
+        mu = pyro.param("mu", torch.tensor(start), constraint=support)
+        observe(x, mu.clamp(max=25.0))
 
     fit = EM(model, objective="mle", seed=0).fit(FAR)
+    assert fit.converged
     truth = float(dist.Normal(25.0, 1.0).log_prob(FAR).sum())
     assert fit.log_likelihood == pytest.approx(truth, rel=1e-12)
 
