@@ -18,12 +18,19 @@ SEED   ?= 0
 MODELS ?= 1000
 JOBS   ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: test demo lint tutorials bench fuzz clean
+.PHONY: test processors demo lint tutorials bench fuzz clean
 .DEFAULT_GOAL := test
 
 # One thread for each worker: the tensors of the tests are small, and the workers fill the cores.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --maxprocesses 8
+
+# The tests once more as other processors would run them: without vector instructions, with those
+# of another kernel of OpenBLAS, and with two threads for each operation.
+processors: $(READY)
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default OPENBLAS_CORETYPE=Haswell \
+	    $(RUN) pytest -q -n auto --maxprocesses 8
+	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 $(RUN) pytest -q -n auto --maxprocesses 8
 
 demo: $(READY)
 	.venv/bin/ember demo
