@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -14,6 +14,7 @@ from ember.inference.observed_density import observed_log_prob
 from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.affine_matching import Moves, match_affine
 from ember.inference.reading.enumeration_checks import check_each_value
+from ember.inference.reading.hidden_parameters import Gradients
 from ember.inference.reading.idle_latents import full_mask
 from ember.inference.reading.parameter_maps import (
     PROBES,
@@ -35,6 +36,8 @@ from ember.inference.superposition import SuperposedRate
 
 __all__ = ["Probes", "probe", "read_site"]
 
+Map = TypeVar("Map", ArgumentMap, AffineMap)
+
 
 @dataclass(frozen=True)
 class Probes:
@@ -44,6 +47,7 @@ class Probes:
     traces: list[Any]
     refusal: str = ""
     moves: Moves | None = None
+    gradients: Gradients | None = None
 
 
 def probe(structure: Structure) -> Probes:
@@ -67,7 +71,8 @@ def probe(structure: Structure) -> Probes:
     # At the start noise may be multiplied by zero, here it is not.
     check_repeatable(traces[0], structure.trace(params[0]))
     check_each_value(structure, params[0], traces[0])
-    return Probes(params, traces, moves=Moves(structure, params, traces))
+    moves, gradients = Moves(structure, params, traces), Gradients(structure, params[0])
+    return Probes(params, traces, moves=moves, gradients=gradients)
 
 
 def read_site(
@@ -191,7 +196,7 @@ def _family(
     arguments = [arguments_of(u.base) for u in unwrapped]
     maps: dict[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate | StickMap]] = {}
     for argument in arguments[0]:
-        found = _match(argument, arguments, structure, probes.params)
+        found = _seen(name, argument, probes, _match(argument, arguments, structure, probes.params))
         if found is None and type(base) is dist.Poisson:
             superposed = match_superposition(name, structure, probes.params, probes.traces)
             if isinstance(superposed, str):
@@ -208,6 +213,7 @@ def _family(
             # A number that multiplies one parameter may hide others in its rounding.
             domain = arguments[0][argument][0][0]
             affine = match_affine(name, predictors_of(base, argument, domain), probes.moves)
+            affine = _seen(name, argument, probes, affine)
             if affine is not None:
                 maps[argument] = affine
                 continue
@@ -226,6 +232,15 @@ def _family(
     if isinstance(form, str):
         return None, density, form
     return form, density, ""
+
+
+def _seen(
+    site: str, argument: str, probes: Probes, found: tuple[str, Map] | None
+) -> tuple[str, Map] | None:
+    """A map, unless the argument depends on more than it shows."""
+    if found is None or probes.gradients is None:
+        return found
+    return None if probes.gradients.hides(site, argument, *found) else found
 
 
 def _multiplies(found: ArgumentMap) -> bool:

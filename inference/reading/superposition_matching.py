@@ -195,7 +195,7 @@ def _matrices(
 def _columns(image: Any, size: int, offset: Tensor) -> Matrix:
     columns = torch.stack([image(row) for row in torch.eye(size)], 1)
     # What is left of a difference of equal numbers is rounding, not a weight.
-    least = 1e-13 * (offset.abs().unsqueeze(1) + columns.abs().max())
+    least = 1e-13 * (offset.abs().unsqueeze(1) + columns.abs().amax(0))
     return Matrix(torch.where(columns.abs() > least, columns, 0.0))
 
 

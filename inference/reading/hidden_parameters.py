@@ -1,0 +1,184 @@
+r"""Parameters that an argument depends on, but that its values do not show.
+
+Maps are read off values. In ``a + b * x`` with ``x`` of :math:`5 \cdot 10^9` a small ``a`` is lost
+in the rounding of ``b * x``, and a map without it agrees with every run. The gradient keeps them
+apart: each entry of a parameter has a number of its own there, however small it is beside the
+others. So the derivatives of a sum of the argument's entries, unevenly weighted, are compared with
+those of the map. What the model cuts off from the gradient is not judged.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.reading.affine import AffineMap
+from ember.inference.reading.graphs import leaves_of
+from ember.inference.reading.parameter_maps import ArgumentMap
+from ember.inference.reading.unwrapping import MATRICES, given_arguments, unwrap
+from ember.inference.rules import COUNTED
+from ember.inference.shapes import unexpanded
+from ember.inference.structure import Structure
+from ember.inference.supports import is_real
+
+__all__ = ["Gradients"]
+
+TOLERANCE = 1e-6  # relative; what is hidden differs in whole
+ROUNDING = 1e-12  # of a shift of all logits, in which the normaliser leaves its rounding
+LEAST = -30.0  # in free numbers: a positive parameter of 1e-13
+ALTERNATIVES = {"probs": ("probs", "logits"), "matrix": MATRICES}
+
+Params = Mapping[str, Tensor]
+Found = ArgumentMap | AffineMap
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A run of the model at parameters made from free numbers, with its graph."""
+
+    free: dict[str, Tensor]
+    params: dict[str, Tensor]
+    nodes: Any
+
+
+class Gradients:
+    """Runs of the model with the graphs of its arguments: at a random point, and at two others.
+
+    Where all parameters are next to nothing, nothing overflows, and no probability is so near one
+    that its slope is lost. But a product of two has no slope there either.
+    """
+
+    def __init__(self, structure: Structure, at: Params) -> None:
+        self.structure = structure
+        parameters = structure.parameters
+        free = {n: parameters[n].to_unconstrained(v).detach() for n, v in at.items()}
+        real = {n: torch.zeros_like(v) for n, v in free.items() if is_real(parameters[n].support)}
+        least = {n: torch.full_like(v, LEAST) for n, v in free.items()}
+        self.points = (free, {**free, **real}, {**least, **real})
+        self._done: dict[int, _Run | None] = {}
+
+    def hides(self, site: str, argument: str, by: str, found: Found) -> bool:
+        """Whether an argument depends on the parameters in other ways than its map says.
+
+        Args:
+            site: The site.
+            argument: The name of the argument that was read.
+            by: The name by which the map gives it.
+            found: The map.
+        """
+        run = self._run(0)
+        if run is None or not run.free:
+            return False
+        reached = _reached(run, site, argument)
+        if reached <= set(found.sources) and _is_plain(found):
+            return False
+        runs = (self._run(i) for i in range(len(self.points)))
+        return any(
+            _differs(each, _functions(each, site, argument, by, found))
+            for each in runs
+            if each is not None
+        )
+
+    def _run(self, i: int) -> _Run | None:
+        if i not in self._done:
+            self._done[i] = self._made(self.points[i])
+        return self._done[i]
+
+    def _made(self, point: Params) -> _Run | None:
+        """A run; None if the model has none here, or none that has a gradient."""
+        parameters = self.structure.parameters
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own complaints of float(parameter)
+            free = {name: value.clone().requires_grad_() for name, value in point.items()}
+            params = {
+                name: parameter.to_constrained(free[name]).expand(parameter.shape)
+                for name, parameter in parameters.items()
+            }
+            try:
+                return _Run(free, params, self.structure.trace(params).nodes)
+            except (RuntimeError, ArithmeticError, ValueError, IndexError):
+                return None
+
+
+def _reached(run: _Run, site: str, argument: str) -> set[str]:
+    """The parameters in the graph of an argument, whatever it was given as."""
+    given = given_arguments(unwrap(run.nodes[site]["fn"]).base)
+    names = ALTERNATIVES.get(argument, (argument,))
+    leaves = leaves_of(*(value for name, (_, value) in given.items() if name in names))
+    return {name for name, value in run.free.items() if id(value) in leaves}
+
+
+def _is_plain(found: Found) -> bool:
+    """Whether a map gathers the entries of one parameter as they are: the common case."""
+    if found.is_constant:
+        return True
+    if isinstance(found, AffineMap) or len(found.sources) > 1:
+        return False
+    return bool((found.coefficient == 1.0).all()) and not bool(found.offset.any())
+
+
+def _functions(
+    run: _Run, site: str, argument: str, by: str, found: Found
+) -> Iterator[tuple[Tensor, Tensor | None, float]]:
+    """The argument as the model and as the map have it, and the rounding of a slope.
+
+    A probability near one, or a positive number of unlike rows, is looked at in two ways.
+    """
+    base = unwrap(run.nodes[site]["fn"]).base
+    logits = "logits" in base.__dict__ and argument == "probs"
+    with torch.enable_grad():
+        if found.is_constant:
+            seen = base.logits if logits else getattr(base, by)
+            yield seen, None, ROUNDING if isinstance(base, COUNTED) else 0.0
+            return
+        told = found.evaluate(run.params)
+        if isinstance(base, COUNTED):
+            if by == "logits":
+                yield _centred(base.logits), _centred(told), ROUNDING
+            else:
+                yield base.probs, told, ROUNDING
+            return
+        yield getattr(base, by), told, 0.0
+        if logits and by == "probs" and found.space == "logit":
+            yield base.logits, dataclasses.replace(found, space="raw").evaluate(run.params), 0.0
+        if found.domain == "positive":
+            yield getattr(base, by).log(), told.log(), 0.0
+
+
+def _centred(logits: Tensor) -> Tensor:
+    return logits - logits.mean(-1, keepdim=True)
+
+
+def _differs(run: _Run, functions: Iterator[tuple[Tensor, Tensor | None, float]]) -> bool:
+    for seen, told, rounding in functions:
+        if not seen.requires_grad:
+            continue
+        seen = unexpanded(seen)
+        if told is not None:
+            seen, told = torch.broadcast_tensors(seen, told)
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.rand(seen.shape, generator=generator, dtype=torch.float64) + 0.5
+        true = _slopes((weights * seen).sum(), run.free)
+        read = None if told is None else _slopes((weights * told).sum(), run.free)
+        least = rounding * float(weights.sum())
+        for i, one in enumerate(true):
+            other = torch.zeros(()) if read is None or read[i] is None else read[i]
+            if one is not None and not _agree(one, other, least):
+                return True
+    return False
+
+
+def _slopes(total: Tensor, free: Params) -> Sequence[Tensor | None]:
+    if not total.requires_grad:
+        return [None] * len(free)
+    return torch.autograd.grad(total, list(free.values()), allow_unused=True, retain_graph=True)
+
+
+def _agree(one: Tensor, other: Any, least: float) -> bool:
+    """Whether slopes are the same, those left aside that overflow or that the model has not."""
+    error = (one - other).abs()
+    slack = TOLERANCE * torch.maximum(one.abs(), other.abs()) + least
+    return bool(((error <= slack) | (one == 0.0) | ~error.isfinite()).all())
