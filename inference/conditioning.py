@@ -19,16 +19,22 @@ from ember.inference.reading.affine import AffineMap, CoefficientTable
 __all__ = ["directions"]
 
 
-def directions(plan: Plan, names: Sequence[str], coordinates: Coordinates) -> Tensor:
-    """Directions, one a column, in the free coordinates of the named parameters, ``(P, P)``."""
+def directions(plan: Plan, names: Sequence[str], coordinates: Coordinates) -> tuple[Tensor, Tensor]:
+    """Directions, one a column, in the free coordinates of the named parameters, ``(P, P)``.
+
+    Also marks those that change nothing, ``(P,)``, as columns that determine one another leave
+    open: slope and curvature along them are rounding, and lead as far as to lose all digits.
+    """
     key = f"directions of {', '.join(names)}"
     if key not in plan.notes:
         plan.notes[key] = _directions(plan, names, coordinates)
-    found: Tensor = plan.notes[key]
+    found: tuple[Tensor, Tensor] = plan.notes[key]
     return found
 
 
-def _directions(plan: Plan, names: Sequence[str], coordinates: Coordinates) -> Tensor:
+def _directions(
+    plan: Plan, names: Sequence[str], coordinates: Coordinates
+) -> tuple[Tensor, Tensor]:
     places = coordinates.slices()
     count = sum(len(own) for own in places.values())
     seen: dict[CoefficientTable, list[tuple[Tensor, Tensor]]] = {}
@@ -50,8 +56,30 @@ def _directions(plan: Plan, names: Sequence[str], coordinates: Coordinates) -> T
         frame = frame_of(features, torch.zeros_like(weights), weights)
         designs.append((frame.determined, torch.cat(own)[torch.tensor(table.entries)]))
     if not designs:
-        return torch.eye(count, dtype=torch.float64)
-    return joint_coordinates(designs, total)[0][:count, :count]
+        return torch.eye(count, dtype=torch.float64), torch.zeros(count, dtype=torch.bool)
+    along, columns = joint_coordinates(designs, total)
+    along = along[:count, :count]
+    idle = torch.stack([(each == 0.0).flatten(0, 1).all(0) for each in columns]).all(0)[:count]
+    for name in names:
+        if not _only_in_designs(plan, name):
+            idle = idle & (along[places[name]] == 0.0).all(0)
+    return along, idle
+
+
+def _only_in_designs(plan: Plan, name: str) -> bool:
+    """Whether a parameter enters nothing but linear predictors, not even a prior of its own."""
+    if name in plan.priors:
+        return False
+    for site in plan.factor_and_prior_names():
+        if name not in plan.dependencies(site):
+            continue
+        density = plan.site(site).density
+        if density is None:
+            return False
+        used = [found for _, found in density.maps.values() if name in found.sources]
+        if not used or not all(isinstance(found, AffineMap) for found in used):
+            return False
+    return True
 
 
 def _rows(site: Site, found: AffineMap) -> tuple[Tensor, Tensor]:

@@ -253,6 +253,8 @@ def _maximise_fully(em: EMMap, way: _Way) -> tuple[bool, str]:
         except Degenerate as error:
             trouble = str(error)
             break
+        except (RuntimeError, ValueError, ArithmeticError):
+            break  # the iterations that follow will say so
         with torch.no_grad():
             value = float(plan.expected_log_joint(statistics, params))
         if not math.isfinite(value) or value < reached - FALL * (1.0 + abs(reached)):

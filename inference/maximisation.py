@@ -385,10 +385,12 @@ def _numerical(
     coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
 
     start = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
-    along = directions(plan, names, coordinates).to(start)
+    along, idle = directions(plan, names, coordinates)
+    along = along.to(start)
+    moving = along.masked_fill(idle, 0.0)
 
     def objective(way: Tensor) -> Tensor:
-        moved = {**params, **coordinates.unflatten(start + along @ way)}
+        moved = {**params, **coordinates.unflatten(start + moving @ way)}
         try:
             # A flat prior, where that is all a parameter enters, has no gradient but zero.
             return -plan.expected_log_joint(statistics, moved) + 0.0 * way.sum()
@@ -428,7 +430,7 @@ def _numerical(
     if not reached < before:
         return params
     with torch.no_grad():
-        moved = coordinates.unflatten(start + along @ best)
+        moved = coordinates.unflatten(start + moving @ best)
         for name, value in moved.items():
             if not all_within(plan.structure.parameters, {name: value}):
                 # So near to an open edge of the support that rounding took it there.
