@@ -66,7 +66,8 @@ def test_laplace_errors_give_the_least_absolute_deviations() -> None:
         b_eq=y.numpy(),
         bounds=[(None, None)] * 3 + [(0, None)] * 62,
     )
-    assert right.fun is not None and right.x is not None
+    assert right.fun is not None
+    assert right.x is not None
     deviation = right.fun / 31
     assert fit.converged, fit.stop_reason
     assert fit.log_likelihood == pytest.approx(-31 * (1.0 + math.log(2.0 * deviation)), rel=1e-7)
