@@ -23,10 +23,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference import edges
 from ember.inference.coordinates import Coordinates
 from ember.inference.statistics import Statistics
 
-__all__ = ["Curvature", "EStep", "climbed", "evaluated", "peaks", "rounding", "way_out"]
+__all__ = [
+    "Curvature",
+    "EStep",
+    "beyond_edges",
+    "climbed",
+    "evaluated",
+    "peaks",
+    "rounding",
+    "way_out",
+]
 
 EStep = Callable[[Mapping[str, Tensor]], Statistics]
 
@@ -99,6 +109,13 @@ class Curvature:
         return float((direction @ self.matrix @ direction).clamp_min(0.0).sqrt())
 
     @property
+    def flat(self) -> Tensor:
+        """The coordinates along which the expected log joint has no curvature at all, ``(P,)``."""
+        if self.matrix is None:
+            return torch.zeros_like(self.point, dtype=torch.bool)
+        return self.matrix.diagonal() == 0.0
+
+    @property
     def gain(self) -> float:
         """What a Newton step on the expected log joint would gain, to second order."""
         return 0.5 * float(self.scaled(self.gradient).square().sum())
@@ -115,6 +132,38 @@ def climbed(
         if moved is not None and moved.objective > floor:
             return moved
     return None
+
+
+def beyond_edges(
+    e_step: EStep, coordinates: Coordinates, statistics: Statistics, curvature: Curvature
+) -> Statistics | None:
+    """A higher place, where a search for densities with edges finds one; None at a true edge.
+
+    What raises the expected log joint raises the objective, so the search passes over no data.
+    """
+    point = curvature.point
+    active = (~coordinates.at_rest(point) & point.isfinite()).nonzero()[:, 0]
+    inside = coordinates.inside(point)
+
+    def derivative(values: Tensor) -> tuple[float, Tensor]:
+        with torch.enable_grad():
+            free = values.detach().requires_grad_()
+            params = coordinates.unflatten(inside.index_put((active,), free))
+            try:
+                value = -statistics.plan.expected_log_joint(statistics, params)
+                (gradient,) = torch.autograd.grad(value, free)
+            except (RuntimeError, ValueError, ArithmeticError):  # it has no value there
+                return math.inf, torch.zeros_like(values)
+        return float(value.detach()), gradient
+
+    slopes, sizes = curvature.gradient.abs(), torch.zeros_like(point)
+    if curvature.matrix is not None:
+        sizes = curvature.matrix.diagonal().abs().sqrt()
+    scale = torch.maximum(slopes, sizes)[active]
+    units = torch.where(scale > 0.0, 1.0 / scale, 1.0).nan_to_num(posinf=1.0)
+    found = edges.search(derivative, point[active], units)
+    moved = evaluated(e_step, coordinates.unflatten(point.index_put((active,), found)))
+    return moved if moved is not None and moved.objective > statistics.objective else None
 
 
 def peaks(e_step: EStep, coordinates: Coordinates, curvature: Curvature) -> bool:

@@ -5,12 +5,19 @@ left, and the estimates are at a finite place. Where it does not hold, the loop 
 (``higher``), or the reason to stop is another one and names the site (``verdict``).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from ember.inference.answers.labels import exchangeable
-from ember.inference.certificate import Curvature, EStep, climbed, peaks, way_out
+from ember.inference.certificate import (
+    Curvature,
+    EStep,
+    beyond_edges,
+    climbed,
+    peaks,
+    way_out,
+)
 from ember.inference.coincidence import coinciding
 from ember.inference.convergence import StopReason
 from ember.inference.coordinates import Coordinates
@@ -48,6 +55,7 @@ class Judge:
     e_step: EStep
     coordinates: Coordinates
     hard: bool
+    _searched: dict[str, tuple[Statistics, Statistics | None]] = field(default_factory=dict)
 
     def higher(self, current: Statistics) -> Statistics | None:
         """A place above the one where the loop has come to rest, if that is no maximum."""
@@ -58,6 +66,10 @@ class Judge:
         little = LITTLE if current.plan.is_incomplete else LEAST
         if curvature.gain > little * _tolerated(current):
             found = climbed(self.e_step, self.coordinates, current, curvature)
+            if found is not None:
+                return found
+        if self._is_steep(current, curvature):
+            found = self._beyond_edges(current, curvature)
             if found is not None or curvature.gain > _tolerated(current):
                 return found
         found = way_out(self.e_step, self.coordinates, current, curvature)
@@ -72,6 +84,28 @@ class Judge:
             return Curvature.at(self.coordinates, current)
         except (RuntimeError, ValueError):  # a model without derivatives has no certificate
             return None
+
+    def _is_steep(self, current: Statistics, curvature: Curvature) -> bool:
+        """Whether there seems to be more to gain than a fit may leave; at an edge that may be so.
+
+        Of directions without curvature, as Laplace densities have, a Newton step says nothing;
+        what counts is what the slope promises for a step as long as the parameters themselves.
+        """
+        if curvature.gain > _tolerated(current):
+            return True
+        units = self.coordinates.units(curvature.point, curvature.gradient)
+        promised = curvature.gradient * units
+        return bool((promised.abs() > _tolerated(current))[curvature.flat].any())
+
+    def _beyond_edges(self, current: Statistics, curvature: Curvature) -> Statistics | None:
+        """A place noticeably above this one, for a density with edges; looked for once a place."""
+        place, found = self._searched.get("edges", (None, None))
+        if place is not current:
+            found = beyond_edges(self.e_step, self.coordinates, current, curvature)
+            if found is not None and found.objective - current.objective <= _tolerated(current):
+                found = None
+            self._searched["edges"] = (current, found)
+        return found
 
     def _apart(self, current: Statistics) -> Statistics | None:
         """A place above one at which states coincide, reached from where they are apart, if any.
@@ -118,7 +152,8 @@ class Judge:
         stop, why = self.failed(current, StopReason.UNSETTLED, "")
         if why or slides or not peaks(self.e_step, self.coordinates, curvature):
             return stop, why
-        return reason, ""
+        found = self._beyond_edges(current, curvature)
+        return (stop, why) if found is not None else (reason, "")
 
     def failed(
         self, current: Statistics, reason: StopReason, warning: str

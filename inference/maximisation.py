@@ -387,6 +387,7 @@ def _numerical(
 
     start = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
     directed, unseen = directions(plan, names, coordinates)
+    directed = directed.to(start)
     along = directed
 
     def objective(way: Tensor) -> Tensor:

@@ -10,13 +10,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ember.inference import edges
+
 __all__ = ["MOST_PARAMETERS", "minimise"]
 
 MOST_PARAMETERS = 40  # the Hessian takes as many backward passes
 STEPS = 50
 ROUNDING = 1e-14  # relative to the function
 PROMISE = 1e-10  # of a gain, relative, that a step does not keep where the function has an edge
-KINK = 1e-6  # a step, relative, that is long beside the distance to an edge, and short otherwise
+KINK = 1e-6  # a step, in units, that is long beside the distance to an edge, and short otherwise
+LONGEST = 1e30  # of a unit
 SHORTENINGS = 60  # by four each: where the curvature is e^-50, so is its word on the step
 
 
@@ -24,7 +27,8 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
     """A local minimiser near ``start``, or None where the curvature is not finite there.
 
     Directions of negative curvature are followed downhill as if it were positive, and each step
-    is shortened until the function falls. The search ends where it no longer does.
+    is shortened until the function falls. The search ends where it no longer does; if that is at
+    an edge of the function, across which its derivative jumps, it goes on along that.
 
     Args:
         function: Twice differentiable, of a vector of free reals.
@@ -36,6 +40,7 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
         gradient, hessian = _derivatives(function, point)
         if not bool(torch.isfinite(gradient).all()) or not bool(torch.isfinite(hessian).all()):
             return None
+        units = _units(gradient, hessian)
         gradient = gradient.masked_fill(held, 0.0)
         if not bool((gradient != 0.0).any()):
             break
@@ -50,14 +55,31 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
         )
         stalls = not reached < value  # the step fell within the rounding of the function
         if stalls and -slope > PROMISE * (1.0 + abs(value)):
-            kinks = _kinks(function, point, value) & ~held
+            kinks = _kinks(function, point, value, units) & ~held
             if bool(kinks.any()):
                 held |= kinks
                 continue
+            return edges.descend(lambda at: _derivative(function, at), point, units)
         point, value = moved, reached
         if last or stalls:
             break
+    if bool(held.any()):
+        return edges.descend(lambda at: _derivative(function, at), point, units)
     return point
+
+
+def _units(gradient: Tensor, hessian: Tensor) -> Tensor:
+    """Of each coordinate a step that changes the function by about one."""
+    scale = torch.maximum(hessian.diagonal().abs().sqrt(), gradient.abs())
+    return torch.where(scale > 0, 1.0 / scale, 1.0).clamp_max(LONGEST)
+
+
+def _derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[float, Tensor]:
+    with torch.enable_grad():
+        free = at.clone().requires_grad_()
+        value = function(free)
+        (gradient,) = torch.autograd.grad(value, free)
+    return float(value.detach()), gradient
 
 
 def _shortened(
@@ -81,7 +103,9 @@ def _shortened(
     return point, value
 
 
-def _kinks(function: Callable[[Tensor], Tensor], point: Tensor, value: float) -> Tensor:
+def _kinks(
+    function: Callable[[Tensor], Tensor], point: Tensor, value: float, units: Tensor
+) -> Tensor:
     """Coordinates along which the function rises both ways, however short the step.
 
     At such an edge (of a ``Laplace`` density, say) the derivative jumps, and a step along it
@@ -93,7 +117,7 @@ def _kinks(function: Callable[[Tensor], Tensor], point: Tensor, value: float) ->
             rises = []
             for size in (KINK, 0.1 * KINK):
                 step = torch.zeros_like(point)
-                step[i] = size * (1.0 + float(point[i].abs()))
+                step[i] = size * units[i]
                 rises += [float(function(point + sign * step)) - value for sign in (1.0, -1.0)]
             # Where there is no edge, the sum of both ways falls as the square of the step.
             found[i] = min(rises) > 0.0 and sum(rises[2:]) > 0.05 * sum(rises[:2])
