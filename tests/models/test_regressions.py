@@ -69,11 +69,12 @@ def test_log_joint_equals_scipy(model: Any, family: str, prior_draw: Any, log_jo
         prior |= {"gating_deviation": [0.7, 0.3, 1e-3]}
     if family == "gaussian":
         prior |= {"df": 5.0, "scale": 2.0}
-    options = {"family": family, "prior": prior, "offset": torch.linspace(-1, 1, N).double()}
+    offset = torch.linspace(-1, 1, N, dtype=torch.float64)
+    options: dict[str, Any] = {"family": family, "prior": prior, "offset": offset}
     params = prior_draw(model, y, X, K, **options)
     values = {**params, "assignment": torch.from_numpy(z)}
     ours = float(log_joint(model, values, y, X, K, **options))
-    line = _lines(params, X, z) + np.linspace(-1, 1, N)
+    line = _lines(params, X, z) + options["offset"].numpy()
     coefficients = params["coefficients"].numpy()
     theirs = stats.norm(prior["mean"], prior["deviation"]).logpdf(coefficients).sum()
     if model is mixture_of_experts:
