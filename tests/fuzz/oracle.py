@@ -193,6 +193,8 @@ def _valid(fn: Any, value: Tensor, gone: Tensor) -> Tensor:
         total: float = getattr(fn, "total_count", 1.0)
         return torch.eye(value.shape[-1])[0] * total
     values = torch.tensor([0.0, 0.5, 1.0]).unbind()
+    if isinstance(fn, dist.MultivariateNormal):
+        return values[0]
     return [v for v in values if bool(fn.support.check(v).all())][0]  # noqa: RUF015
 
 
