@@ -192,10 +192,9 @@ def _valid(fn: Any, value: Tensor, gone: Tensor) -> Tensor:
     if categories:
         total: float = getattr(fn, "total_count", 1.0)
         return torch.eye(value.shape[-1])[0] * total
+    event = value.shape[value.dim() - fn.event_dim :]
     values = torch.tensor([0.0, 0.5, 1.0]).unbind()
-    if isinstance(fn, dist.MultivariateNormal):
-        return values[0]
-    return [v for v in values if bool(fn.support.check(v).all())][0]  # noqa: RUF015
+    return [v for v in values if bool(fn.support.check(v.expand(event)).all())][0]  # noqa: RUF015
 
 
 class _NormalWithGaps(TorchDistribution):
