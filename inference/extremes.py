@@ -132,14 +132,14 @@ def _is_one_sided(
     if not bool(direction.isfinite().all()):
         return False
     reached, rounding = statistics.objective, NOTHING * (1.0 + abs(statistics.objective))
-    onwards = evaluated(e_step, coordinates.unflatten(point + FAR * direction))
-    if onwards is None or onwards.objective < reached - rounding:
+    height = _along(e_step, coordinates, point, direction)
+    onwards = height(FAR)
+    if onwards < reached - rounding:
         return False
-    limit = max(onwards.objective, reached)
+    limit = max(onwards, reached)
 
     def fall(steps: float) -> float:
-        moved = evaluated(e_step, coordinates.unflatten(point + steps * direction))
-        return math.inf if moved is None else limit - moved.objective
+        return limit - height(steps)
 
     back = -FAR
     if not fall(back) > RISE:
@@ -149,6 +149,18 @@ def _is_one_sided(
     ):  # a standard deviation where all is level is any number
         back *= 0.1
     return _is_gradual(fall, back, FAR if fall(-back) > rounding else -back, rounding)
+
+
+def _along(
+    e_step: EStep, coordinates: Coordinates, point: Tensor, direction: Tensor
+) -> Callable[[float], float]:
+    """The objective so many steps along a direction, minus infinity where it has none."""
+
+    def height(steps: float) -> float:
+        moved = evaluated(e_step, coordinates.unflatten(point + steps * direction))
+        return -math.inf if moved is None else moved.objective
+
+    return height
 
 
 def _is_gradual(
@@ -203,11 +215,10 @@ def _is_level(
     What comes after is not asked: dispersions that large drown in the rounding of their gammas.
     """
     reached, rounding = statistics.objective, LEVEL * (1.0 + abs(statistics.objective))
+    height = _along(e_step, coordinates, point, math.log(10.0) * direction)
 
     def fall(decades: float) -> float:
-        back = coordinates.unflatten(point + decades * math.log(10.0) * direction)
-        found = evaluated(e_step, back)
-        return math.inf if found is None else reached - found.objective
+        return reached - height(decades)
 
     if abs(fall(-3.0)) > rounding:
         return False
