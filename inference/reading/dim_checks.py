@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from ember.inference.reading.site_checks import batch_shape
+from ember.inference.reading.site_checks import batch_shape, has_unknown_dims
 
 __all__ = ["check_room", "check_scope"]
 
@@ -34,13 +34,10 @@ def check_scope(trace: Any, names: Iterable[str], nesting: int) -> None:
     """
     for name in names:
         node = trace.nodes[name]
-        known = node["infer"].get("_dim_to_symbol", {})
-        shape = batch_shape(name, node)
-        for dim in range(-len(shape), -nesting):
-            if shape[dim] > 1 and dim not in known:
-                raise ValueError(
-                    f"site '{name}' depends on a latent of a pyro.markov loop that it is outside "
-                    "of, or that lies further back than the loop's history: move the site into "
-                    "the loop (a site after the last step belongs to that step), or pass history=2 "
-                    "(or more) to pyro.markov."
-                )
+        if has_unknown_dims(node, batch_shape(name, node), nesting):
+            raise ValueError(
+                f"site '{name}' depends on a latent of a pyro.markov loop that it is outside of, "
+                "or that lies further back than the loop's history: move the site into the loop "
+                "(a site after the last step belongs to that step), or pass history=2 (or more) "
+                "to pyro.markov."
+            )

@@ -14,7 +14,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from ember.inference.reading.site_checks import batch_shape
+from ember.inference.reading.site_checks import batch_shape, has_unknown_dims
 from ember.inference.reading.unwrapping import given_arguments, unwrap
 
 __all__ = ["ROW_BY_ROW", "check_data", "check_dims", "check_each_value", "check_presence"]
@@ -74,10 +74,8 @@ def check_dims(name: str, site: Any, nesting: int, latents: list[str]) -> None:
         check_site_shape(message, nesting)
     except (RuntimeError, ValueError) as error:
         raise ValueError(_misplaced(name, site, latents, shapes[0])) from error
-    known = site["infer"].get("_dim_to_symbol", {})
-    for dim in range(-len(shape), -nesting):
-        if shape[dim] > 1 and dim not in known:
-            raise ValueError(_misplaced(name, site, latents, shape))
+    if has_unknown_dims(site, shape, nesting):
+        raise ValueError(_misplaced(name, site, latents, shape))
 
 
 def check_each_value(structure: Any, params: Mapping[str, Tensor], trace: Trace) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "check_observed",
     "check_plates",
     "check_weights",
+    "has_unknown_dims",
 ]
 
 
@@ -116,6 +117,18 @@ def batch_shape(name: str, site: Any) -> torch.Size:
             f"{tuple(fn.event_shape)}); reshape the data, put the site inside pyro.plate, or use "
             ".to_event(...)."
         ) from error
+
+
+def has_unknown_dims(site: Any, shape: tuple[int, ...], nesting: int) -> bool:
+    """Whether there are batch dims left of all plates that belong to no latent that a site knows.
+
+    Args:
+        site: Its node in an enumerated run, dims named.
+        shape: Its batch shape.
+        nesting: The number of dims that plates use.
+    """
+    known = site["infer"].get("_dim_to_symbol", {})
+    return any(shape[dim] > 1 and dim not in known for dim in range(-len(shape), -nesting))
 
 
 def check_observed(name: str, site: Any) -> None:
