@@ -13,8 +13,16 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ember.inference import families
-from ember.inference.families import safe_log
+from ember.inference.families import (
+    LOG_2PI,
+    Bernoulli,
+    Categorical,
+    Location,
+    MultivariateNormal,
+    Normal,
+    Rate,
+    safe_log,
+)
 from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.shapes import compact
 from ember.inference.slots import Form, Slot
@@ -82,7 +90,7 @@ def _poisson(base: Any, maps: Maps, names: Names) -> Form | str:
         x, exposure = torch.broadcast_tensors(x, c)
         return torch.stack([x, exposure], -1), x * safe_log(exposure) - torch.lgamma(x + 1.0)
 
-    return Form(families.Rate(), (slot,), (index,), statistics)
+    return Form(Rate(), (slot,), (index,), statistics)
 
 
 def _exponential(base: Any, maps: Maps, names: Names) -> Form | str:
@@ -94,7 +102,7 @@ def _exponential(base: Any, maps: Maps, names: Names) -> Form | str:
     def statistics(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor]:
         return torch.stack([torch.ones_like(c * x), c * x], -1), safe_log(c) + torch.zeros_like(x)
 
-    return Form(families.Rate(), (slot,), (index,), statistics)
+    return Form(Rate(), (slot,), (index,), statistics)
 
 
 def _gamma(base: Any, maps: Maps, names: Names) -> Form | str:
@@ -111,7 +119,7 @@ def _gamma(base: Any, maps: Maps, names: Names) -> Form | str:
         h = (a - 1.0) * safe_log(x) - torch.lgamma(a) + a * safe_log(c)
         return torch.stack(torch.broadcast_tensors(a, c * x), -1), h
 
-    return Form(families.Rate(), (slot,), (index,), statistics)
+    return Form(Rate(), (slot,), (index,), statistics)
 
 
 def _success(found: ArgumentMap) -> tuple[Slot, Tensor, Tensor] | str:
@@ -155,7 +163,7 @@ def _bernoulli(base: Any, maps: Maps, names: Names) -> Form | str:
         pair = torch.where(swapped, b, a), torch.where(swapped, a, b)
         return torch.stack(pair, -1), h
 
-    return Form(families.Bernoulli(), (slot,), (index,), statistics)
+    return Form(Bernoulli(), (slot,), (index,), statistics)
 
 
 def counts_of(base: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -184,7 +192,7 @@ def _categorical(base: Any, maps: Maps, names: Names) -> Form | str:
         return counts_of(base, x)
 
     event_dim = 0 if isinstance(base, dist.Categorical) else 1
-    return Form(families.Categorical(), (slot,), (index,), statistics, event_dim)
+    return Form(Categorical(), (slot,), (index,), statistics, event_dim)
 
 
 def _normal(base: Any, maps: Maps, names: Names) -> Form | str:
@@ -205,7 +213,7 @@ def _normal(base: Any, maps: Maps, names: Names) -> Form | str:
         z, h = data(x)
         half = torch.full_like(c * z, 0.5)
         return torch.stack([half, 0.5 * c * z * z], -1), h + 0.5 * (
-            safe_log(c) - families.LOG_2PI
+            safe_log(c) - LOG_2PI
         ) + torch.zeros_like(z)
 
     def location_only(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -213,7 +221,7 @@ def _normal(base: Any, maps: Maps, names: Names) -> Form | str:
         z = z - reference
         r = c * r_slot.constants[r_index]
         both = torch.stack(torch.broadcast_tensors(r * z, r), -1)
-        return both, h + 0.5 * (safe_log(r) - r * z * z - families.LOG_2PI)
+        return both, h + 0.5 * (safe_log(r) - r * z * z - LOG_2PI)
 
     def both(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
         z, h = data(x)
@@ -221,12 +229,12 @@ def _normal(base: Any, maps: Maps, names: Names) -> Form | str:
         return torch.stack([torch.ones_like(z), z, z * z], -1), h if is_log else None
 
     if m_slot.table is None:
-        return Form(families.Rate(), (r_slot,), (r_index,), scale_only)
+        return Form(Rate(), (r_slot,), (r_index,), scale_only)
     if r_slot.table is None:
-        return Form(families.Location(), (m_slot,), (m_index,), location_only, 0, data_of(data))
+        return Form(Location(), (m_slot,), (m_index,), location_only, 0, data_of(data))
     if not bool((c == 1.0).all()):
         return "the scale multiplies its parameter by a number that varies"
-    return Form(families.Normal(), (m_slot, r_slot), (m_index, r_index), both, 0, data_of(data))
+    return Form(Normal(), (m_slot, r_slot), (m_index, r_index), both, 0, data_of(data))
 
 
 def data_of(data: Callable[[Tensor], tuple[Tensor, Any]]) -> Callable[[Tensor], Tensor]:
@@ -270,15 +278,15 @@ def _multivariate_normal(base: Any, maps: Maps, names: Names) -> Form | str:
     def statistics(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
         z = data(x)[0] - reference
         if bool((c == 1.0).all()):
-            return families.MultivariateNormal.statistics(z), None
+            return MultivariateNormal.statistics(z), None
         z = z * c.sqrt().unsqueeze(-1)
-        return families.MultivariateNormal.statistics(z), (0.5 * dim * safe_log(c)).expand(
+        return MultivariateNormal.statistics(z), (0.5 * dim * safe_log(c)).expand(
             z.shape[:-1]
         )
 
     reference = data_of(data) if m_slot.table is not None else None
     return Form(
-        families.MultivariateNormal(), (m_slot, p_slot), (m_index, index), statistics, 1, reference
+        MultivariateNormal(), (m_slot, p_slot), (m_index, index), statistics, 1, reference
     )
 
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ember.inference import families
 from ember.inference.design import Frame
+from ember.inference.families import Regression, safe_log
 from ember.inference.reading.affine import AffineMap
 from ember.inference.reading.parameter_maps import ArgumentMap
 from ember.inference.rules import rate_slot
@@ -43,9 +43,9 @@ def regression(location: AffineMap, scale: ArgumentMap) -> Form | str:
             residual = residual - x @ reference.line
             x = x.expand(*residual.shape, width)
         both = torch.cat([x, residual.unsqueeze(-1)], -1) * weights.sqrt().unsqueeze(-1)
-        base = None if bool((factor == 1.0).all()) else 0.5 * families.safe_log(weights)
-        return families.Regression.statistics(both), base
+        base = None if bool((factor == 1.0).all()) else 0.5 * safe_log(weights)
+        return Regression.statistics(both), base
 
     return Form(
-        families.Regression(), (slot, rate), (location.index, rate_index), statistics, design=rows
+        Regression(), (slot, rate), (location.index, rate_index), statistics, design=rows
     )
