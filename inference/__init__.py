@@ -1,12 +1,14 @@
 """Expectation-maximisation and variational inference for models written in Pyro."""
 
-from ember.inference import constraints as _constraints  # registers a bijection for Wishart sites
-from ember.inference.answers.labels import align
+from ember.inference.alignment import align
 from ember.inference.comparison import Comparison, compare
 from ember.inference.em import EM
 from ember.inference.fit import Fit
+from ember.inference.numerics import (
+    positive_definite as _constraints,  # registers a bijection for Wishart sites
+)
+from ember.inference.plan.statistics import Statistics
 from ember.inference.selection import Selection, select
-from ember.inference.statistics import Statistics
 from ember.inference.svi import SVI
 
 __all__ = [

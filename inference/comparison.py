@@ -10,14 +10,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ember.inference.answers.labels import align
-from ember.inference.arguments import sheltered
+from ember.inference.alignment import align
 from ember.inference.fit import Fit
-from ember.inference.planning import build_plan
-from ember.inference.plotting import draw_fits
-from ember.inference.report import entry_label, named_labels
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.plan.building import build_plan
+from ember.inference.reports.drawing.comparison import draw_fits
+from ember.inference.reports.summary import entry_label, named_labels
 
 __all__ = ["Comparison", "Method", "compare"]
+
 
 WIDTH = 110
 SHOWN = 40  # parameter entries in the printed report; the table holds all of them
@@ -183,10 +184,10 @@ def _log_prior(fit: Fit) -> float:
     """The model's log prior density at the estimates, whatever the method maximised."""
     plan = fit.plan
     if plan.objective != "map":
-        structure, misread = plan.structure, plan.notes["misread"]
+        structure, misread = plan.structure, plan.opaque.misread
         plan = build_plan(structure.model, structure.arguments, "map", misread=misread)
     with torch.no_grad():
-        return float(plan.log_prior(fit.params))
+        return float(plan.prior.log_prob(fit.params))
 
 
 def _column_names(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...] | None:

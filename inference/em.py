@@ -11,24 +11,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ember.inference.answers.labels import in_canonical_order
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.convergence import Monitor, Movement, StopReason
-from ember.inference.coordinates import Coordinates
-from ember.inference.degeneracy import Degenerate
-from ember.inference.explanation import Explanation, explain
-from ember.inference.families import IMPOSSIBLE
+from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
-from ember.inference.initialisation import (
+from ember.inference.initialisation.starting_params import (
     Init,
     check_params,
     has_states,
     start_kinds,
     starting_params,
 )
-from ember.inference.loop import Loop, expectation
-from ember.inference.maximisation import maximise
-from ember.inference.options import (
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.options import (
     OBJECTIVES,
     check_anneal,
     check_assignment,
@@ -37,23 +30,30 @@ from ember.inference.options import (
     check_mode,
     check_options,
 )
-from ember.inference.plan import Plan
-from ember.inference.planning import build_plan
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.iteration.annealing import annealed
+from ember.inference.iteration.checks import check_local_parameters, check_rows, warn_of_cuts
+from ember.inference.iteration.convergence import Monitor, Movement, StopReason
+from ember.inference.iteration.loop import Loop, expectation
+from ember.inference.iteration.restarts.restarts import GIVEN, Start, best_of
+from ember.inference.iteration.run import Run
+from ember.inference.iteration.split_merge import check_mixture, split_and_merge
+from ember.inference.maximisation.degeneracy import Degenerate
+from ember.inference.maximisation.m_step import MStep
+from ember.inference.maximisation.updates import check_settable
+from ember.inference.numerics.log_space import IMPOSSIBLE
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.building import build_plan
+from ember.inference.plan.plan import Plan
+from ember.inference.plan.statistics import Statistics
+from ember.inference.queries.relabelling import in_canonical_order
 from ember.inference.reading.fingerprint import fingerprint
 from ember.inference.reading.model_errors import unevaluated
 from ember.inference.reading.roles import Model
-from ember.inference.starts.annealing import annealed
-from ember.inference.starts.restarts import GIVEN, Start, best_of
-from ember.inference.starts.split_merge import check_mixture, split_and_merge
-from ember.inference.statistics import Statistics
-from ember.inference.validation import (
-    check_local_parameters,
-    check_rows,
-    check_settable,
-    warn_of_cuts,
-)
+from ember.inference.reports.explanation import Explanation, explain
 
 __all__ = ["EM"]
+
 
 TOLERANCE = 1e-8  # where the user has none
 REACHED = 10.0  # an optimum is reached, or exceeded, by this multiple of the tolerance
@@ -84,9 +84,9 @@ class EM:
         objective: "map" or "mle".
         integrate: Per-site wishes that override the model's ``infer={"integrate": ...}``.
         init: "kmeans", "points", "random", "hierarchical", "prior", for chains also "sticky"
-            (levels of the data, states that last) and "windows" (see ``initialisation.py``), a
-            dict of parameters (constrained; may be partial), or a callable that receives the
-            model's arguments and returns such a dict.
+            (levels of the data, states that last) and "windows" (see
+            ``initialisation/starting_params.py``), a dict of parameters (constrained; may be
+            partial), or a callable that receives the model's arguments and returns such a dict.
         restarts: How many starts to make: the first is ``init``, the others are of several kinds.
             All take a short run as one batch, and the best third (no fewer than three) are run to
             the end; the best result is kept, and ``fit.starts`` says what became of each.
@@ -216,6 +216,7 @@ class EM:
         with sheltered(self.seed, _data(args, kwargs)):
             plan = self._kept(args, kwargs)
             found = expectation(plan, self._hard)(check_params(plan, params))
+            found = dataclasses.replace(found, m_step=MStep.of(plan))
         if found.log_likelihood <= 0.1 * IMPOSSIBLE:  # minus infinity in all but name
             return dataclasses.replace(found, log_likelihood=-math.inf)
         return found
@@ -226,18 +227,19 @@ class EM:
         Raises:
             Degenerate: If a component has collapsed or emptied.
         """
-        if not isinstance(stats, Statistics):
+        if not isinstance(stats, Statistics) or stats.m_step is None:
             raise TypeError(f"m_step takes what e_step returns, not {type(stats).__name__}.")
         size = 1.0 + abs(stats.log_prior)
-        if any(abs(p.log_prior - stats.log_prior) > 1e-9 * size for p in stats.parts):
+        if any(abs(other - stats.log_prior) > 1e-9 * size for other in stats.others):
             warnings.warn(
                 "the pieces of data come with different priors (a default prior is scaled by the "
                 "data); the first piece's is used: state the prior, or use objective='mle'.",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        with sheltered(self.seed, stats.plan.structure.arguments):
-            return maximise(stats.plan, stats)
+        rows = [piece.factors.structure.arguments for piece in stats.opaque]
+        with sheltered(self.seed, rows):
+            return stats.m_step(stats)
 
     def converged(self, history: Sequence[Statistics]) -> bool:
         """Whether plain EM steps have settled, judged by the results of all E-steps so far."""
@@ -273,13 +275,13 @@ class EM:
                 self._put_in_order(best)
             except KeyboardInterrupt:
                 best.stop = StopReason.INTERRUPTED
-        best.seconds = time.perf_counter() - began
-        best = best.with_names(args, kwargs)
-        if best.warning:
-            warnings.warn(best.warning, RuntimeWarning, stacklevel=2)
-        return best
+        fit = Fit.of(best).with_names(args, kwargs)
+        fit.seconds = time.perf_counter() - began
+        if fit.warning:
+            warnings.warn(fit.warning, RuntimeWarning, stacklevel=2)
+        return fit
 
-    def _fit(self, plan: Plan, began: float) -> Fit:
+    def _fit(self, plan: Plan, began: float) -> Run:
         """The best fit from all starts under one plan."""
         check_rows(plan)
         if self.escape:
@@ -295,7 +297,7 @@ class EM:
         best.evaluations += len(self.anneal)
         return best
 
-    def _put_in_order(self, best: Fit) -> None:
+    def _put_in_order(self, best: Run) -> None:
         """Numbers the states by their share of the data, unless their numbers have a meaning."""
         # A warning may name a component by its number, which must then stay.
         named = best.warning and best.stop is not StopReason.MAX_ITER
@@ -313,8 +315,11 @@ class EM:
         """The plan for these arguments, read from the model as it is now."""
         check_choice("objective", self.objective, OBJECTIVES)
         arguments = prepare(args, kwargs)
-        plan = build_plan(self.model, arguments, self.objective, self.integrate, misread=misread)
-        plan.notes["unconstrained"] = self.mode == "unconstrained"
+        plan = build_plan(
+            self.model, arguments, self.objective, self.integrate, misread=misread,
+            unconstrained=self.mode == "unconstrained",
+        )  # fmt: skip
+        LogEvidence.of(plan)  # says now if its latents cannot be summed out
         check_local_parameters(plan, self.integrate)
         check_settable(plan)
         warn_of_cuts(plan, 4)
@@ -374,8 +379,8 @@ class EM:
 
     def _run(
         self, plan: Plan, began: float, params: dict[str, Tensor], limit: int | None = None
-    ) -> Fit:
-        """The fit from one start."""
+    ) -> Run:
+        """The run from one start."""
         loop = Loop(plan, self.name, self._hard, self.accelerate, self.tol, self.progress, began)
         return loop(params, self.max_iter if limit is None else limit)
 

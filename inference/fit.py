@@ -16,32 +16,24 @@ from matplotlib.figure import Figure
 from pyro import validation_enabled
 from torch import Tensor
 
-from ember.inference import criteria, naming, report
-from ember.inference.answers import forecasting, imputation, labels, prediction
-from ember.inference.answers.impossible import warn_if_impossible
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.computed import deterministic_values
-from ember.inference.convergence import StopReason
-from ember.inference.drawing.whole import draw_fit
-from ember.inference.options import check_count
-from ember.inference.plan import Plan
-from ember.inference.planning import build_plan
-from ember.inference.starts.record import Starts
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.options import check_count
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.iteration.run import Run
+from ember.inference.plan.building import build_plan
+from ember.inference.plan.plan import Plan
+from ember.inference.queries import criteria, forecasting, imputation, prediction, relabelling
+from ember.inference.queries.deterministic import deterministic_values
+from ember.inference.queries.impossible import warn_if_impossible
+from ember.inference.reports import naming, summary
+from ember.inference.reports.drawing.figure import draw_fit
 
 __all__ = ["Fit"]
 
-CONVERGED = (
-    StopReason.CONVERGED,
-    StopReason.ROUNDING,
-    StopReason.FLAT,
-    StopReason.NO_LATENTS,
-    StopReason.NO_PARAMETERS,
-)
-NAMED = (StopReason.DEGENERATE, StopReason.INFINITE, StopReason.UNBOUNDED)  # the warning says where
-
 
 @dataclass
-class Fit:
+class Fit(Run):
     """A fitted model.
 
     Attributes:
@@ -61,47 +53,18 @@ class Fit:
         guide: For SVI the learnt guide, callable like any; None for EM.
         columns: The names of columns, where the data came with them, by observed site and by
             argument of the model.
-        axes: The same by parameter site and axis; see ``naming.py``.
+        axes: The same by parameter site and axis; see ``reports/naming.py``.
     """
 
-    method: str
-    objective: str
-    params: dict[str, Tensor]
-    log_likelihood: float
-    log_posterior: float
-    history: Tensor
-    times: Tensor
-    evaluations: int
-    stop: StopReason
-    plan: Plan = field(repr=False)
-    warning: str = ""
-    starts: Starts = field(default_factory=Starts)
     guide: Any = field(default=None, repr=False)
     seconds: float = math.nan
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     axes: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict, repr=False)
 
-    # -- how it went --------------------------------------------------------------------------
-
-    @property
-    def stop_reason(self) -> str:
-        """Why the fit ended, in words."""
-        return f"{self.stop.value} ({self.warning})" if self.stop in NAMED else self.stop.value
-
-    @property
-    def converged(self) -> bool:
-        """Whether the fit ended because nothing was left to gain."""
-        return self.stop in CONVERGED
-
-    @property
-    def is_degenerate(self) -> bool:
-        """Whether a component collapsed or emptied on the way."""
-        return self.stop is StopReason.DEGENERATE
-
-    @property
-    def iterations(self) -> int:
-        """Number of iterations after the start."""
-        return len(self.history) - 1
+    @staticmethod
+    def of(run: Run) -> Fit:
+        """The fit that a run has led to."""
+        return Fit(**vars(run))
 
     # -- how well it fits for what it costs ---------------------------------------------------
 
@@ -262,7 +225,7 @@ class Fit:
         parameters, belongs to no row: it counts in ``fit.log_likelihood`` alone.
         """
         with sheltered(data=(self._data, args)), torch.no_grad():
-            return self.plan_for(args, kwargs).row_log_prob(self.params)
+            return LogEvidence.of(self.plan_for(args, kwargs)).rows(self.params)
 
     def impute(
         self, *args: Any, draws: int | None = None, seed: int | None = None, **kwargs: Any
@@ -352,7 +315,7 @@ class Fit:
             others = _without_rows(model, others, rows)
         new = prepare((*args, *stay), {**others, **kwargs})
         with validation_enabled(False):  # a single new row is enough where parameters are known
-            misread = self.plan.notes["misread"]
+            misread = self.plan.opaque.misread
             return build_plan(model, new, "mle", start=self.params, misread=misread)
 
     def relabel(self, order: Sequence[int] | str | None = None, latent: str | None = None) -> Fit:
@@ -368,7 +331,7 @@ class Fit:
             ValueError: If there is nothing to renumber, or the model tells the states apart.
         """
         with sheltered(data=self._data), torch.no_grad():
-            params = labels.renumbered(self.plan, self.params, order, latent)
+            params = relabelling.renumbered(self.plan, self.params, order, latent)
         return dataclasses.replace(self, params=params)
 
     # -- tables -------------------------------------------------------------------------------
@@ -379,7 +342,7 @@ class Fit:
         The column ``estimate`` holds the values; where the data came with names, ``column`` holds
         the name of the data's column that an entry belongs to (empty where there is none).
         """
-        return report.summary(self.params, self.deterministic, self.axes)
+        return summary.summary(self.params, self.deterministic, self.axes)
 
     def plot(self) -> Figure:
         """A picture of the data with what was fitted to them.
@@ -422,7 +385,7 @@ class Fit:
         return dataclasses.replace(self, columns=columns, axes=axes)
 
     def __str__(self) -> str:
-        return report.text(self)
+        return summary.text(self)
 
     __repr__ = __str__
 

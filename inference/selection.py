@@ -1,4 +1,4 @@
-"""Choosing a model: a sweep over its options, with the criteria of ``criteria.py``."""
+"""Choosing a model: a sweep over its options, with the criteria of ``queries/criteria.py``."""
 
 import itertools
 import math
@@ -13,15 +13,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ember.inference.arguments import prepare
-from ember.inference.criteria import free_parameters
 from ember.inference.em import EM
 from ember.inference.fit import Fit
-from ember.inference.options import check_choice, progress_bar
-from ember.inference.pictures import Picture
-from ember.inference.plan import Plan
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.options import check_choice
+from ember.inference.iteration.progress import progress_bar
+from ember.inference.plan.plan import Plan
+from ember.inference.reports.drawing.picture import Picture
 
-__all__ = ["Selection", "criteria", "free_parameters", "select"]
+__all__ = ["Selection", "criteria", "select"]
+
 
 COLUMNS = (
     "parameters",
@@ -33,6 +34,8 @@ COLUMNS = (
     "converged",
     "error",
 )
+
+
 CRITERIA = ("bic", "icl", "aic", "held_out")
 
 
@@ -214,7 +217,7 @@ def _check_rows(plan: Plan, folds: int) -> None:
     """Refuse to leave out single steps of a chain: those that are left would not be neighbours."""
     if not (plan.chains or plan.structure.steps):
         return
-    row = plan.structure_row()
+    row = plan.row_plate()
     data = plan.structure.arguments.args[0]
     if row is None or row[1] != len(data):
         raise ValueError(

@@ -13,15 +13,19 @@ from pyro.infer import config_enumerate
 from pyro.optim import PyroOptim
 from torch import Tensor
 
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.convergence import StopReason
+from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
-from ember.inference.initialisation import Init, starting_params
-from ember.inference.options import check_choice, check_count, progress_bar
-from ember.inference.plan import Plan
-from ember.inference.planning import build_plan
+from ember.inference.initialisation.starting_params import Init, starting_params
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.options import check_choice, check_count
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.iteration.checks import check_rows, warn_of_cuts
+from ember.inference.iteration.convergence import StopReason
+from ember.inference.iteration.progress import progress_bar
+from ember.inference.maximisation.updates import check_settable
+from ember.inference.plan.building import build_plan
+from ember.inference.plan.plan import Plan
 from ember.inference.reading.roles import Model
-from ember.inference.validation import check_rows, check_settable, warn_of_cuts
 from ember.inference.variational.elbo import NonFiniteLoss, PlanELBO
 from ember.inference.variational.guides import (
     Guide,
@@ -35,6 +39,7 @@ from ember.inference.variational.interior import moved_inside
 from ember.inference.variational.step_sizes import ScaledAdam, curvatures, natural_lengths
 
 __all__ = ["SVI"]
+
 
 LEARNING_RATE = 0.05
 FINAL_RATE = 1e-4  # the learning rate after the last step, relative to the first
@@ -206,8 +211,8 @@ class SVI:
     ) -> Fit:
         params = point_estimate(guide, plan)
         with torch.no_grad():
-            log_likelihood = float(plan.log_evidence(params))
-            log_prior = float(plan.log_prior(params))
+            log_likelihood = float(LogEvidence.of(plan)(params))
+            log_prior = float(plan.prior.log_prob(params))
         warning = ""
         if reason is StopReason.NON_FINITE:
             warning = f"{self.name}: {reason.value}; lower learning_rate or start elsewhere"

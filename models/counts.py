@@ -18,7 +18,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import BoolTensor, Tensor
 
-from ember.models._checks import (
+from ember.models.parts.checks import (
     check_counts,
     check_enough,
     check_option,
@@ -26,15 +26,15 @@ from ember.models._checks import (
     check_tensor,
     row_frequency,
 )
-from ember.models._counts import (
+from ember.models.parts.counts import (
     GammaPoisson,
     GatedGammaPoisson,
     PositiveGammaPoisson,
     PositivePoisson,
 )
-from ember.models._emissions import select
-from ember.models._plates import data_plate, mixture_weights
-from ember.models._priors import HALF_COUNT, Hyperparameters, Prior, count_mean
+from ember.models.parts.emissions import select
+from ember.models.parts.plates import data_plate, mixture_weights
+from ember.models.parts.priors import HALF_COUNT, Hyperparameters, Prior, count_mean
 
 __all__ = ["count_mixture"]
 

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import BoolTensor, Tensor
 
-from ember.models._checks import (
+from ember.models.parts.checks import (
     check_counts,
     check_enough,
     check_option,
@@ -23,11 +23,11 @@ from ember.models._checks import (
     check_zeros_and_ones,
     row_frequency,
 )
-from ember.models._documents import word_emission
-from ember.models._emissions import BERNOULLI_KEYS, bernoulli_emission
-from ember.models._linear import called
-from ember.models._plates import data_plate, mixture_weights
-from ember.models._priors import Hyperparameters, Prior
+from ember.models.parts.design import called
+from ember.models.parts.documents import word_emission
+from ember.models.parts.emissions import BERNOULLI_KEYS, bernoulli_emission
+from ember.models.parts.plates import data_plate, mixture_weights
+from ember.models.parts.priors import Hyperparameters, Prior
 
 __all__ = ["multinomial_mixture", "naive_bayes"]
 

@@ -14,9 +14,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ember.models._checks import check_enough, check_size, row_frequency
-from ember.models._emissions import Emission
-from ember.models._linear import (
+from ember.models.parts.checks import check_enough, check_size, row_frequency
+from ember.models.parts.design import (
     called,
     check_family,
     check_response,
@@ -26,8 +25,9 @@ from ember.models._linear import (
     regression_keys,
     row_offset,
 )
-from ember.models._plates import data_plate
-from ember.models._priors import Hyperparameters, Prior
+from ember.models.parts.emissions import Emission
+from ember.models.parts.plates import data_plate
+from ember.models.parts.priors import Hyperparameters, Prior
 
 __all__ = ["mixture_of_experts"]
 

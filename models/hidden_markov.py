@@ -15,8 +15,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from ember.models._chains import CHAIN_KEYS, chain, own_steps
-from ember.models._checks import (
+from ember.models.parts.chains import CHAIN_KEYS, chain, own_steps
+from ember.models.parts.checks import (
     check_codes,
     check_counts,
     check_enough,
@@ -29,7 +29,7 @@ from ember.models._checks import (
     parameter_dtype,
     step_frequency,
 )
-from ember.models._emissions import (
+from ember.models.parts.emissions import (
     BERNOULLI_KEYS,
     COVARIANCES,
     GAUSSIAN_KEYS,
@@ -39,7 +39,7 @@ from ember.models._emissions import (
     gaussian_emission,
     poisson_emission,
 )
-from ember.models._priors import Hyperparameters, Prior
+from ember.models.parts.priors import Hyperparameters, Prior
 
 __all__ = [
     "hidden_markov_bernoulli",

@@ -12,8 +12,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ember.models._chains import CHAIN_KEYS, chain, own_steps
-from ember.models._checks import (
+from ember.models.parts.chains import CHAIN_KEYS, chain, own_steps
+from ember.models.parts.checks import (
     check_enough,
     check_floats,
     check_option,
@@ -21,10 +21,10 @@ from ember.models._checks import (
     check_tensor,
     step_frequency,
 )
-from ember.models._emissions import COVARIANCES, GAUSSIAN_KEYS, gaussian_emission, select
-from ember.models._missing import shown_steps
-from ember.models._plates import WHOLE_COUNT
-from ember.models._priors import Hyperparameters, Prior
+from ember.models.parts.emissions import COVARIANCES, GAUSSIAN_KEYS, gaussian_emission, select
+from ember.models.parts.missing import shown_steps
+from ember.models.parts.plates import WHOLE_COUNT
+from ember.models.parts.priors import Hyperparameters, Prior
 
 __all__ = ["hidden_markov_gaussian_mixture"]
 

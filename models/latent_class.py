@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ember.models._checks import (
+from ember.models.parts.checks import (
     check_codes,
     check_enough,
     check_size,
@@ -21,10 +21,10 @@ from ember.models._checks import (
     item_levels,
     row_frequency,
 )
-from ember.models._emissions import BERNOULLI_KEYS, bernoulli_emission, categorical_emission
-from ember.models._missing import observe, shown_entries
-from ember.models._plates import data_plate, mixture_weights
-from ember.models._priors import Hyperparameters, Prior
+from ember.models.parts.emissions import BERNOULLI_KEYS, bernoulli_emission, categorical_emission
+from ember.models.parts.missing import observe, shown_entries
+from ember.models.parts.plates import data_plate, mixture_weights
+from ember.models.parts.priors import Hyperparameters, Prior
 
 __all__ = ["bernoulli_mixture", "categorical_mixture"]
 

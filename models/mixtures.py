@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ember.models._checks import (
+from ember.models.parts.checks import (
     check_counts,
     check_enough,
     check_floats,
@@ -21,16 +21,16 @@ from ember.models._checks import (
     check_tensor,
     row_frequency,
 )
-from ember.models._emissions import (
+from ember.models.parts.emissions import (
     COVARIANCES,
     GAUSSIAN_KEYS,
     POISSON_KEYS,
     gaussian_emission,
     poisson_emission,
 )
-from ember.models._missing import observe, shown_entries
-from ember.models._plates import data_plate, mixture_weights
-from ember.models._priors import Hyperparameters, Prior
+from ember.models.parts.missing import observe, shown_entries
+from ember.models.parts.plates import data_plate, mixture_weights
+from ember.models.parts.priors import Hyperparameters, Prior
 
 __all__ = ["gaussian_mixture", "poisson_mixture"]
 

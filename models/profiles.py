@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ember.models._checks import (
+from ember.models.parts.checks import (
     check_codes,
     check_counts,
     check_enough,
@@ -26,7 +26,8 @@ from ember.models._checks import (
     parameter_dtype,
     row_frequency,
 )
-from ember.models._emissions import (
+from ember.models.parts.design import called
+from ember.models.parts.emissions import (
     BERNOULLI_KEYS,
     GAUSSIAN_KEYS,
     POISSON_KEYS,
@@ -36,9 +37,8 @@ from ember.models._emissions import (
     gaussian_emission,
     poisson_emission,
 )
-from ember.models._linear import called
-from ember.models._plates import data_plate, mixture_weights
-from ember.models._priors import HALF_COUNT, Hyperparameters, Prior, default_variance
+from ember.models.parts.plates import data_plate, mixture_weights
+from ember.models.parts.priors import HALF_COUNT, Hyperparameters, Prior, default_variance
 
 __all__ = ["columns_by_kind", "latent_profile"]
 

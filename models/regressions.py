@@ -12,8 +12,8 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ember.models._checks import check_enough, check_size, row_frequency
-from ember.models._linear import (
+from ember.models.parts.checks import check_enough, check_size, row_frequency
+from ember.models.parts.design import (
     called,
     check_family,
     check_response,
@@ -22,8 +22,8 @@ from ember.models._linear import (
     regression_keys,
     row_offset,
 )
-from ember.models._plates import data_plate, mixture_weights
-from ember.models._priors import Hyperparameters, Prior
+from ember.models.parts.plates import data_plate, mixture_weights
+from ember.models.parts.priors import Hyperparameters, Prior
 
 __all__ = ["regression_mixture"]
 

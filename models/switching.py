@@ -12,8 +12,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from ember.models._chains import CHAIN_KEYS, chain
-from ember.models._checks import (
+from ember.models.parts.chains import CHAIN_KEYS, chain
+from ember.models.parts.checks import (
     check_enough,
     check_finite,
     check_floats,
@@ -23,9 +23,9 @@ from ember.models._checks import (
     step_frequency,
     step_mask,
 )
-from ember.models._linear import called, regression_keys, stepwise_emission
-from ember.models._missing import shown_entries
-from ember.models._priors import Hyperparameters, Prior
+from ember.models.parts.design import called, regression_keys, stepwise_emission
+from ember.models.parts.missing import shown_entries
+from ember.models.parts.priors import Hyperparameters, Prior
 
 __all__ = ["hidden_markov_regression"]
 

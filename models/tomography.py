@@ -15,8 +15,8 @@ import torch
 from pyro import poutine
 from torch import BoolTensor, Tensor
 
-from ember.models._checks import FLOATS, parameter_dtype
-from ember.models._priors import HALF_COUNT, Hyperparameters, Prior
+from ember.models.parts.checks import FLOATS, parameter_dtype
+from ember.models.parts.priors import HALF_COUNT, Hyperparameters, Prior
 
 __all__ = ["emission_tomography"]
 

@@ -11,9 +11,9 @@ import pyro.distributions as dist
 from pyro import poutine
 from torch import Tensor
 
-from ember.models._checks import check_counts, check_size, check_tensor, parameter_dtype
-from ember.models._emissions import select
-from ember.models._priors import Hyperparameters, Prior
+from ember.models.parts.checks import check_counts, check_size, check_tensor, parameter_dtype
+from ember.models.parts.emissions import select
+from ember.models.parts.priors import Hyperparameters, Prior
 
 __all__ = ["topic_model"]
 

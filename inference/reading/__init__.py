@@ -1,1 +1,9 @@
-"""Reads a model: which sites there are, and which parameter feeds which argument."""
+"""Runs the Pyro model a few times and says what it is.
+
+In: a model, its arguments. Out: a ``Structure`` (the role of every site, a way to run the model
+again), and for each site a ``Site``: its value, dims by name, and the maps of its arguments.
+Nothing here is needed once the plan is made, but for sites that only the model can evaluate.
+
+To add a check of models: ``checks``. To find another kind of argument: ``matching``. The rule by
+which a site is observed, latent or a parameter: ``roles.py``.
+"""

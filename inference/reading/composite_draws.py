@@ -12,6 +12,7 @@ from ember.inference.reading.composites import Composite, bare, emits_at_once
 
 __all__ = ["draw_composite", "hidden_draws"]
 
+
 _DRAWN = "_hidden_draws"
 DRAWS = 4_000_000  # numbers held at once
 FEW = 16

@@ -21,7 +21,7 @@ from pyro.distributions import MaskedDistribution
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from ember.inference.shapes import append_dims
+from ember.inference.numerics.shapes import append_dims
 
 __all__ = ["Composite", "bare", "emits_at_once", "find_composites", "open_composites"]
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, constraints
 
-from ember.inference.reading.parameter_maps import probe_values
-from ember.inference.shapes import unexpanded
-from ember.inference.structure import Structure
+from ember.inference.numerics.shapes import unexpanded
+from ember.inference.reading.matching.arguments import probe_values
+from ember.inference.reading.structure import Structure
 
 __all__ = ["fingerprint"]
+
 
 PARTS = ("type", "fn", "value", "mask", "scale", "is_observed", "infer", "args", "kwargs")
 

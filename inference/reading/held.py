@@ -16,10 +16,10 @@ from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
-from ember.inference.answers.sequences import base_name
+from ember.inference.parameters.supports import shown
 from ember.inference.reading.graphs import leaves_of
+from ember.inference.reading.sequences import base_name
 from ember.inference.reading.unwrapping import given_arguments, unwrap
-from ember.inference.supports import shown
 
 __all__ = ["held_density", "held_sites", "is_conditioned", "prior_sources"]
 

@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember.inference.reading.affine import AffineMap
+from ember.inference.families.discrete import COUNTED
+from ember.inference.numerics.shapes import unexpanded
+from ember.inference.parameters.affine_map import AffineMap
+from ember.inference.parameters.argument_map import ArgumentMap
+from ember.inference.parameters.supports import is_real
 from ember.inference.reading.graphs import leaves_of
-from ember.inference.reading.parameter_maps import ArgumentMap
+from ember.inference.reading.structure import Structure
 from ember.inference.reading.unwrapping import MATRICES, given_arguments, unwrap
-from ember.inference.rules import COUNTED
-from ember.inference.shapes import unexpanded
-from ember.inference.structure import Structure
-from ember.inference.supports import is_real
 
 __all__ = ["Gradients"]
+
 
 TOLERANCE = 1e-6  # relative; what is hidden differs in whole
 ROUNDING = 1e-12  # of a shift of all logits, in which the normaliser leaves its rounding
 LEAST = -30.0  # in free numbers: a positive parameter of 1e-13
 ALTERNATIVES = {"probs": ("probs", "logits"), "matrix": MATRICES}
-
 Params = Mapping[str, Tensor]
 Found = ArgumentMap | AffineMap
 

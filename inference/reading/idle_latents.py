@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember.inference.factors import finish
-from ember.inference.observed_density import observed_log_prob
-from ember.inference.reading.recognition import unwrap
-from ember.inference.shapes import append_dims
-from ember.inference.structure import Structure
+from ember.inference.numerics.observed_density import observed_log_prob
+from ember.inference.numerics.shapes import append_dims
+from ember.inference.reading.site import finish
+from ember.inference.reading.structure import Structure
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["full_mask", "idle_entries"]
+
 
 ENOUGH = 2  # runs to look at
 SAME = 1e-12  # relative

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from ember.inference.reading.enumeration_checks import ROW_BY_ROW
+from ember.inference.reading.checks.enumeration import ROW_BY_ROW
 
 __all__ = ["enumeration_errors", "plain_errors", "tidy_errors", "unevaluated", "unreadable"]
 

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember.inference.factors import Site, fill_masked, finish
-from ember.inference.observed_density import observed_log_prob
-from ember.inference.reading.recognition import unwrap
-from ember.inference.structure import Structure
+from ember.inference.numerics.observed_density import observed_log_prob
+from ember.inference.reading.site import Site, fill_masked, finish
+from ember.inference.reading.structure import Structure
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["factor_dims", "model_dependencies", "model_log_prob"]
 
@@ -58,4 +58,4 @@ def model_log_prob(site: Site, trace: Any) -> Tensor:
     unwrapped = unwrap(node["fn"])
     value = fill_masked(node["value"], site.mask, len(unwrapped.base.event_shape))
     log_prob = observed_log_prob(unwrapped.base, value)
-    return finish(log_prob, site.mask, site.inner_shape, site.dummy)
+    return finish(log_prob, site.mask, site.inner_shape, site.masked_log_prob)

@@ -20,11 +20,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ember.inference.reading.site_checks import check_observed
+from ember.inference.numerics.shapes import joint_shape
+from ember.inference.reading.checks.sites import check_observed
 from ember.inference.reading.unwrapping import unwrap
-from ember.inference.shapes import joint_shape
 
 __all__ = ["LABEL", "Partly", "dims_of_latents", "find_given", "find_partly_observed", "nothing"]
+
 
 LABEL = "_given"  # where a run keeps what a latent is known to be
 _NUMBER = re.compile(r"\d+(?=\D*$)")

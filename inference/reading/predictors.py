@@ -13,9 +13,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ember.inference.rules import COUNTED
+from ember.inference.families.discrete import COUNTED
 
 __all__ = ["Predictor", "predictors_of"]
+
 
 BINARY = (dist.Bernoulli, dist.Binomial, dist.Geometric)
 

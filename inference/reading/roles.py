@@ -1,43 +1,20 @@
 """The role of a site: *observed* has data, *latent* is summed over, *parameter* is maximised."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
 from torch.distributions import constraints, transform_to
 
+from ember.inference.parameters.parameter import Parameter
+from ember.inference.parameters.supports import shown
 from ember.inference.reading.runs import is_continuous
-from ember.inference.supports import shown
 
-__all__ = ["Model", "Parameter", "param_parameter", "role_of", "sample_parameter"]
+__all__ = ["Model", "param_parameter", "role_of", "sample_parameter"]
+
 
 Model = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A site that the M-step maximises."""
-
-    name: str
-    support: constraints.Constraint
-    shape: torch.Size
-    plates: tuple[str, ...]
-    has_prior: bool
-    start: Tensor
-    is_module_parameter: bool = False
-
-    def to_constrained(self, unconstrained: Tensor) -> Tensor:
-        """Maps free reals to the parameter's support."""
-        value: Tensor = transform_to(self.support)(unconstrained)
-        return value
-
-    def to_unconstrained(self, value: Tensor) -> Tensor:
-        """The inverse of ``to_constrained``, up to what the map leaves free."""
-        free: Tensor = transform_to(self.support).inv(value)
-        return free
 
 
 def role_of(name: str, site: Any, integrate: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import transform_to
 
-from ember.inference.arguments import declare_from_outside
+from ember.inference.inputs.shelter import declare_from_outside
 from ember.inference.reading.composite_draws import draw_composite
 from ember.inference.reading.held import is_conditioned
 from ember.inference.reading.partly_observed import LABEL, Partly, nothing

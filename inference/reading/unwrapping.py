@@ -7,9 +7,10 @@ import torch
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from torch import Tensor
 
-from ember.inference.shapes import append_dims
+from ember.inference.numerics.shapes import append_dims
 
 __all__ = ["MATRICES", "Unwrapped", "given_arguments", "unwrap"]
+
 
 MATRICES = ("precision_matrix", "covariance_matrix", "scale_tril")
 

@@ -7,7 +7,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ember.inference.plan import Plan
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.plan.plan import Plan
 
 __all__ = ["NonFiniteLoss", "PlanELBO", "parameter_values"]
 
@@ -72,7 +73,7 @@ class PlanELBO:
             params = parameter_values(self.plan, trace)
             # A plan may run the model; what it says then is no business of the optimiser's.
             with poutine.block():
-                log_joint = self.plan.log_evidence(params) + self.plan.log_prior(params)
+                log_joint = LogEvidence.of(self.plan)(params) + self.plan.prior.log_prob(params)
             total = total + trace.log_prob_sum() - log_joint
             self.evaluations += 1
         return total / self.num_particles

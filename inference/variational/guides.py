@@ -13,18 +13,28 @@ from pyro.infer.autoguide import AutoGuide, init_to_value
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ember.inference.options import check_choice
-from ember.inference.plan import Plan
+from ember.inference.inputs.options import check_choice
+from ember.inference.plan.plan import Plan
 from ember.inference.reading.runs import default_value
 from ember.inference.variational.elbo import parameter_values
 
-__all__ = ["GUIDES", "LearntGuide", "check_guide", "guide_name", "make_guide", "point_estimate"]
+__all__ = [
+    "GUIDES",
+    "Guide",
+    "LearntGuide",
+    "check_guide",
+    "guide_name",
+    "make_guide",
+    "point_estimate",
+]
+
 
 GUIDES: dict[str, type[AutoGuide]] = {
     "delta": autoguide.AutoDelta,
     "normal": autoguide.AutoNormal,
     "multivariate_normal": autoguide.AutoMultivariateNormal,
 }
+
 
 Guide = str | type[AutoGuide] | Callable[..., Any]
 

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from ember.inference.reading.roles import Parameter
-from ember.inference.supports import base_support
+from ember.inference.parameters.parameter import Parameter
+from ember.inference.parameters.supports import base_support
 
 __all__ = ["moved_inside"]
+
 
 SHARE = 0.05  # of the middle in a value that lay on the boundary
 NEAR = 1e-6  # so close to a bound, by the width of the support, a gradient is hardly felt

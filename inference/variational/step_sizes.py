@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
-from ember.inference.plan import Plan
-from ember.inference.reading.roles import Parameter
-from ember.inference.supports import base_support
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.parameters.parameter import Parameter
+from ember.inference.parameters.supports import base_support
+from ember.inference.plan.plan import Plan
 
 __all__ = ["ScaledAdam", "curvatures", "natural_lengths"]
+
 
 ROUNDS = 4  # each round measures in the units that the one before it found
 PROBES = 4  # random directions in a round
@@ -110,7 +112,7 @@ def curvatures(
 
             def gradient(at: list[Tensor]) -> tuple[Tensor, ...]:
                 params = {n: transforms[n](x) for n, x in zip(free, at, strict=True)}
-                objective = plan.log_evidence(params) + plan.log_prior(params)
+                objective = LogEvidence.of(plan)(params) + plan.prior.log_prob(params)
                 return torch.autograd.grad(objective, at, create_graph=twice)
 
             product = (

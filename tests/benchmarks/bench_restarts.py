@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import sheltered
-from ember.inference.maximisation import maximise
-from ember.inference.plan import Plan
-from ember.inference.starts.batch import run_together
-from ember.inference.starts.restarts import Start, best_of
-from ember.inference.starts.stack import Stack
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.iteration.restarts.batched_run import run_together
+from ember.inference.iteration.restarts.batched_steps import BatchedSteps
+from ember.inference.iteration.restarts.restarts import Start, best_of
+from ember.inference.maximisation.m_step import MStep
+from ember.inference.plan.plan import Plan
 from ember.models import (
     count_mixture,
     gaussian_mixture,
@@ -93,13 +94,13 @@ def line(em: EM, plan: Plan, starts: list[Start], rows: int) -> str:
         return em._run(plan, time.perf_counter(), params, limit)
 
     def stacked() -> None:
-        run_together(Stack(plan), [s.params for s in starts], count, -1.0, jumps=False)
+        run_together(BatchedSteps(plan), [s.params for s in starts], count, -1.0, jumps=False)
 
     def one_by_one() -> None:
         for start in starts:
             params = start.params
             for _ in range(count):
-                params = maximise(plan, plan.e_step(params))
+                params = MStep.of(plan)(LogEvidence.of(plan).statistics(params))
 
     def batch() -> float:
         return float(best_of(plan, starts, run, 1000, 1e-7).history[-1])

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference.expectation import chain, chain_blocks, chain_log, chain_scaled
-from ember.inference.expectation.chain import Potentials
+from ember.inference.expectation.chains import blocks as chain_blocks
+from ember.inference.expectation.chains import evidence as chain
+from ember.inference.expectation.chains import log_space as chain_log
+from ember.inference.expectation.chains import scaled as chain_scaled
+from ember.inference.expectation.chains.blocks import Potentials
 
 
 def in_blocks(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

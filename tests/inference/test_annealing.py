@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.maximisation import maximise
-from ember.inference.planning import build_plan
-from ember.inference.reading.parameter_maps import probe_values
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.maximisation.m_step import MStep
+from ember.inference.plan.building import build_plan
+from ember.inference.reading.matching.arguments import probe_values
 from ember.models import gaussian_mixture, hidden_markov_poisson
 
 
@@ -29,11 +31,13 @@ def test_tempered_responsibilities(faithful: Tensor) -> None:
         )
         joint = fn.log_prob(faithful[:, None]) + params["weights"].log()
         expected = (0.3 * joint).softmax(1).sum(0)
-        key = plan.forms["assignment"][0]
-        counts = plan.e_step(params, 0.3).groups[key][1].sum(0)
+        key = plan.compiled["assignment"][0]
+        counts = LogEvidence.of(plan).statistics(params, 0.3).sums[key][1].sum(0)
         torch.testing.assert_close(counts, expected, rtol=1e-9, atol=0.0)
-        exact = plan.e_step(params).groups[key][1].sum(0)
-        torch.testing.assert_close(plan.e_step(params, 1.0 - 1e-12).groups[key][1].sum(0), exact)
+        exact = LogEvidence.of(plan).statistics(params).sums[key][1].sum(0)
+        torch.testing.assert_close(
+            LogEvidence.of(plan).statistics(params, 1.0 - 1e-12).sums[key][1].sum(0), exact
+        )
 
 
 @pytest.mark.parametrize("temper", [0.15, 0.6])
@@ -49,10 +53,10 @@ def test_a_tempered_step_never_lowers_the_free_energy(faithful: Tensor, temper: 
             )
             joint = fn.log_prob(faithful[:, None]) + params["weights"].log()
             free = (temper * joint).logsumexp(1).sum() / temper
-            energies.append(float(free + plan.log_prior(params)))
-            statistics = plan.e_step(params, temper)
+            energies.append(float(free + plan.prior.log_prob(params)))
+            statistics = LogEvidence.of(plan).statistics(params, temper)
             assert statistics.objective == pytest.approx(energies[-1], rel=1e-10)
-            params = maximise(plan, statistics)
+            params = MStep.of(plan)(statistics)
     rises = torch.tensor(energies).diff()
     assert bool((rises >= -1e-9 * abs(energies[-1])).all())
     assert energies[-1] > energies[0] + 1.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import prepare
+from ember.inference.inputs.arguments import prepare
 
 X = torch.linspace(-2.0, 3.0, 12, dtype=torch.float64).cos() * 2.0
 COUNTS = torch.tensor([0.0, 1.0, 3.0, 2.0, 7.0, 4.0])

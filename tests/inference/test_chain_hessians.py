@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.expectation.chain import Potentials, chain_log_evidence
-from ember.inference.planning import build_plan
+from ember.inference.expectation.chains.blocks import Potentials
+from ember.inference.expectation.chains.evidence import chain_log_evidence
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.plan.building import build_plan
 from tests.inference.chain_checks import in_blocks
 from tests.inference.test_chain_kernels import K, R, T, random_chains
 
@@ -114,7 +117,7 @@ def test_hessian_of_a_model() -> None:
         plan = build_plan(model, prepare((x,), {}), "mle")
 
         def log_likelihood(v: Tensor) -> Tensor:
-            return plan.log_evidence({"stay": v[0], "locs": v[1:]})
+            return LogEvidence.of(plan)({"stay": v[0], "locs": v[1:]})
 
         at, step = torch.tensor([0.7, -0.5, 1.2]), 1e-5
         found = hessian(log_likelihood, at)

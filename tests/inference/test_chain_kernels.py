@@ -7,9 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference.expectation import chain, chain_blocks, chain_log, chain_scaled
-from ember.inference.expectation.chain import Potentials, chain_log_evidence
-from ember.inference.expectation.chain_step import Chain, ChainStep
+from ember.inference.expectation.chains import blocks as chain_blocks
+from ember.inference.expectation.chains import evidence as chain
+from ember.inference.expectation.chains import log_space as chain_log
+from ember.inference.expectation.chains import scaled as chain_scaled
+from ember.inference.expectation.chains.blocks import Potentials
+from ember.inference.expectation.chains.evidence import chain_log_evidence
+from ember.inference.expectation.chains.step import ChainStep
+from ember.inference.factors.chain import Chain
 from tests.inference.chain_checks import fifty_digits, in_blocks, only_log_space
 
 T, R, K = 6, 3, 3

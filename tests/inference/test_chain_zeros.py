@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference.expectation import chain_log, chain_scaled
-from ember.inference.expectation.chain import Potentials, chain_log_evidence
+from ember.inference.expectation.chains import log_space as chain_log
+from ember.inference.expectation.chains import scaled as chain_scaled
+from ember.inference.expectation.chains.blocks import Potentials
+from ember.inference.expectation.chains.evidence import chain_log_evidence
 from tests.inference.chain_checks import fifty_digits, in_blocks, only_log_space
 
 K = 3

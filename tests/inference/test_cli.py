@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ember.inference import EM
-from ember.inference.cli import main
-from ember.inference.tables import air_quality, old_faithful, read_table
+from ember.inference.command_line.main import main
+from ember.inference.inputs.tables import air_quality, old_faithful, read_table
 from ember.models import gaussian_mixture
 
 FAITHFUL = str(Path(__file__).parents[1] / "reference" / "data" / "faithful.csv")

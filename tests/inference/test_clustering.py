@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ember.inference.starts.clustering import cluster
+from ember.inference.initialisation.clustering import cluster
 
 
 def inertia(x: torch.Tensor, labels: torch.Tensor) -> float:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ember.inference import EM, SVI, compare
-from ember.inference.answers.labels import permute
 from ember.inference.comparison import Comparison, Method
-from ember.inference.planning import build_plan
+from ember.inference.plan.building import build_plan
+from ember.inference.queries.relabelling import permute
 from ember.models import gaussian_mixture, hidden_markov_poisson
 from tests.inference.catalogue import CASES
 
@@ -61,7 +61,7 @@ def test_the_log_posterior_has_the_prior_for_every_method(comparison: Comparison
     assert mle.log_posterior == mle.log_likelihood  # the method's own objective
     arguments = mle.plan.structure.arguments
     plan = build_plan(gaussian_mixture, arguments, "map")
-    expected = mle.log_likelihood + float(plan.log_prior(mle.params))
+    expected = mle.log_likelihood + float(plan.prior.log_prob(mle.params))
     assert table.loc["EM (MLE)", "log posterior"] == pytest.approx(expected, rel=1e-12)
     for name in ("EM (MAP)", "SVI (AutoDelta)"):
         assert table.loc[name, "log posterior"] == pytest.approx(fits[name].log_posterior)

@@ -12,8 +12,10 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from ember.inference import EM, SVI, Fit
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.planning import build_plan
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.plan.building import build_plan
 from ember.models import hidden_markov_gaussian, hidden_markov_poisson
 
 T, K = 12, 2
@@ -145,7 +147,7 @@ def test_fit_of_a_hidden_latent(case: Case) -> None:
     assert bool((fit.history.diff() >= -1e-9 * fit.history.abs().max()).all())
     with sheltered(0):
         reference = build_plan(case.model, prepare((X,), {}), probing=False)
-        theirs = float(reference.log_evidence(fit.params))
+        theirs = float(LogEvidence.of(reference)(fit.params))
     assert fit.log_likelihood == pytest.approx(theirs, rel=1e-11)
     drawn = fit.sample(4, seed=0)
     for name, shape in case.latents.items():
@@ -162,7 +164,7 @@ def test_gradient_is_zero_at_the_optimum(case: Case) -> None:
     }
     params = {n: fit.plan.structure.parameters[n].to_constrained(v) for n, v in free.items()}
     with sheltered(0):
-        objective = fit.plan.log_evidence(params) + fit.plan.log_prior(params)
+        objective = LogEvidence.of(fit.plan)(params) + fit.plan.prior.log_prob(params)
     for gradient in torch.autograd.grad(objective, list(free.values())):
         assert float(gradient.abs().max()) < 1e-4
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference import EM
-from ember.inference.acceleration import EMMap, _Lbfgs
-from ember.inference.answers.labels import in_canonical_order
-from ember.inference.coordinates import Coordinates
-from ember.inference.reading.roles import Parameter
+from ember.inference.iteration.acceleration.em_map import EMMap
+from ember.inference.iteration.acceleration.lbfgs import Lbfgs as _Lbfgs
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.parameters.parameter import Parameter
+from ember.inference.queries.relabelling import in_canonical_order
 from ember.models import hidden_markov_poisson
 from tests.inference import brute_force
 from tests.inference.brute_force import Free
@@ -174,7 +175,7 @@ def test_plain_em_is_the_loop_by_hand(name: str) -> None:
         params = em.m_step(stats)
     objectives.append(em.e_step(params, *example.args).objective)
     assert fit.history.tolist() == pytest.approx(objectives, rel=1e-12)
-    for site, value in in_canonical_order(stats.plan, params).items():
+    for site, value in in_canonical_order(fit.plan, params).items():
         torch.testing.assert_close(fit.params[site], value, rtol=1e-10, atol=1e-12)
 
 

@@ -18,7 +18,7 @@ from torch.distributions import constraints
 
 from ember.inference import EM
 from ember.models import gaussian_mixture
-from ember.models._priors import default_scale
+from ember.models.parts.priors import default_scale
 
 
 def spread() -> Tensor:

@@ -11,9 +11,13 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.plan import Plan
-from ember.inference.planning import build_plan
+from ember.inference.expectation import posterior as posteriors
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.maximisation.objective import expected_log_joint
+from ember.inference.plan.building import build_plan
+from ember.inference.plan.plan import Plan
 from tests.inference import brute_force
 from tests.inference.examples import EXAMPLES, Example
 
@@ -74,7 +78,7 @@ def test_posterior_marginals(name: str, seed: int) -> None:
     truth = brute_force.enumerate_latents(example.model, params, *example.args)
     plan = plan_of(example)
     with sheltered():
-        found = _apart(plan, plan.posterior(params, list(plan.structure.latent)))
+        found = _apart(plan, posteriors.marginals(plan, params, list(plan.structure.latent)))
     assert set(found) == set(truth.values)
     for site, marginal in found.items():
         close(marginal, truth.marginal(site).reshape(marginal.shape))
@@ -87,7 +91,7 @@ def test_a_latent_observed_in_part_is_one_site(seed: int) -> None:
     params = example.params(seed)
     truth = brute_force.enumerate_latents(example.model, params, *example.args)
     with sheltered():
-        found = plan_of(example).posterior(params, ["z"])["z"]
+        found = posteriors.marginals(plan_of(example), params, ["z"])["z"]
     close(found[known], torch.nn.functional.one_hot(labels, 3)[known].double())
     close(found[~known], truth.marginal("z_unobserved")[~known])
 
@@ -100,7 +104,9 @@ def test_most_probable_joint_value(name: str, seed: int) -> None:
     truth = brute_force.enumerate_latents(example.model, params, *example.args)
     plan = plan_of(example)
     with sheltered():
-        best = _apart(plan, plan.posterior(params, list(plan.structure.latent), maximum=True))
+        best = _apart(
+            plan, posteriors.marginals(plan, params, list(plan.structure.latent), maximum=True)
+        )
     latents = {}
     for site, one_hot in best.items():
         assert bool((one_hot.max(-1).values == 1.0).all())
@@ -126,8 +132,8 @@ def test_expected_log_joint_at_other_parameters(name: str, seed: int) -> None:
     weights = brute_force.enumerate_latents(example.model, params, *example.args).weights
     plan = plan_of(example)
     with sheltered():
-        statistics = plan.e_step(params)
-        found = [plan.expected_log_joint(statistics, p) for p in (params, others)]
+        statistics = LogEvidence.of(plan).statistics(params)
+        found = [expected_log_joint(statistics, p) for p in (params, others)]
     # What does not depend on parameters (a base measure) may be left out of both.
     truth = [
         brute_force.expected_log_joint(example.model, weights, at, *example.args)
@@ -145,7 +151,7 @@ def test_gradient_of_the_log_evidence(name: str) -> None:
     plan = plan_of(example)
     supports = brute_force.supports(example.model, params, *example.args)
     with sheltered():
-        found = brute_force.free_gradient(plan.log_evidence, params, supports)
+        found = brute_force.free_gradient(LogEvidence.of(plan), params, supports)
 
     def log_evidence(at: dict[str, Tensor]) -> Tensor:
         return brute_force.enumerate_latents(example.model, at, *example.args).log_evidence
@@ -168,7 +174,7 @@ def test_against_compute_marginals(name: str) -> None:
         )
     plan = plan_of(example)
     with sheltered():
-        found = _apart(plan, plan.posterior(params, list(plan.structure.latent)))
+        found = _apart(plan, posteriors.marginals(plan, params, list(plan.structure.latent)))
     assert set(found) <= set(marginals)
     for site, posterior in found.items():
         fn = marginals[site]

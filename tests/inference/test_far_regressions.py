@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.planning import build_plan
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.plan.building import build_plan
 from ember.models import hidden_markov_regression, mixture_of_experts, regression_mixture
 
 Array = NDArray[Any]
@@ -181,7 +182,7 @@ def test_known_scales_of_the_rows_are_weights() -> None:
 
     with sheltered():
         plan = build_plan(model, prepare((torch.tensor(y),), {}), "mle")
-    assert [len(group.cells) for group in plan.groups.values()] == [1]
+    assert [len(group.cells) for group in plan.tied.values()] == [1]
     fit = EM(model, "mle").fit(torch.tensor(y))
     root = 1.0 / sigma.numpy()
     columns = np.column_stack([np.ones(120), x])

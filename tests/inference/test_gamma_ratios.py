@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributions.constraints import unit_interval
 
 from ember.inference import EM
-from ember.inference.gamma_ratios import log_rising
-from ember.inference.observed_density import observed_log_prob
+from ember.inference.numerics.gamma_ratios import log_rising
+from ember.inference.numerics.observed_density import observed_log_prob
 from ember.models import poisson_mixture
 
 COUNTS = torch.arange(8.0, dtype=torch.float64)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import sheltered
-from ember.inference.hard import hard_e_step
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.shelter import sheltered
 from ember.models import gaussian_mixture, hidden_markov_poisson
 from tests.inference.brute_force import enumerate_latents, float64, log_prior
 from tests.inference.examples import EXAMPLES
@@ -111,7 +111,7 @@ def test_the_classification_objective_never_falls(name: str) -> None:
     assert "fell" not in fit.stop_reason
     assert bool((fit.history.diff() >= 0).all())
     with sheltered():
-        again = hard_e_step(fit.plan, fit.params)
+        again = LogEvidence.of(fit.plan).statistics(fit.params, maximum=True)
     assert again.objective == pytest.approx(float(fit.history[-1]), rel=1e-9)
     soft = EM(example.model).e_step(fit.params, *example.args, **example.kwargs)
     assert fit.log_likelihood == pytest.approx(soft.log_likelihood, rel=1e-10)

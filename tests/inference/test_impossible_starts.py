@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.starts.restarts import GIVEN
+from ember.inference.iteration.restarts.restarts import GIVEN
 
 
 def correlated(x: Tensor, spread: float = 0.1) -> None:

@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference import EM, Fit, em, loop
-from ember.inference.convergence import StopReason
-from ember.inference.plan import Plan
-from ember.inference.starts import split_merge
-from ember.inference.starts.stack import Stack
-from ember.inference.structure import Structure
+from ember.inference import EM, Fit, em
+from ember.inference.iteration import loop, split_merge
+from ember.inference.iteration.convergence import StopReason
+from ember.inference.iteration.restarts.batched_steps import BatchedSteps
+from ember.inference.plan.plan import Plan
+from ember.inference.reading.structure import Structure
 from ember.models import gaussian_mixture
 from tests.inference.examples import EXAMPLES
 
 STEPS = [
     (Plan, "e_step"),
     (Plan, "posterior"),
-    (Stack, "e_step"),
-    (Stack, "m_step"),
+    (BatchedSteps, "e_step"),
+    (BatchedSteps, "m_step"),
     (Structure, "trace"),
     (loop, "maximise"),
     (loop, "idle_entries"),

@@ -10,17 +10,15 @@ from pyro import poutine
 from torch import Tensor
 
 from ember.inference import EM, Fit
-from ember.inference.answers.labels import (
-    align,
-    canonical_order,
-    component_axes,
-    numberings,
-    permute,
-)
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.initialisation import starting_params
-from ember.inference.plan import Plan
-from ember.inference.planning import build_plan
+from ember.inference.alignment import align
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.expectation.posterior import marginals
+from ember.inference.initialisation.starting_params import starting_params
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.plan.building import build_plan
+from ember.inference.plan.plan import Plan
+from ember.inference.queries.relabelling import canonical_order, component_axes, numberings, permute
 from ember.models import gaussian_mixture, poisson_mixture
 from tests.inference.catalogue import CASES, NUMERICAL, WITH_STATES, Case, case_id, model_of
 
@@ -63,7 +61,7 @@ def test_renumbering_leaves_every_density_as_it_was(case: Case) -> None:
     moved = permute(plan, params, latent, [1, 0])
     assert any(not torch.equal(moved[name], params[name]) for name in params)
     with torch.no_grad():
-        for density in (plan.log_evidence, plan.log_prior):
+        for density in (LogEvidence.of(plan), plan.prior.log_prob):
             assert float(density(moved)) == pytest.approx(float(density(params)), rel=1e-12)
     back = permute(plan, moved, latent, [1, 0])
     assert all(torch.equal(back[name], params[name]) for name in params)
@@ -78,14 +76,14 @@ def test_any_permutation_of_states_is_undone_by_aligning(order: list[int], seed:
         params = starting_params(plan, "random")
     moved = permute(plan, params, "assignment", order)
     with torch.no_grad():
-        change = float(plan.log_evidence(moved) - plan.log_evidence(params))
+        change = float(LogEvidence.of(plan)(moved) - LogEvidence.of(plan)(params))
     assert abs(change) < 1e-12 * 100
     back = align(as_fit(plan, params), as_fit(plan, moved))
     assert all(torch.equal(back[name], params[name]) for name in params)
 
 
 def as_fit(plan: Plan, params: dict[str, Tensor]) -> Fit:
-    from ember.inference.convergence import StopReason
+    from ember.inference.iteration.convergence import StopReason
 
     nothing = torch.zeros(1)
     return Fit("given", "map", params, 0.0, 0.0, nothing, nothing, 0, StopReason.STEPS, plan)
@@ -120,7 +118,7 @@ def test_fits_of_different_data_are_matched_by_their_parameters() -> None:
 def test_the_numbering_by_weight_decreases() -> None:
     plan, params = started(CASES[0])
     ordered = permute(plan, params, "assignment", canonical_order(plan, params, "assignment"))
-    mass = plan.posterior(ordered, ["assignment"])["assignment"].sum(0)
+    mass = marginals(plan, ordered, ["assignment"])["assignment"].sum(0)
     assert bool((mass.diff() <= 0).all())
 
 
@@ -181,7 +179,7 @@ def test_coefficients_of_a_mixture_of_regressions_follow_the_states() -> None:
     assert component_axes(plan, "z") == {"weights": (0,), "beta": (0,), "scale": (0,)}
     moved = permute(plan, params, "z", [1, 0])
     with torch.no_grad():
-        change = float(plan.log_evidence(moved) - plan.log_evidence(params))
+        change = float(LogEvidence.of(plan)(moved) - LogEvidence.of(plan)(params))
     assert abs(change) < 1e-10
 
 

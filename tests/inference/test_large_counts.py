@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference import EM
-from ember.inference.gamma_ratios import exact_log_prob
+from ember.inference.numerics.gamma_ratios import exact_log_prob
 from ember.models import emission_tomography, hidden_markov_poisson, poisson_mixture
 
 SIZES = [1e3, 1e6, 1e9, 1e15, 1e17]

@@ -11,10 +11,14 @@ from pyro import poutine
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.plan import Plan
-from ember.inference.planning import build_plan
-from ember.inference.reading.parameter_maps import probe_values
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.maximisation.objective import expected_log_joint
+from ember.inference.plan.building import build_plan
+from ember.inference.plan.plan import Plan
+from ember.inference.plan.potentials import natural_parameters
+from ember.inference.reading.matching.arguments import probe_values
 from tests.inference import brute_force
 
 GENERATOR = torch.Generator().manual_seed(5)
@@ -216,9 +220,11 @@ def test_log_evidence_and_its_gradient(case: Case) -> None:
         return brute_force.enumerate_latents(model, at, *args).log_evidence
 
     with sheltered():
-        assert plan.e_step(params).log_likelihood == pytest.approx(float(truth(params)), rel=1e-10)
+        assert LogEvidence.of(plan).statistics(params).log_likelihood == pytest.approx(
+            float(truth(params)), rel=1e-10
+        )
         supports = brute_force.supports(model, params, *args)
-        found = brute_force.free_gradient(plan.log_evidence, params, supports)
+        found = brute_force.free_gradient(LogEvidence.of(plan), params, supports)
         expected = brute_force.free_gradient(truth, params, supports)
     assert torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
 
@@ -230,8 +236,8 @@ def test_expected_log_joint_elsewhere(case: Case) -> None:
     weights = brute_force.enumerate_latents(model, params, *args).weights
     with sheltered():
         others = probe_values(plan.structure, 8)
-        stats = plan.e_step(params)
-        found = [float(plan.expected_log_joint(stats, p)) for p in (params, others)]
+        stats = LogEvidence.of(plan).statistics(params)
+        found = [float(expected_log_joint(stats, p)) for p in (params, others)]
         truth = [
             float(brute_force.expected_log_joint(model, weights, p, *args))
             for p in (params, others)
@@ -288,14 +294,14 @@ def test_a_long_loop_is_a_few_factors() -> None:
     assert list(table.index[-2:]) == ["z_0 ... z_299", "x_0 ... x_299"]
     assert table.loc["z_0 ... z_299", "E-step"] == "forward-backward over 2 states"
     with sheltered():
-        assert len(plan.natural_parameters(params)) == 2  # one of the chain, one of the data
+        assert len(natural_parameters(plan, params)) == 2  # one of the chain, one of the data
 
 
 def test_a_numerical_parameter_is_evaluated_once_for_all_steps() -> None:
     plan, params = plan_of(moves_in_time, (normal(6).exp(),))
     with sheltered():
-        assert set(plan.other_log_probs(params)) == {"x"}
-        assert plan.other_log_probs(params)["x"].shape == (2, 6)
+        assert set(plan.opaque.factor_log_probs(params)) == {"x"}
+        assert plan.opaque.factor_log_probs(params)["x"].shape == (2, 6)
 
 
 def missing(x: Tensor, how: str, there: Any) -> None:
@@ -321,7 +327,9 @@ def test_missing_data_of_a_loop(how: str) -> None:
     plan, params = plan_of(missing, (x, how, there))
     truth = brute_force.enumerate_latents(missing, params, x, "left out", there).log_evidence
     with sheltered():
-        assert plan.e_step(params).log_likelihood == pytest.approx(float(truth), rel=1e-10)
+        assert LogEvidence.of(plan).statistics(params).log_likelihood == pytest.approx(
+            float(truth), rel=1e-10
+        )
     fit = EM(missing, seed=0).fit(x, how, there)
     assert fit.predict().shape == fit.impute().shape == (6,)
     assert set(fit.sample(3, seed=0)) == {"z", "x"}
@@ -362,7 +370,9 @@ def test_a_partly_labelled_chain_is_one_chain(how: str) -> None:
     plan, params = plan_of(labelled, args)
     truth = brute_force.enumerate_latents(labelled, params, *args).log_evidence
     with sheltered():
-        assert plan.e_step(params).log_likelihood == pytest.approx(float(truth), rel=1e-10)
+        assert LogEvidence.of(plan).statistics(params).log_likelihood == pytest.approx(
+            float(truth), rel=1e-10
+        )
     fit = EM(labelled, seed=0).fit(*args)  # a warning would be an error
     assert torch.equal(fit.predict()[known], labels[known])
     assert torch.equal(fit.posterior("s").probs[known].argmax(-1), labels[known])

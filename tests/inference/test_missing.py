@@ -15,9 +15,11 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from ember.inference import EM, SVI
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.families import MultivariateNormal
-from ember.inference.planning import build_plan
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.families.multivariate_normal import MultivariateNormal
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.plan.building import build_plan
 from ember.inference.variational.elbo import PlanELBO
 from ember.models import (
     bernoulli_mixture,
@@ -91,7 +93,7 @@ def test_statistics_are_conditional_moments_of_every_row(argument: str) -> None:
     weights, locs, covariances = params["weights"].numpy(), params["locs"].numpy(), full.numpy()
     r, truth = posterior(x.numpy(), weights, locs, covariances)
     assert stats.log_likelihood == pytest.approx(truth, rel=1e-12)
-    groups = [g for g in stats.groups.values() if isinstance(g[0].family, MultivariateNormal)]
+    groups = [g for g in stats.sums.values() if isinstance(g[0].family, MultivariateNormal)]
     ((group, sums),) = groups
     assert isinstance(group.reference, torch.Tensor)
     assert isinstance(group.family, MultivariateNormal)
@@ -229,7 +231,7 @@ def test_the_objective_never_falls_and_its_gradient_vanishes(
         plan = build_plan(gaussian_mixture, arguments)
         supports = {n: p.support for n, p in plan.structure.parameters.items()}
         gradient = brute_force.free_gradient(
-            lambda at: plan.log_evidence(at) + plan.log_prior(at), fit.params, supports
+            lambda at: LogEvidence.of(plan)(at) + plan.prior.log_prob(at), fit.params, supports
         )
     assert float(gradient.abs().max()) < 1e-3
 

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM, select
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.observed_density import row_patterns
-from ember.inference.planning import build_plan
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.maximisation.objective import expected_log_joint
+from ember.inference.numerics.observed_density import row_patterns
+from ember.inference.plan.building import build_plan
 from ember.models import (
     bernoulli_mixture,
     gaussian_mixture,
@@ -94,7 +97,7 @@ def test_any_normal_site_may_have_gaps(name: str, probing: bool) -> None:
             n: p.to_constrained(0.3 * torch.randn(p.to_unconstrained(p.start).shape))
             for n, p in plan.structure.parameters.items()
         }
-        found = plan.e_step(params)
+        found = LogEvidence.of(plan).statistics(params)
         trace: Any = plan.structure.trace(params)
     site = trace.nodes["x"]
     fn = site["fn"].base_dist if name == "nested_event" else site["fn"]
@@ -105,9 +108,9 @@ def test_any_normal_site_may_have_gaps(name: str, probing: bool) -> None:
     assert found.log_likelihood == pytest.approx(sum(rows), rel=1e-11)
     with sheltered():  # every statistic at once: the gradient of the evidence is that of Q
         supports = {n: p.support for n, p in plan.structure.parameters.items()}
-        left = brute_force.free_gradient(plan.log_evidence, params, supports)
+        left = brute_force.free_gradient(LogEvidence.of(plan), params, supports)
         right = brute_force.free_gradient(
-            lambda at: plan.expected_log_joint(found, at) - plan.log_prior(at), params, supports
+            lambda at: expected_log_joint(found, at) - plan.prior.log_prob(at), params, supports
         )
     torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
     if name in ("by_group", "two_plates") and probing:
@@ -136,7 +139,7 @@ def test_entries_that_are_independent_keep_the_fast_kernel(name: str) -> None:
     model, x, options = MODELS[name]
     with sheltered():
         plan = build_plan(model, prepare((x,), {"components": 2, **options}))
-    assert (plan.kernel is None) is plan.has_gaps is (name in ("full", "tied"))
+    assert (LogEvidence.of(plan).kernel is None) is plan.has_gaps is (name in ("full", "tied"))
 
 
 def test_missing_integers_of_a_data_frame() -> None:

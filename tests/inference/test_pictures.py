@@ -14,11 +14,11 @@ from matplotlib.patches import Ellipse
 from torch import Tensor
 
 from ember.inference import EM, Fit
-from ember.inference.arguments import sheltered
-from ember.inference.drawing.densities import component_densities
-from ember.inference.drawing.emissions import read_emissions
-from ember.inference.drawing.palette import STATES
-from ember.inference.tables import air_quality, old_faithful
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.inputs.tables import air_quality, old_faithful
+from ember.inference.reports.drawing.densities import component_densities
+from ember.inference.reports.drawing.emissions import read_emissions
+from ember.inference.reports.drawing.palette import STATES
 from ember.models import (
     bernoulli_mixture,
     categorical_mixture,

@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.coordinates import Coordinates
-from ember.inference.maximisation import updates
-from ember.inference.plan import Plan
-from ember.inference.planning import build_plan
-from ember.inference.reading.parameter_maps import probe_values
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.expectation.posterior import marginals
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.maximisation.objective import score
+from ember.inference.maximisation.updates import updates
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.building import build_plan
+from ember.inference.plan.plan import Plan
+from ember.inference.reading.matching.arguments import probe_values
 from ember.models import __all__ as every_model
 from ember.models import gaussian_mixture
 from tests.inference.catalogue import CASES, NUMERICAL, Case, case_id, model_of
@@ -49,17 +53,20 @@ def test_plan_equals_reference_path(case: Case) -> None:
         assert all(plan.site(name).density is not None for name in opaque)
         assert set(reference.opaque_sites()) == {*reference.sites, *reference.priors}
         params = _perturbed_start(case, plan)
-        ours, theirs = plan.e_step(params), reference.e_step(params)
+        ours, theirs = (
+            LogEvidence.of(plan).statistics(params),
+            LogEvidence.of(reference).statistics(params),
+        )
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, rel=1e-9)
         assert ours.log_prior == pytest.approx(theirs.log_prior, rel=1e-9)
         coordinates = Coordinates(plan.structure.parameters)
         torch.testing.assert_close(
-            coordinates.gradient(ours), coordinates.gradient(theirs), rtol=1e-8, atol=1e-8
+            score(ours, coordinates), score(theirs, coordinates), rtol=1e-8, atol=1e-8
         )
         for latent in plan.structure.latent[:3]:
             torch.testing.assert_close(
-                plan.posterior(params, [latent])[latent],
-                reference.posterior(params, [latent])[latent],
+                marginals(plan, params, [latent])[latent],
+                marginals(reference, params, [latent])[latent],
                 rtol=1e-9,
                 atol=1e-12,
             )
@@ -82,8 +89,8 @@ def test_fisher_gradient_is_the_gradient_of_the_objective(case: Case) -> None:
         coordinates = Coordinates(plan.structure.parameters)
         free = coordinates.flatten(params).requires_grad_()
         at = coordinates.unflatten(free)
-        (direct,) = torch.autograd.grad(plan.log_evidence(at) + plan.log_prior(at), free)
-        by_fisher = coordinates.gradient(plan.e_step(params))
+        (direct,) = torch.autograd.grad(LogEvidence.of(plan)(at) + plan.prior.log_prob(at), free)
+        by_fisher = score(LogEvidence.of(plan).statistics(params), coordinates)
         torch.testing.assert_close(by_fisher, direct, rtol=1e-8, atol=1e-8)
 
 
@@ -93,14 +100,15 @@ def test_mixture_kernel_equals_general_contraction(weighted: bool) -> None:
     options = {"components": 3, "frequency": torch.arange(len(x)) % 4 if weighted else None}
     with sheltered(0):
         plan = build_plan(gaussian_mixture, prepare((x,), options))
-        assert plan.kernel is not None
+        assert LogEvidence.of(plan).kernel is not None
         params = probe_values(plan.structure, 5)
-        kernel = plan.e_step(params)
-        natural = {key: group.natural_parameters(params) for key, group in plan.groups.items()}
-        general = plan.general_e_step(params, natural)
+        kernel = LogEvidence.of(plan).statistics(params)
+        slow = LogEvidence(plan)
+        slow.kernel = None
+        general = slow.statistics(params)
         assert kernel.log_likelihood == pytest.approx(general.log_likelihood, rel=1e-12)
-        for key, (_, sums) in general.groups.items():
-            torch.testing.assert_close(kernel.groups[key][1], sums, rtol=1e-9, atol=1e-9)
+        for key, (_, sums) in general.sums.items():
+            torch.testing.assert_close(kernel.sums[key][1], sums, rtol=1e-9, atol=1e-9)
 
 
 def test_closed_form_finds_products_powers_and_offsets() -> None:

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.coordinates import Coordinates
-from ember.inference.newton import minimise
-from ember.inference.planning import build_plan
-from ember.inference.reading.affine import AffineMap
-from ember.inference.reading.parameter_maps import probe_values
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.maximisation.objective import score
+from ember.inference.numerics.newton import minimise
+from ember.inference.parameters.affine_map import AffineMap
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.building import build_plan
+from ember.inference.reading.matching.arguments import probe_values
 
 N = 30
 FAR = 2000.0 + torch.arange(N, dtype=torch.float64)  # a year, say: exp(FAR * 0.7) overflows
@@ -85,11 +88,14 @@ def test_a_linear_predictor_is_read_off_and_evaluated_without_the_model(name: st
         assert found.features.shape[-1] == width
         params = probe_values(plan.structure, 7)
         params = {n: 1e-3 * v if n == "beta" else v for n, v in params.items()}
-        ours, theirs = plan.e_step(params), reference.e_step(params)
+        ours, theirs = (
+            LogEvidence.of(plan).statistics(params),
+            LogEvidence.of(reference).statistics(params),
+        )
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, rel=1e-9)
         coordinates = Coordinates(plan.structure.parameters)
         torch.testing.assert_close(
-            coordinates.gradient(ours), coordinates.gradient(theirs), rtol=1e-7, atol=1e-7
+            score(ours, coordinates), score(theirs, coordinates), rtol=1e-7, atol=1e-7
         )
 
 
@@ -107,7 +113,10 @@ def test_a_product_that_is_no_product_of_powers_is_left_to_the_model() -> None:
 def test_regression_on_years_is_fitted_to_the_last_digit() -> None:
     fit = EM(poisson_far, "mle").fit(Y, FAR)
     with sheltered():
-        gradient = Coordinates(fit.plan.structure.parameters).gradient(fit.plan.e_step(fit.params))
+        gradient = score(
+            LogEvidence.of(fit.plan).statistics(fit.params),
+            Coordinates(fit.plan.structure.parameters),
+        )
     assert float(gradient.abs().max()) < 1e-6
     assert fit.iterations <= 2
 

@@ -12,11 +12,14 @@ from pyro import poutine
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.coordinates import Coordinates
-from ember.inference.planning import build_plan
-from ember.inference.reading.affine import AffineMap
-from ember.inference.reading.parameter_maps import probe_values
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.maximisation.objective import score
+from ember.inference.parameters.affine_map import AffineMap
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.building import build_plan
+from ember.inference.reading.matching.arguments import probe_values
 
 N = 80
 Model = Callable[..., None]
@@ -82,11 +85,14 @@ def test_plan_equals_reference_path(model: Model, objective: str) -> None:
         assert site.density is not None
         assert isinstance(site.density.maps["loc"][1], AffineMap)
         params = probe_values(plan.structure, 9)
-        ours, theirs = plan.e_step(params), reference.e_step(params)
+        ours, theirs = (
+            LogEvidence.of(plan).statistics(params),
+            LogEvidence.of(reference).statistics(params),
+        )
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, rel=1e-10)
         coordinates = Coordinates(plan.structure.parameters)
         torch.testing.assert_close(
-            coordinates.gradient(ours), coordinates.gradient(theirs), rtol=1e-8, atol=1e-8
+            score(ours, coordinates), score(theirs, coordinates), rtol=1e-8, atol=1e-8
         )
 
 
@@ -103,7 +109,10 @@ def test_every_update_is_closed_and_ends_at_a_stationary_point(
     assert fit.converged
     assert bool((fit.history.diff() >= 0).all())
     with sheltered():
-        gradient = Coordinates(fit.plan.structure.parameters).gradient(fit.plan.e_step(fit.params))
+        gradient = score(
+            LogEvidence.of(fit.plan).statistics(fit.params),
+            Coordinates(fit.plan.structure.parameters),
+        )
     assert float(gradient.abs().max()) < 1e-5
 
 

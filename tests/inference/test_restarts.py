@@ -14,17 +14,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference import EM, SVI, Fit
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.convergence import StopReason
-from ember.inference.hard import hard_e_step
-from ember.inference.initialisation import start_kinds, starting_params
-from ember.inference.maximisation import maximise, updates
-from ember.inference.plan import Plan
-from ember.inference.planning import build_plan
-from ember.inference.starts import restarts
-from ember.inference.starts.batch import run_together
-from ember.inference.starts.stack import Stack, can_stack, joined
+from ember.inference import EM, SVI
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.initialisation.starting_params import start_kinds, starting_params
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.iteration.convergence import StopReason
+from ember.inference.iteration.restarts import restarts
+from ember.inference.iteration.restarts.batched_run import run_together
+from ember.inference.iteration.restarts.batched_steps import BatchedSteps, can_batch_steps, joined
+from ember.inference.iteration.run import Run
+from ember.inference.maximisation.m_step import MStep
+from ember.inference.maximisation.updates import updates
+from ember.inference.plan.building import build_plan
+from ember.inference.plan.plan import Plan
 from ember.models import (
     gaussian_mixture,
     hidden_markov_gaussian,
@@ -96,10 +99,10 @@ def test_the_batch_takes_the_steps_of_each_start_alone(name: str, objective: str
     model, args, kwargs = MODELS[name]
     with sheltered(3, (args, kwargs)):
         plan = plan_of(model, args, kwargs, objective)
-        if not can_stack(plan):
+        if not can_batch_steps(plan):
             assert plan.superposed_parameters()
             return
-        stack = Stack(plan)
+        stack = BatchedSteps(plan)
         assert stack.is_closed or name not in ONE_STEP
         starts = [starting_params(plan, "random") for _ in range(4)]
         tracks, interrupted = run_together(stack, starts, 4, -1.0, jumps=False)
@@ -112,10 +115,12 @@ def test_the_batch_takes_the_steps_of_each_start_alone(name: str, objective: str
                 continue
             assert len(track.history) == 5 or track.alone
             for value in track.history[:-1]:
-                statistics = plan.e_step(params)
+                statistics = LogEvidence.of(plan).statistics(params)
                 assert value == pytest.approx(statistics.objective, rel=close)
-                params = maximise(plan, statistics)
-            assert track.history[-1] == pytest.approx(plan.e_step(params).objective, rel=close)
+                params = MStep.of(plan)(statistics)
+            assert track.history[-1] == pytest.approx(
+                LogEvidence.of(plan).statistics(params).objective, rel=close
+            )
             for site, own in params.items():
                 torch.testing.assert_close(track.params[site], own, rtol=100 * close, atol=close)
 
@@ -126,12 +131,12 @@ def test_hard_steps_go_together_too(name: str) -> None:
     with sheltered(3, (args, kwargs)):
         plan = plan_of(model, args, kwargs)
         starts = [starting_params(plan, kind) for kind in ("points", "random")]
-        tracks, _ = run_together(Stack(plan, maximum=True), starts, 2, -1.0, jumps=False)
+        tracks, _ = run_together(BatchedSteps(plan, maximum=True), starts, 2, -1.0, jumps=False)
         for params, track in zip(starts, tracks, strict=True):
             for value in track.history:
-                statistics = hard_e_step(plan, params)
+                statistics = LogEvidence.of(plan).statistics(params, maximum=True)
                 assert value == pytest.approx(statistics.objective, rel=1e-10)
-                params = maximise(plan, statistics)
+                params = MStep.of(plan)(statistics)
 
 
 def test_starts_are_contracted_in_portions_where_they_are_large(
@@ -141,10 +146,12 @@ def test_starts_are_contracted_in_portions_where_they_are_large(
     with sheltered(3, (args, kwargs)):
         plan = plan_of(model, args, kwargs)
         params = joined([starting_params(plan, "random") for _ in range(5)])
-        whole = Stack(plan).e_step(params)
+        whole = BatchedSteps(plan).e_step(params)
         numbers = sum(math.prod(plan.sizes[d] for d in f.dims) for f in plan.factors)
-        monkeypatch.setattr("ember.inference.starts.stack.MOST_NUMBERS", 2 * numbers)
-        parts = Stack(plan).e_step(params)
+        monkeypatch.setattr(
+            "ember.inference.iteration.restarts.batched_steps.MOST_NUMBERS", 2 * numbers
+        )
+        parts = BatchedSteps(plan).e_step(params)
     torch.testing.assert_close(parts.objectives, whole.objectives, rtol=1e-13, atol=0.0)
     for key, value in whole.expected.items():
         torch.testing.assert_close(parts.expected[key], value, rtol=1e-12, atol=1e-12)
@@ -158,13 +165,13 @@ def test_jumps_never_lower_an_objective_and_end_at_fixed_points(name: str) -> No
     with sheltered(3, (args, kwargs)):
         plan = plan_of(model, args, kwargs)
         starts = [starting_params(plan, "random") for _ in range(5)]
-        tracks, _ = run_together(Stack(plan), starts, 300, 1e-13)
+        tracks, _ = run_together(BatchedSteps(plan), starts, 300, 1e-13)
         for track in tracks:
             history = torch.tensor(track.history)
             assert bool((history.diff() >= 0).all())
-            statistics = plan.e_step(track.params)
+            statistics = LogEvidence.of(plan).statistics(track.params)
             assert history[-1] == pytest.approx(statistics.objective, rel=1e-10)
-            after = plan.e_step(maximise(plan, statistics)).objective
+            after = LogEvidence.of(plan).statistics(MStep.of(plan)(statistics)).objective
             assert after - statistics.objective < 1e-6 * (1.0 + abs(after))
 
 
@@ -187,7 +194,7 @@ def test_a_start_that_degenerates_spoils_no_other() -> None:
     ]
     with sheltered(0, x):
         plan = plan_of(model, (x,), {}, "mle")
-        stack = Stack(plan)
+        stack = BatchedSteps(plan)
         both, _ = run_together(stack, [good[0], bad[0], bad[1], good[1]], 40, 1e-9)
         alone, _ = run_together(stack, good, 40, 1e-9)
     assert [track.degenerate or track.alone for track in both] == [False, True, True, False]
@@ -307,9 +314,9 @@ def test_where_those_carried_on_degenerate_the_next_best_follow(
     with sheltered(0, x):
         plan = em.plan(x)
         starts = em._starts(plan)
-        ran: list[Fit] = []
+        ran: list[Run] = []
 
-        def run(params: dict[str, Tensor], limit: int) -> Fit:
+        def run(params: dict[str, Tensor], limit: int) -> Run:
             fit = em._run(plan, 0.0, params, limit)
             ran.append(replace(fit, stop=StopReason.DEGENERATE) if len(ran) < 3 else fit)
             return ran[-1]
@@ -332,9 +339,9 @@ def test_an_interrupt_keeps_what_was_reached(model: str, monkeypatch: pytest.Mon
         calls += 1
         if calls > 9:
             raise KeyboardInterrupt
-        return maximise(plan, statistics)
+        return MStep.of(plan)(statistics)
 
-    monkeypatch.setattr("ember.inference.starts.stack.maximise", interrupt)
+    monkeypatch.setattr("ember.inference.iteration.restarts.batched_steps.maximise", interrupt)
     fit = EM(example.model, seed=0, restarts=4).fit(*example.args, **example.kwargs)
     assert "interrupted" in fit.stop_reason
     assert fit.iterations >= 1

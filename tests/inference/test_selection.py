@@ -12,7 +12,8 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from ember.inference import EM, select
-from ember.inference.selection import criteria, free_parameters
+from ember.inference.queries.criteria import free_parameters
+from ember.inference.selection import criteria
 from ember.models import gaussian_mixture, hidden_markov_poisson, poisson_mixture
 
 

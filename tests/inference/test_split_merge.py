@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.planning import build_plan
-from ember.inference.starts.split_merge import _candidates, _misfit, _posterior
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.iteration.split_merge import _candidates, _misfit, _posterior
+from ember.inference.plan.building import build_plan
 from ember.models import gaussian_mixture, hidden_markov_poisson, poisson_mixture
 from tests.inference.examples import EXAMPLES
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.planning import build_plan
-from ember.inference.starts import clustering
-from ember.inference.starts.clustering import cluster, standardise
-from ember.inference.starts.prior_draws import draw_from_priors
+from ember.inference.initialisation import clustering
+from ember.inference.initialisation.clustering import cluster, standardise
+from ember.inference.initialisation.prior_draws import draw_from_priors
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.plan.building import build_plan
 from ember.models import bernoulli_mixture, gaussian_mixture
 from tests.inference.catalogue import CASES, Case, case_id, model_of
 from tests.inference.examples import EXAMPLES

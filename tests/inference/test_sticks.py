@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.planning import build_plan
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.plan.building import build_plan
 
 ALPHA = 1.7
 
@@ -95,7 +97,7 @@ def test_closed_and_numerical_steps_lead_to_the_same_optimum() -> None:
     with sheltered(0, x):
         plan = build_plan(truncated, prepare((x,), {"sizes": 3}), "map", probing=False)
         params = {n: v.clone().requires_grad_() for n, v in fit.params.items()}
-        objective = plan.log_evidence(params) + plan.log_prior(params)
+        objective = LogEvidence.of(plan)(params) + plan.prior.log_prob(params)
         slopes = torch.autograd.grad(objective, list(params.values()))
     assert float(objective.detach()) == pytest.approx(fit.log_posterior, rel=1e-12)
     for slope in slopes:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ember.inference import EM
 from ember.inference import em as em_module
-from ember.inference.initialisation import STAY, start_kinds, starting_params
-from ember.inference.plan import Plan
-from ember.inference.starts.clustering import levels
+from ember.inference.initialisation.clustering import levels
+from ember.inference.initialisation.starting_params import STAY, start_kinds, starting_params
+from ember.inference.plan.plan import Plan
 from ember.models import gaussian_mixture, hidden_markov_gaussian, hidden_markov_poisson
 
 PUBLISHED = {2: -342.3183, 3: -329.4603, 4: -327.8316}  # Zucchini, MacDonald & Langrock (2016)

@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference import EM, SVI
-from ember.inference.plan import Plan
-from ember.inference.reading.operators import MatrixOperator, TracedOperator
-from ember.inference.superposition import SuperposedForm
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.families.superposition import SuperposedForm
+from ember.inference.parameters.matrices import MatrixOperator
+from ember.inference.plan.plan import Plan
+from ember.inference.reading.traced_operator import TracedOperator
 
 Array = NDArray[np.float64]
 Model = Callable[..., None]
@@ -246,7 +248,7 @@ def test_the_e_step_is_the_expectation_over_all_hidden_counts() -> None:
     em = EM(tomography, "mle")
     args = torch.tensor(counts).double(), torch.from_numpy(system)
     found = em.e_step({"image": torch.from_numpy(image)}, *args, background=background)
-    ((_, statistics),) = found.groups.values()
+    ((_, statistics),) = found.sums.values()
     np.testing.assert_allclose(statistics[:, 0].numpy(), expected, rtol=1e-12)
     np.testing.assert_allclose(statistics[:, 1].numpy(), system.sum(0), rtol=1e-12)
     assert found.log_likelihood == pytest.approx(np.log(evidence), rel=1e-12)
@@ -528,7 +530,7 @@ def test_curvatures_are_those_of_a_poisson_model() -> None:
     image = torch.linspace(0.5, 3.0, 8, dtype=torch.float64)
 
     hessian: Any = torch.autograd.functional.hessian
-    ours = hessian(lambda x: plan.log_evidence({"image": x}), image)
+    ours = hessian(lambda x: LogEvidence.of(plan)({"image": x}), image)
     rate = system @ image.numpy() + 0.5
     by_hand = -(system.T * (counts.numpy() / rate**2)) @ system
     np.testing.assert_allclose(ours, by_hand, rtol=1e-10, atol=1e-12)

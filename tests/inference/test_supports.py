@@ -13,7 +13,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.supports import is_natural, shown
+from ember.inference.parameters.supports import is_natural, shown
 
 GENERATOR = torch.Generator().manual_seed(4)
 X = torch.cat(

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference import EM, SVI, Fit
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.convergence import StopReason
-from ember.inference.planning import build_plan
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.iteration.convergence import StopReason
+from ember.inference.plan.building import build_plan
 from ember.inference.variational.elbo import PlanELBO
 from ember.models import __all__ as every_model
 from ember.models import gaussian_mixture

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference import EM, SVI
-from ember.inference.arguments import sheltered
+from ember.inference.inputs.shelter import sheltered
 from ember.inference.variational import step_sizes
 from ember.inference.variational.interior import moved_inside
 

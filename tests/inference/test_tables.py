@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ember.inference.tables import read_table
+from ember.inference.inputs.tables import read_table
 
 ROWS = [[-1.25, 1234.5], [0.5, 987.25], [2.75, 10456.125], [1.0, 20.5]]
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ember.inference import EM
-from ember.inference.arguments import prepare
-from ember.inference.planning import build_plan
-from ember.inference.starts.features import features, windows
+from ember.inference.initialisation.features import features, windows
+from ember.inference.inputs.arguments import prepare
+from ember.inference.plan.building import build_plan
 from ember.models import gaussian_mixture, hidden_markov_categorical, hidden_markov_gaussian
 
 NAN = torch.nan

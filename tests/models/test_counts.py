@@ -12,7 +12,7 @@ from scipy import special, stats
 
 from ember.inference import EM
 from ember.models import count_mixture
-from ember.models._counts import (
+from ember.models.parts.counts import (
     GammaPoisson,
     GatedGammaPoisson,
     PositiveGammaPoisson,

@@ -20,7 +20,7 @@ from ember.models import (
     hidden_markov_gaussian,
     hidden_markov_poisson,
 )
-from ember.models._chains import HiddenMarkov
+from ember.models.parts.chains import HiddenMarkov
 
 S, T, D, K, L = 3, 4, 2, 2, 3
 

@@ -17,8 +17,8 @@ from ember.models import (
     gaussian_mixture,
     poisson_mixture,
 )
-from ember.models._missing import GappyMultivariateNormal
-from ember.models._priors import count_mean, default_scale, default_variance, weighted_mean
+from ember.models.parts.missing import GappyMultivariateNormal
+from ember.models.parts.priors import count_mean, default_scale, default_variance, weighted_mean
 
 N, D, K = 14, 3, 2
 NAN = torch.nan

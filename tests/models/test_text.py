@@ -11,13 +11,16 @@ from pyro import poutine
 from scipy import special, stats
 
 from ember.inference import EM
-from ember.inference.arguments import prepare, sheltered
-from ember.inference.coordinates import Coordinates
-from ember.inference.planning import build_plan
-from ember.inference.reading.lookup import LookupFactor
-from ember.inference.reading.parameter_maps import probe_values
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.factors.lookup import LookupFactor
+from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.maximisation.objective import score
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.building import build_plan
+from ember.inference.reading.matching.arguments import probe_values
 from ember.models import multinomial_mixture, naive_bayes, topic_model
-from ember.models._documents import Multinomial
+from ember.models.parts.documents import Multinomial
 
 N, V, K = 30, 8, 3
 
@@ -208,13 +211,16 @@ def test_looking_up_equals_the_reference_path() -> None:
         arguments = prepare((x, K), {})
         plan = build_plan(topic_model, arguments)
         reference = build_plan(topic_model, arguments, probing=False)
-        assert isinstance(plan.forms["x"][1], LookupFactor)
+        assert isinstance(plan.compiled["x"][1], LookupFactor)
         params = probe_values(plan.structure, 3)
-        ours, theirs = plan.e_step(params), reference.e_step(params)
+        ours, theirs = (
+            LogEvidence.of(plan).statistics(params),
+            LogEvidence.of(reference).statistics(params),
+        )
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, rel=1e-12)
         coordinates = Coordinates(plan.structure.parameters)
         torch.testing.assert_close(
-            coordinates.gradient(ours), coordinates.gradient(theirs), rtol=1e-8, atol=1e-10
+            score(ours, coordinates), score(theirs, coordinates), rtol=1e-8, atol=1e-10
         )
     table = EM(topic_model).explain(x, K).set_index("site")
     assert set(table["M-step"][["weights", "probs"]]) == {"closed form"}

@@ -1,1 +1,0 @@
-"""What follows from a fit: latents, draws, forecasts, missing entries, labels."""

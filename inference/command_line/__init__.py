@@ -1,0 +1,1 @@
+"""The ``ember`` command: words and files in, a report, files and pictures out."""

@@ -1,0 +1,121 @@
+"""What ``ember fit --output`` writes: the fit, a picture, or the rows with their states."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from ember.inference.command_line.model_data import ModelData, UsageError
+from ember.inference.fit import Fit
+from ember.inference.reports.drawing.comparison import draw_fits
+
+__all__ = ["assigned_rows", "write", "write_fit"]
+
+
+def write_fit(fit: Fit, data: ModelData, path: Path) -> None:
+    """Writes a fit in the way that the path's suffix asks for.
+
+    Raises:
+        UsageError: If the file cannot be written, or there is no state of rows to write.
+    """
+    match path.suffix:
+        case ".json":
+            text = json.dumps(_as_json(fit, data), indent=2) + "\n"
+            write(path, lambda: path.write_text(text, encoding="utf-8"))
+        case ".png":
+            figure = _picture(fit, data)
+            write(path, lambda: figure.savefig(path, dpi=150))
+        case ".parquet":
+            rows = assigned_rows(fit, data.raw)
+            write(path, lambda: rows.to_parquet(path, index=False))
+        case _:
+            rows = assigned_rows(fit, data.raw)
+            write(path, lambda: rows.to_csv(path, index=False))
+
+
+def write(path: Path, save: Callable[[], Any]) -> None:
+    """Runs what saves a file.
+
+    Raises:
+        UsageError: If the file cannot be written.
+    """
+    try:
+        save()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from error
+    except ImportError as error:
+        raise UsageError(
+            "writing Parquet files needs pyarrow; install it with: pip install pyarrow"
+        ) from error
+
+
+def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
+    """A table with the most probable value of every latent site, and the probability of each.
+
+    The columns are called ``assignment``, ``assignment_probability_0``, ... after the site. In a
+    chain the values are those of the most probable path.
+    """
+    out = table.apply(_as_whole)
+    predicted = fit.predict() if fit.plan.structure.latent else {}
+    if isinstance(predicted, Tensor):
+        predicted = {_site_name(fit): predicted}
+    for name, values in predicted.items():
+        probs = fit.posterior(name).probs
+        if values.shape != (len(table),) or probs.dim() != 2:
+            continue
+        own = name
+        while own in table.columns:
+            own += "_"
+        whole = bool(values.isfinite().all()) and not bool((values % 1).any())
+        out[own] = (values.long() if whole else values).numpy()
+        for state in range(probs.shape[1]):
+            out[f"{own}_probability_{state}"] = probs[:, state].numpy()
+    if len(out.columns) == len(table.columns):
+        raise UsageError("the model has no latent site with a value for each row of the table.")
+    return out
+
+
+def _as_whole(column: pd.Series) -> pd.Series:
+    """Whole numbers without the decimal point that a file did not have."""
+    if column.dtype != "float64" or not column.dropna().mod(1).eq(0).all():
+        return column
+    return column.astype("Int64")
+
+
+def _site_name(fit: Fit) -> str:
+    """The name of the one latent site, steps and observed parts of it put together."""
+    (first, *others) = fit.plan.structure.latent
+    first = first.removesuffix("_unobserved")
+    return first.rpartition("_")[0] if others else first
+
+
+def _picture(fit: Fit, data: ModelData) -> Any:
+    """The fit's own picture; of a model that has none, how its fit went."""
+    try:
+        return fit.plot()
+    except ValueError:
+        return draw_fits({fit.method: fit}, {fit.method: fit.params}, data.columns)
+
+
+def _as_json(fit: Fit, data: ModelData) -> dict[str, Any]:
+    return {
+        "method": fit.method,
+        "columns": list(data.columns),
+        "labels": {name: list(found) for name, found in data.labels.items()},
+        "params": {name: value.tolist() for name, value in fit.params.items()},
+        "deterministic": {name: value.tolist() for name, value in fit.deterministic.items()},
+        "log_likelihood": fit.log_likelihood,
+        "log_posterior": fit.log_posterior,
+        "n_parameters": fit.n_parameters,
+        "n_observations": fit.n_observations,
+        "aic": fit.aic,
+        "bic": fit.bic,
+        "converged": fit.converged,
+        "stop_reason": fit.stop_reason,
+        "iterations": fit.iterations,
+        "seconds": fit.seconds,
+        "history": fit.history.tolist(),
+    }

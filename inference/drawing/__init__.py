@@ -1,1 +1,0 @@
-"""Pictures of a fit: the data with what was fitted to them."""

@@ -1,0 +1,195 @@
+r"""The E-step: log evidence, and its gradient with respect to everything it depends on.
+
+With natural parameters :math:`\eta` of the tied factors, the expected sufficient statistics are
+
+.. math:: \mathbb E[T \mid x, \theta] = \nabla_\eta \log p(x \mid \theta),
+
+so one evaluation of the log evidence and its gradient is the whole E-step. How the latents are
+summed out is decided once for a plan: plain mixtures take one sweep over the rows
+(``kernels/mixture.py``), all other models an elimination order (``elimination.py``).
+
+With ``maximum`` the latents take their jointly most probable value instead (for a chain: the
+Viterbi path): classification EM. With :math:`\hat z = \arg\max_z \log p(x, z \mid \theta_t)` the
+M-step maximises :math:`\log p(x, \hat z \mid \theta)` (plus the log prior), and both halves raise
+
+.. math:: C(\theta) = \max_z \log p(x, z \mid \theta),
+
+whose gradient is the statistics at :math:`\hat z`: the same elimination, the maximum in place of
+the sum. Components of equal weight and equal spherical variance give k-means.
+
+Reference: Celeux & Govaert (1992), *A classification EM algorithm for clustering and two stochastic
+versions*, Computational Statistics & Data Analysis 14, 315-332.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ember.inference.expectation.elimination import Contraction
+from ember.inference.expectation.kernels.mixture import mixture_kernel
+from ember.inference.factors.opaque import OpaquePosterior
+from ember.inference.factors.tied import TiedFactors, TieKey
+from ember.inference.numerics.log_space import IMPOSSIBLE
+from ember.inference.plan.plan import Params, Plan
+from ember.inference.plan.potentials import all_tensors, natural_parameters, residual_ties, tensors
+from ember.inference.plan.statistics import Statistics
+
+__all__ = ["LogEvidence"]
+
+Pooled = dict[TieKey, tuple[TiedFactors, Tensor]]
+
+
+class LogEvidence:
+    """The log evidence of one plan, compiled: ``log p(data | params)``.
+
+    Args:
+        plan: The plan.
+
+    Raises:
+        ValueError: If the latents cannot be summed out; see ``Contraction``.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.contraction = Contraction(
+            plan.factors, plan.latents(), plan.sizes, list(plan.chains.values())
+        )
+        self.kernel = mixture_kernel(plan.factors, plan.compiled, list(plan.latents()), plan.row)
+
+    @staticmethod
+    def of(plan: Plan) -> "LogEvidence":
+        """The log evidence of a plan, compiled at the first call."""
+        return plan.once(LogEvidence)
+
+    def __call__(self, params: Params) -> Tensor:
+        """``log p(data | params)``, differentiable with respect to the parameters."""
+        return self.contraction.total(self.contraction(all_tensors(self.plan, params)))
+
+    def rows(self, params: Params) -> Tensor:
+        """``log p(row | params)`` for every row, unweighted; a scalar if there are no rows.
+
+        What lies outside the plate of rows, such as a ``pyro.factor`` on parameters, is no row's.
+        """
+        plan = self.plan
+        parts = self.contraction(all_tensors(plan, params))
+        rows = self.contraction.total(parts, weighted=False, along=plan.row)
+        rows = torch.where(rows <= 0.1 * IMPOSSIBLE, -torch.inf, rows)
+        return rows.expand(plan.sizes[plan.row]) if plan.row else rows
+
+    def statistics(self, params: Params, temper: float = 1.0, maximum: bool = False) -> Statistics:
+        r"""Log evidence at ``params``, and its gradient: the expected sufficient statistics.
+
+        Args:
+            params: The parameters.
+            temper: With :math:`\beta < 1` the latents' posterior is flattened to one proportional
+                to :math:`p(z, x \mid \theta)^\beta`; the log likelihood is that of the tempered
+                model.
+            maximum: Whether the latents take their most probable joint value; the log likelihood
+                is then that of the classification.
+        """
+        plan = self.plan
+        with torch.no_grad():
+            natural = natural_parameters(plan, params)
+            is_plain = self.kernel is not None and temper == 1.0 and not maximum
+            if is_plain and not residual_ties(plan, params):
+                assert self.kernel is not None
+                total, gradient = self.kernel(natural)
+                sums = {key: (tied, gradient[key]) for key, tied in plan.tied.items()}
+                if not plan.residuals.lost(sums):
+                    return self._statistics(params, total, sums, {})
+        return self._by_elimination(params, natural, temper, maximum)
+
+    def _by_elimination(
+        self, params: Params, natural: Mapping[TieKey, Tensor], temper: float, maximum: bool
+    ) -> Statistics:
+        """For any model: contract and take the gradient; by residuals where digits are at stake."""
+        plan = self.plan
+        with torch.no_grad():
+            other = plan.opaque.factor_log_probs(params)
+        near = residual_ties(plan, params)
+        while True:
+            with torch.no_grad():
+                exact = plan.residuals.log_probs(near, plan.tied, params)
+            smooth = {key: eta for key, eta in natural.items() if key not in near}
+            total, by_tie, by_factor = self._gradients(smooth, {**other, **exact}, temper, maximum)
+            sums = {
+                key: plan.residuals.sums(tied, params, by_factor)
+                if key in near
+                else (tied, by_tie[key])
+                for key, tied in plan.tied.items()
+            }
+            lost = plan.residuals.lost(sums) - near
+            if not lost:
+                return self._statistics(params, total, sums, {n: by_factor[n] for n in other})
+            near = near | lost
+
+    def _gradients(
+        self,
+        natural: Mapping[TieKey, Tensor],
+        other: Mapping[str, Tensor],
+        temper: float,
+        maximum: bool,
+    ) -> tuple[float, dict[TieKey, Tensor], dict[str, Tensor]]:
+        """The log evidence, and its gradients by natural parameters and by log probabilities."""
+        etas = {key: value.detach().requires_grad_() for key, value in natural.items()}
+        log_probs = {name: value.detach().requires_grad_() for name, value in other.items()}
+        with torch.enable_grad():
+            each = tensors(self.plan, etas, log_probs)
+            if temper != 1.0:
+                each = [temper * tensor for tensor in each]
+            total = self.contraction.total(self.contraction(each, maximum)) / temper
+            leaves = [*etas.values(), *log_probs.values()]
+            found = torch.autograd.grad(total, leaves, allow_unused=True)
+        gradients = [
+            torch.zeros_like(leaf) if g is None else g
+            for leaf, g in zip(leaves, found, strict=True)
+        ]
+        by_tie = dict(zip(etas, gradients[: len(etas)], strict=True))
+        by_factor = dict(zip(log_probs, gradients[len(etas) :], strict=True))
+        return float(total.detach()), by_tie, by_factor
+
+    def completed(
+        self, params: Params, weights: Mapping[str, Tensor], naive: bool = False
+    ) -> Statistics:
+        """Statistics with the latents' posterior given instead of inferred: where a start begins.
+
+        Args:
+            params: Current parameters; closed forms that depend on others read them.
+            weights: For every factor, the posterior weight of each entry of its tensor.
+            naive: Whether to complete rows with missing entries by columns, not at ``params``.
+        """
+        plan = self.plan
+        with torch.no_grad():
+            natural = natural_parameters(plan, params)
+            if naive:
+                for key, eta in plan.starting_eta.items():
+                    natural[key] = eta.expand(natural[key].shape).clone()
+            other = plan.opaque.factor_log_probs(params)
+        leaves = [t.requires_grad_() for t in natural.values()]
+        with torch.enable_grad():
+            names = (factor.name for factor in plan.factors)
+            each = dict(zip(names, tensors(plan, natural, other), strict=True))
+            # What is impossible has no weight, whatever a start has drawn.
+            weights = {
+                name: torch.where(t.detach() <= 0.1 * IMPOSSIBLE, 0.0, weights[name])
+                for name, t in each.items()
+            }
+            total = torch.stack([(weights[name] * t).sum() for name, t in each.items()]).sum()
+            gradients = torch.autograd.grad(total, leaves) if leaves else ()
+        sums = {key: (plan.tied[key], g) for key, g in zip(natural, gradients, strict=True)}
+        for key in plan.residuals.lost(sums):
+            sums[key] = plan.residuals.sums(plan.tied[key], params, weights)
+        return self._statistics(
+            params, float(total.detach()), sums, {name: weights[name] for name in other}
+        )
+
+    def _statistics(
+        self, params: Params, log_likelihood: float, sums: Pooled, weights: Mapping[str, Tensor]
+    ) -> Statistics:
+        plan = self.plan
+        fixed = {name: value.detach() for name, value in params.items()}
+        with torch.no_grad():
+            log_prior = float(plan.prior.log_prob(fixed))
+        opaque = (OpaquePosterior(plan.opaque, weights),) if weights else ()
+        return Statistics(log_likelihood, log_prior, fixed, sums, opaque, plan.prior)

@@ -1,0 +1,90 @@
+"""Sites without sufficient statistics: rebuilt from their arguments, or asked of the model."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ember.inference.factors.tape import Tape, record
+from ember.inference.reading.opaque import model_log_prob
+from ember.inference.reading.site import Site
+from ember.inference.reading.structure import Structure
+
+__all__ = ["OpaqueFactors", "OpaquePosterior"]
+
+Params = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class OpaqueFactors:
+    """The sites of a model that are no exponential family, priors included.
+
+    Attributes:
+        structure: A way to run the model.
+        sites: All of them.
+        factors: The names of those that are factors, in their order.
+        dependencies: The parameters that each site reads which only the model can evaluate.
+        misread: Sites that are asked of the model although maps seemed to describe them.
+        tape: What the model computes for those it is asked, recorded; None if it cannot be.
+    """
+
+    structure: Structure
+    sites: Mapping[str, Site]
+    factors: tuple[str, ...]
+    dependencies: Mapping[str, frozenset[str]]
+    misread: frozenset[str]
+    tape: Tape | None = None
+
+    def recorded(self, probes: Sequence[Params]) -> Tape | None:
+        """A tape of all that the model is asked, if the probes agree with it."""
+        asked = [name for name, site in self.sites.items() if site.density is None]
+        if not asked or not probes:
+            return None
+        first, *others = probes
+        return record(lambda params: self.log_probs(params, asked), first, others[-2:])
+
+    def factor_log_probs(self, params: Params) -> dict[str, Tensor]:
+        """The log probability of each factor, dims of size 1 dropped."""
+        asked = self.log_probs(params, [n for n in self.factors if self.sites[n].density is None])
+        out: dict[str, Tensor] = {}
+        for name in self.factors:
+            site = self.sites[name]
+            if site.density is not None:
+                log_prob = site.density.log_prob(params, site.value)
+            else:
+                log_prob = asked[name]
+            out[name] = site.layout.pack(log_prob)[0]
+        return out
+
+    def log_probs(self, params: Params, names: Sequence[str]) -> dict[str, Tensor]:
+        """Log probabilities that only the model knows: from its tape, or from another run."""
+        if not names:
+            return {}
+        if self.tape is not None:
+            # Where an operation fails, the model may know better.
+            with contextlib.suppress(RuntimeError):
+                return self.tape(params)
+        trace = self.structure.trace(params)
+        return {name: model_log_prob(self.sites[name], trace) for name in names}
+
+    @property
+    def asks_the_model(self) -> bool:
+        """Whether a factor is evaluated by running the model, or by playing back its tape."""
+        return any(self.sites[name].density is None for name in self.factors)
+
+
+@dataclass(frozen=True, eq=False)
+class OpaquePosterior:
+    """For one piece of data, the posterior weights of factors without sufficient statistics."""
+
+    factors: OpaqueFactors
+    weights: Mapping[str, Tensor]
+
+    def expected_log_prob(self, params: Params) -> Tensor | float:
+        """The log probability of all these factors, expected under the weights."""
+        log_probs = self.factors.factor_log_probs(params)
+        total: Tensor | float = 0.0
+        for name, weight in self.weights.items():
+            total = total + (weight * log_probs[name]).sum()
+        return total

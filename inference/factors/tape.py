@@ -1,0 +1,235 @@
+"""Records what the model computes from its parameters, so that Pyro is not asked twice.
+
+A site whose arguments no map describes has to be evaluated by the model, and running a Pyro model
+costs milliseconds. Its arithmetic, though, is a short list of tensor operations. They are written
+down in one run and played back at other parameters: a few microseconds each, and differentiable.
+A model that looks at parameter values to decide what to do cannot be played back, and is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Tape", "record"]
+
+
+# Ways to look at numbers that are no tensor operations.
+PEEKS: tuple[Any, ...] = (
+    Tensor.numpy,
+    Tensor.tolist,
+    Tensor.__array__,
+    Tensor.data_ptr,
+    Tensor.untyped_storage,
+)
+
+
+PEEKS += (Tensor.__dlpack__, Tensor.storage)
+
+
+Params = Mapping[str, Tensor]
+Compute = Callable[[Params], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """The place of a computed tensor on the tape."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    function: Any
+    args: Any
+    kwargs: Any
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tape:
+    """A recorded computation: parameters in, named tensors out.
+
+    Raises:
+        RuntimeError: When played back where an operation fails, or a check of errors does.
+    """
+
+    inputs: tuple[str, ...]
+    instructions: tuple[_Instruction, ...]
+    outputs: Mapping[str, _Slot | Tensor]
+
+    def __call__(self, params: Params) -> dict[str, Tensor]:
+        """The same tensors at other parameters."""
+        values: dict[int, Tensor] = {i: params[name] for i, name in enumerate(self.inputs)}
+
+        def filled(value: Any) -> Any:
+            return values[value.index] if isinstance(value, _Slot) else value
+
+        for step in self.instructions:
+            result = step.function(*_mapped(step.args, filled), **_mapped(step.kwargs, filled))
+            results = _listed(result)
+            values.update(zip(step.outputs, results, strict=True))
+        return {name: filled(out) for name, out in self.outputs.items()}
+
+
+def record(compute: Compute, params: Params, others: Sequence[Params]) -> Tape | None:
+    """Records a computation, or gives None where it cannot be played back.
+
+    Args:
+        compute: From parameters to named tensors.
+        params: Where to record it.
+        others: Where to check that playing back gives what computing gives, gradient included.
+    """
+    recorder = _Recorder(params)
+    try:
+        with torch.no_grad(), recorder, _Watch(recorder):
+            found = compute(params)
+        if recorder.is_broken:
+            return None
+        tape = recorder.tape(found)
+        if all(_agrees(tape, compute, other) for other in others):
+            return tape
+    except (_NotRecordable, RuntimeError, ValueError, ArithmeticError, TypeError):
+        pass  # whatever goes wrong here, the model itself is still there to be asked
+    return None
+
+
+class _NotRecordable(Exception):
+    """The computation looks at values of parameters, or changes tensors in place."""
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, params: Params) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names = tuple(params)
+        # The tensors are kept, so that their ids stay theirs.
+        self.known: dict[int, tuple[_Slot, Tensor]] = {
+            id(value): (_Slot(i), value) for i, value in enumerate(params.values())
+        }
+        self.instructions: list[_Instruction] = []
+        self.is_broken = False
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        seen: list[Tensor] = []
+
+        def slotted(value: Any) -> Any:
+            if isinstance(value, Tensor) and id(value) in self.known:
+                seen.append(value)
+                return self.known[id(value)][0]
+            return value
+
+        own_args, own_kwargs = _mapped(args, slotted), _mapped(kwargs, slotted)
+        try:
+            result = function(*args, **kwargs)
+        except Exception:  # the model may catch it, and go another way
+            self.is_broken = self.is_broken or bool(seen)
+            raise
+        if not seen:
+            return result
+        results = _listed(result)
+        if (
+            function._schema.is_mutable
+            or not all(isinstance(out, Tensor) for out in results)
+            or _has_shape_by_value(function, seen)
+        ):
+            raise _NotRecordable
+        places = []
+        for out in results:
+            slot = _Slot(len(self.known))
+            self.known[id(out)] = (slot, out)
+            places.append(slot.index)
+        self.instructions.append(_Instruction(function, own_args, own_kwargs, tuple(places)))
+        return result
+
+    def tape(self, found: Mapping[str, Tensor]) -> Tape:
+        """The tape without what leads nowhere."""
+        outputs = {
+            name: self.known[id(value)][0] if id(value) in self.known else value
+            for name, value in found.items()
+        }
+        wanted = {out.index for out in outputs.values() if isinstance(out, _Slot)}
+        kept: list[_Instruction] = []
+
+        def want(value: Any) -> Any:
+            if isinstance(value, _Slot):
+                wanted.add(value.index)
+            return value
+
+        for step in reversed(self.instructions):
+            if wanted & set(step.outputs) or not step.outputs:  # no outputs: a check of errors
+                kept.append(step)
+                _mapped(step.args, want)
+                _mapped(step.kwargs, want)
+        return Tape(self.names, tuple(reversed(kept)), outputs)
+
+
+class _Watch(TorchFunctionMode):
+    """Notices when numbers that depend on parameters are looked at past torch's operations."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in PEEKS and id(args[0]) in self.recorder.known:
+            self.recorder.is_broken = True
+        return function(*args, **(kwargs or {}))
+
+
+def _listed(result: Any) -> tuple[Any, ...]:
+    if result is None:
+        return ()
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def _has_shape_by_value(function: Any, seen: Sequence[Tensor]) -> bool:
+    """Whether the shape of a result depends on values: the model may have counted its rows."""
+    if torch.Tag.dynamic_output_shape not in function.tags:
+        return False
+    by_mask = function.overloadpacket is torch.ops.aten.index
+    return not by_mask or any(one.dtype in (torch.bool, torch.uint8) for one in seen)
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(item, function) for item in value)
+    if isinstance(value, dict):
+        return {name: _mapped(item, function) for name, item in value.items()}
+    return function(value)
+
+
+def _agrees(tape: Tape, compute: Compute, params: Params) -> bool:
+    """Whether value and gradient come out the same, to rounding."""
+    results = []
+    for run in (compute, tape):
+        leaves = {name: value.detach().clone().requires_grad_() for name, value in params.items()}
+        with torch.enable_grad():
+            outputs = run(leaves)
+            total = torch.stack(
+                [(out * out.detach().cos()).sum() for out in outputs.values()]
+            ).sum()
+            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        results.append((outputs, gradients))
+    (truth, slopes), (again, others) = results
+    same = all(_close(truth[name], again[name]) for name in truth)
+    return same and all(
+        (one is None) == (two is None) and (one is None or two is None or _close(one, two))
+        for one, two in zip(slopes, others, strict=True)
+    )
+
+
+def _close(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and torch.allclose(
+        one, two, rtol=1e-10, atol=1e-12, equal_nan=True
+    )

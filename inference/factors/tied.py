@@ -1,0 +1,132 @@
+"""Sites tied by their parameters: those of one family that read the same entries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ember.inference.families.exponential_form import FamilyParameter
+from ember.inference.families.family import Family
+from ember.inference.numerics.design import Frame
+from ember.inference.numerics.memo import Memo
+
+__all__ = ["SiteCells", "TieKey", "TiedFactors"]
+
+
+class TieKey(NamedTuple):
+    """The name of tied factors: their family, and a digest of the entries that they read.
+
+    It is the same for the same model wherever it is read, so that statistics may travel.
+    """
+
+    family: str
+    reads: str
+
+
+@dataclass(frozen=True, eq=False)
+class SiteCells:
+    """Of one site: what it is tied to, the cell of every entry, and what data are measured from."""
+
+    key: TieKey
+    index: Tensor
+    reference: Tensor | Frame | float
+
+
+@dataclass(frozen=True, eq=False)
+class TiedFactors(Memo):
+    """Sites of one family that read the same entries; their statistics are pooled, cell by cell.
+
+    A *cell* is a combination of family parameter rows: ``cells`` has shape ``(C, family
+    parameters)``. ``reference`` is subtracted from the data and from the location, so that squares
+    lose no digits. ``reach`` says how far from it the data of a cell lie (see
+    ``factors/residuals/normal.py``). A regression has a ``frame`` of its features instead, with a
+    line of reference for each cell.
+    """
+
+    key: TieKey
+    family: Family
+    parameters: tuple[FamilyParameter, ...]
+    cells: Tensor
+    reference: Tensor | None = None
+    reach: Tensor | None = None
+    frame: Frame | None = None
+
+    def locations(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The location of every cell, of a family that has one."""
+        return self.parameters[0].values(params)[self.cells[:, 0]]
+
+    def parameter_values(self, params: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """The value of each parameter in each cell; a location is relative to the reference."""
+        values = [
+            family_parameter.values(params)[self.cells[:, i]]
+            for i, family_parameter in enumerate(self.parameters)
+        ]
+        if self.frame is not None:
+            values[0] = self.frame.relative(values[0])
+        if self.reference is not None:
+            values[0] = values[0] - self.reference
+        return tuple(values)
+
+    def rows(self, position: int, start: int, count: int) -> tuple[Tensor, Tensor] | None:
+        """Cells that read rows ``start`` to ``start + count`` of one parameter, and which row.
+
+        None where cell ``i`` reads row ``i`` and nothing needs to be moved.
+        """
+        return self.once(_rows_read, position, start, count)
+
+    def natural_parameters(self, params: Mapping[str, Tensor]) -> Tensor:
+        """``eta`` of every cell, shape ``(C, P)``."""
+        return self.family.natural_parameters(*self.parameter_values(params))
+
+    def contribution(
+        self,
+        family_parameter: int,
+        statistics: Tensor,
+        params: Mapping[str, Tensor],
+        origin: Tensor | None = None,
+    ) -> list[Tensor]:
+        """The canonical coefficients of one family parameter in each cell.
+
+        Those of a location are of its difference from the ``origin``, one for each cell.
+        """
+        values = self.parameter_values(params)
+        coefficients = self.family.contribution(family_parameter, statistics, values)
+        if family_parameter == 0 and origin is not None:
+            linear, precision = coefficients
+            moved = -origin if self.reference is None else self.reference - origin
+            if self.parameters[0].kind == "vector":
+                return [linear + (precision @ moved.unsqueeze(-1)).squeeze(-1), precision]
+            return [linear + precision * moved, precision]
+        return coefficients
+
+    def resolution(self) -> Tensor | None:
+        """The variance of the rounding of each cell's data, for families with location and scale.
+
+        Data that differ by less than their last digits do not differ.
+        """
+        if self.reach is None or len(self.parameters) < 2:
+            return None
+        if self.frame is not None:
+            # What a line says at the data is rounded as the data are, feature by feature.
+            line = (self.reach[:, :-1] * self.frame.line.abs()).sum(-1)
+            size = self.reach[:, -1] + line
+            return (4.0 * torch.finfo(size.dtype).eps * size).square()
+        if self.reference is None:
+            return None
+        size = self.reach + self.reference.abs()
+        return (2.0 * torch.finfo(size.dtype).eps * size).square()
+
+
+def _rows_read(
+    tied: TiedFactors, position: int, start: int, count: int
+) -> tuple[Tensor, Tensor] | None:
+    rows = tied.cells[:, position] - start
+    if torch.equal(rows, torch.arange(count)):
+        return None
+    inside = (rows >= 0) & (rows < count) & (tied.cells[:, position] >= 0)
+    cells = inside.nonzero().reshape(-1)
+    return cells, rows[cells]

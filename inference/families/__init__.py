@@ -1,0 +1,9 @@
+"""Exponential families and conjugate priors: the mathematics.
+
+In: a distribution and the maps of its arguments. Out: its form, ``<eta, T(x)> + h(x)``, with the
+parameters of its family; and what a conjugate prior adds to expected statistics.
+
+To add a family: one file (or one function in a file that has its kind of parameter) with a
+recogniser under ``@exponential_form(dist.X)``; name a new file in ``recognition.py``. To add a
+conjugate prior: one function under ``@register_prior`` in ``conjugacy.py``.
+"""

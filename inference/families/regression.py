@@ -1,0 +1,111 @@
+"""Normal regression in exponential-family form: weighted least squares for its coefficients."""
+
+import torch
+from torch import Tensor
+
+from ember.inference.families.exponential_form import (
+    ExponentialForm,
+    FamilyParameter,
+    rate_parameter,
+)
+from ember.inference.families.family import Family, Values
+from ember.inference.numerics.design import Frame
+from ember.inference.numerics.log_space import LOG_2PI, safe_log
+from ember.inference.numerics.symmetric import vech_indices, vech_positions
+from ember.inference.parameters.affine_map import AffineMap
+from ember.inference.parameters.argument_map import ArgumentMap
+
+__all__ = ["Regression", "regression"]
+
+
+def regression(location: AffineMap, scale: ArgumentMap) -> ExponentialForm | str:
+    """The form of ``Normal(x @ beta + offset, scale)``, or the reason why there is none.
+
+    A scale that varies by known factors weighs the rows, as in weighted least squares; one that is
+    known altogether is such a factor of a scale of one.
+    """
+    bound = rate_parameter(scale, -2.0)
+    if isinstance(bound, str):
+        return bound
+    rate, rate_index, factor = bound
+    if rate.table is None:
+        factor = factor * rate.constants[rate_index]
+        rate = FamilyParameter("rate", None, "constant", 1.0, torch.ones(1))
+        rate_index = torch.zeros_like(rate_index[(slice(0, 1),) * rate_index.dim()])
+    family_parameter = FamilyParameter(
+        "coefficients", location.table, "identity", 1.0, torch.zeros(0)
+    )
+    features, offset = location.features, location.offset
+    width = features.shape[-1]
+
+    def rows(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        residual = y - offset
+        shape = torch.broadcast_shapes(residual.shape, features.shape[:-1], factor.shape)
+        return features.expand(*shape, width), residual.expand(shape), factor.expand(shape)
+
+    def statistics(y: Tensor, reference: "Frame | Tensor | float") -> tuple[Tensor, Tensor | None]:
+        x, residual, weights = rows(y)
+        if isinstance(reference, Frame):
+            x = reference.features(features)
+            residual = residual - x @ reference.line
+            x = x.expand(*residual.shape, width)
+        both = torch.cat([x, residual.unsqueeze(-1)], -1) * weights.sqrt().unsqueeze(-1)
+        base = None if bool((factor == 1.0).all()) else 0.5 * safe_log(weights)
+        return Regression.statistics(both), base
+
+    return ExponentialForm(
+        Regression(),
+        (family_parameter, rate),
+        (location.index, rate_index),
+        statistics,
+        design=rows,
+    )
+
+
+class Regression(Family):
+    """``T = (1, vech(u u'))`` with ``u = (x, y)``: coefficients ``b`` and precision ``r`` of ``y``.
+
+    Both are in the coordinates of a frame (``numerics/design.py``), in which their products lose no
+    digits.
+
+    The log density is ``(log r - r (y - x'b)^2) / 2`` up to a constant.
+    """
+
+    kinds = ("coefficients", "rate")
+
+    def natural_parameters(self, *values: Tensor) -> Tensor:
+        b, r = values
+        rows, columns, halves = vech_indices(b.shape[-1] + 1)
+        w = torch.cat([-b, torch.ones_like(b[..., :1])], -1)
+        quadratic = halves * r.unsqueeze(-1) * w[..., rows] * w[..., columns]
+        constant = (0.5 * (safe_log(r) - LOG_2PI)).unsqueeze(-1)
+        return torch.cat([constant.expand_as(quadratic[..., :1]), quadratic], -1)
+
+    def contribution(self, position: int, statistics: Tensor, values: Values) -> list[Tensor]:
+        b, r = values
+        squares = self.products(statistics, b.shape[-1] + 1)
+        if position == 0:
+            weight = r[:, None, None]
+            return [(weight * squares)[:, :-1, -1], weight * squares[:, :-1, :-1]]
+        w = torch.cat([-b, torch.ones_like(b[..., :1])], -1)
+        residual = (w.unsqueeze(-2) @ squares @ w.unsqueeze(-1)).reshape(-1)
+        return [0.5 * statistics[:, 0], 0.5 * residual.clamp_min(0.0)]
+
+    @staticmethod
+    def statistics(u: Tensor) -> Tensor:
+        """``T`` of shape ``(..., P)`` with ``P = 1 + (F + 1)(F + 2) / 2``."""
+        rows, columns, _ = vech_indices(u.shape[-1])
+        return torch.cat([torch.ones_like(u[..., :1]), u[..., rows] * u[..., columns]], -1)
+
+    @staticmethod
+    def products(statistics: Tensor, dim: int) -> Tensor:
+        """The sum of ``u u'`` of each cell, ``(C, F + 1, F + 1)``."""
+        return statistics[..., 1 + vech_positions(dim)]
+
+    @staticmethod
+    def turned(statistics: Tensor, turn: Tensor) -> Tensor:
+        """Statistics of ``turn @ u`` from those of ``u``, with a matrix for each cell."""
+        dim = turn.shape[-1]
+        rows, columns, _ = vech_indices(dim)
+        squares = turn @ Regression.products(statistics, dim) @ turn.mT
+        return torch.cat([statistics[..., :1], squares[..., rows, columns]], -1)

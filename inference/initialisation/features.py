@@ -1,0 +1,83 @@
+"""The data below each latent as rows: what the clusters of a start are made of."""
+
+import torch
+from torch import Tensor
+
+from ember.inference.factors.chain import Chain
+from ember.inference.factors.factor import align
+from ember.inference.factors.lookup import MANY_LEVELS, levels_of
+from ember.inference.plan.plan import Plan
+
+__all__ = ["dims_of", "features", "inside_chain", "windows"]
+
+
+def dims_of(plan: Plan, name: str) -> tuple[str, ...]:
+    """The dims in which a latent has a value each, from left to right, then its own symbol."""
+    return (*plan.places(name), plan.latent_symbols[name])
+
+
+def features(plan: Plan) -> dict[str, Tensor]:
+    """For each latent, the data below it as rows (one for each of its plates' entries)."""
+    order = {symbol: i for i, symbol in enumerate(plan.latent_symbols.values())}
+    names = list(plan.latent_symbols)
+    columns: dict[str, list[Tensor]] = {}
+    for factor in plan.factors:
+        latents = [symbol for symbol in factor.dims if symbol in order]
+        if plan.sites[factor.name].value.numel() == 0:  # a pyro.factor statement
+            continue
+        if factor.name not in plan.structure.observed or not latents:
+            continue
+        if plan.structure.is_channel(factor.name):
+            continue
+        if levels_of(plan.sites[factor.name]) > MANY_LEVELS:  # words are all equally far apart
+            continue
+        # A site below several latents (x_t below the states t-1 and t) is the last one's.
+        name = names[max(order[symbol] for symbol in latents)]
+        plates = dims_of(plan, name)[:-1]
+        if plan.sites[name].plates <= factor.plates:
+            columns.setdefault(name, []).append(_rows(plan, factor.name, plates))
+    return {name: torch.cat(parts, 1) for name, parts in columns.items()}
+
+
+def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:
+    site = plan.sites[name]
+    value, outer = site.value, site.layout.outer
+    event = value.shape[value.dim() - site.event_dim :]
+    if site.missing is not None:
+        value = value.masked_fill(site.missing, 0)
+    value = value.expand([plan.sizes[s] if s in site.plates else 1 for s in outer] + list(event))
+    shape = value.shape
+    if site.density is not None and type(site.density.base).__name__ == "Categorical":
+        # All levels that there are: the steps of a loop, each with a value of its own, are pooled.
+        value = torch.nn.functional.one_hot(value.long().clamp_min(0), levels_of(site))
+    value = value.to(torch.float64)
+    if site.missing is not None:
+        missing = site.missing.expand(shape)
+        missing = missing.unsqueeze(-1) if value.dim() > len(shape) else missing
+        value = value.masked_fill(missing, torch.nan)
+    first = [outer.index(symbol) for symbol in plates]
+    rest = [i for i in range(value.dim()) if i not in first]
+    rows = torch.Size([plan.sizes[s] for s in plates]).numel()
+    return value.permute(*first, *rest).reshape(rows, -1)
+
+
+def inside_chain(chain: Chain, plates: tuple[str, ...]) -> Tensor:
+    """Which steps belong to a chain, ``(T, *plates)``, dims of size 1 where it makes no odds."""
+    order = torch.arange(chain.steps).reshape(-1, *(1,) * len(plates))
+    if chain.lengths is None:
+        return order < chain.steps
+    dims, lengths = chain.lengths
+    return order < align(lengths, dims, plates)
+
+
+def windows(plan: Plan, name: str, rows: Tensor) -> Tensor:
+    """Each step of a chain next to the one before and the one after it, which may be missing."""
+    places = plan.places(name)
+    chain = plan.chains[name]
+    time = places.index(chain.time)
+    steps = rows.reshape(*(plan.sizes[s] for s in places), -1).movedim(time, 0)
+    inside = inside_chain(chain, tuple(place for i, place in enumerate(places) if i != time))
+    steps = torch.where(inside.unsqueeze(-1), steps, torch.nan)
+    edge = torch.full_like(steps[:1], torch.nan)
+    three = torch.cat([steps, torch.cat([edge, steps[:-1]]), torch.cat([steps[1:], edge])], -1)
+    return three.movedim(0, time).reshape(len(rows), -1)

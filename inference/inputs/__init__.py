@@ -1,0 +1,8 @@
+"""What a user passes in, made ready: converted, checked, sheltered.
+
+In: the arguments of a model, the options of ``EM``, ``SVI`` and ``select``, files of tables. Out:
+float64 tensors; one sentence about each mistake, before work begins; and for the time of a call the
+global state (dtype, seed, threads) that Pyro and torch need.
+
+To add an option: check it in ``options.py``. To add a kind of argument: ``arguments.py``.
+"""

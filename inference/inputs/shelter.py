@@ -1,0 +1,101 @@
+"""A sheltered global state: float64, seeds and threads as Ember needs them, then as they were."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import transform_to
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Promoted", "declare_from_outside", "sheltered"]
+
+
+ONE_THREAD = 300_000  # numbers; with fewer, threads cost more than they bring
+
+
+class Promoted(TorchFunctionMode):
+    """Runs a model's own float32 tensors in float64, so that they meet its parameters as equals."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not kwargs and not any(map(_may_hold_narrow, args)):  # hundreds of calls for a site
+            return func(*args)
+        return func(*_promote(tuple(args)), **_promote(kwargs or {}))
+
+
+_NARROW = (torch.float32, torch.float16)
+_CONTAINERS = (tuple, list, dict)
+
+
+def _may_hold_narrow(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.dtype in _NARROW
+    return type(value) in _CONTAINERS
+
+
+def _promote(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.dtype in _NARROW else value
+    if type(value) in (tuple, list):
+        return type(value)(_promote(item) for item in value)
+    if type(value) is dict:
+        return {key: _promote(item) for key, item in value.items()}
+    return value
+
+
+@contextlib.contextmanager
+def sheltered(seed: int | None = None, data: Any = ()) -> Iterator[None]:
+    """Runs its body in float64, with its own random state and parameter store.
+
+    Whatever the body draws or stores, the caller's default dtype, global random state and Pyro
+    parameter store are as before afterwards. Without a ``seed`` the body starts from the
+    caller's random state, so ``pyro.set_rng_seed`` still governs it. On small ``data`` it runs on
+    one thread: operations on small tensors are over before a second thread has woken up, and on
+    a busy machine waiting for it costs many times the work.
+    """
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    if _elements(data) < ONE_THREAD:
+        torch.set_num_threads(1)
+    store = pyro.get_param_store()
+    _outside.append((store._params, store._constraints))
+    with torch.random.fork_rng(devices=[]), store.scope():
+        torch.set_default_dtype(torch.float64)
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            _outside.pop()
+            torch.set_default_dtype(dtype)
+            torch.set_num_threads(threads)
+
+
+# The parameter stores that are sheltered, outermost first: unconstrained values and constraints.
+_outside: list[tuple[Mapping[str, Tensor], Mapping[str, Any]]] = []
+
+
+def declare_from_outside(name: str) -> bool:
+    """Copies a parameter from a sheltered store into the one at hand; says whether there is one."""
+    store = pyro.get_param_store()
+    for values, supports in _outside:
+        if name in values and name not in store:
+            value = transform_to(supports[name])(values[name].detach())
+            store.setdefault(name, value.clone().double(), supports[name])
+    return name in store
+
+
+def _elements(data: Any) -> int:
+    """How many numbers a user's arguments hold, containers opened."""
+    if isinstance(data, Tensor):
+        return data.numel()
+    if isinstance(data, (np.ndarray, pd.DataFrame, pd.Series)):
+        return int(data.size)
+    if isinstance(data, Mapping):
+        return sum(_elements(item) for item in data.values())
+    if isinstance(data, (list, tuple)) and not all(isinstance(item, (int, float)) for item in data):
+        return sum(_elements(item) for item in data)
+    return len(data) if isinstance(data, (list, tuple)) else 0

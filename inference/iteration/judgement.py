@@ -1,0 +1,192 @@
+"""What a fit may say of the place where its loop has come to rest.
+
+*Converged* is a claim: the gradient is small against the curvature, there is no direction of ascent
+left, and the estimates are at a finite place. Where it does not hold, the loop is sent on
+(``higher``), or the reason to stop is another one and names the site (``verdict``).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ember.inference.initialisation.starting_params import starting_params
+from ember.inference.iteration.convergence import StopReason
+from ember.inference.maximisation.m_step import MStep
+from ember.inference.maximisation.objective import score
+from ember.inference.optimality.curvature import (
+    Curvature,
+    EStep,
+    beyond_edges,
+    climbed,
+    peaks,
+    way_out,
+)
+from ember.inference.optimality.infinity import at_infinity, collapsed_effects, without_bound
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.parameters.supports import shown
+from ember.inference.plan.plan import Plan
+from ember.inference.plan.statistics import Statistics
+from ember.inference.queries.coincidence import coinciding
+from ember.inference.queries.relabelling import exchangeable
+
+__all__ = ["Judge"]
+
+
+SUSPECT = (StopReason.UNSETTLED, StopReason.NON_FINITE, StopReason.FAILED)
+GAIN = 1e-6  # of a Newton step, relative to the objective, that a converged fit may leave
+LITTLE, LEAST = 1e-3, 1e-7  # of that: worth a step of Newton's
+SAME, TOGETHER = 1e-6, 1e-3  # differences of log probabilities of states that coincide
+KINDS = ("points", "random")  # of starts that may lead above a place where they do
+STEPS = 30  # of EM from there
+
+
+_TOGETHER = (
+    "states {1} and {2} of latent site '{0}' have come to the same estimates: the data (or a "
+    "constraint that holds them together) do not tell them apart; use fewer states, or another "
+    "start."
+)
+
+
+@dataclass
+class Judge:
+    """Judges the places of one run.
+
+    Attributes:
+        plan: The plan of the model.
+        e_step: One pass over the data.
+        coordinates: The free reals of the parameters.
+        hard: Whether the objective is that of hard assignments, which has no curvature.
+    """
+
+    plan: Plan
+    e_step: EStep
+    coordinates: Coordinates
+    hard: bool
+    _searched: dict[str, tuple[Statistics, Statistics | None]] = field(default_factory=dict)
+
+    def higher(self, current: Statistics) -> Statistics | None:
+        """A place above the one where the loop has come to rest, if that is no maximum."""
+        curvature = self._curvature(current)
+        if curvature is None:
+            return None
+        # Without latents Newton's steps are those of the objective itself: they end at its top.
+        little = LITTLE if self.plan.is_incomplete else LEAST
+        if curvature.gain > little * _tolerated(current):
+            found = climbed(self.e_step, self.coordinates, current, curvature)
+            if found is not None:
+                return found
+        if self._is_steep(current, curvature):
+            found = self._beyond_edges(current, curvature)
+            if found is not None or curvature.gain > _tolerated(current):
+                return found
+        found = way_out(self.e_step, self.coordinates, current, curvature)
+        if found is None and coinciding(self.plan, current.params, SAME):
+            found = self._apart(current)
+        return found
+
+    def _curvature(self, current: Statistics) -> Curvature | None:
+        if self.hard:
+            return None
+        try:
+            return Curvature.at(self.coordinates, current)
+        except (RuntimeError, ValueError):  # a model without derivatives has no certificate
+            return None
+
+    def _is_steep(self, current: Statistics, curvature: Curvature) -> bool:
+        """Whether there seems to be more to gain than a fit may leave; at an edge that may be so.
+
+        Of directions without curvature, as Laplace densities have, a Newton step says nothing;
+        what counts is what the slope promises for a step as long as the parameters themselves.
+        """
+        if curvature.gain > _tolerated(current):
+            return True
+        units = self.coordinates.units(curvature.point, curvature.gradient)
+        promised = curvature.gradient * units
+        return bool((promised.abs() > _tolerated(current))[curvature.flat].any())
+
+    def _beyond_edges(self, current: Statistics, curvature: Curvature) -> Statistics | None:
+        """A place noticeably above this one, for a density with edges; looked for once a place."""
+        place, found = self._searched.get("edges", (None, None))
+        if place is not current:
+            found = beyond_edges(self.e_step, self.coordinates, current, curvature)
+            if found is not None and found.objective - current.objective <= _tolerated(current):
+                found = None
+            self._searched["edges"] = (current, found)
+        return found
+
+    def _apart(self, current: Statistics) -> Statistics | None:
+        """A place above one at which states coincide, reached from where they are apart, if any.
+
+        Where they differ in nothing the curvature says nothing: what a chain gains by telling its
+        states apart is of third order in their differences.
+        """
+        plan, floor = self.plan, current.objective + _tolerated(current)
+        for kind in KINDS:
+            try:
+                statistics = self.e_step(starting_params(plan, kind, varied=True))
+                for _ in range(STEPS):
+                    statistics = self.e_step(MStep.of(plan)(statistics))
+            except (RuntimeError, ValueError, ArithmeticError):
+                continue
+            if statistics.objective > floor:
+                return statistics
+        return None
+
+    def verdict(self, current: Statistics, reason: StopReason) -> tuple[StopReason, str]:
+        """The reason to stop where nothing higher was found, and a warning if there is one."""
+        if self.hard:
+            return reason, ""
+        try:
+            stop, warning = self._unsettled(current, reason)
+            if stop is reason and not warning:
+                warning, infinite = at_infinity(self.plan, self.e_step, self.coordinates, current)
+                stop = StopReason.INFINITE if infinite else reason
+        except (RuntimeError, ValueError):
+            return reason, ""
+        return stop, warning or (_together(self.plan, current) if stop is reason else "")
+
+    def _unsettled(self, current: Statistics, reason: StopReason) -> tuple[StopReason, str]:
+        """The same reason where the gradient has vanished, another one where it has not."""
+        curvature, tolerated = self._curvature(current), _tolerated(current)
+        slopes = score(current, self.coordinates, everywhere=True)
+        rests = self.coordinates.at_rest(self.coordinates.flatten(current.params))
+        if not bool(torch.isfinite(torch.where(rests, 0.0, slopes)).all()):
+            stop, why = self.failed(current, StopReason.NON_FINITE, "")
+            return (stop, why) if why else (reason, "")
+        slides = float(torch.where(rests, slopes, 0.0).abs().nan_to_num().sum()) > tolerated
+        if curvature is None or (curvature.gain <= tolerated and not slides):
+            return reason, ""
+        stop, why = self.failed(current, StopReason.UNSETTLED, "")
+        if why or slides or not peaks(self.e_step, self.coordinates, curvature):
+            return stop, why
+        found = self._beyond_edges(current, curvature)
+        return (stop, why) if found is not None else (reason, "")
+
+    def failed(
+        self, current: Statistics, reason: StopReason, warning: str
+    ) -> tuple[StopReason, str]:
+        """The reason to stop where an iteration went wrong: perhaps there is no maximum."""
+        if self.hard:
+            return reason, warning
+        why = collapsed_effects(self.plan, self.e_step, current)
+        if not why and reason in SUSPECT:
+            why = without_bound(self.plan, self.e_step, self.coordinates, current)
+        return (StopReason.UNBOUNDED, why) if why else (reason, warning)
+
+
+def _together(plan: Plan, current: Statistics) -> str:
+    """A warning about states that coincide though they are no mere names.
+
+    A constraint, such as an order, may have merged them. States that are mere names may well share
+    what there is, as where a mixture has more of them than the data.
+    """
+    if any(shown(p.support).startswith("Interval") for p in plan.structure.parameters.values()):
+        return ""  # at a bound that they share, states are alike by the user's own wish
+    found = coinciding(plan, current.params, TOGETHER)
+    if found is None or exchangeable(plan, found[0], current.params):
+        return ""
+    return _TOGETHER.format(*found)
+
+
+def _tolerated(current: Statistics) -> float:
+    return GAIN * (1.0 + abs(current.objective))

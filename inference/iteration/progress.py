@@ -1,0 +1,20 @@
+"""The progress bar of the loop."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from tqdm.auto import tqdm
+
+__all__ = ["progress_bar"]
+
+
+@contextlib.contextmanager
+def progress_bar(show: bool, total: int, name: str) -> Iterator[Callable[[float], None]]:
+    """A bar that shows the objective; yields the function that advances it."""
+    with tqdm(total=total, desc=name, disable=not show, leave=False) as bar:
+
+        def tick(objective: float) -> None:
+            bar.update()
+            bar.set_postfix_str(f"objective {objective:.6f}", refresh=False)
+
+        yield tick

@@ -1,0 +1,89 @@
+"""The M-step: a closed form for every parameter that has one, a numerical search for the others.
+
+Closed forms are taken one parameter at a time, locations first, each given the newest values of
+the others (ECM; Meng & Rubin 1993, Biometrika 80, 267-278). For conjugate pairs such as
+Normal-Wishart this order makes the joint mode exact. All remaining parameters are then moved
+together by Newton or L-BFGS on the expected log joint, in unconstrained space. Among them are those
+of which the closed form lies outside their support, such as a location in an interval; inside it is
+the maximiser within the support as well. No step lowers that expected log joint, so the objective
+never falls.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ember.inference.maximisation.closed_form import closed_form, coefficients_update
+from ember.inference.maximisation.degeneracy import check_scales
+from ember.inference.maximisation.numerical import numerical_update
+from ember.inference.maximisation.parameter_plan import ParameterPlan
+from ember.inference.maximisation.updates import CLOSED, IN_SUPPORT, Update, updates
+from ember.inference.parameters.supports import all_within
+from ember.inference.plan.plan import Plan
+from ember.inference.plan.statistics import Statistics
+
+__all__ = ["MStep"]
+
+
+class MStep:
+    """The M-step of one plan: the update of every parameter, chosen once.
+
+    It keeps no rows of the data, as long as no prior has to be asked of the model.
+
+    Args:
+        plan: The plan.
+        chosen: Its updates; found by the plan unless given.
+    """
+
+    def __init__(self, plan: Plan, chosen: Sequence[Update] | None = None) -> None:
+        self.updates = updates(plan) if chosen is None else tuple(chosen)
+        numerical = any(update.how in ("numerical", IN_SUPPORT) for update in self.updates)
+        self.plan = ParameterPlan.of(plan, numerical)
+
+    @staticmethod
+    def of(plan: Plan) -> "MStep":
+        """The M-step of a plan, made at the first call."""
+        return plan.once(MStep)
+
+    def __call__(self, statistics: Statistics) -> dict[str, Tensor]:
+        """Parameters that raise the expected log joint as far as each update can.
+
+        Raises:
+            Degenerate: If a component has collapsed or emptied.
+        """
+        plan, params = self.plan, dict(statistics.params)
+        numeric = [update.name for update in self.updates if update.how == "numerical"]
+        with torch.no_grad():
+            for update in self.updates:
+                if update.how not in CLOSED:
+                    continue
+                if update.kind == "coefficients":
+                    found = coefficients_update(plan, update, self.updates, statistics, params)
+                else:
+                    found = {update.name: closed_form(plan, update, statistics, params)}
+                if update.how == IN_SUPPORT and not all_within(plan.parameters, found):
+                    numeric += found
+                else:
+                    params.update(found)
+        if numeric:
+            params = numerical_update(plan, numeric, statistics, params)
+            check_scales(statistics, params, plan.objective)
+        return _below_upper_bounds(plan, params)
+
+
+def _below_upper_bounds(plan: ParameterPlan, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Estimates at the upper bound of a ``Uniform`` prior, moved off it by one rounding.
+
+    Torch counts the lower bound to the support and the upper one not: there the density is zero.
+    """
+    for name, prior in plan.priors.items():
+        density = prior.site.density
+        if density is None or not isinstance(density.base, dist.Uniform):
+            continue
+        bounds: Any = density.distribution(params)
+        inside = torch.nextafter(bounds.high, bounds.low).expand_as(params[name])
+        params[name] = torch.where(params[name] < bounds.high, params[name], inside)
+    return params

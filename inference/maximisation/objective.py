@@ -1,0 +1,53 @@
+r"""What the M-step maximises, and the gradient of what EM ascends.
+
+By Fisher's identity the gradient of the objective at the parameters :math:`\theta_t` of an E-step
+is that of the expected log joint there,
+
+.. math:: \nabla \log p(x, \theta_t) = \nabla_\theta Q(\theta \mid \theta_t) \big|_{\theta_t},
+
+whatever the latents: no derivative goes through the sum over them.
+"""
+
+import torch
+from torch import Tensor
+
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.plan import Params
+from ember.inference.plan.statistics import Statistics
+
+__all__ = ["expected_log_joint", "score"]
+
+
+def expected_log_joint(statistics: Statistics, params: Params) -> Tensor:
+    """EM's ``Q(params)``: expected log joint given the statistics, log prior included."""
+    total = statistics.prior.log_prob(params)
+    for tied, sums in statistics.sums.values():
+        total = total + (sums * tied.natural_parameters(params)).sum()
+    for piece in statistics.opaque:
+        total = total + piece.expected_log_prob(params)
+    return total
+
+
+def score(statistics: Statistics, coordinates: Coordinates, everywhere: bool = False) -> Tensor:
+    """The gradient of the objective at ``statistics.params``, by Fisher's identity.
+
+    Args:
+        statistics: Of the place.
+        coordinates: In which the gradient is taken.
+        everywhere: Whether to take it in coordinates at rest too, next to their boundary. It
+            is zero there otherwise.
+    """
+    point = coordinates.flatten(statistics.params)
+    rests = coordinates.at_rest(point)
+    # At infinity a derivative is infinity times zero; nearby it is zero, as it should be.
+    near = torch.where(rests, coordinates.inside(point), point)
+    with torch.enable_grad():
+        free = near.requires_grad_()
+        value = expected_log_joint(statistics, coordinates.unflatten(free))
+        if not value.requires_grad:  # no parameter enters it
+            return torch.zeros_like(point)
+        (gradient,) = torch.autograd.grad(value, free)
+    # A root of zero is where the square is flat, whatever the (infinite) slope of a logarithm.
+    root = gradient.isnan() & (point == 0.0) if coordinates.has_roots else False
+    still = root if everywhere else rests | root
+    return torch.where(torch.as_tensor(still), 0.0, gradient).detach()

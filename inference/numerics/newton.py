@@ -1,0 +1,155 @@
+"""Newton's method for the few parameters that have no closed form: exact curvature, safe steps.
+
+Regression coefficients on columns of unequal size make a long, narrow valley, in which L-BFGS
+needs hundreds of evaluations. With the Hessian of a few dozen parameters by automatic
+differentiation a handful of steps suffice.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ember.inference.numerics import nonsmooth
+
+__all__ = ["MOST_PARAMETERS", "minimise"]
+
+
+MOST_PARAMETERS = 40  # the Hessian takes as many backward passes
+STEPS = 50
+ROUNDING = 1e-14  # relative to the function
+PROMISE = 1e-10  # of a gain, relative, that a step does not keep where the function has an edge
+KINK = 1e-6  # a step, in units, that is long beside the distance to an edge, and short otherwise
+LONGEST = 1e30  # of a unit
+SHORTENINGS = 60  # by four each: where the curvature is e^-50, so is its word on the step
+
+
+def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | None:
+    """A local minimiser near ``start``, or None where the curvature is not finite there.
+
+    Directions of negative curvature are followed downhill as if it were positive, and each step
+    is shortened until the function falls. The search ends where it no longer does; if that is at
+    an edge of the function, across which its derivative jumps, it goes on along that.
+
+    Args:
+        function: Twice differentiable, of a vector of free reals.
+        start: Where to begin, ``(P,)``.
+    """
+    point, value = start.detach(), float(function(start.detach()))
+    held = torch.zeros(len(point), dtype=torch.bool)
+    for _ in range(STEPS):
+        gradient, hessian = _derivatives(function, point)
+        if not bool(torch.isfinite(gradient).all()) or not bool(torch.isfinite(hessian).all()):
+            return None
+        units = _units(gradient, hessian)
+        gradient = gradient.masked_fill(held, 0.0)
+        if not bool((gradient != 0.0).any()):
+            break
+        free = (~held).nonzero().squeeze(-1)
+        direction = torch.zeros_like(point)
+        direction[free] = _downhill(gradient[free], hessian[free][:, free])
+        slope = float(gradient @ direction)
+        # What is left to gain, about half the slope, may drown in the rounding of the function.
+        last = -slope <= ROUNDING * (1.0 + abs(value))
+        moved, reached = _shortened(
+            function, point, value, direction, slope, 1 if last else SHORTENINGS
+        )
+        stalls = not reached < value  # the step fell within the rounding of the function
+        if stalls and -slope > PROMISE * (1.0 + abs(value)):
+            kinks = _kinks(function, point, value, units) & ~held
+            if bool(kinks.any()):
+                held |= kinks
+                continue
+            return nonsmooth.descend(lambda at: _derivative(function, at), point, units)
+        point, value = moved, reached
+        if last or stalls:
+            break
+    if bool(held.any()):
+        return nonsmooth.descend(lambda at: _derivative(function, at), point, units)
+    return point
+
+
+def _units(gradient: Tensor, hessian: Tensor) -> Tensor:
+    """Of each coordinate a step that changes the function by about one."""
+    scale = torch.maximum(hessian.diagonal().abs().sqrt(), gradient.abs())
+    return torch.where(scale > 0, 1.0 / scale, 1.0).clamp_max(LONGEST)
+
+
+def _derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[float, Tensor]:
+    with torch.enable_grad():
+        free = at.clone().requires_grad_()
+        value = function(free)
+        (gradient,) = torch.autograd.grad(value, free)
+    return float(value.detach()), gradient
+
+
+def _shortened(
+    function: Callable[[Tensor], Tensor],
+    point: Tensor,
+    value: float,
+    direction: Tensor,
+    slope: float,
+    trials: int,
+) -> tuple[Tensor, float]:
+    """The first place along a direction, from far to near, where the function falls enough."""
+    for trial in range(trials):
+        length = 0.25**trial
+        moved = point + length * direction
+        if torch.equal(moved, point):
+            break
+        with torch.no_grad():
+            reached = float(function(moved))
+        if reached <= value + 1e-4 * length * slope:
+            return moved, reached
+    return point, value
+
+
+def _kinks(
+    function: Callable[[Tensor], Tensor], point: Tensor, value: float, units: Tensor
+) -> Tensor:
+    """Coordinates along which the function rises both ways, however short the step.
+
+    At such an edge (of a ``Laplace`` density, say) the derivative jumps, and a step along it
+    leads nowhere; the coordinate is at its best place, and the others must go on without it.
+    """
+    found = torch.zeros(len(point), dtype=torch.bool)
+    with torch.no_grad():
+        for i in range(len(point)):
+            rises = []
+            for size in (KINK, 0.1 * KINK):
+                step = torch.zeros_like(point)
+                step[i] = size * units[i]
+                rises += [float(function(point + sign * step)) - value for sign in (1.0, -1.0)]
+            # Where there is no edge, the sum of both ways falls as the square of the step.
+            found[i] = min(rises) > 0.0 and sum(rises[2:]) > 0.05 * sum(rises[:2])
+    return found
+
+
+def _derivatives(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        free = at.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(free), free, create_graph=True)
+        rows = [
+            torch.autograd.grad(g, free, retain_graph=True, allow_unused=True)[0]
+            if g.requires_grad
+            else None
+            for g in gradient
+        ]
+    hessian = torch.stack([torch.zeros_like(at) if row is None else row for row in rows])
+    return gradient.detach(), (hessian + hessian.mT) / 2.0
+
+
+def _downhill(gradient: Tensor, hessian: Tensor) -> Tensor:
+    """Newton's step, each coordinate measured by its own curvature, none of it negative.
+
+    Along coordinates without curvature, which the data may leave open, as far as lowers the
+    function by one, whatever their units.
+    """
+    scale = hessian.diagonal().abs().sqrt()
+    scale = torch.where(scale > 0, scale, gradient.abs())
+    scale = torch.where(scale > 0, scale, torch.ones(()))
+    values, vectors = torch.linalg.eigh(hessian / scale / scale.unsqueeze(-1))
+    size = values.abs()
+    size = torch.where(size > 1e-12 * float(size.max()), size, 1.0)
+    step: Tensor = -(vectors @ ((vectors.mT @ (gradient / scale)) / size)) / scale
+    return step

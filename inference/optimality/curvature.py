@@ -1,0 +1,334 @@
+r"""Before a fit says *converged*: is the place a maximum, or a saddle at which EM has come to rest?
+
+At a saddle the gradient vanishes too, and EM, started on the way down to it, never leaves. So the
+curvature of the objective is asked for. By Fisher's identity its gradient at any parameters costs
+one E-step, hence a product of its Hessian ``H`` with a direction is the difference of two
+gradients, and a few steps of Lanczos find the largest eigenvalue of
+
+.. math:: T^\top H T, \qquad T^\top B T = I,
+
+where ``B`` is minus the Hessian of the expected log joint (the complete-data information), so that
+a unit is one standard deviation whatever the units of the parameters. At a maximum all eigenvalues
+lie between -1 and 0 (Dempster, Laird & Rubin 1977, theorem 4); a positive one is a direction in
+which the objective rises on both sides, and the way out is a step along it.
+
+Reference: Lanczos (1950), *An iteration method for the solution of the eigenvalue problem*, Journal
+of Research of the National Bureau of Standards 45, 255-282.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ember.inference.maximisation.objective import expected_log_joint, score
+from ember.inference.numerics import nonsmooth
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.statistics import Statistics
+
+__all__ = [
+    "Curvature",
+    "EStep",
+    "beyond_edges",
+    "climbed",
+    "evaluated",
+    "peaks",
+    "rounding",
+    "way_out",
+]
+
+
+EStep = Callable[[Mapping[str, Tensor]], Statistics]
+PRODUCTS = 8  # products with the Hessian, a pass over the data each
+STEP = 1e-4  # of a difference of gradients, in standard deviations
+POSITIVE = 1e-3  # an eigenvalue above this is not one of zero with noise
+DENSE = 48  # free reals whose complete-data information is taken as a whole
+PROBES = 6  # products with it otherwise, for its rows' lengths
+FLAT = 1e-10  # share of the largest eigenvalue below which there is no curvature
+LENGTHS = (0.3, 1.0, 3.0, 10.0)  # of the step out of a saddle, in standard deviations
+JITTERS = 3  # of the last digits
+NEAR = 1e-4  # of a Newton step, within which a kink is looked for
+SHORTENINGS = (1.0, 0.25, 0.05, 0.01)  # of a Newton step
+RISE = 1e-10  # of the objective, relative, that rounding does not explain
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The complete-data information around a point, and the units that it gives to directions.
+
+    Attributes:
+        point: The free reals ``(P,)``.
+        gradient: The gradient of the objective there, 0 in coordinates at rest.
+        units: ``T``, of shape ``(P, A)`` with a column for each direction; or ``(P,)``, a diagonal.
+        curved: Along which directions the expected log joint is curved at all. The others change
+            nothing, as the sum of a simplex's log-ratios does, or the data leave them open.
+        matrix: ``B``, of shape ``(P, P)``, where it is known as a whole.
+    """
+
+    point: Tensor
+    gradient: Tensor
+    units: Tensor
+    curved: Tensor
+    matrix: Tensor | None
+
+    @classmethod
+    def at(
+        cls, coordinates: Coordinates, statistics: Statistics, among: Tensor | None = None
+    ) -> "Curvature | None":
+        """The curvature at the statistics' own parameters; None where it is not finite.
+
+        Args:
+            coordinates: The free reals of the parameters.
+            statistics: Of the place.
+            among: The coordinates that count; all those that are not at rest unless given.
+        """
+        point = coordinates.flatten(statistics.params)
+        gradient = score(statistics, coordinates)
+        active = ~coordinates.at_rest(point) & point.isfinite()
+        if among is not None:
+            active = active & among
+            gradient = torch.where(active, gradient, 0.0)
+        if not bool(active.any()) or not bool(gradient.isfinite().all()):
+            return None
+        found = _units(coordinates, statistics, active)
+        return None if found is None else cls(point, gradient, *found)
+
+    def direction(self, scaled: Tensor) -> Tensor:
+        """From units of standard deviation to free reals."""
+        return self.units * scaled if self.units.dim() == 1 else self.units @ scaled
+
+    def scaled(self, gradient: Tensor) -> Tensor:
+        """A gradient with respect to directions in units of standard deviation."""
+        return self.units * gradient if self.units.dim() == 1 else self.units.mT @ gradient
+
+    def length(self, direction: Tensor) -> float:
+        """The length of free reals in standard deviations, 0 where that is not known."""
+        if self.matrix is None:
+            return 0.0
+        return float((direction @ self.matrix @ direction).clamp_min(0.0).sqrt())
+
+    @property
+    def flat(self) -> Tensor:
+        """The coordinates along which the expected log joint has no curvature at all, ``(P,)``."""
+        if self.matrix is None:
+            return torch.zeros_like(self.point, dtype=torch.bool)
+        return self.matrix.diagonal() == 0.0
+
+    @property
+    def gain(self) -> float:
+        """What a Newton step on the expected log joint would gain, to second order."""
+        return 0.5 * float(self.scaled(self.gradient).square().sum())
+
+
+def climbed(
+    e_step: EStep, coordinates: Coordinates, statistics: Statistics, curvature: Curvature
+) -> Statistics | None:
+    """A higher place along Newton's step for the expected log joint, or None."""
+    direction = curvature.direction(curvature.scaled(curvature.gradient))
+    floor = statistics.objective + 1e-5 * RISE * (1.0 + abs(statistics.objective))
+    for shortening in SHORTENINGS:
+        moved = evaluated(e_step, coordinates.unflatten(curvature.point + shortening * direction))
+        if moved is not None and moved.objective > floor:
+            return moved
+    return None
+
+
+def beyond_edges(
+    e_step: EStep, coordinates: Coordinates, statistics: Statistics, curvature: Curvature
+) -> Statistics | None:
+    """A higher place, where a search for densities with edges finds one; None at a true edge.
+
+    What raises the expected log joint raises the objective, so the search passes over no data.
+    """
+    point = curvature.point
+    active = (~coordinates.at_rest(point) & point.isfinite()).nonzero()[:, 0]
+    inside = coordinates.inside(point)
+
+    def derivative(values: Tensor) -> tuple[float, Tensor]:
+        with torch.enable_grad():
+            free = values.detach().requires_grad_()
+            params = coordinates.unflatten(inside.index_put((active,), free))
+            try:
+                value = -expected_log_joint(statistics, params)
+                (gradient,) = torch.autograd.grad(value, free)
+            except (RuntimeError, ValueError, ArithmeticError):  # it has no value there
+                return math.inf, torch.zeros_like(values)
+        return float(value.detach()), gradient
+
+    slopes, sizes = curvature.gradient.abs(), torch.zeros_like(point)
+    if curvature.matrix is not None:
+        sizes = curvature.matrix.diagonal().abs().sqrt()
+    scale = torch.maximum(slopes, sizes)[active]
+    units = torch.where(scale > 0.0, 1.0 / scale, 1.0).nan_to_num(posinf=1.0)
+    found = nonsmooth.search(derivative, point[active], units)
+    moved = evaluated(e_step, coordinates.unflatten(point.index_put((active,), found)))
+    return moved if moved is not None and moved.objective > statistics.objective else None
+
+
+def peaks(e_step: EStep, coordinates: Coordinates, curvature: Curvature) -> bool:
+    """Whether the slope turns next to a place where the gradient is steep, as at a median.
+
+    A density with a kink has its maximum there, and no gradient that vanishes.
+    """
+    direction = curvature.direction(curvature.scaled(curvature.gradient))
+    ahead = evaluated(e_step, coordinates.unflatten(curvature.point + NEAR * direction))
+    return ahead is not None and float(score(ahead, coordinates) @ direction) <= 0.0
+
+
+def way_out(
+    e_step: EStep, coordinates: Coordinates, statistics: Statistics, curvature: Curvature
+) -> Statistics | None:
+    """A higher place near a saddle; None where no direction of ascent is found.
+
+    Args:
+        e_step: One pass over the data.
+        coordinates: The free reals of the parameters.
+        statistics: Of the place where the loop has come to rest.
+        curvature: There.
+    """
+    if not bool(curvature.curved.any()):
+        return None
+    direction = _ascending(e_step, coordinates, curvature)
+    if direction is None:
+        return None
+    if float(direction @ curvature.gradient) < 0.0:
+        direction = -direction
+    best = statistics
+    floor = statistics.objective + RISE * (1.0 + abs(statistics.objective))
+    for sign in (1.0, -1.0):
+        for length in LENGTHS:
+            params = coordinates.unflatten(curvature.point + sign * length * direction)
+            moved = evaluated(e_step, params)
+            if moved is None or not moved.objective > max(best.objective, floor):
+                break
+            best = moved
+        if best is not statistics:
+            return best
+    return None
+
+
+def _ascending(e_step: EStep, coordinates: Coordinates, curvature: Curvature) -> Tensor | None:
+    """A direction of positive curvature, of length one standard deviation, by Lanczos."""
+    start = curvature.scaled(curvature.gradient)
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(start.shape, generator=generator, dtype=start.dtype)
+    vector = torch.where(curvature.curved, vector, 0.0)
+    basis = [vector / vector.norm()]
+    images: list[Tensor] = []
+    for _ in range(min(PRODUCTS, int(curvature.curved.sum()))):
+        params = coordinates.unflatten(curvature.point + STEP * curvature.direction(basis[-1]))
+        moved = evaluated(e_step, params)
+        if moved is None:
+            return None
+        image = (curvature.scaled(score(moved, coordinates)) - start) / STEP
+        if not bool(image.isfinite().all()):
+            return None
+        images.append(image)
+        span = torch.stack(basis)
+        projected = span @ torch.stack(images).mT
+        values, vectors = torch.linalg.eigh((projected + projected.mT) / 2.0)
+        if float(values[-1]) > POSITIVE:
+            return curvature.direction(vectors[:, -1] @ span)
+        rest = image - span.mT @ (span @ image)
+        rest = rest - span.mT @ (span @ rest)
+        length = float(rest.norm())
+        if length <= 1e-6 * float(image.norm()) or length == 0.0:
+            break
+        basis.append(rest / length)
+    return None
+
+
+def evaluated(e_step: EStep, params: Mapping[str, Tensor]) -> Statistics | None:
+    """The E-step at parameters nearby; None where it cannot be made."""
+    if not all(bool(torch.isfinite(value).all()) for value in params.values()):
+        return None
+    try:
+        found = e_step(params)
+    except (RuntimeError, ValueError, ArithmeticError):
+        return None
+    return found if math.isfinite(found.objective) else None
+
+
+def rounding(e_step: EStep, statistics: Statistics) -> float:
+    """How much the objective moves when the last digits of the parameters do."""
+    generator = torch.Generator().manual_seed(0)
+    values = [statistics.objective]
+    for _ in range(JITTERS):
+        moved = {
+            name: value
+            * (1.0 + 4e-16 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
+            for name, value in statistics.params.items()
+        }
+        found = evaluated(e_step, moved)
+        values.append(math.inf if found is None else found.objective)
+    return max(values) - min(values)
+
+
+def _units(
+    coordinates: Coordinates, statistics: Statistics, active: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """``T`` with ``T' B T = I`` over the active coordinates, which are curved, and ``B``."""
+    point = coordinates.flatten(statistics.params)
+    product = _information(coordinates, statistics, active)
+    count = int(active.sum())
+    try:
+        if count > DENSE:
+            return _equilibrated(product, active)
+        places = active.nonzero()[:, 0]
+        rows = [product(torch.zeros_like(point).index_fill_(0, i, 1.0)) for i in places]
+    except RuntimeError:  # an operation that cannot be differentiated twice
+        return None
+    full = torch.zeros(len(point), len(point), dtype=point.dtype)
+    full[places] = torch.stack(rows)
+    matrix = full[places][:, places]
+    if not bool(matrix.isfinite().all()):
+        return None
+    scale = matrix.diagonal().abs().sqrt()
+    scale = torch.where(scale > 0.0, scale, 1.0)
+    values, vectors = torch.linalg.eigh((matrix + matrix.mT) / (2.0 * scale * scale.unsqueeze(-1)))
+    size = values.abs()
+    curved = size > FLAT * float(size.max())
+    size = torch.where(curved, size, 1.0)
+    units = torch.zeros(len(point), count, dtype=point.dtype)
+    units[places] = vectors / size.sqrt() / scale.unsqueeze(-1)
+    return units, curved, full
+
+
+def _information(
+    coordinates: Coordinates, statistics: Statistics, active: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """Products with minus the Hessian of the expected log joint: no pass over the data."""
+    point = coordinates.flatten(statistics.params)
+    with torch.enable_grad():
+        free = torch.where(active, point, coordinates.inside(point)).requires_grad_()
+        value = expected_log_joint(statistics, coordinates.unflatten(free))
+        (gradient,) = torch.autograd.grad(value, free, create_graph=True)
+
+    def product(vector: Tensor) -> Tensor:
+        if not gradient.requires_grad:
+            return torch.zeros_like(vector)
+        (found,) = torch.autograd.grad(gradient, free, vector, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(vector) if found is None else torch.where(active, -found, 0.0)
+
+    return product
+
+
+def _equilibrated(
+    product: Callable[[Tensor], Tensor], active: Tensor
+) -> tuple[Tensor, Tensor, None] | None:
+    """A diagonal ``T`` that gives the rows of ``T B T`` about equal lengths.
+
+    Reference: Bradley & Murray (2011), *Matrix-free approximate equilibration*, arXiv:1110.2805.
+    """
+    generator = torch.Generator().manual_seed(0)
+    units = active.to(torch.float64)
+    for _ in range(PROBES):
+        signs = torch.randint(2, active.shape, generator=generator)
+        probe = 2.0 * signs.to(units.dtype) - 1.0
+        length = (units * product(units * probe)).abs()
+        if not bool(length.isfinite().all()):
+            return None
+        units = torch.where(length > 0.0, units / length.sqrt(), units)
+    return units, active & (length > 0.0), None

@@ -1,0 +1,342 @@
+r"""Estimates that are no maximum: those that run to infinity, and densities without bound.
+
+*At infinity*: where groups of data are separated, or counts vary no more than Poisson's, the
+likelihood rises for ever towards a limit. From the place where it no longer rises noticeably, ten
+standard deviations onwards (as the curvature has them) change nothing, and ten backwards lose all;
+at a maximum either way would cost some fifty.
+
+*Without bound*: where a scale goes to 0 the density may go to infinity. So does that of group
+effects together with their scale, :math:`\prod_j N(\theta_j \mid \mu, \tau^2)` at
+:math:`\theta_j = \mu, \tau \to 0`: effects whose scale is estimated must be integrated out.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.maximisation.objective import score
+from ember.inference.maximisation.updates import IN_SUPPORT, Update, updates
+from ember.inference.optimality.curvature import Curvature, EStep, evaluated
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.parameters.supports import EDGE, INFINITY, NATURAL, ends, shown
+from ember.inference.plan.plan import Params, Plan
+from ember.inference.plan.statistics import Statistics
+
+__all__ = ["at_infinity", "collapsed_effects", "without_bound"]
+
+
+FAR = 10.0  # standard deviations
+NOTHING = 1e-9  # change of an objective, relative, that counts as none
+STILL = 1e-4  # Newton step of a coordinate, relative, that has not come to rest
+LEVEL = 1e-5  # change of an objective over three decades that does not count, relative
+WEAK = 1e-3  # estimates over their standard deviations, below which the data do not show them
+TRIED = 3  # coordinates asked one by one
+HALVINGS = 40  # of a way along which a fall is looked for
+SUDDEN = 0.2  # of two stretches towards a limit, the later over the earlier: less where it ends
+SHOWN = 4  # entries of a site that are named
+CLOSED = ("location", "vector", "matrix", "rate", "simplex", "probability")
+LEAST = 1e-30  # a scale of effects to begin with, whose square is still a number
+NARROWER = 1e-3  # a scale of effects at each of two steps, relative to the one before
+STRIDE = 5.0  # along a logarithm
+RISE = 1.0  # of a log density at each of two steps, if it has no bound
+
+
+def at_infinity(
+    plan: Plan, e_step: EStep, coordinates: Coordinates, statistics: Statistics
+) -> tuple[str, bool]:
+    """A sentence about estimates that no data hold back, or none; and whether they are infinite.
+
+    If not, they are where two entries of an order meet, which may be a maximum.
+    """
+    suspects = [update.name for update in updates(plan) if _may_run_away(update)]
+    mine = coordinates.places(suspects)
+    curvature = Curvature.at(coordinates, statistics, mine) if suspects else None
+    if curvature is None or curvature.matrix is None:
+        return "", False
+    place = curvature.point
+    beyond = (place.isinf() & coordinates.places(suspects)).nonzero()[:, 0].tolist()
+    found = _named(plan, coordinates, suspects, beyond, place)
+    for direction in _directions(coordinates, curvature, suspects):
+        if found[0]:
+            break
+        if _is_one_sided(e_step, coordinates, statistics, place, direction):
+            far = ((FAR * direction).abs() > place.abs()).nonzero()[:, 0].tolist()
+            found = _named(plan, coordinates, suspects, far, direction)
+    for direction in _plateaus(coordinates, curvature, suspects, plan):
+        if found[0]:
+            break
+        if _is_level(e_step, coordinates, statistics, place, direction):
+            largest = 0.5 * float(direction.abs().max())
+            far = (direction.abs() > largest).nonzero()[:, 0].tolist()
+            found = _named(plan, coordinates, suspects, far, direction)
+    return found
+
+
+def _named(
+    plan: Plan, coordinates: Coordinates, names: Sequence[str], far: list[int], direction: Tensor
+) -> tuple[str, bool]:
+    """A sentence about the first site with coordinates that lead away from all natural ends."""
+    for name in names:
+        own, way = coordinates.places([name]), ends(plan.structure.parameters[name].support)
+        for end in (INFINITY, EDGE):
+            places = [i for i in far if own[i] and way[int(direction[i] > 0.0)] == end]
+            if places:
+                return _sentence(plan, coordinates, name, places, end), end == INFINITY
+    return "", False
+
+
+def _may_run_away(update: Update) -> bool:
+    """Whether an estimate can be infinite: it has no closed form of its own, or a link."""
+    natural = update.kind in CLOSED and update.link not in ("exp", "sigmoid", "softmax")
+    return update.how in ("numerical", IN_SUPPORT) or (update.how != "fixed" and not natural)
+
+
+def _directions(
+    coordinates: Coordinates, curvature: Curvature, suspects: Sequence[str]
+) -> Iterator[Tensor]:
+    """Directions of one standard deviation in which estimates may run away, the likely ones."""
+    point = curvature.point
+    newton = curvature.direction(curvature.scaled(curvature.gradient))
+    if bool((newton.abs() > STILL * point.abs()).any()):
+        yield newton / curvature.length(newton)
+    finite = torch.where(point.isfinite(), point, 0.0)
+    for names in [suspects, *([name] for name in suspects if len(suspects) > 1)]:
+        ray = torch.where(coordinates.places(names), finite, 0.0)
+        length = curvature.length(ray)
+        if length < WEAK and bool((ray != 0.0).any()):
+            yield ray / length if length > 0.0 else ray
+    if curvature.matrix is None:
+        return
+    information = curvature.matrix.diagonal().clamp_min(0.0)
+    weak = (information.sqrt() * finite.abs() < WEAK) & coordinates.places(suspects)
+    size = torch.where(weak, finite.abs(), 0.0)
+    for i in torch.argsort(size, descending=True)[:TRIED].tolist():
+        if float(size[i]) > 0.0:
+            alone = torch.zeros_like(point)
+            alone[i] = torch.sign(point[i]) * information[i].rsqrt().nan_to_num(
+                posinf=float(size[i])
+            )
+            yield alone
+
+
+def _is_one_sided(
+    e_step: EStep,
+    coordinates: Coordinates,
+    statistics: Statistics,
+    point: Tensor,
+    direction: Tensor,
+) -> bool:
+    """Whether the objective falls on one side of a point alone."""
+    if not bool(direction.isfinite().all()):
+        return False
+    reached, rounding = statistics.objective, NOTHING * (1.0 + abs(statistics.objective))
+    height = _along(e_step, coordinates, point, direction)
+    onwards = height(FAR)
+    if onwards < reached - rounding:
+        return False
+    limit = max(onwards, reached)
+
+    def fall(steps: float) -> float:
+        return limit - height(steps)
+
+    back = -FAR
+    if not fall(back) > RISE:
+        return False
+    while (
+        fall(0.0) <= RISE < fall(0.1 * back)
+    ):  # a standard deviation where all is level is any number
+        back *= 0.1
+    return _is_gradual(fall, back, FAR if fall(-back) > rounding else -back, rounding)
+
+
+def _along(
+    e_step: EStep, coordinates: Coordinates, point: Tensor, direction: Tensor
+) -> Callable[[float], float]:
+    """The objective so many steps along a direction, minus infinity where it has none."""
+
+    def height(steps: float) -> float:
+        moved = evaluated(e_step, coordinates.unflatten(point + steps * direction))
+        return -math.inf if moved is None else moved.objective
+
+    return height
+
+
+def _is_gradual(
+    fall: Callable[[float], float], back: float, onwards: float, rounding: float
+) -> bool:
+    """Whether a limit is approached for ever, and not reached where a level stretch begins.
+
+    Towards a limit, half of the way (along the logarithm of what is left to gain) takes about as
+    many steps as the other half. Where a clamp holds a parameter's effect, next to none.
+    """
+    high = max(RISE, 100.0 * rounding)
+    places = []
+    for level in (high, math.sqrt(high * rounding), rounding):
+        low, up = back, onwards
+        for _ in range(HALVINGS):
+            middle = 0.5 * (low + up)
+            low, up = (middle, up) if fall(middle) > level else (low, middle)
+        places.append(up)
+    first, second = places[1] - places[0], places[2] - places[1]
+    return second > SUDDEN * first
+
+
+def _plateaus(
+    coordinates: Coordinates, curvature: Curvature, suspects: Sequence[str], plan: Plan
+) -> Iterator[Tensor]:
+    """Directions along logarithms of which the data say next to nothing, towards infinity."""
+    parameters = plan.structure.parameters
+    logs = [n for n in suspects if ends(parameters[n].support)[0] == NATURAL]
+    upwards = [n for n in logs if ends(parameters[n].support)[1] == INFINITY]
+    places = (coordinates.places(logs) & curvature.point.isfinite()).nonzero()[:, 0]
+    if not upwards or curvature.matrix is None or not len(places):
+        return
+    values, vectors = torch.linalg.eigh(curvature.matrix[places][:, places])
+    up = coordinates.places(upwards)
+    for value, vector in list(zip(values.tolist(), vectors.mT, strict=True))[:TRIED]:
+        direction = torch.zeros_like(curvature.point)
+        direction[places] = vector / vector.abs().max()
+        high = torch.where(up, direction, 0.0)
+        if value < WEAK and float(high.abs().max()) > 0.5:
+            yield direction * torch.sign(high[high.abs().argmax()])
+
+
+def _is_level(
+    e_step: EStep,
+    coordinates: Coordinates,
+    statistics: Statistics,
+    point: Tensor,
+    direction: Tensor,
+) -> bool:
+    """Whether the objective is level for three decades back, and falls off before them.
+
+    What comes after is not asked: dispersions that large drown in the rounding of their gammas.
+    """
+    reached, rounding = statistics.objective, LEVEL * (1.0 + abs(statistics.objective))
+    height = _along(e_step, coordinates, point, math.log(10.0) * direction)
+
+    def fall(decades: float) -> float:
+        return reached - height(decades)
+
+    if abs(fall(-3.0)) > rounding:
+        return False
+    falls = (
+        decades for decades in (-6.0, -9.0, -12.0, -15.0, -20.0, -30.0) if fall(decades) > RISE
+    )
+    back = next(falls, None)
+    return back is not None and _is_gradual(fall, back, 0.0, rounding)
+
+
+def _sentence(plan: Plan, coordinates: Coordinates, name: str, places: list[int], end: str) -> str:
+    parameter = plan.structure.parameters[name]
+    first = int(coordinates.places([name]).nonzero()[0, 0])
+    numbers = [place - first for place in places]
+    what = f"site '{name}'"
+    if parameter.shape.numel() > 1 and max(numbers) < parameter.shape.numel():
+        at = [torch.unravel_index(torch.tensor(i), parameter.shape) for i in numbers[:SHOWN]]
+        entries = ", ".join(str([int(j) for j in index]) for index in at)
+        named = f"{'entries' if len(numbers) > 1 else 'entry'} {entries}"
+        more = f" and {len(numbers) - SHOWN} others" if len(numbers) > SHOWN else ""
+        what = f"site '{name}' ({named}{more})"
+    if end == INFINITY:
+        return (
+            f"the estimate of {what} is at infinity: the objective rises towards a limit the "
+            "farther it goes (as where groups are separated); give the site a prior that holds it "
+            "back (objective='map'), or leave out what it stands for."
+        )
+    return (
+        f"{what} has come to the edge of its support, {shown(parameter.support)}: entries that "
+        "should rise are equal, and without the constraint they would change places; put them in "
+        "another order, or take them for one."
+    )
+
+
+def collapsed_effects(plan: Plan, e_step: EStep, statistics: Statistics) -> str:
+    """A sentence about group effects that shrink without bound together with their scale, or none.
+
+    The effects are put where their prior is centred, and the prior is made narrower twice.
+    """
+    params = statistics.params
+    for name in plan.priors:
+        for scale in _scales_of(plan, name):
+            for factor in (NARROWER, 1.0 / NARROWER):
+                if _rises(e_step, plan, params, name, scale, factor):
+                    return _EFFECTS.format(scale=scale, name=name)
+    return ""
+
+
+def _scales_of(plan: Plan, name: str) -> list[str]:
+    """Parameters that say how wide the prior of another is, or how it is otherwise shaped."""
+    density, parameters = plan.priors[name].site.density, plan.structure.parameters
+    if density is None:
+        found = sorted(plan.dependencies(name))
+    else:
+        maps = density.maps.values()
+        found = [s for argument, m in maps if argument != "loc" for s in m.sources]
+    known = [s for s in dict.fromkeys(found) if s != name and s in parameters]
+    return [s for s in known if ends(parameters[s].support) == (NATURAL, INFINITY)]
+
+
+_EFFECTS = (
+    "the density rises without bound as site '{scale}' narrows the prior of site '{name}' and the "
+    "values of '{name}' come together: effects whose scale is estimated are random effects, and "
+    "have no joint mode with it. Fix '{scale}', or give it a prior that keeps it away from there "
+    "(LogNormal, InverseGamma), or observe the data under their marginal distribution, '{name}' "
+    "integrated out."
+)
+
+
+def _rises(e_step: EStep, plan: Plan, params: Params, name: str, scale: str, factor: float) -> bool:
+    """Whether the objective rises at two steps towards a prior of no width, effects at its mean."""
+    values = []
+    for power in (0, 1, 2):
+        moved = {**params, scale: params[scale].clamp(LEAST, 1.0 / LEAST) * factor**power}
+        try:
+            moved[name] = _prior_mean(plan, name, moved)
+        except (NotImplementedError, RuntimeError, ValueError, AttributeError):
+            return False
+        found = evaluated(e_step, moved)
+        if found is None:
+            return False
+        values.append(found.objective)
+    return values[1] - values[0] > RISE and values[2] - values[1] > RISE
+
+
+def _prior_mean(plan: Plan, name: str, params: Params) -> Tensor:
+    density = plan.priors[name].site.density
+    if density is None:
+        node: Any = plan.structure.trace(params).nodes[name]
+        mean = node["fn"].mean
+    else:
+        mean = density.distribution(params).mean
+    centre: Tensor = mean.detach()
+    return centre.expand(params[name].shape).clone()
+
+
+def without_bound(
+    plan: Plan, e_step: EStep, coordinates: Coordinates, statistics: Statistics
+) -> str:
+    """A sentence about the site along which the objective rises without bound, or none."""
+    point = coordinates.inside(coordinates.flatten(statistics.params))
+    slopes = score(statistics, coordinates, everywhere=True).nan_to_num()
+    for name, parameter in plan.structure.parameters.items():
+        own = torch.where(coordinates.places([name]), slopes, 0.0)
+        if ends(parameter.support) == (INFINITY, INFINITY) or not bool((own != 0.0).any()):
+            continue
+        step = torch.zeros_like(own)
+        i = int(own.abs().argmax())
+        step[i] = STRIDE * torch.sign(own[i])
+        there = [
+            evaluated(e_step, coordinates.unflatten(point + times * step)) for times in (0, 1, 2)
+        ]
+        values = [found.objective for found in there if found is not None]
+        if len(values) == 3 and min(values[1] - values[0], values[2] - values[1]) > RISE:
+            where = "0" if float(step[i]) < 0.0 else "infinity"
+            return (
+                f"the objective rises without bound as site '{name}' goes to {where}; give it a "
+                "prior that keeps it away from there, or fix it."
+            )
+    return ""

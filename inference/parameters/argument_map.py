@@ -1,0 +1,77 @@
+"""Which entry of which parameter feeds which entry of an argument: gather and scatter."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ember.inference.numerics.log_space import safe_log
+from ember.inference.numerics.shapes import append_dims
+
+__all__ = ["ON", "ArgumentMap", "ParameterRows", "rows_of"]
+
+
+ON: dict[str, Callable[[Tensor], Tensor]] = {
+    "raw": lambda x: x,
+    "log": safe_log,
+    "softmax": lambda x: x.softmax(-1),
+}
+
+
+_INVERSE: dict[str, Callable[[Tensor], Tensor]] = {
+    "raw": lambda x: x,
+    "log": torch.exp,
+    "logit": torch.sigmoid,
+}
+
+
+@dataclass(frozen=True)
+class ParameterRows:
+    """Rows of parameters, after a transform: what an index points into."""
+
+    sources: tuple[str, ...]
+    on: str
+    event_dim: int
+
+    def rows(self, params: Mapping[str, Tensor]) -> Tensor:
+        """All rows of all sources, shape ``(R, *event)``."""
+        flat = [rows_of(params[name], self.event_dim) for name in self.sources]
+        return ON[self.on](flat[0] if len(flat) == 1 else torch.cat(flat))
+
+
+@dataclass(frozen=True)
+class ArgumentMap:
+    """An argument as ``inverse(coefficient * table[index] + offset)``.
+
+    ``index``, ``coefficient`` and ``offset`` have the argument's batch shape, broadcast dims
+    collapsed to 1; where an entry is constant the coefficient is 0 and the offset is its value.
+    """
+
+    domain: str
+    space: str
+    table: ParameterRows | None
+    index: Tensor
+    coefficient: Tensor
+    offset: Tensor
+
+    @property
+    def is_constant(self) -> bool:
+        return self.table is None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return () if self.table is None else self.table.sources
+
+    def evaluate(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The argument at ``params``, broadcast dims of size 1."""
+        if self.table is None:
+            return self.offset
+        rows = self.table.rows(params)[self.index]
+        coefficient = append_dims(self.coefficient, self.table.event_dim)
+        return _INVERSE[self.space](coefficient * rows + self.offset)
+
+
+def rows_of(value: Tensor, event_dim: int) -> Tensor:
+    """All batch dims as one, ``(R, *event)``."""
+    return value.reshape(-1, *value.shape[value.dim() - event_dim :])

@@ -1,0 +1,32 @@
+"""A parameter of a model: its shape, its support, and where it starts."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+__all__ = ["Parameter"]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A site that the M-step maximises."""
+
+    name: str
+    support: constraints.Constraint
+    shape: torch.Size
+    plates: tuple[str, ...]
+    has_prior: bool
+    start: Tensor
+    is_module_parameter: bool = False
+
+    def to_constrained(self, unconstrained: Tensor) -> Tensor:
+        """Maps free reals to the parameter's support."""
+        value: Tensor = transform_to(self.support)(unconstrained)
+        return value
+
+    def to_unconstrained(self, value: Tensor) -> Tensor:
+        """The inverse of ``to_constrained``, up to what the map leaves free."""
+        free: Tensor = transform_to(self.support).inv(value)
+        return free

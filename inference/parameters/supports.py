@@ -1,0 +1,118 @@
+"""Supports of parameters: what they are of, and whether values and closed forms stay in them."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.distributions.constraints as constraints
+import torch
+from torch import Tensor
+
+__all__ = [
+    "EDGE",
+    "INFINITY",
+    "NATURAL",
+    "all_within",
+    "base_support",
+    "ends",
+    "is_natural",
+    "is_real",
+    "off_open_bounds",
+    "shown",
+]
+
+
+EDGE, INFINITY, NATURAL = "edge", "infinity", "natural"  # where a free real may lead
+REAL = ("real", "real_vector")
+MATRICES = ("positive_definite", "lower_cholesky", "softplus_lower_cholesky")
+
+
+def is_natural(kind: str, link: str, support: Any) -> bool:
+    """Whether a parameter may take every value that the closed form of its family parameter can.
+
+    Args:
+        kind: The kind of the family parameter (see ``families/family.py``).
+        link: How the parameter feeds it.
+        support: The constraint under which the model declares the parameter.
+    """
+    base = base_support(support)
+    if kind in ("location", "vector", "coefficients") or link in ("exp", "sigmoid", "softmax"):
+        return is_real(base)
+    if kind == "rate":
+        return _bounds(base) == (0.0, None)
+    if kind in ("probability", "sticks"):
+        return _bounds(base) == (0.0, 1.0)
+    return _is_one_of(base, ("simplex",) if kind == "simplex" else MATRICES)
+
+
+def is_real(support: Any) -> bool:
+    """Whether a parameter's entries may be any real numbers."""
+    return _is_one_of(base_support(support), REAL)
+
+
+def ends(support: Any) -> tuple[str, str]:
+    """Where the free reals of a support lead, downwards and upwards.
+
+    Bounds, such as 0 of a rate or those of an interval, are estimates like any others, at a
+    *natural* end. At the *edge* of an order two entries meet.
+    """
+    base = base_support(support)
+    if _is_one_of(base, REAL):
+        return INFINITY, INFINITY
+    limits = _bounds(base)
+    if limits is None:
+        return (EDGE, INFINITY) if "Ordered" in type(base).__name__ else (NATURAL, NATURAL)
+    return NATURAL, NATURAL if limits[0] is not None and limits[1] is not None else INFINITY
+
+
+def shown(support: Any) -> str:
+    """A support as a reader of the model knows it, such as "Interval(0.5, 2.5)"."""
+    base = base_support(support)
+    named = next((n for n in constraints.__all__ if getattr(constraints, n) is base), "")
+    bounds = [bound for bound in _bounds(base) or () if bound is not None and bound == bound]
+    limits = f"({', '.join(f'{bound:g}' for bound in bounds)})" if bounds else ""
+    return named or f"{type(base).__name__.strip('_')}{limits}"
+
+
+def base_support(support: Any) -> Any:
+    """The support of one entry (or vector, or matrix) of a parameter of many."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def all_within(parameters: Mapping[str, Any], params: Mapping[str, Tensor]) -> bool:
+    """Whether every value lies in the support that the model declares for its parameter."""
+    checks = (parameters[name].support.check(value) for name, value in params.items())
+    return all(bool(torch.as_tensor(each).all()) for each in checks)
+
+
+def off_open_bounds(support: Any, value: Tensor) -> Tensor:
+    """Values that rounding took to a bound that a support leaves out, moved off it by one rounding.
+
+    Next to zero no rounding does so: there the numbers are as dense as logarithms ask.
+    """
+    base = base_support(support)
+    for kinds, name, way in (
+        ((constraints.greater_than,), "lower_bound", math.inf),
+        ((constraints.less_than, constraints.half_open_interval), "upper_bound", -math.inf),
+    ):
+        if isinstance(base, kinds):
+            bound = torch.as_tensor(getattr(base, name), dtype=value.dtype)
+            inside = torch.nextafter(bound, torch.full_like(bound, way))
+            value = torch.where((value == bound) & (bound != 0.0), inside, value)
+    return value
+
+
+def _is_one_of(support: Any, names: tuple[str, ...]) -> bool:
+    return any(support is getattr(constraints, name) for name in names)
+
+
+def _bounds(support: Any) -> tuple[float | None, float | None] | None:
+    """The least and the greatest value of a support that is an interval; None if it is none."""
+    lower, upper = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    if lower is None and upper is None:
+        return None
+    if any(bound is not None and torch.as_tensor(bound).numel() != 1 for bound in (lower, upper)):
+        return math.nan, None  # bounds that vary from entry to entry
+    return None if lower is None else float(lower), None if upper is None else float(upper)

@@ -1,0 +1,251 @@
+"""Reads a model into a plan: everything that Pyro is needed for happens here, once."""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.factors.chain import Chain
+from ember.inference.factors.factor import CompiledFactor, Factor, Scale
+from ember.inference.factors.lookup import compile_lookup
+from ember.inference.factors.missing import compile_site, starting_eta
+from ember.inference.factors.opaque import OpaqueFactors
+from ember.inference.factors.residuals.choice import ResidualFactors
+from ember.inference.factors.superposed import compile_superposed
+from ember.inference.factors.tied import SiteCells
+from ember.inference.families.superposition import SuperposedForm
+from ember.inference.inputs.arguments import Arguments
+from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.plan.plan import Params, Plan
+from ember.inference.plan.priors import Prior, PriorSite
+from ember.inference.plan.tying import tie_of_site, tie_sites
+from ember.inference.reading.checks.misreading import MISREAD
+from ember.inference.reading.held import held_density
+from ember.inference.reading.idle_latents import idle_entries
+from ember.inference.reading.loops.finding import Loop
+from ember.inference.reading.loops.rolling import with_loops
+from ember.inference.reading.loops.stacking import lengths_of
+from ember.inference.reading.opaque import factor_dims, model_dependencies
+from ember.inference.reading.probing import Probes, probe, read_site
+from ember.inference.reading.roles import Model
+from ember.inference.reading.site import Site
+from ember.inference.reading.structure import Structure, read_structure
+
+__all__ = ["build_plan"]
+
+
+def build_plan(
+    model: Model,
+    arguments: Arguments,
+    objective: str = "map",
+    integrate: Mapping[str, Any] | None = None,
+    start: Params | None = None,
+    probing: bool = True,
+    misread: Collection[str] = (),
+    unconstrained: bool = False,
+) -> Plan:
+    """Reads a model into a plan.
+
+    Args:
+        model: A Pyro function.
+        arguments: What it is called with.
+        objective: "map" or "mle".
+        integrate: Wishes that override the ``infer`` dictionaries of sites.
+        start: Parameter values to read the model at; others get a default.
+        probing: False gives the reference path: no map is looked for, every factor is asked of
+            the model at each step, and every update is numerical. Slow, general, the oracle.
+        misread: Sites to be asked of the model at each step, whatever the probes show.
+        unconstrained: Whether the mode is that of Pyro's unconstrained coordinates.
+
+    Raises:
+        ValueError: If the model cannot be handled; the message names the site and the remedy.
+    """
+    structure, trace = with_loops(*read_structure(model, arguments, integrate, start))
+    probes = probe(structure) if probing else Probes([], [], "the reference path looks for no maps")
+    unread = Probes([], [], MISREAD)
+    by_site = {n: unread if n in misread else probes for n in structure.plates}
+    idle = idle_entries(structure, probes.traces)
+    sites = {
+        n: read_site(n, structure, by_site[n], trace, idle.get(n)) for n in structure.factor_names
+    }
+    scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
+    latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
+    tied, cells = tie_sites(sites)
+    compiled = {name: (own.key, _compiled(sites[name], own)) for name, own in cells.items()}
+    factors = tuple(
+        Factor(
+            name,
+            compiled[name][1].dims if name in compiled else factor_dims(site, trace),
+            site.plates,
+            scales[name],
+        )
+        for name, site in sites.items()
+    )
+    sizes = _sizes(trace, structure, latent_symbols)
+    chains = _chains(structure, sites, factors, trace)
+    sizes.update({c.previous: sizes[c.state] for c in chains.values()})
+    priors = _priors(structure, by_site, trace) if objective == "map" else {}
+    opaque = _opaque(structure, sites, compiled, priors, probes, misread)
+    return Plan(
+        structure=structure,
+        objective=objective,
+        sites=sites,
+        factors=factors,
+        compiled=compiled,
+        tied=tied,
+        prior=Prior(
+            priors,
+            {name: structure.parameters[name].support for name in priors},
+            held_density(trace, structure.held) if objective == "map" else 0.0,
+            unconstrained,
+            opaque if any(prior.site.density is None for prior in priors.values()) else None,
+        ),
+        opaque=opaque,
+        residuals=ResidualFactors(sites, cells, {factor.name: factor.dims for factor in factors}),
+        sizes=sizes,
+        latent_symbols=latent_symbols,
+        scales=scales,
+        chains=chains,
+        row=_row_plate(sites, structure),
+        plate_names={symbol: name for name, symbol in trace.plate_to_symbol.items()},
+        starting_eta=starting_eta(sites, compiled, {n: own.reference for n, own in cells.items()}),
+        idle=frozenset(idle) | _masked_components(structure, sites),
+    )
+
+
+def _compiled(site: Site, cells: SiteCells) -> CompiledFactor:
+    """A site in exponential-family form, laid out for evaluation."""
+    if isinstance(site.form, SuperposedForm):
+        return compile_superposed(site, cells.index)
+    lookup = compile_lookup(site, cells.index)
+    return compile_site(site, cells.index, cells.reference) if lookup is None else lookup
+
+
+def _opaque(
+    structure: Structure,
+    sites: Mapping[str, Site],
+    compiled: Collection[str],
+    priors: Mapping[str, PriorSite],
+    probes: Probes,
+    misread: Collection[str],
+) -> OpaqueFactors:
+    """The sites without sufficient statistics, and a tape of what the model is asked."""
+    opaque = {name: site for name, site in sites.items() if name not in compiled}
+    names = tuple(opaque)
+    opaque |= {name: prior.site for name, prior in priors.items() if prior.tied is None}
+    asked = {name: site for name, site in opaque.items() if site.density is None}
+    depends = {n: frozenset(d) for n, d in model_dependencies(structure, asked).items()}
+    for name in misread:  # a branch leaves no gradient behind: any parameter may decide on it
+        depends[name] = frozenset(structure.parameters) - {name}
+    found = OpaqueFactors(structure, opaque, names, depends, frozenset(misread))
+    return dataclasses.replace(found, tape=found.recorded(probes.params))
+
+
+def _priors(structure: Structure, probes: Mapping[str, Probes], start: Any) -> dict[str, PriorSite]:
+    priors = {}
+    for name, parameter in structure.parameters.items():
+        if not parameter.has_prior:
+            continue
+        site = read_site(name, structure, probes[name], start)
+        scale = _weight(start.nodes[name])
+        priors[name] = PriorSite(site, scale, tie_of_site(site))
+    return priors
+
+
+def _weight(node: Any) -> Tensor:
+    """The weight of a site by ``poutine.scale``; of a single number the shape does not matter."""
+    scale = torch.as_tensor(node["scale"], dtype=torch.float64)
+    return scale.reshape(()) if scale.numel() == 1 else scale
+
+
+def _scale(node: Any, site: Site) -> Scale | None:
+    scale = _weight(node)
+    if bool((scale == 1.0).all()):
+        return None
+    if not bool((scale >= 0.0).all()):
+        raise ValueError(
+            f"site '{site.name}' has a negative or NaN poutine.scale weight; weights must be >= 0."
+        )
+    tensor, dims = site.layout.pack(scale)
+    return Scale(dims, tensor)
+
+
+def _masked_components(structure: Structure, sites: Mapping[str, Site]) -> frozenset[str]:
+    """Components of mixtures whose rows are masked: latents of Ember's own, idle there."""
+    chains = {c.site for c in structure.composites if c.steps is not None}
+    names = [c.latent for c in structure.composites if c.site not in chains]
+    return frozenset(name for name in names if sites[name].mask is not None)
+
+
+def _sizes(trace: Any, structure: Structure, latent_symbols: Mapping[str, str]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for name in structure.factor_names:
+        node = trace.nodes[name]
+        symbols = node["infer"]["_dim_to_symbol"]
+        for frame in node["cond_indep_stack"]:
+            if frame.vectorized:
+                sizes[symbols[frame.dim]] = frame.size
+        if name in latent_symbols:
+            dim = node["infer"]["_enumerate_dim"]
+            sizes[latent_symbols[name]] = node["value"].size(dim - node["fn"].event_dim)
+    return sizes
+
+
+def _chains(
+    structure: Structure, sites: Mapping[str, Site], factors: Sequence[Factor], trace: Any
+) -> dict[str, Chain]:
+    """The hidden Markov chains by their latent site."""
+    places = {factor.name: i for i, factor in enumerate(factors)}
+    chains = {}
+    for c in structure.chains:
+        assert c.steps is not None
+        if isinstance(c, Loop):
+            lengths = lengths_of(trace, c)
+        else:
+            lengths = _lengths(sites[c.site], c.steps, c.time)
+        chains[c.latent] = Chain(
+            c.symbol, c.previous, c.time, places[c.initial], places[c.latent], c.steps,
+            c.at_once, lengths,
+        )  # fmt: skip
+    return chains
+
+
+def _lengths(site: Site, steps: int, time: str) -> tuple[tuple[str, ...], Tensor] | None:
+    """How many steps each chain has: what follows its last observation is not part of it."""
+    if site.mask is None:
+        return None
+    rank = len(site.layout.outer) + len(site.inner_shape)
+    mask = prepend_dims(site.mask if site.missing is None else site.mask | _gone(site), rank)
+    own = [i for i, symbol in enumerate(site.layout.outer) if symbol in site.plates]
+    place = site.layout.outer.index(time)
+    gone = [i for i in range(rank) if i not in own]
+    seen = mask.amax(gone, keepdim=True) if gone else mask
+    last = (seen * torch.arange(1, steps + 1).reshape(-1, *(1,) * (rank - 1 - place))).amax(place)
+    kept = [i for i in own if i != place and seen.size(i) > 1]
+    dims = tuple(site.layout.outer[i] for i in kept)
+    return dims, last.reshape([seen.size(i) for i in kept])
+
+
+def _gone(site: Site) -> Tensor:
+    """Events of which every entry is missing: a step of a chain, though nothing was seen there."""
+    assert site.missing is not None
+    event = site.event_dim - len(site.inner_shape)
+    return site.missing.flatten(site.missing.dim() - event).all(-1) if event else site.missing
+
+
+def _row_plate(sites: Mapping[str, Site], structure: Structure) -> str | None:
+    """The plate whose rows are the observations: the innermost one common to all data."""
+    # A pyro.factor statement is no observation: it has no value.
+    observed = [sites[n] for n in structure.observed if sites[n].value.numel()]
+    if not observed:
+        observed = [sites[n] for n in structure.observed]
+    common = frozenset.intersection(*(site.plates for site in observed))
+    if structure.latent:
+        # Rows must be independent: plates below a latent that spans them do not qualify.
+        common &= frozenset.intersection(*(sites[n].plates for n in structure.latent))
+    for symbol in reversed(observed[0].layout.outer):
+        if symbol in common:
+            return symbol
+    return None

@@ -1,0 +1,91 @@
+"""The priors of the parameters: their log density, and each as an observation of its own."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from ember.inference.factors.exponential import statistics_of
+from ember.inference.factors.opaque import OpaqueFactors
+from ember.inference.factors.tied import TiedFactors
+from ember.inference.numerics.shapes import append_dims, prepend_dims
+from ember.inference.parameters import jacobians
+from ember.inference.plan.tying import cells_of
+from ember.inference.reading.site import Site
+
+__all__ = ["Prior", "PriorSite"]
+
+Params = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PriorSite:
+    """The prior of one parameter: a site whose value is the parameter itself."""
+
+    site: Site
+    scale: Tensor
+    tied: TiedFactors | None
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """The log prior density that counts in the objective; empty for maximum likelihood.
+
+    Attributes:
+        sites: The prior of each parameter.
+        supports: The support of each of them.
+        held: The log density of parameters held by ``pyro.condition``, a constant.
+        unconstrained: Whether it is that of Pyro's unconstrained coordinates, Jacobian included.
+        opaque: Asks the model for priors that no map describes; None if there are none.
+    """
+
+    sites: dict[str, PriorSite]
+    supports: dict[str, Constraint]
+    held: float = 0.0
+    unconstrained: bool = False
+    opaque: OpaqueFactors | None = None
+
+    def log_prob(self, params: Params) -> Tensor:
+        """The log prior density of the parameter sites; zero for maximum likelihood."""
+        total = torch.as_tensor(self.held, dtype=torch.float64)
+        asked = {} if self.opaque is None else self.opaque.log_probs(params, self._asked)
+        for name, prior in self.sites.items():
+            if prior.site.density is not None:
+                log_prob = prior.site.density.log_prob(params, params[name])
+            else:
+                log_prob = asked[name]
+            total = total + (log_prob * prior.scale).sum()
+        if self.unconstrained:
+            total = total + jacobians.total(self.supports, params)
+        return total
+
+    @property
+    def _asked(self) -> list[str]:
+        return [name for name, prior in self.sites.items() if prior.site.density is None]
+
+    def statistics(self, name: str, params: Params) -> tuple[TiedFactors, Tensor]:
+        """Statistics of a parameter seen as an observation of its own prior.
+
+        Those of a normal prior are taken about its present location.
+        """
+        prior = self.sites[name]
+        tied, form = prior.tied, prior.site.form
+        assert tied is not None
+        assert form is not None
+        rank = len(prior.site.layout.outer) + prior.site.layout.inner
+        cells, reference = prepend_dims(cells_of(prior.site), rank), torch.zeros(())
+        if form.centred is not None:
+            locations = tied.locations(params)
+            tied = dataclasses.replace(tied, reference=locations)
+            reference = locations[cells]
+        statistics, _ = statistics_of(prior.site, params[name], reference)
+        weights = append_dims(prior.scale, len(prior.site.inner_shape) + 1)
+        statistics = statistics * weights
+        cells = prepend_dims(cells, statistics.dim() - 1)
+        shape = torch.broadcast_shapes(cells.shape, statistics.shape[:-1])
+        rows = statistics.expand(*shape, -1).reshape(-1, statistics.shape[-1])
+        total = statistics.new_zeros((len(tied.cells), statistics.shape[-1]))
+        return tied, total.index_add_(0, cells.expand(shape).reshape(-1), rows)

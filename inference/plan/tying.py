@@ -1,0 +1,133 @@
+"""Ties the sites that read the same entries of parameters, and finds the cell of every entry."""
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ember.inference.factors.residuals.choice import reach_of
+from ember.inference.factors.tied import SiteCells, TiedFactors, TieKey
+from ember.inference.families.exponential_form import ExponentialForm
+from ember.inference.numerics.design import Frame, frame_of
+from ember.inference.numerics.shapes import append_dims
+from ember.inference.reading.site import Site
+
+__all__ = ["cells_of", "tie_of_site", "tie_sites"]
+
+
+def tie_sites(sites: Mapping[str, Site]) -> tuple[dict[TieKey, TiedFactors], dict[str, SiteCells]]:
+    """Pools sites that read the same entries, and finds the cell of every entry of every site."""
+    members: dict[TieKey, list[Site]] = {}
+    for site in sites.values():
+        if site.form is not None:
+            members.setdefault(_key(site.form), []).append(site)
+    tied: dict[TieKey, TiedFactors] = {}
+    cells: dict[str, SiteCells] = {}
+    for key, pooled in members.items():
+        rows = [_parameter_rows(site) for site in pooled]
+        combinations, place = torch.unique(
+            torch.cat([_flat(row) for row in rows]), dim=0, return_inverse=True
+        )
+        places = place.split([row[..., 0].numel() for row in rows])
+        indices = [p.reshape(row.shape[:-1]) for p, row in zip(places, rows, strict=True)]
+        form = pooled[0].form
+        assert form is not None
+        at_entry, at_cell = _references(pooled, indices, len(combinations))
+        frame = None if form.design is None else _frame(pooled)
+        reaches = [
+            reach_of(site, index, at_entry if frame is None else frame, len(combinations))
+            for site, index in zip(pooled, indices, strict=True)
+        ]
+        known = [reach for reach in reaches if reach is not None]
+        reach = torch.stack(known).amax(0) if known else None
+        at_lines = None if frame is None else frame.about(frame.line.expand(len(combinations), -1))
+        tied[key] = TiedFactors(
+            key, form.family, form.parameters, combinations, at_cell, reach, at_lines
+        )
+        for site, index in zip(pooled, indices, strict=True):
+            cells[site.name] = SiteCells(key, index, at_entry if frame is None else frame)
+    return tied, cells
+
+
+def _key(form: ExponentialForm) -> TieKey:
+    reads = "".join(parameter.digest for parameter in form.parameters)
+    return TieKey(type(form.family).__name__, hashlib.sha1(reads.encode()).hexdigest())
+
+
+def _parameter_rows(site: Site) -> Tensor:
+    assert site.form is not None
+    return torch.stack(torch.broadcast_tensors(*site.form.indices), -1)
+
+
+def _flat(rows: Tensor) -> Tensor:
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def cells_of(site: Site) -> Tensor:
+    """The cell of every entry of a site, for a group that holds this site alone."""
+    rows = _parameter_rows(site)
+    flat: Tensor = torch.unique(_flat(rows), dim=0, return_inverse=True)[1]
+    return flat.reshape(rows.shape[:-1])
+
+
+def _frame(pooled: list[Site]) -> Frame:
+    """The frame of the designs of all sites together."""
+    rows = []
+    for site in pooled:
+        assert site.form is not None
+        assert site.form.design is not None
+        x, y, weights = site.form.design(site.value)
+        if site.mask is not None:
+            shape = torch.broadcast_shapes(weights.shape, site.mask.shape)
+            weights = torch.where(site.mask, weights, 0.0)
+            x, y = x.expand(*shape, x.shape[-1]), y.expand(shape)
+        rows.append((x.reshape(-1, x.shape[-1]), y.reshape(-1), weights.reshape(-1)))
+    return frame_of(*(torch.cat(column) for column in zip(*rows, strict=True)))
+
+
+def _references(
+    pooled: list[Site], indices: list[Tensor], count: int
+) -> tuple[Tensor | float, Tensor | None]:
+    """A point near the data, for each event entry and for each cell; the same for all sites."""
+    first = pooled[0]
+    assert first.form is not None
+    if first.form.centred is None:
+        return 0.0, None
+    value = first.value
+    if first.mask is not None:
+        inside = append_dims(first.mask, first.form.event_dim)
+        value = torch.where(inside, value, torch.full((), torch.nan))
+    data = first.form.centred(value)
+    tail = first.form.event_dim + len(first.inner_shape)
+    lead = data.dim() - tail
+    mean = data.flatten(0, lead - 1).nanmean(0) if lead > 0 else data
+    mean = mean.nan_to_num(nan=0.0)
+    if first.form.event_dim:
+        # Vectors share one reference point: the mean of all of them.
+        mean = mean.reshape(-1, mean.shape[-1]).mean(0)
+        return mean, mean.expand(count, -1).clone()
+    at_cell = torch.full((count,), torch.nan)
+    for site, index in zip(pooled, indices, strict=True):
+        inner = len(site.inner_shape)
+        shape = torch.broadcast_shapes(index.shape, site.inner_shape)
+        wanted = mean.expand(shape) if site.inner_shape == first.inner_shape else None
+        if wanted is None or (inner and index.shape[-inner:] != site.inner_shape):
+            break
+        at_cell[index.expand(shape)] = wanted
+        if not torch.equal(at_cell[index.expand(shape)], wanted.contiguous()):
+            break
+    else:
+        if not bool(at_cell.isnan().any()):
+            return mean, at_cell
+    overall = mean.mean()
+    return overall, overall.expand(count).clone()
+
+
+def tie_of_site(site: Site) -> TiedFactors | None:
+    """A single site by itself, for priors; None if the site has no form."""
+    if site.form is None:
+        return None
+    cells = torch.unique(_flat(_parameter_rows(site)), dim=0)
+    key = TieKey(type(site.form.family).__name__, f"the prior of {site.name}")
+    return TiedFactors(key, site.form.family, site.form.parameters, cells)

@@ -1,0 +1,134 @@
+r"""What a fit cost in parameters, and the criteria that charge for them.
+
+With ``L`` the log likelihood at the estimates, ``d`` free parameters and ``n`` observations,
+
+.. math::
+
+    \mathrm{AIC} = -2 L + 2 d, \qquad \mathrm{BIC} = -2 L + d \log n, \qquad
+    \mathrm{ICL} = \mathrm{BIC} - 2 \sum_{n,k} t_{nk} \log t_{nk},
+
+the last one charging for rows whose latent state is uncertain. Smaller is better.
+
+Reference: Fraley & Raftery (2007), Journal of Classification 24, 155-181 (BIC at the MAP
+estimate); Biernacki, Celeux & Govaert (2000), IEEE PAMI 22, 719-725 (ICL).
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, transform_to
+
+from ember.inference.expectation.posterior import marginals
+from ember.inference.factors.factor import align
+from ember.inference.parameters.parameter import Parameter
+from ember.inference.plan.plan import Plan
+
+__all__ = ["aic", "bic", "entropy", "free_parameters", "observations"]
+
+
+def aic(log_likelihood: float, parameters: int) -> float:
+    """Akaike's criterion, smaller is better."""
+    return -2.0 * log_likelihood + 2.0 * parameters
+
+
+def bic(log_likelihood: float, parameters: int, rows: float) -> float:
+    """Schwarz's criterion, smaller is better; NaN where nothing was observed."""
+    return -2.0 * log_likelihood + parameters * math.log(rows) if rows > 0 else math.nan
+
+
+def free_parameters(plan: Plan) -> int:
+    """Dimension of the space of parameters that the likelihood depends on.
+
+    A simplex of ``K`` counts ``K - 1``, a covariance matrix ``D (D + 1) / 2``, and so on. Held
+    parameters (``pyro.condition``) are not free, and hyperparameters that only the priors of
+    other parameters read do not make the likelihood larger: neither is counted.
+    """
+    reached = {source for name in plan.sites for source in _sources(plan, name)}
+    known = plan.structure.parameters
+    return sum(_dimension(known[name]) for name in known if name in reached)
+
+
+def _sources(plan: Plan, name: str) -> frozenset[str]:
+    """The parameters that a factor reads."""
+    if plan.sites[name].density is None and name in plan.compiled:
+        own = plan.tied[plan.compiled[name][0]].parameters
+        return frozenset(source for parameter in own for source in parameter.sources)
+    return plan.dependencies(name)
+
+
+def _dimension(parameter: Parameter) -> int:
+    """How many free reals a parameter is made of.
+
+    A transform may take more than it uses, as that onto triangular matrices takes whole ones:
+    what has no influence on the value does not count.
+    """
+    try:
+        transform = biject_to(parameter.support)
+    except NotImplementedError:  # torch knows maps onto triangular matrices as transforms only
+        transform = transform_to(parameter.support)
+    shape = transform.inverse_shape(parameter.shape)
+    with torch.enable_grad():
+        free = 0.1 * torch.arange(1.0, 1.0 + shape.numel(), dtype=torch.float64).sin()
+        free = free.reshape(shape).requires_grad_()
+        value = transform(free)
+        weights = torch.arange(1.0, 1.0 + value.numel(), dtype=torch.float64).cos()
+        (influence,) = torch.autograd.grad((value.reshape(-1) * weights).sum(), free)
+    return int((influence != 0.0).sum())
+
+
+def observations(plan: Plan) -> float:
+    """The number of observations: rows with their weights, or steps of a chain."""
+    total = 0.0
+    name = plan.structure.observed[0]
+    chain = [n for n in plan.structure.observed if n in plan.structure.steps]
+    for site in chain or [name]:
+        mask = plan.sites[site].mask
+        stacked = plan.structure.composites or plan.structure.loops
+        if stacked and mask is not None and plan.scales[site] is None:
+            total += float(_seen(plan, site, mask))
+            continue
+        places = float(math.prod(plan.sizes[s] for s in plan.sites[site].plates))
+        scale = plan.scales[site]
+        if scale is not None:
+            missing = math.prod(plan.sizes[s] for s in plan.sites[site].plates - set(scale.dims))
+            places = float(scale.tensor.sum()) * missing
+        total += places
+    return total
+
+
+def _seen(plan: Plan, name: str, mask: Tensor) -> Tensor:
+    """How many places of a composite site's plates hold data."""
+    site = plan.sites[name]
+    outer = [plan.sizes[s] if s in site.plates else 1 for s in site.layout.outer]
+    shown = mask.expand(*outer, *site.inner_shape) if mask.dim() else mask.expand(outer)
+    return shown.reshape(*outer, -1).any(-1).sum()
+
+
+def entropy(plan: Plan, params: Mapping[str, Tensor]) -> float:
+    """Entropy of the latents' posterior marginals, rows by their weights."""
+    total, latents = 0.0, list(plan.structure.latent)
+    if not latents:
+        return total
+    for name, t in marginals(plan, params, latents).items():
+        own = -torch.special.xlogy(t, t).sum(-1).nan_to_num()  # impossible rows have none
+        if name in plan.chains:
+            own = own * _inside(plan, name)
+        scale = plan.scales[name]
+        if scale is not None and own.dim() == scale.tensor.dim():
+            own = own * scale.tensor
+        total += float(own.sum())
+    return total
+
+
+def _inside(plan: Plan, name: str) -> Tensor:
+    """Which steps a chain has: past its end there is no state, and no doubt about one."""
+    chain, places = plan.chains[name], plan.places(name)
+    if chain.lengths is None:
+        return torch.ones(())
+    dims, lengths = chain.lengths
+    plates = tuple(place for place in places if place != chain.time)
+    order = torch.arange(chain.steps)
+    inside = order < align(lengths, dims, plates).unsqueeze(-1)
+    return inside.movedim(-1, places.index(chain.time)).to(torch.float64)

@@ -1,0 +1,44 @@
+"""The values of a model's ``pyro.deterministic`` statements at given parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from ember.inference.reading.structure import Structure
+
+__all__ = ["deterministic_values"]
+
+
+def deterministic_values(structure: Structure, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Site name to value, of every ``pyro.deterministic`` that parameters and data determine.
+
+    A value that depends on a latent site differs from state to state and from row to row, and is
+    left out; so is one without numbers.
+    """
+    # Most models have none and need not be run again.
+    roles = {*structure.parameters, *structure.latent, *structure.factor_names}
+    if not any(kind == "sample" and name not in roles for name, kind, *_ in structure.signature):
+        return {}
+    with torch.no_grad():
+        plain, enumerated = structure.run(params), _statements(structure.trace(params))
+    values = {}
+    for name, value in _statements(plain).items():
+        # Summed over, a latent takes its values in a dim on the left: so does what it feeds.
+        known = enumerated.get(name)
+        if known is not None and known.shape == value.shape:
+            values[name] = value.detach().clone()
+    return values
+
+
+def _statements(trace: Trace) -> dict[str, Tensor]:
+    nodes: Any = trace.nodes.items()
+    return {
+        name: site["value"]
+        for name, site in nodes
+        if site["type"] == "sample"
+        and site["infer"].get("_deterministic")
+        and isinstance(site["value"], Tensor)
+    }

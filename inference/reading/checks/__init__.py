@@ -1,0 +1,1 @@
+"""Whether a model can be read: each failure is one sentence with its remedy."""

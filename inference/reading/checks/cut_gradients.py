@@ -1,0 +1,89 @@
+"""Parameters that a model uses by value, but past the gradient: ``.detach()``, ``.item()``.
+
+Ember reads closed forms off values, so it estimates such a parameter all the same; a numerical
+update, and Pyro's SVI, see nothing of it. Either way the model's author should know.
+"""
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ember.inference.reading.graphs import leaves_of
+from ember.inference.reading.matching.arguments import probe_values
+from ember.inference.reading.opaque import model_log_prob
+from ember.inference.reading.site import Site
+from ember.inference.reading.structure import Structure
+from ember.inference.reading.unwrapping import given_arguments, unwrap
+
+__all__ = ["cut_parameters"]
+
+
+Params = Mapping[str, Tensor]
+STEP = 1e-5
+SLACK = 1e-3  # relative error of a difference quotient
+NOISE = 1e-12  # of a log probability, relative
+
+
+def cut_parameters(structure: Structure, sites: Mapping[str, Site]) -> dict[str, str]:
+    """Parameters with a site that depends on their values, but not by the gradient.
+
+    Args:
+        structure: The roles of all sites.
+        sites: All sites with a density; what only the model can evaluate is differenced.
+
+    Returns:
+        Name of a parameter to that of the first such site.
+    """
+    at, toward = probe_values(structure, 0), probe_values(structure, 1)
+    leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
+    try:
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own complaints of float(parameter)
+            nodes = structure.trace(leaves).nodes
+    except (RuntimeError, ArithmeticError, ValueError):
+        return {}  # the model cannot be evaluated at random parameters
+    names = {id(value): name for name, value in leaves.items()}
+    found: dict[str, str] = {}
+    asked: dict[str, Site] = {}
+    for name, site in sites.items():
+        if site.density is None:
+            asked[name] = site
+            continue
+        tensors = [value for _, value in given_arguments(unwrap(nodes[name]["fn"]).base).values()]
+        reached = {names.get(leaf) for leaf in leaves_of(*tensors)}
+        for _, argument in site.density.maps.values():
+            for source in set(argument.sources) - reached:
+                found.setdefault(source, name)
+    if asked and _errs(structure, asked, at, toward, list(at)):
+        for name, site in asked.items():
+            for parameter in at:
+                if parameter not in found and _errs(
+                    structure, {name: site}, at, toward, [parameter]
+                ):
+                    found[parameter] = name
+    return found
+
+
+def _errs(
+    structure: Structure, sites: Mapping[str, Site], at: Params, toward: Params, moved: list[str]
+) -> bool:
+    """Whether the gradient of the sites' log probabilities is not their slope along a line."""
+    weights = torch.linspace(0.5, 1.5, len(sites), dtype=torch.float64)
+
+    def total(step: float | Tensor) -> Tensor:
+        params = {n: v + step * (toward[n] - v) if n in moved else v for n, v in at.items()}
+        trace = structure.trace(params)
+        each = torch.stack([model_log_prob(site, trace).sum() for site in sites.values()])
+        return (weights * each).sum()
+
+    leaf = torch.zeros((), requires_grad=True)
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        here = total(leaf)
+        (slope,) = torch.autograd.grad(here, leaf) if here.requires_grad else (torch.zeros(()),)
+    with torch.no_grad():
+        quotient = (total(STEP) - total(-STEP)) / (2.0 * STEP)
+    slack = SLACK * max(abs(float(slope)), abs(float(quotient)))
+    return abs(float(slope - quotient)) > slack + NOISE * abs(float(here.detach())) / STEP

@@ -1,0 +1,83 @@
+"""Whether what was read off a model holds where a fit ends, far from where the model was probed.
+
+A few runs cannot show what a model does elsewhere: ``mu if mu < 9 else 2 * mu`` and
+``mu.clamp(max=9)`` are ``mu`` at every probe. So the model is asked once more, at the estimates.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.families.discrete import COUNTED
+from ember.inference.numerics.shapes import unexpanded
+from ember.inference.parameters.affine_map import AffineMap
+from ember.inference.reading.site import DistributionTemplate, Site
+from ember.inference.reading.structure import Structure
+from ember.inference.reading.unwrapping import unwrap
+
+__all__ = ["MISREAD", "misread_sites"]
+
+
+MISREAD = "its arguments are another function of the parameters where the fit ends"
+ROUNDING = 1e-7  # relative to the largest entry of an argument
+
+
+def misread_sites(
+    structure: Structure, sites: Mapping[str, Site], params: Mapping[str, Tensor]
+) -> list[str]:
+    """Sites whose arguments at ``params`` are not what their maps say.
+
+    Raises:
+        ValueError: If the model has other sites or shapes at ``params``.
+    """
+    told = {name: site.density for name, site in sites.items() if site.density is not None}
+    if not told:
+        return []
+    with torch.no_grad():
+        try:
+            trace = structure.trace(params)
+        except (RuntimeError, ArithmeticError, ValueError) as error:
+            if "structure depends on parameter values" in str(error):
+                raise
+            return []  # estimates on the edge of their supports: nothing to compare
+        return [
+            name
+            for name, density in told.items()
+            if not _agree(density, params, trace.nodes[name]["fn"])
+        ]
+
+
+def _agree(density: DistributionTemplate, params: Mapping[str, Tensor], fn: Any) -> bool:
+    seen = unwrap(fn).base
+    if type(seen) is not type(density.base):
+        return False
+    return all(_close(*each) for each in _arguments(density, params, seen))
+
+
+def _arguments(
+    density: DistributionTemplate, params: Mapping[str, Tensor], seen: Any
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Each argument as the maps and as the model have it; logits of a softmax as probabilities.
+
+    The third is how far a model may be off that adds large numbers to a small one.
+    """
+    for by, found in density.maps.values():
+        told = found.evaluate(params)
+        off = found.rounding(params) if isinstance(found, AffineMap) else 0.0
+        if isinstance(seen, COUNTED):
+            yield told.softmax(-1) if by == "logits" else told, seen.probs, off
+        else:
+            yield told, getattr(seen, by), off
+
+
+def _close(told: Tensor, seen: Tensor, off: float) -> bool:
+    told, seen = unexpanded(told), unexpanded(seen)
+    size = seen[seen.isfinite()].abs()
+    if told is seen or not size.numel():
+        return True
+    error = (told - seen).abs()
+    # Infinite entries, and those that are no number, must be so in both.
+    same = (told == seen) | (told.isnan() & seen.isnan())
+    return bool((same | (error <= ROUNDING * size.max() + off)).all())

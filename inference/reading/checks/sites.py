@@ -1,0 +1,233 @@
+"""What a site must fulfil before any work begins; each failure is one sentence with its remedy."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from pyro.distributions import (
+    ExpandedDistribution,
+    Independent,
+    MaskedDistribution,
+    MultivariateNormal,
+)
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from ember.inference.numerics.shapes import joint_shape
+from ember.inference.parameters.supports import shown
+
+__all__ = [
+    "batch_shape",
+    "check_declared",
+    "check_given",
+    "check_local",
+    "check_observed",
+    "check_plates",
+    "check_weights",
+    "has_unknown_dims",
+]
+
+
+def check_given(plain: Trace, given: Mapping[str, Tensor]) -> None:
+    """Refuses estimates of another shape than the parameter has for the data at hand."""
+    nodes: dict[str, Any] = dict(plain.nodes)
+    for name in given.keys() & nodes.keys():
+        site, old = nodes[name], tuple(given[name].shape)
+        declared = site["fn"].shape() if site["type"] == "sample" else _initial_shape(site)
+        if declared is not None and tuple(declared) != old:
+            raise ValueError(
+                f"parameter '{name}' was estimated with shape {old}, but for these data the model "
+                f"declares {tuple(declared)}: it belongs to the rows of the fit. Estimate it for "
+                "the new ones with the other parameters held, as data of "
+                "pyro.condition(model, data={...})."
+            )
+
+
+def _initial_shape(site: Any) -> tuple[int, ...] | None:
+    """The shape of a ``pyro.param`` statement's initial value, if it is given as a tensor."""
+    given = [value for value in site["args"][1:2] if isinstance(value, Tensor)]
+    return tuple(given[0].shape) if given else None
+
+
+def check_plates(site: Any) -> None:
+    """Refuses plates that do not say how many rows they have, or show only some of them."""
+    for frame in site["cond_indep_stack"]:
+        if frame.size is None or frame.size < 0:
+            raise ValueError(
+                f"plate '{frame.name}' has no size; give it the number of rows, for instance "
+                f"pyro.plate('{frame.name}', len(x))."
+            )
+        full = frame.full_size
+        if full is not None and frame.size < full:
+            raise ValueError(
+                f"plate '{frame.name}' subsamples {frame.size} of {full} rows; EM uses all of the "
+                "data: remove subsample_size (and subsample) from the plate."
+            )
+
+
+def check_weights(name: str, site: Any) -> None:
+    """Refuses masks and weights with dims that are no plates of their site."""
+    sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
+    for key in ("scale", "mask"):
+        shape = site[key].shape if isinstance(site[key], Tensor) else torch.Size()
+        if any(shape[d] > 1 and shape[d] != sizes.get(d) for d in range(-len(shape), 0)):
+            raise ValueError(
+                f"site '{name}' is inside a poutine.{key} of shape {tuple(shape)}, which fits no "
+                f"plate of the site; put poutine.{key} around the sites of that plate alone."
+            )
+
+
+def check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:
+    """Refuses continuous sites whose distribution varies with a discrete latent."""
+    for name in names:
+        site: Any = enumerated.nodes[name]
+        before: Any = plain.nodes[name]
+        if site["type"] == "param":
+            continue
+        if site["fn"].batch_shape != before["fn"].batch_shape:
+            raise ValueError(
+                f"continuous site '{name}' depends on a discrete latent, so it is itself a latent, "
+                "and this version integrates discrete latents only; replace it by the marginal "
+                "distribution of the sites below it, or move it out of the latent's reach."
+            )
+
+
+def check_declared(name: str, site: Any) -> None:
+    """Refuses batch dims outside all plates: an enumerated dim could silently take their place."""
+    declared = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    shape = batch_shape(name, site)
+    for dim in range(-len(shape), 0):
+        if shape[dim] > 1 and dim not in declared:
+            raise ValueError(
+                f"site '{name}' has batch shape {tuple(shape)}, but its dim {dim} belongs to no "
+                "plate; put the site inside pyro.plate(...), or use .to_event(...)."
+            )
+
+
+def batch_shape(name: str, site: Any) -> torch.Size:
+    """The broadcast batch shape of a site's distribution and value."""
+    fn, value = site["fn"], site["value"]
+    try:
+        batch = value.shape[: value.dim() - fn.event_dim]
+        return joint_shape(fn.batch_shape, batch)
+    except RuntimeError as error:
+        raise ValueError(
+            f"site '{name}' has a value of shape {tuple(value.shape)}, which does not fit its "
+            f"distribution (batch shape {tuple(fn.batch_shape)}, event shape "
+            f"{tuple(fn.event_shape)}); reshape the data, put the site inside pyro.plate, or use "
+            ".to_event(...)."
+        ) from error
+
+
+def has_unknown_dims(site: Any, shape: tuple[int, ...], nesting: int) -> bool:
+    """Whether there are batch dims left of all plates that belong to no latent that a site knows.
+
+    Args:
+        site: Its node in an enumerated run, dims named.
+        shape: Its batch shape.
+        nesting: The number of dims that plates use.
+    """
+    known = site["infer"].get("_dim_to_symbol", {})
+    return any(shape[dim] > 1 and dim not in known for dim in range(-len(shape), -nesting))
+
+
+def check_observed(name: str, site: Any) -> None:
+    """Refuses data outside the support of their distribution, rows that are masked excepted.
+
+    NaN stands for a missing entry, wherever what is left of its event has a density of its own.
+    """
+    fn, value = site["fn"], site["value"]
+    if not value.is_floating_point() and not fn.support.is_discrete:
+        raise TypeError(
+            f"observed site '{name}' has dtype {value.dtype} but its distribution "
+            f"({type(fn).__name__}) is continuous; convert the data to floating "
+            "point with x.double() (a tensor) or x.astype(float) (an array or data frame)."
+        )
+    mask = _observed_mask(site)
+    if value.is_floating_point():
+        batch = value.shape[: value.dim() - fn.event_dim]
+        rows = value.reshape((*batch, -1))
+        if not bool((~rows.isinf().any(-1) | ~mask).all()):
+            raise ValueError(
+                f"observed site '{name}' has infinite values; remove those rows, or mask them with "
+                "poutine.mask (NaN stands for a missing value)."
+            )
+        if not bool((~_partly_missing(fn, value) | ~mask).all()):
+            raise ValueError(
+                f"observed site '{name}' has missing (NaN) values in part of an event, which "
+                f"{type(_base(fn)).__name__} cannot integrate out; remove those rows, or mask them "
+                "with poutine.mask."
+            )
+    try:
+        valid = _is_valid(fn, value)
+    except (NotImplementedError, AttributeError, RuntimeError):
+        return  # a support that cannot be checked; the density will tell
+    valid = valid | ~mask
+    if not bool(valid.all()):
+        raise ValueError(
+            f"observed site '{name}' has values outside the support of its distribution "
+            f"({type(_base(fn)).__name__}: {shown(fn.support)}){_remedy(fn, valid)}."
+        )
+
+
+def _remedy(fn: Any, valid: Tensor) -> str:
+    extended = {"Binomial": "ExtendedBinomial", "BetaBinomial": "ExtendedBetaBinomial"}
+    kind = extended.get(type(_base(fn)).__name__)
+    if kind is not None and bool(valid.any()):
+        return (
+            f", counts above total_count: correct the data, or, if that depends on a latent, "
+            f"write {kind}, which gives them probability zero"
+        )
+    return "; correct the data or choose another family"
+
+
+def _base(fn: Any) -> Any:
+    """A distribution without its wrappers."""
+    while isinstance(fn, (MaskedDistribution, ExpandedDistribution, Independent)):
+        fn = fn.base_dist
+    return fn
+
+
+def _partly_missing(fn: Any, value: Tensor) -> Tensor:
+    """Rows with an event of which some entries are NaN, others not, and that has no marginal."""
+    base = _base(fn)
+    batch = value.shape[: value.dim() - fn.event_dim]
+    missing = value.isnan()
+    if not base.event_dim or isinstance(base, MultivariateNormal):
+        return torch.zeros(batch, dtype=torch.bool)
+    events = missing.flatten(missing.dim() - base.event_dim)
+    return (events.any(-1) & ~events.all(-1)).reshape((*batch, -1)).any(-1)
+
+
+def _is_valid(fn: Any, value: Tensor) -> Tensor:
+    """Whether each row lies in its support, as far as it is observed."""
+    base = _base(fn)
+    if not value.is_floating_point():
+        return torch.as_tensor(fn.support.check(value))
+    missing = value.isnan()
+    if base.event_dim:
+        missing = missing.flatten(missing.dim() - base.event_dim).all(-1)
+    if isinstance(base, MultivariateNormal):
+        value = value.nan_to_num(nan=0.0)
+    valid = torch.as_tensor(base.support.check(value)) | missing
+    inner = fn.event_dim - base.event_dim
+    return valid.flatten(valid.dim() - inner).all(-1) if inner else valid
+
+
+def _observed_mask(site: Any) -> Tensor:
+    """The mask of a site, from ``poutine.mask`` and from ``fn.mask`` at its outermost level."""
+    masks = [torch.as_tensor(True if site["mask"] is None else site["mask"])]
+    fn = site["fn"]
+    if isinstance(fn, MaskedDistribution):
+        masks.append(torch.as_tensor(fn._mask))
+    while isinstance(fn, (MaskedDistribution, ExpandedDistribution, Independent)):
+        reinterpreted = fn.reinterpreted_batch_ndims if isinstance(fn, Independent) else 0
+        fn = fn.base_dist
+        if reinterpreted and isinstance(fn, MaskedDistribution):
+            # Entries masked inside an event are the plan's to drop; here they excuse the row.
+            inside = torch.as_tensor(fn._mask).expand(fn.batch_shape)
+            masks.append(inside.flatten(inside.dim() - reinterpreted).all(-1))
+    mask = masks[0]
+    for other in masks[1:]:
+        mask = mask & other
+    return mask

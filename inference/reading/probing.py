@@ -1,0 +1,301 @@
+"""Reads the sites of a traced model into factors, by comparing a few runs at random parameters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from torch import Tensor
+
+from ember.inference.families.discrete import COUNTED
+from ember.inference.families.recognition import recognise
+from ember.inference.families.sticks import StickMap
+from ember.inference.numerics.observed_density import observed_log_prob
+from ember.inference.numerics.shapes import append_dims, compact
+from ember.inference.parameters.affine_map import AffineMap
+from ember.inference.parameters.argument_map import ArgumentMap
+from ember.inference.parameters.superposed_rate import SuperposedRate
+from ember.inference.reading.checks.enumeration import check_each_value
+from ember.inference.reading.checks.repeatability import check_repeatable
+from ember.inference.reading.distributions import arguments_of
+from ember.inference.reading.hidden_parameters import Gradients
+from ember.inference.reading.idle_latents import full_mask
+from ember.inference.reading.matching.affine import Moves, match_affine
+from ember.inference.reading.matching.arguments import (
+    PROBES,
+    ArgumentValues,
+    match_argument,
+    probe_values,
+)
+from ember.inference.reading.matching.sticks import match_sticks
+from ember.inference.reading.matching.superposition import match_superposition
+from ember.inference.reading.predictors import predictors_of
+from ember.inference.reading.site import DistributionTemplate, NamedDims, Site, fill_masked
+from ember.inference.reading.structure import Structure
+from ember.inference.reading.unwrapping import unwrap
+
+__all__ = ["Probes", "probe", "read_site"]
+
+
+Map = TypeVar("Map", ArgumentMap, AffineMap)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Runs of the model at random valid parameters; empty if the model refused them."""
+
+    params: list[dict[str, Tensor]]
+    traces: list[Any]
+    refusal: str = ""
+    moves: Moves | None = None
+    gradients: Gradients | None = None
+
+
+def probe(structure: Structure) -> Probes:
+    """Runs the model at a few random valid parameter values.
+
+    Raises:
+        ValueError: If sites or shapes change with the parameters, or with nothing at all, or
+            values of a latent are not where Pyro enumerates them.
+    """
+    params = [probe_values(structure, seed) for seed in range(PROBES)]
+    traces: list[Any] = []
+    for values in params:
+        try:
+            traces.append(structure.trace(values))
+        except ValueError as error:
+            if "structure depends on parameter values" in str(error):
+                raise
+            return Probes([], [], f"the model fails at random parameters ({error})")
+        except (RuntimeError, ArithmeticError, IndexError) as error:
+            return Probes([], [], f"the model fails at random parameters ({error})")
+    # At the start noise may be multiplied by zero, here it is not.
+    check_repeatable(traces[0], structure.trace(params[0]))
+    check_each_value(structure, params[0], traces[0])
+    moves, gradients = Moves(structure, params, traces), Gradients(structure, params[0])
+    return Probes(params, traces, moves=moves, gradients=gradients)
+
+
+def read_site(
+    name: str, structure: Structure, probes: Probes, start: Any, idle: Tensor | None = None
+) -> Site:
+    """One latent, observed or parameter site: its value, layout, mask and family.
+
+    Args:
+        name: The site.
+        structure: The roles of all sites.
+        probes: The runs to compare.
+        start: The trace at the default parameters, for shapes.
+        idle: Entries of a latent that make no difference.
+    """
+    site = start.nodes[name]
+    fn, value = site["fn"], site["value"]
+    value = value.double() if value.is_floating_point() else value
+    unwrapped = unwrap(fn)
+    batch = torch.broadcast_shapes(
+        fn.batch_shape,
+        value.shape[: value.dim() - fn.event_dim],
+        () if site["mask"] is None else torch.as_tensor(site["mask"]).shape,
+    )
+    symbols = site["infer"].get("_dim_to_symbol", {})
+    outer = tuple(symbols.get(i - len(batch), "") for i in range(len(batch)))
+    plates = frozenset(symbols[f.dim] for f in site["cond_indep_stack"] if f.vectorized)
+    inner = tuple(fn.event_shape[: unwrapped.reinterpreted]) if unwrapped.reinterpreted else ()
+    if name in structure.latent and not any(c.latent == name for c in structure.composites):
+        # poutine.mask takes no prior off an enumerated latent; see reading/idle_latents.py.
+        mask = unwrapped.mask if idle is None else ~idle
+    else:
+        mask = full_mask(unwrapped.mask, site["mask"], len(inner))
+    missing = None
+    if name in structure.observed:
+        event_dim = len(unwrapped.base.event_shape)
+        outside = site["mask"]
+        if any(c.site == name and c.steps is not None for c in structure.composites):
+            outside = _steps_there(fn, outside)
+        missing = _missing(value, unwrapped.mask, outside, len(inner), event_dim)
+        if missing is not None:
+            gone = missing.flatten(missing.dim() - event_dim).all(-1) if event_dim else missing
+            mask = ~gone if mask is None else mask & ~gone
+        mask = None if mask is None else compact(mask)  # a row's mask is that of all its states
+    masked_log_prob = _masked_log_prob(site, unwrapped.mask, mask)
+    form, density, reason = _family(name, structure, probes, inner, mask, masked_log_prob)
+    return Site(
+        name, value, NamedDims(outer, len(inner)), plates, inner, mask, masked_log_prob,
+        fn.event_dim, form, density, reason, missing,
+    )  # fmt: skip
+
+
+def _missing(
+    value: Tensor, inside: Tensor | None, outside: Any, inner: int, event_dim: int
+) -> Tensor | None:
+    """Entries of data that are NaN or masked by the distribution, rows masked from outside aside.
+
+    ``poutine.mask`` says that a row is not there at all, such as a step past the end of a sequence.
+    """
+    missing = value.isnan() if value.is_floating_point() else torch.zeros_like(value).bool()
+    if inside is not None:
+        missing = missing | ~_at_value(append_dims(inside, event_dim), value)
+    if outside is not None and outside is not True:
+        there = append_dims(torch.as_tensor(outside), inner + event_dim)
+        missing = missing & _at_value(there, value)
+    missing = missing.expand(value.shape)
+    return missing if bool(missing.any()) else None
+
+
+def _at_value(mask: Tensor, value: Tensor) -> Tensor:
+    """A mask without the dims, of states of latents, in which it goes beyond the value."""
+    beyond = mask.dim() - value.dim()
+    mask = mask.flatten(0, beyond - 1).any(0) if beyond > 0 else mask
+    for dim in range(-mask.dim(), 0):
+        if mask.size(dim) > value.size(dim):
+            mask = mask.any(dim, keepdim=True)
+    return mask
+
+
+def _steps_there(fn: Any, outside: Any) -> Any:
+    """The steps of a chain that are not masked as a whole: they are past the end of a sequence."""
+    while isinstance(fn, (MaskedDistribution, ExpandedDistribution)):
+        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
+            own = torch.as_tensor(fn._mask)
+            outside = own if outside is None or outside is True else outside & own
+        fn = fn.base_dist
+    return outside
+
+
+def _masked_log_prob(site: Any, inside: Tensor | None, mask: Tensor | None) -> float:
+    """The log probability of a masked entry: a latent that is not there must still sum to one.
+
+    One that its own distribution masks counts once for each of its values, as in Pyro.
+    """
+    dim = site["infer"].get("_enumerate_dim")
+    if mask is None or inside is not None or dim is None:
+        return 0.0
+    levels = site["value"].size(dim - site["fn"].event_dim)
+    return -float(torch.tensor(float(levels), dtype=torch.float64).log())
+
+
+def _family(
+    name: str,
+    structure: Structure,
+    probes: Probes,
+    inner: tuple[int, ...],
+    mask: Tensor | None,
+    masked_log_prob: float,
+) -> tuple[Any, DistributionTemplate | None, str]:
+    """The site's form and density as far as the probes reveal them, and why no further."""
+    if probes.refusal:
+        return None, None, probes.refusal
+    sites = [trace.nodes[name] for trace in probes.traces]
+    unwrapped = [unwrap(site["fn"]) for site in sites]
+    base = unwrapped[0].base
+    if len({type(u.base) for u in unwrapped}) > 1:
+        return None, None, "its family changes with the parameters"
+    if name not in structure.parameters and not all(
+        _same_value(site["value"], sites[0]["value"]) for site in sites[1:]
+    ):
+        return None, None, "its value depends on parameters"
+    arguments = [arguments_of(u.base) for u in unwrapped]
+    maps: dict[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate | StickMap]] = {}
+    for argument in arguments[0]:
+        found = _seen(name, argument, probes, _match(argument, arguments, structure, probes.params))
+        if found is None and type(base) is dist.Poisson:
+            superposed = match_superposition(name, structure, probes.params, probes.traces)
+            if isinstance(superposed, str):
+                return None, None, superposed
+            if superposed is not None:
+                maps[argument] = (argument, superposed)
+                continue
+        if found is None and argument == "probs" and isinstance(base, COUNTED):
+            sticks = match_sticks(name, structure, probes.params, probes.traces)
+            if sticks is not None:
+                maps[argument] = (argument, sticks)
+                continue
+        if probes.moves is not None and (found is None or _multiplies(found[1])):
+            # A number that multiplies one parameter may hide others in its rounding.
+            domain = arguments[0][argument][0][0]
+            affine = match_affine(name, predictors_of(base, argument, domain), probes.moves)
+            affine = _seen(name, argument, probes, affine)
+            if affine is not None:
+                maps[argument] = affine
+                continue
+        if found is None:
+            kind = type(base).__name__
+            return None, None, f"argument '{argument}' of {kind} is computed from parameters"
+        maps[argument] = found
+    rebuildable = bool(maps) or not base.arg_constraints
+    if not rebuildable or (not maps and not _is_fixed(unwrapped, sites, mask)):
+        return None, None, f"{type(base).__name__} cannot be rebuilt from its arguments"
+    density = DistributionTemplate(base, maps, inner, mask, masked_log_prob)
+    form = recognise(base, maps)
+    relied_on = isinstance(form, str) or name in structure.parameters
+    if relied_on and not _rebuilds(density, probes.params[-1], sites[-1], unwrapped[-1]):
+        return None, None, f"{type(base).__name__} cannot be rebuilt from its arguments"
+    if isinstance(form, str):
+        return None, density, form
+    return form, density, ""
+
+
+def _seen(
+    site: str, argument: str, probes: Probes, found: tuple[str, Map] | None
+) -> tuple[str, Map] | None:
+    """A map, unless the argument depends on more than it shows."""
+    if found is None or probes.gradients is None:
+        return found
+    return None if probes.gradients.hides(site, argument, *found) else found
+
+
+def _multiplies(found: ArgumentMap) -> bool:
+    """Whether a real argument is a parameter's entry times a number."""
+    coefficients = found.coefficient[found.coefficient != 0]
+    return found.domain == "real" and found.space == "raw" and bool((coefficients != 1.0).any())
+
+
+def _match(
+    name: str,
+    arguments: Sequence[Mapping[str, list[tuple[str, int, Tensor]]]],
+    structure: Structure,
+    params: Sequence[Mapping[str, Tensor]],
+) -> tuple[str, ArgumentMap] | None:
+    """The first alternative of an argument that a map describes, with the name to pass it by."""
+    for i, (domain, event_dim, _) in enumerate(arguments[0][name]):
+        values = [each[name][i][2] for each in arguments]
+        is_matrix = name == "matrix"
+        seen = ArgumentValues("matrix" if is_matrix else domain, event_dim, _doubled(values))
+        found = match_argument(seen, structure.parameters, params)
+        if found is not None:
+            return (domain if is_matrix else name), found
+    return None
+
+
+def _doubled(values: list[Tensor]) -> list[Tensor]:
+    return [value.double() for value in values]
+
+
+def _same_value(left: Tensor, right: Tensor) -> bool:
+    if left is right or (left.shape == right.shape and left.data_ptr() == right.data_ptr()):
+        return True
+    return left.shape == right.shape and bool(
+        ((left == right) | (left.isnan() & right.isnan())).all()
+    )
+
+
+def _rebuilds(
+    density: DistributionTemplate, params: Mapping[str, Tensor], site: Any, seen: Any
+) -> bool:
+    """Whether the rebuilt distribution gives the site's value the density that the model gives."""
+    try:
+        value = fill_masked(site["value"], density.mask, len(seen.base.event_shape))
+        again = observed_log_prob(density.distribution(params), value)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    truth = observed_log_prob(seen.base, value)
+    return bool(torch.isclose(again, truth, equal_nan=True).all())
+
+
+def _is_fixed(unwrapped: Sequence[Any], sites: Sequence[Any], mask: Tensor | None) -> bool:
+    """Whether a distribution of unknown make gives one density to one value in all runs."""
+    value = fill_masked(sites[0]["value"], mask, len(unwrapped[0].base.event_shape))
+    densities = [observed_log_prob(u.base, value) for u in unwrapped]
+    return all(torch.equal(density, densities[0]) for density in densities[1:])

@@ -1,0 +1,114 @@
+"""One site of the model as reading leaves it: its value, its dims by name, its distribution."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.families.exponential_form import ExponentialForm
+from ember.inference.families.sticks import StickMap
+from ember.inference.numerics.log_space import IMPOSSIBLE
+from ember.inference.numerics.observed_density import observed_log_prob
+from ember.inference.numerics.shapes import append_dims
+from ember.inference.parameters.affine_map import AffineMap
+from ember.inference.parameters.argument_map import ArgumentMap
+from ember.inference.parameters.superposed_rate import SuperposedRate
+
+__all__ = ["DistributionTemplate", "NamedDims", "Site", "fill_masked", "finish"]
+
+
+@dataclass(frozen=True)
+class NamedDims:
+    """Names of a site's batch dims: one symbol for each dim, '' where the size is 1."""
+
+    outer: tuple[str, ...]
+    inner: int
+
+    def pack(self, tensor: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+        """Drops the dims of size 1 and names the others."""
+        lead = len(self.outer) - tensor.dim()
+        kept = [i for i, size in enumerate(tensor.shape) if size > 1]
+        shape = [tensor.size(i) for i in kept]
+        return tensor.reshape(shape), tuple(self.outer[i + lead] for i in kept)
+
+
+@dataclass(frozen=True)
+class DistributionTemplate:
+    """A distribution rebuilt from its argument maps, wrappers included."""
+
+    base: Any
+    maps: Mapping[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate | StickMap]]
+    inner_shape: tuple[int, ...]
+    mask: Tensor | None
+    masked_log_prob: float
+
+    @property
+    def is_constant(self) -> bool:
+        return all(found.is_constant for _, found in self.maps.values())
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The parameters that feed some argument."""
+        return frozenset(name for _, found in self.maps.values() for name in found.sources)
+
+    def distribution(self, params: Mapping[str, Tensor]) -> Any:
+        """The base distribution at ``params``, broadcast dims of size 1."""
+        if self.is_constant:
+            return self.base
+        arguments = {name: found.evaluate(params) for name, found in self.maps.values()}
+        return type(self.base)(**arguments, validate_args=False)
+
+    def log_prob(self, params: Mapping[str, Tensor], value: Tensor) -> Tensor:
+        """Log probability over the outer batch dims."""
+        fn = self.distribution(params)
+        value = fill_masked(value, self.mask, len(fn.event_shape))
+        return finish(
+            observed_log_prob(fn, value), self.mask, self.inner_shape, self.masked_log_prob
+        )
+
+
+def finish(
+    log_prob: Tensor, mask: Tensor | None, inner: tuple[int, ...], masked_log_prob: float
+) -> Tensor:
+    """Applies a mask, sums over event dims made of batch dims, and keeps the result finite."""
+    if mask is not None:
+        log_prob = torch.where(
+            mask, log_prob, torch.full((), masked_log_prob, dtype=log_prob.dtype)
+        )
+    if inner:
+        shape = torch.broadcast_shapes(log_prob.shape, inner)
+        log_prob = log_prob.expand(shape).sum(tuple(range(-len(inner), 0)))
+    return log_prob.clamp_min(IMPOSSIBLE)
+
+
+def fill_masked(value: Tensor, mask: Tensor | None, event_dims: int) -> Tensor:
+    """Puts a harmless number where entries are masked, which may be NaN: one that is not."""
+    if mask is None or not value.is_floating_point():
+        return value
+    value, inside = torch.broadcast_tensors(value, append_dims(mask, event_dims))
+    shown = value[inside]
+    return torch.where(inside, value, shown[0] if len(shown) else torch.ones(()))
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a factor needs to know of its site, read off the trace once.
+
+    ``missing`` marks the entries of an observed value that are to be integrated out, shaped like
+    the value; single entries and whole rows among them are masked as well.
+    """
+
+    name: str
+    value: Tensor
+    layout: NamedDims
+    plates: frozenset[str]
+    inner_shape: tuple[int, ...]
+    mask: Tensor | None
+    masked_log_prob: float
+    event_dim: int
+    form: ExponentialForm | None
+    density: DistributionTemplate | None
+    reason: str
+    missing: Tensor | None = None

@@ -1,0 +1,1 @@
+"""Tables and pictures of what was read and fitted; they read a ``Fitted`` and change nothing."""

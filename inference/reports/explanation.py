@@ -1,0 +1,110 @@
+"""The plan as a table that an analyst can read."""
+
+from collections.abc import Container
+from typing import Any
+
+import pandas as pd
+
+from ember.inference.families.superposition import SuperposedForm
+from ember.inference.maximisation.updates import updates
+from ember.inference.plan.plan import Plan
+from ember.inference.reading.sequences import base_name, members
+
+__all__ = ["Explanation", "explain"]
+
+
+COLUMNS = ("site", "role", "plates", "E-step", "M-step", "why")
+
+
+class Explanation(pd.DataFrame):
+    """A data frame with a row for every site; prints in full."""
+
+    @property
+    def _constructor(self) -> Any:
+        return Explanation
+
+    def __str__(self) -> str:
+        texts = [[str(value) for value in column] for column in (self.columns, *self.to_numpy())]
+        widths = [max(len(text) for text in column) for column in zip(*texts, strict=True)]
+        lines = [
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+            for row in texts
+        ]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def explain(plan: Plan) -> Explanation:
+    """Lists every site: its role and plates, how it is integrated or updated, and why."""
+    rows = [_parameter_row(plan, update) for update in updates(plan)]
+    rows += [_held_row(plan, name) for name in plan.structure.held]
+    starts = {c.initial for c in plan.structure.chains}
+    rows += [_factor_row(plan, name) for name in plan.sites if name not in starts]
+    return Explanation(_fold(rows, plan.structure.steps), columns=list(COLUMNS))
+
+
+def _parameter_row(plan: Plan, update: Any) -> list[str]:
+    parameter = plan.structure.parameters[update.name]
+    return [
+        update.name,
+        "parameter" if parameter.has_prior else "parameter (pyro.param)",
+        ", ".join(parameter.plates) or "-",
+        "-",
+        update.how,
+        update.reason,
+    ]
+
+
+def _held_row(plan: Plan, name: str) -> list[str]:
+    plates = ", ".join(plan.structure.plates[name]) or "-"
+    return [name, "held", plates, "-", "-", "given by pyro.condition; its prior is a constant"]
+
+
+def _factor_row(plan: Plan, name: str) -> list[str]:
+    site = plan.sites[name]
+    latent = name in plan.latent_symbols
+    plates = ", ".join(plan.structure.plates[name]) or "-"
+    how = "-"
+    if latent:
+        way = "forward-backward" if name in plan.chains else "summed"
+        how = f"{way} over {plan.sizes.get(plan.latent_symbols[name], 1)} states"
+    if isinstance(site.form, SuperposedForm) and name in plan.compiled:
+        rate = site.form.map
+        how = f"counts split among {rate.entries} entries"
+        statistics = "closed form"
+        why = f"superposition: a Poisson rate that is a weighted sum ({rate.operator.how})"
+    elif name in plan.compiled and site.form is not None and site.density is not None:
+        why = f"sufficient statistics of {type(site.density.base).__name__}"
+        statistics = "closed form" if any(s.table for s in site.form.parameters) else "-"
+    elif site.density is not None:
+        statistics, why = "numerical", site.reason
+    else:
+        statistics, why = "numerical", f"evaluated by the model: {site.reason}"
+    why += _gaps(plan, name)
+    own = plan.structure.own_names(name)
+    label = own[0] if len(own) == 1 else f"{own[0]} ... {own[-1]}"
+    return [label, "latent" if latent else "observed", plates, how, statistics, why]
+
+
+def _gaps(plan: Plan, name: str) -> str:
+    """How much of a site is missing; steps of a chain are counted together."""
+    base = base_name(name) if name in plan.structure.steps else None
+    steps = members(base, plan.structure.steps) if base else []
+    sites = [plan.sites[step] for step in (steps or [name])]
+    missing = sum(int(site.missing.sum()) for site in sites if site.missing is not None)
+    entries = sum(site.value.numel() for site in sites)
+    return f"; {missing} of {entries} entries missing" if missing else ""
+
+
+def _fold(rows: list[list[str]], steps: Container[str]) -> list[list[str]]:
+    """Shows the steps of a chain (state_0, state_1, ...) as one row where they are alike."""
+    folded: list[list[str]] = []
+    members: dict[tuple[str, ...], list[str]] = {}
+    for name, *rest in rows:
+        base = (base_name(name) if name in steps else None) or name
+        members.setdefault((base, *rest), []).append(name)
+    for (_, *rest), names in members.items():
+        label = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+        folded.append([label, *rest])
+    return folded

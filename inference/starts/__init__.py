@@ -1,1 +1,0 @@
-"""Where EM starts, and how it makes the end depend less on that."""

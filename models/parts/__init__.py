@@ -1,0 +1,1 @@
+"""What models share: checks of their data, weak default priors, plates, chains and designs."""

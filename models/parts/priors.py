@@ -1,0 +1,183 @@
+"""Hyperparameters: the user's where given, else a weak default in the units of the data.
+
+The Gaussian defaults are those of Fraley and Raftery (2007). They are computed from the weighted
+moments of the data, so an integer frequency gives what repeated rows give.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ember.models.parts.missing import shown_entries
+
+__all__ = [
+    "HALF_COUNT",
+    "Hyperparameters",
+    "Prior",
+    "count_mean",
+    "default_scale",
+    "default_variance",
+    "weighted_mean",
+]
+
+Prior = Mapping[str, Any]
+Default = float | Callable[[], Tensor]
+
+# A Dirichlet, Beta or Gamma with this shape adds half a count, so that the posterior mode is the
+# posterior mean under Jeffreys' prior (up to the Gamma's rate): off the boundary, and else weak.
+HALF_COUNT = 1.5
+
+
+class Hyperparameters:
+    """The hyperparameters of one model, each read by its key, checked and broadcast."""
+
+    def __init__(self, prior: Prior | None, keys: Sequence[str], like: Tensor) -> None:
+        """Refuse keys that the model does not have; `like` gives dtype and device."""
+        if prior is not None and not isinstance(prior, Mapping):
+            raise TypeError(
+                f"`prior` must be a mapping such as {{{keys[0]!r}: 1.0}}, "
+                f"not {type(prior).__name__}."
+            )
+        self.given = dict(prior or {})
+        self.like = like
+        for key in self.given:
+            if key not in keys:
+                allowed = ", ".join(repr(name) for name in keys)
+                raise ValueError(
+                    f"`prior` has the unknown key {key!r}: this model takes {allowed}."
+                )
+
+    def real(self, key: str, shape: Sequence[int], default: Default) -> Tensor:
+        """Finite numbers of any sign."""
+        if self.given.get(key) is not None:
+            try:
+                value = torch.as_tensor(
+                    self.given[key], dtype=self.like.dtype, device=self.like.device
+                )
+                value = value.expand(tuple(shape))
+            except (RuntimeError, TypeError, ValueError):
+                raise ValueError(
+                    f"prior[{key!r}] must be a number or an array that broadcasts to shape "
+                    f"{tuple(shape)}, not {self._describe(key)}."
+                ) from None
+        elif callable(default):
+            value = default().expand(tuple(shape))
+        else:
+            value = self.like.new_full(tuple(shape), default)
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"prior[{key!r}] must be finite, but has NaN or infinite values.")
+        return value
+
+    def above(self, key: str, shape: Sequence[int], default: Default, bound: float = 0.0) -> Tensor:
+        """Numbers greater than `bound`."""
+        value = self.real(key, shape, default)
+        if not bool((value > bound).all()):
+            raise ValueError(
+                f"prior[{key!r}] must be greater than {bound:g}, but its least value is "
+                f"{float(value.min()):g}."
+            )
+        return value
+
+    def positive_definite(self, key: str, shape: Sequence[int], default: Default) -> Tensor:
+        """Symmetric positive definite matrices."""
+        value = self.real(key, shape, default)
+        proper = dist.constraints.positive_definite.check(value)
+        if not bool(proper.all()):
+            raise ValueError(
+                f"prior[{key!r}] must be symmetric and positive definite, in the units of a "
+                "covariance matrix."
+            )
+        return value
+
+    def _describe(self, key: str) -> str:
+        value = self.given[key]
+        shape = getattr(value, "shape", None)
+        return type(value).__name__ if shape is None else f"shape {tuple(shape)}"
+
+
+def weighted_mean(rows: Tensor, frequency: Tensor) -> Tensor:
+    """The column means (D,) of the rows (N, D), row n counted frequency[n] times, NaN left out."""
+    shown = shown_entries(rows)
+    if shown is None:
+        return frequency @ rows / frequency.sum()
+    totals = _totals(rows, frequency)
+    # A column without values has no mean: 0 stands in where parameters are known anyway.
+    return (
+        frequency @ torch.where(shown, rows, 0.0) / totals.clamp_min(torch.finfo(rows.dtype).tiny)
+    )
+
+
+def _totals(rows: Tensor, frequency: Tensor) -> Tensor:
+    """How many values each column has, frequencies counted."""
+    shown = shown_entries(rows)
+    return frequency.sum() if shown is None else frequency @ shown.to(frequency.dtype)
+
+
+def count_mean(rows: Tensor, frequency: Tensor) -> Tensor:
+    """Column means of counts, kept off zero: a column of zeros counts as half an event in all."""
+    least = 0.5 / _totals(rows, frequency).clamp_min(0.5)
+    return torch.maximum(weighted_mean(rows, frequency), least)
+
+
+def default_variance(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
+    """The variance (D,) of each column, shared out among the components."""
+    centred, divisor = _centred(rows, frequency)
+    variance = _varying(frequency @ centred.square() / divisor, rows, frequency)
+    return variance / _shrinkage(rows, components)
+
+
+def default_scale(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
+    """The covariance (D, D) of the rows, shared out among the components.
+
+    Where columns are linearly dependent, or more than the rows, the correlation matrix is drawn to
+    the identity by the square root of the rounding error, so that the prior stays proper. Missing
+    entries count as their column's mean in the correlations, which keeps these a proper matrix.
+    """
+    centred, divisor = _centred(rows, frequency)
+    products = torch.einsum("n,ni,nj->ij", frequency, centred, centred)
+    variance = _varying(products.diagonal() / divisor, rows, frequency)
+    deviation = variance.sqrt()
+    norms = torch.as_tensor(divisor).sqrt() * deviation
+    correlation = products / torch.outer(norms, norms)
+    correlation = (correlation + correlation.mT) / 2
+    correlation.diagonal().fill_(1.0)
+    least = math.sqrt(torch.finfo(rows.dtype).eps)
+    if float(torch.linalg.eigvalsh(correlation)[0]) < least:
+        correlation = correlation * (1 - least)
+        correlation.diagonal().fill_(1.0)
+    scale = correlation * torch.outer(deviation, deviation)
+    return scale / _shrinkage(rows, components)
+
+
+def _centred(rows: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviations from the column means, 0 where missing, and what their squares are divided by."""
+    totals = _totals(rows, frequency)
+    centred = rows - weighted_mean(rows, frequency)
+    shown = shown_entries(rows)
+    if shown is not None:
+        centred = torch.where(shown, centred, 0.0)
+    return centred, torch.where(totals > 1, totals - 1, 1.0)
+
+
+def _shrinkage(rows: Tensor, components: int) -> float:
+    return float(components ** (2 / rows.shape[-1]))
+
+
+def _varying(variance: Tensor, rows: Tensor, frequency: Tensor) -> Tensor:
+    """The variances, a constant column being refused (or, unvalidated, given its own size)."""
+    mean = weighted_mean(rows, frequency)
+    rounding = 8 * torch.finfo(rows.dtype).eps * mean.abs()
+    constant = variance <= rounding.square()
+    if not bool(constant.any()):
+        return variance
+    if dist.is_validation_enabled():
+        columns = ", ".join(str(int(column)) for column in constant.nonzero())
+        raise ValueError(
+            f"`x` is constant in column(s) {columns}, so the default prior has no scale there: "
+            "drop them (they tell no components apart), or pass prior={'scale': ...}."
+        )
+    return torch.where(constant, torch.where(mean == 0, 1.0, mean.square()), variance)
