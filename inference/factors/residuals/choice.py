@@ -36,6 +36,7 @@ __all__ = ["ResidualFactors", "reach_of"]
 NORMAL = (Normal, Location, MultivariateNormal)
 LARGEST = 1e6  # ratio of what is subtracted to what is left: six of sixteen digits may go
 Params = Mapping[str, Tensor]
+Values = Mapping[TieKey, tuple[Tensor, ...]]
 
 
 class ResidualFactors:
@@ -64,9 +65,15 @@ class ResidualFactors:
             if all(_is_known(sites[name]) for name in names)
         }
 
-    def needed(self, groups: Mapping[TieKey, TiedFactors], params: Params) -> frozenset[TieKey]:
-        """Groups whose log densities at ``params`` are small differences of large terms."""
-        return frozenset(k for k in self._members if bool(_density_lost(groups[k], params).any()))
+    def needed(self, tied: Mapping[TieKey, TiedFactors], values: Values) -> frozenset[TieKey]:
+        """Tied factors whose log densities are small differences of large terms.
+
+        Args:
+            tied: The tied factors.
+            values: The values of their parameters in each cell.
+        """
+        lost = (k for k in self._members if bool(_density_lost(tied[k], values[k]).any()))
+        return frozenset(lost)
 
     def lost(self, statistics: Mapping[TieKey, tuple[TiedFactors, Tensor]]) -> frozenset[TieKey]:
         """Groups whose scatter is a small difference of large sums about the reference."""
@@ -89,7 +96,7 @@ class ResidualFactors:
         """
         found = torch.zeros(count, dtype=torch.bool)
         for key in self._members:
-            lost = _density_lost(groups[key], params)
+            lost = _density_lost(groups[key], groups[key].parameter_values(params))
             lost = lost | _scatter_lost(groups[key], sums[key].flatten(0, 1))
             found |= lost.reshape(count, -1).any(1)
         return found
@@ -264,23 +271,22 @@ def reach_of(
     return reach.squeeze(-1) if isinstance(site.form.family, Normal) or counts(site) else reach
 
 
-def _density_lost(group: TiedFactors, params: Params) -> Tensor:
-    """Whether the log densities of each cell at ``params`` are small differences of large terms."""
-    if group.reach is None:
-        return torch.zeros(len(group.cells), dtype=torch.bool)
-    if isinstance(group.family, Regression):
-        return density_lost(group, params, LARGEST)
-    if not isinstance(group.family, NORMAL):
-        return group.reach > MANY
-    away = group.parameter_values(params)[0].abs()
-    if isinstance(group.family, Location):
-        terms = (group.reach[:, 0] + group.reach[:, 1] * away).square()
-    elif isinstance(group.family, Normal):
-        rate = group.parameters[1].values(params)[group.cells[:, 1]]
-        terms = rate * (group.reach + away).square()
+def _density_lost(tied: TiedFactors, values: tuple[Tensor, ...]) -> Tensor:
+    """Whether the log densities of each cell are small differences of large terms."""
+    if tied.reach is None:
+        return torch.zeros(len(tied.cells), dtype=torch.bool)
+    if isinstance(tied.family, Regression):
+        return density_lost(tied, values, LARGEST)
+    if not isinstance(tied.family, NORMAL):
+        return tied.reach > MANY
+    away = values[0].abs()
+    if isinstance(tied.family, Location):
+        terms = (tied.reach[:, 0] + tied.reach[:, 1] * away).square()
+    elif isinstance(tied.family, Normal):
+        terms = values[1] * (tied.reach + away).square()
     else:
-        precision = group.parameters[1].values(params).diagonal(dim1=-2, dim2=-1)
-        terms = (precision[group.cells[:, 1]] * (group.reach + away).square()).sum(-1)
+        diagonal = values[1].diagonal(dim1=-2, dim2=-1)
+        terms = (diagonal * (tied.reach + away).square()).sum(-1)
     return terms > LARGEST
 
 
