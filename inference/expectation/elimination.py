@@ -89,7 +89,7 @@ class Contraction:
             weighted: Whether the scales count.
             along: A plate that is left standing; parts outside it are left out.
         """
-        total = torch.zeros((), dtype=torch.float64)
+        total = parts[0].new_zeros(()) if parts else torch.zeros((), dtype=torch.float64)
         for item, part in zip(self._parts, parts, strict=True):
             if along is not None and along not in item.plates:
                 continue

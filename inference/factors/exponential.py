@@ -109,13 +109,13 @@ def statistics_of(
     mask = site.mask
     if mask is not None:
         inside = append_dims(mask, site.form.event_dim)
-        value = torch.where(inside, value, torch.zeros((), dtype=value.dtype))
+        value = torch.where(inside, value, value.new_zeros(()))
     statistics, base = site.form.statistics(value, reference)
     statistics = prepend_dims(statistics, rank + 1)
-    base = prepend_dims(torch.zeros(()) if base is None else base, rank)
+    base = prepend_dims(statistics.new_zeros(()) if base is None else base, rank)
     if mask is not None:
-        statistics = torch.where(mask.unsqueeze(-1), statistics, torch.zeros(()))
-        base = prepend_dims(torch.where(mask, base, torch.full((), site.masked_log_prob)), rank)
+        statistics = torch.where(mask.unsqueeze(-1), statistics, 0.0)
+        base = prepend_dims(torch.where(mask, base, site.masked_log_prob), rank)
     if inner:
         outer_shape = base.shape[: rank - inner]
         base = base.expand(*outer_shape, *site.inner_shape).flatten(rank - inner).sum(-1)

@@ -135,7 +135,7 @@ def _rows_read(
     tied: TiedFactors, position: int, start: int, count: int
 ) -> tuple[Tensor, Tensor] | None:
     rows = tied.cells[:, position] - start
-    if torch.equal(rows, torch.arange(count)):
+    if torch.equal(rows, torch.arange(count, device=rows.device)):
         return None
     inside = (rows >= 0) & (rows < count) & (tied.cells[:, position] >= 0)
     cells = inside.nonzero().reshape(-1)

@@ -121,7 +121,7 @@ class ResidualFactors:
             statistics = torch.stack(_summed(pieces, at, centre, squares=True), -1)
         else:
             count, total, squares = _summed(pieces, at, centre, squares=True)
-            rows, columns = torch.triu_indices(*squares.shape[-2:])
+            rows, columns = torch.triu_indices(*squares.shape[-2:], device=squares.device)
             statistics = torch.cat([count[:, None], total, squares[:, rows, columns]], -1)
         if group.reference is None:
             return group, statistics

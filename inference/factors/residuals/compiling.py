@@ -75,7 +75,7 @@ def _compile(site: Site, cells: Tensor, dims: tuple[str, ...]) -> Residuals:
 
 def _compile_counts(site: Site, cells: Tensor, dims: tuple[str, ...]) -> CountResiduals:
     statistics, _ = statistics_of(site, site.value, 0.0)
-    inside = torch.ones(()) if site.mask is None else site.mask.to(statistics.dtype)
+    inside = statistics.new_ones(()) if site.mask is None else site.mask.to(statistics.dtype)
     rest = count_rest(site, statistics)
     base = torch.where(inside > 0, rest, site.masked_log_prob) if site.mask is not None else rest
     inner = site.inner_shape
@@ -109,4 +109,4 @@ def _unmasked(site: Site) -> Tensor:
         return site.value
     assert site.form is not None
     inside = append_dims(site.mask, site.form.event_dim)
-    return torch.where(inside, site.value, torch.zeros((), dtype=site.value.dtype))
+    return torch.where(inside, site.value, site.value.new_zeros(()))

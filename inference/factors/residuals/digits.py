@@ -60,7 +60,7 @@ def reach_of(
 def density_lost(tied: TiedFactors, values: tuple[Tensor, ...]) -> Tensor:
     """Whether the log densities of each cell are small differences of large terms."""
     if tied.reach is None:
-        return torch.zeros(len(tied.cells), dtype=torch.bool)
+        return tied.cells.new_zeros(len(tied.cells), dtype=torch.bool)
     if isinstance(tied.family, Regression):
         return lines.density_lost(tied, values, LARGEST)
     if not isinstance(tied.family, NORMAL):
@@ -81,7 +81,7 @@ def scatter_lost(group: TiedFactors, sums: Tensor) -> Tensor:
 
     Cells that share a scale are asked together: one of a single row has no scatter to lose.
     """
-    none = torch.zeros(len(group.cells), dtype=torch.bool)
+    none = group.cells.new_zeros(len(group.cells), dtype=torch.bool)
     if isinstance(group.family, Regression) and group.frame is not None:
         return lines.scatter_lost(sums, len(group.frame.centre), LARGEST)
     if isinstance(group.family, Normal):

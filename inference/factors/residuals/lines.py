@@ -100,7 +100,7 @@ def line_sums(
     _, squares = _summed(pieces, lines)
     lines = lines + _best(squares)
     count, squares = _summed(pieces, lines)
-    rows, columns = torch.triu_indices(*squares.shape[-2:])
+    rows, columns = torch.triu_indices(*squares.shape[-2:], device=squares.device)
     statistics = torch.cat([count[:, None], squares[:, rows, columns]], -1)
     assert group.frame is not None
     frame = group.frame.about(group.frame.line + lines)
@@ -122,7 +122,7 @@ def _best(squares: Tensor) -> Tensor:
 def density_lost(tied: TiedFactors, values: tuple[Tensor, ...], largest: float) -> Tensor:
     """Whether the log densities of each cell are small differences of large terms."""
     if tied.reach is None:
-        return torch.zeros(len(tied.cells), dtype=torch.bool)
+        return tied.cells.new_zeros(len(tied.cells), dtype=torch.bool)
     lines, rate = values
     terms = rate * (tied.reach[:, -1] + (tied.reach[:, :-1] * lines.abs()).sum(-1)).square()
     return terms > largest

@@ -76,7 +76,7 @@ class Cells:
         log_det = safe_log(self.scales.diagonal(dim1=-2, dim2=-1).abs()).sum(-1)
         if self.is_precision:
             return self.scales.mT, log_det
-        one = torch.eye(self.scales.shape[-1], dtype=self.scales.dtype)
+        one = torch.eye(self.scales.shape[-1], dtype=self.scales.dtype, device=self.scales.device)
         return torch.linalg.solve_triangular(self.scales, one, upper=False), -log_det
 
 
