@@ -30,7 +30,7 @@ from ember.inference.factors.factor import Factor, same_scale
 __all__ = ["MixtureKernel", "mixture_kernel"]
 
 
-Forms = Mapping[str, tuple[tuple[Any, ...], Any]]  # a FormFactor, or another compiled form
+Forms = Mapping[str, tuple[tuple[Any, ...], Any]]  # an ExponentialFactor, or another compiled form
 CHUNK_BYTES = 2_000_000  # of statistics; the chunk and its log joint then stay in the cache
 
 
