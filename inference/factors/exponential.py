@@ -7,7 +7,6 @@ asked of the model itself, by running it (``opaque.py``).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +99,9 @@ def compile_form(site: Site, cells: Tensor, reference: Tensor | Frame | float) -
     )
 
 
-def statistics_of(site: Site, value: Tensor, reference: Any) -> tuple[Tensor, Tensor]:
+def statistics_of(
+    site: Site, value: Tensor, reference: Tensor | Frame | float
+) -> tuple[Tensor, Tensor]:
     """``T`` of shape ``(*batch, P)`` and ``h`` over the outer batch, at full rank, masked."""
     assert site.form is not None
     inner = len(site.inner_shape)

@@ -20,7 +20,6 @@ section 11.2; Fisher's identity: Dempster, Laird & Rubin (1977), JRSS B 39, 1-38
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -32,6 +31,8 @@ from ember.inference.factors.exponential import (
     compile_form,
     statistics_of,
 )
+from ember.inference.factors.factor import CompiledFactor
+from ember.inference.factors.tied import SiteCells, TieKey
 from ember.inference.families.multivariate_normal import MultivariateNormal
 from ember.inference.numerics.design import Frame
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
@@ -56,7 +57,7 @@ def has_gaps(site: Site) -> bool:
     return bool((site.missing.any(-1) & ~site.missing.all(-1)).any())
 
 
-def _base(site: Site) -> Any:
+def _base(site: Site) -> object:
     return None if site.density is None else site.density.base
 
 
@@ -237,25 +238,27 @@ def _buckets(statistics: Tensor, pattern: Tensor) -> tuple[tuple[Bucket, ...], T
 
 
 def starting_eta(
-    sites: Mapping[str, Site], forms: Mapping[str, tuple[Any, Any]], references: Mapping[str, Any]
-) -> dict[Any, Tensor]:
+    sites: Mapping[str, Site],
+    compiled: Mapping[str, tuple[TieKey, CompiledFactor]],
+    cells: Mapping[str, SiteCells],
+) -> dict[TieKey, Tensor]:
     """For each group with gaps, natural parameters at which a start may complete its rows.
 
     They are those of independent columns with the mean and variance of the observed entries: the
     mean is filled in, and the variance keeps every component's scatter off zero.
     """
-    found: dict[Any, list[Tensor]] = {}
-    for name, (key, form) in forms.items():
+    moments: dict[TieKey, list[Tensor]] = {}
+    for name, (key, form) in compiled.items():
         if isinstance(form, IncompleteFactor):
             dim = form.hidden.shape[-1]
-            statistics, _ = statistics_of(sites[name], sites[name].value, references[name])
+            statistics, _ = statistics_of(sites[name], sites[name].value, cells[name].reference)
             rows, columns = torch.triu_indices(dim, dim)
             squares = statistics[..., 1 + dim :][..., rows == columns]
             both = torch.stack([statistics[..., 1 : 1 + dim], squares])
             both = torch.where(statistics[..., :1] > 0, both, torch.nan)  # masked rows
-            found.setdefault(key, []).append(both.reshape(2, -1, dim))
+            moments.setdefault(key, []).append(both.reshape(2, -1, dim))
     out = {}
-    for key, pieces in found.items():
+    for key, pieces in moments.items():
         mean, square = torch.cat(pieces, 1).nanmean(1)
         variance = square - mean.square()
         variance = torch.where(variance > 0, variance, 1.0)

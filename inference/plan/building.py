@@ -110,7 +110,7 @@ def build_plan(
         chains=chains,
         row=_row_plate(sites, structure),
         plate_names={symbol: name for name, symbol in trace.plate_to_symbol.items()},
-        starting_eta=starting_eta(sites, compiled, {n: own.reference for n, own in cells.items()}),
+        starting_eta=starting_eta(sites, compiled, cells),
         idle=frozenset(idle) | _masked_components(structure, sites),
     )
 

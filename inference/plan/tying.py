@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ember.inference.factors.residuals.choice import reach_of
+from ember.inference.factors.residuals.digits import reach_of
 from ember.inference.factors.tied import SiteCells, TiedFactors, TieKey
 from ember.inference.families.exponential_form import ExponentialForm
 from ember.inference.numerics.design import Frame, frame_of
