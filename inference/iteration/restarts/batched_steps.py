@@ -108,7 +108,7 @@ class BatchedSteps:
     Args:
         plan: A plan that ``can_batch_steps``.
         maximum: Whether the E-step takes the latents' best joint value; see
-        ``expectation/classification.py``.
+            ``expectation/log_evidence.py``.
     """
 
     def __init__(self, plan: Plan, maximum: bool = False) -> None:
