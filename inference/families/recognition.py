@@ -1,7 +1,6 @@
 """Finds the exponential family behind a distribution: one recogniser for each."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import pyro.distributions as dist
 
@@ -10,8 +9,10 @@ from ember.inference.families.exponential_form import ExponentialForm, recognise
 from ember.inference.families.regression import regression
 from ember.inference.families.sticks import StickMap, stick_form
 from ember.inference.families.superposition import superposed_form
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
+from ember.inference.parameters.map import ParameterMap
 from ember.inference.parameters.superposed_rate import SuperposedRate
 
 __all__ = ["recognise"]
@@ -20,7 +21,7 @@ REGISTERED = (discrete, multivariate_normal, normal, rates)  # each registers wh
 
 
 def recognise(
-    base: Any, maps: Mapping[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate | StickMap]]
+    base: Distribution, maps: Mapping[str, tuple[str, ParameterMap]]
 ) -> ExponentialForm | str:
     """The exponential-family form of a distribution, or the reason why it has none."""
     found = {name: each for name, (_, each) in maps.items()}

@@ -1,13 +1,13 @@
 """A linear map that only the model knows: its two products, by running it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ember.inference.reading.distributions import arguments_of
 from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace
 from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["TracedOperator", "rate_of"]
@@ -19,7 +19,13 @@ class TracedOperator:
     The graph of one run is kept: the map being linear, it is the same wherever it was recorded.
     """
 
-    def __init__(self, structure: Structure, site: str, sources: Sequence[str], rate: Any) -> None:
+    def __init__(
+        self,
+        structure: Structure,
+        site: str,
+        sources: Sequence[str],
+        rate: tuple[list[Tensor], Tensor],
+    ) -> None:
         self._structure, self._site, self._sources = structure, site, tuple(sources)
         self._leaves, self._recorded = rate
 
@@ -43,11 +49,11 @@ class TracedOperator:
 
     def transpose(self, weights: Tensor) -> Tensor:
         weights = weights.reshape(self._recorded.shape)
-        found = torch.autograd.grad(self._recorded, self._leaves, weights, retain_graph=True)
-        return torch.cat([gradient.reshape(-1) for gradient in found])
+        gradients = torch.autograd.grad(self._recorded, self._leaves, weights, retain_graph=True)
+        return torch.cat([gradient.reshape(-1) for gradient in gradients])
 
 
-def rate_of(trace: Any, site: str) -> Tensor:
+def rate_of(trace: Trace, site: str) -> Tensor:
     """The rate of a Poisson site in a run of the model."""
     rate: Tensor = arguments_of(unwrap(trace.nodes[site]["fn"]).base)["rate"][0][2]
     return rate
