@@ -50,7 +50,7 @@ class Prior:
 
     def log_prob(self, params: Params) -> Tensor:
         """The log prior density of the parameter sites; zero for maximum likelihood."""
-        total = torch.as_tensor(self.held, dtype=torch.float64)
+        total: Tensor | float = self.held
         asked = {} if self.opaque is None else self.opaque.log_probs(params, self._asked)
         for name, prior in self.sites.items():
             if prior.site.density is not None:
@@ -60,7 +60,7 @@ class Prior:
             total = total + (log_prob * prior.scale).sum()
         if self.unconstrained:
             total = total + jacobians.total(self.supports, params)
-        return total
+        return total if isinstance(total, Tensor) else torch.tensor(total, dtype=torch.float64)
 
     @property
     def _asked(self) -> list[str]:
@@ -76,7 +76,7 @@ class Prior:
         assert tied is not None
         assert form is not None
         rank = len(prior.site.layout.outer) + prior.site.layout.inner
-        cells, reference = prepend_dims(cells_of(prior.site), rank), torch.zeros(())
+        cells, reference = prepend_dims(cells_of(prior.site), rank), params[name].new_zeros(())
         if form.centred is not None:
             locations = tied.locations(params)
             tied = dataclasses.replace(tied, reference=locations)
