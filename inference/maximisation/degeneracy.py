@@ -10,6 +10,7 @@ from torch.distributions import constraints
 from ember.inference.factors.tied import TieKey
 from ember.inference.families.discrete import Categorical
 from ember.inference.families.superposition import Superposed
+from ember.inference.families.verdict import Flaw, Verdict
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.plan.statistics import Statistics
 from ember.inference.reading.sequences import base_name
@@ -29,8 +30,6 @@ __all__ = [
 EMPTIED = 1e-6  # expected observations of a state
 MATRICES = (constraints.positive_definite, constraints.lower_cholesky)
 ILL_CONDITIONED = 1e7  # condition number of a matrix that eats up half the digits
-SINGULAR = 1e-13  # variance of a column given others over its own: what rounding leaves of zero
-ROUNDED = 4.0 * torch.finfo(torch.float64).eps  # the same where a prior has a part in it
 BY_PRIOR = "use objective='map' with a proper prior, fewer components, or another start."
 
 
@@ -58,109 +57,36 @@ class Degenerate(ArithmeticError):
 
 @dataclass(frozen=True)
 class Judged:
-    """The parameter that is judged: its site and kind, its rows, and whether a prior counts."""
+    """The parameter that is judged: its site, its rows, and what is maximised."""
 
     site: str
-    kind: str
     rows_shape: torch.Size
     objective: str
-    has_prior: bool
 
 
-def check_maximiser(judged: Judged, coefficients: list[Tensor], least: Tensor) -> None:
-    """Raises ``Degenerate`` if coefficients have no finite, interior maximiser.
-
-    Args:
-        judged: The family parameter.
-        coefficients: Those of every row, prior included.
-        least: The variance of every row (of a matrix: of each column) that is as good as none.
-    """
-    empty, bad, what = _judge(judged, coefficients, least)
-    for wrong, message in ((empty, _EMPTIED), (bad, what)):
+def check_maximiser(judged: Judged, verdict: Verdict) -> None:
+    """Raises ``Degenerate`` if a row has no finite, interior maximiser."""
+    for wrong, flaw in ((verdict.empty, Flaw.EMPTIED), (verdict.flawed, verdict.flaw)):
         if bool(wrong.any()):
             row = int(wrong.reshape(-1).nonzero()[0])
             shape = judged.rows_shape or (1,)
-            index = [int(i) for i in torch.unravel_index(torch.tensor(row), shape)]
-            name = str(index[0]) if len(index) == 1 else str(tuple(index))
-            raise Degenerate(judged.site, name, message, tuple(index), _remedy(judged, message))
+            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(row), shape))
+            name = str(index[0]) if len(index) == 1 else str(index)
+            remedy = _remedy(flaw, judged.objective)
+            raise Degenerate(judged.site, name, flaw.value, index, remedy)
 
 
-def _remedy(judged: Judged, what: str) -> str:
-    if what == _UNBOUNDED:
+def _remedy(flaw: Flaw, objective: str) -> str:
+    if flaw is Flaw.UNBOUNDED:
         return (
             "give its prior concentrations of at least 1, or use objective='mle' or "
             "mode='unconstrained'."
         )
-    if judged.objective == "mle":
+    if objective == "mle":
         return BY_PRIOR
-    if what == _EMPTIED:
+    if flaw is Flaw.EMPTIED:
         return "give it a proper prior, fewer components, or another start."
     return BETTER_PRIOR
-
-
-def _judge(judged: Judged, coefficients: list[Tensor], least: Tensor) -> tuple[Tensor, Tensor, str]:
-    tiny = 1e-250
-    match judged.kind:
-        case "simplex":
-            (counts,) = coefficients
-            unbounded = (counts < 0).any(-1)
-            return torch.zeros_like(unbounded), unbounded, _UNBOUNDED
-        case "probability":
-            a, b = coefficients
-            unbounded = (a < 0) | (b < 0)
-            return torch.zeros_like(unbounded), unbounded, _UNBOUNDED
-        case "sticks":
-            a, b = coefficients
-            unbounded = ((a < 0) | (b < 0)).any(-1)
-            return torch.zeros_like(unbounded), unbounded, _UNBOUNDED
-        case "rate":
-            a, b = coefficients
-            empty = (a.abs() <= tiny) & (b.abs() <= tiny)
-            if bool((a < 0).any()):
-                return empty, a < 0, _UNBOUNDED
-            return empty, (b <= tiny) | (b <= least * a), _COLLAPSED
-        case "location":
-            _, precision = coefficients
-            return precision <= tiny, ~torch.isfinite(precision), _COLLAPSED
-        case "vector":
-            _, precision = coefficients
-            empty = precision.diagonal(dim1=-2, dim2=-1).amax(-1) <= tiny
-            return empty, ~torch.isfinite(precision).flatten(1).all(-1), _COLLAPSED
-        case _:
-            n, scatter = coefficients
-            return n <= tiny, _is_singular(judged, n, scatter, least), _SINGULAR
-
-
-_EMPTIED = "has emptied: no observation belongs to it"
-
-
-_COLLAPSED = (
-    "has collapsed: its variance has shrunk to (almost) nothing, where the likelihood has no bound"
-)
-
-
-_SINGULAR = (
-    "has collapsed: in a direction its variance has shrunk to (almost) nothing, where the "
-    "likelihood has no bound (columns that determine each other do that to every component)"
-)
-
-
-_UNBOUNDED = "has a prior density without bound (concentration below 1) and too few observations"
-
-
-def _is_singular(judged: Judged, n: Tensor, scatter: Tensor, least: Tensor) -> Tensor:
-    """Whether a covariance has a direction without spread, relative to its own columns.
-
-    The squared pivots of a Cholesky factor are the variances of each coordinate given those
-    before it; one that is next to nothing means a direction without spread. A prior that adds to
-    the scatter has a say in what is next to nothing: then only rounding is.
-    """
-    factor, failed = torch.linalg.cholesky_ex(scatter)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-    share = ROUNDED if judged.has_prior else SINGULAR
-    none = share * scatter.diagonal(dim1=-2, dim2=-1) + n[:, None] * least
-    singular: Tensor = (failed != 0) | ~(pivots > none).all(-1)
-    return singular
 
 
 def near_singular(
@@ -189,17 +115,14 @@ def uncertainty(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor
 def check_scales(statistics: Statistics, params: Mapping[str, Tensor], objective: str) -> None:
     """Raises ``Degenerate`` if a scale found numerically has shrunk to nothing."""
     for group, _ in statistics.sums.values():
-        family_parameter = group.parameters[-1]
-        if family_parameter.kind != "rate" or family_parameter.table is None:
+        scale, least = group.parameters[-1], group.resolution()
+        if scale.table is None or least is None:
             continue
-        least = group.resolution()
-        if least is None:
-            continue
-        collapsed = group.parameter_values(params)[-1] * least > 1.0
+        collapsed = scale.kind.collapsed(group.parameter_values(params)[-1], least)
         if bool(collapsed.any()):
             row = int(group.cells[collapsed.nonzero()[0, 0], -1])
             remedy = BY_PRIOR if objective == "mle" else BETTER_PRIOR
-            raise Degenerate(family_parameter.sources[0], str(row), _COLLAPSED, (), remedy)
+            raise Degenerate(scale.sources[0], str(row), Flaw.COLLAPSED.value, (), remedy)
 
 
 def emptied_states(

@@ -60,7 +60,7 @@ class MStep:
             for update in self.updates:
                 if update.how not in CLOSED:
                     continue
-                if update.kind == "coefficients":
+                if update.is_joint:
                     found = coefficients_update(plan, update, self.updates, statistics, params)
                 else:
                     found = {update.name: closed_form(plan, update, statistics, params)}

@@ -7,18 +7,17 @@ from typing import Protocol
 
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.families.conjugacy import pseudo_statistics
-from ember.inference.families.exponential_form import FamilyParameter
-from ember.inference.parameters.jacobians import pseudo_jacobian, stays_closed
+from ember.inference.families.kinds import Kind
+from ember.inference.families.links import IDENTITY, Link
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.superposed_rate import SuperposedRate
-from ember.inference.parameters.supports import is_natural, shown
+from ember.inference.parameters.supports import shown
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.priors import PriorSite
 
 __all__ = ["IN_SUPPORT", "Update", "Usage", "check_settable", "tied_factors_of", "updates"]
 
 
-EVENT_DIM = {"sticks": 1, "simplex": 1, "vector": 1, "matrix": 2}
 IN_SUPPORT = "closed form in support"
 CLOSED = ("closed form", IN_SUPPORT)
 
@@ -38,16 +37,26 @@ class Update:
     """How the M-step moves one parameter: in closed form, numerically, or not at all.
 
     ``how`` is "closed form", "numerical", "fixed", or "closed form in support": numerical where
-    the closed form would leave the support that the model declares.
+    the closed form would leave the support that the model declares. Only a closed form has a kind.
     """
 
     name: str
     how: str
     reason: str
-    kind: str = ""
-    link: str = ""
+    kind: Kind | None = None
+    link: Link = IDENTITY
     usages: tuple[Usage, ...] = ()
     together: tuple[str, ...] = ()
+
+    @property
+    def goes_first(self) -> bool:
+        """Whether others are found given this one: a location before its scale."""
+        return self.kind is not None and self.kind.goes_first
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether it is one of several parameters that are updated together."""
+        return self.kind is not None and self.kind.is_joint
 
 
 def updates(plan: Plan) -> tuple[Update, ...]:
@@ -58,7 +67,7 @@ def updates(plan: Plan) -> tuple[Update, ...]:
 def _updates(plan: Plan) -> tuple[Update, ...]:
     found = [_choose(plan, parameter) for parameter in plan.structure.parameters.values()]
     found = _join_coefficients(plan, found)
-    found.sort(key=lambda update: update.kind not in ("location", "vector", "coefficients"))
+    found.sort(key=lambda update: not update.goes_first)
     return tuple(found)
 
 
@@ -67,7 +76,7 @@ def _join_coefficients(plan: Plan, found: list[Update]) -> list[Update]:
     by_name = {update.name: update for update in found}
     blocks: list[set[str]] = []
     for update in found:
-        if update.kind == "coefficients":
+        if update.is_joint:
             names = {
                 s
                 for u in update.usages
@@ -77,10 +86,10 @@ def _join_coefficients(plan: Plan, found: list[Update]) -> list[Update]:
             blocks = [block for block in blocks if not block & names]
             blocks.append(names.union(*touching))
     for block in blocks:
-        other = [n for n in sorted(block) if by_name[n].kind != "coefficients"]
+        other = [n for n in sorted(block) if not by_name[n].is_joint]
         for name in block:
             update = by_name[name]
-            if other and update.kind == "coefficients":
+            if other and update.is_joint:
                 reason = f"shares a weighted sum with '{other[0]}', which has no closed form"
                 by_name[name] = Update(name, "numerical", reason)
             elif not other:
@@ -104,29 +113,28 @@ def _choose(plan: Plan, parameter: Parameter) -> Update:
         tied_factors_of(plan, usage).parameters[usage.position] for usage in usages
     ]
     first = family_parameters[0]
-    on = first.table.on if first.table else ""
-    if any(_way(family_parameter) != _way(first) for family_parameter in family_parameters):
+    kind, link = first.kind, first.link
+    if any((p.kind, p.link.name) != (kind, link.name) for p in family_parameters):
         return Update(name, "numerical", "it enters two sites in ways that do not combine")
     if len({(usage.where, usage.prior) for usage in usages}) < len(usages):
         return Update(name, "numerical", "it feeds two arguments of one site")
-    link = _link(first.kind, first.link, first.exponent, on)
     sites = plan.factor_and_prior_names()
     fed = sorted({argument for site in sites for argument in _arguments(plan, site, name)})
     prior = plan.priors.get(name)
-    if prior is not None and not _is_conjugate(plan, name, first.kind, link):
+    if prior is not None and not _is_conjugate(plan, name, kind, link):
         family = type(prior.site.density.base).__name__ if prior.site.density else "its prior"
         return Update(name, "numerical", f"{family} prior is not conjugate to {', '.join(fed)}")
     reason = f"conjugate: {', '.join(fed)}" if prior else f"exponential family: {', '.join(fed)}"
     if prior is not None and prior.site.density is not None:
         reason += f" with {type(prior.site.density.base).__name__} prior"
     if prior is not None and plan.unconstrained:
-        if not stays_closed(first.kind, link, parameter.support):
+        if not kind.stays_closed(parameter.support, link):
             return Update(name, "numerical", f"the Jacobian of {shown(parameter.support)}")
-        reason += ", times the Jacobian" if pseudo_jacobian(first.kind, link) else ""
-    if is_natural(first.kind, link, parameter.support):
-        return Update(name, "closed form", reason, first.kind, link, usages)
+        reason += ", times the Jacobian" if kind.jacobian(link) else ""
+    if kind.natural(parameter.support, link):
+        return Update(name, "closed form", reason, kind, link, usages)
     reason += f"; numerical where it leaves the support {shown(parameter.support)}"
-    return Update(name, IN_SUPPORT, reason, first.kind, link, usages)
+    return Update(name, IN_SUPPORT, reason, kind, link, usages)
 
 
 def _arguments(plan: Plan, site: str, name: str) -> list[str]:
@@ -183,32 +191,13 @@ def tied_factors_of(plan: Tying, usage: Usage) -> TiedFactors:
     return tied
 
 
-def _way(family_parameter: FamilyParameter) -> tuple[str, str, float]:
-    """What family parameters have in common whose coefficients add up."""
-    is_itself = (
-        family_parameter.link == "exp"
-        and family_parameter.table is not None
-        and family_parameter.table.on == "log"
-    )
-    link = "identity" if is_itself and family_parameter.exponent == 1.0 else family_parameter.link
-    return family_parameter.kind, link, family_parameter.exponent
-
-
-def _link(kind: str, link: str, exponent: float, on: str) -> str:
-    if kind == "rate" and link == "identity":
-        return "power 1"
-    if link == "exp":
-        return f"power {exponent:g}" if on == "log" else "exp"
-    return "softmax" if on == "softmax" else link
-
-
-def _is_conjugate(plan: Plan, name: str, kind: str, link: str) -> bool:
+def _is_conjugate(plan: Plan, name: str, kind: Kind, link: Link) -> bool:
     site = plan.priors[name].site
     if site.density is None:
         return False
     start = {n: p.start for n, p in plan.structure.parameters.items()}
     found = pseudo_statistics(kind, link, site.density.distribution(start))
-    if plan.unconstrained and found == [] and pseudo_jacobian(kind, link):
+    if plan.unconstrained and found == [] and kind.jacobian(link):
         return False  # a flat prior has no coefficients to which the Jacobian could add
     return found is not None
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ember.inference.families.kinds import PROBABILITY
+from ember.inference.families.links import IDENTITY
 from ember.inference.families.sticks import StickMap
 from ember.inference.numerics.shapes import unexpanded
 from ember.inference.parameters.argument_map import ParameterRows
-from ember.inference.parameters.supports import is_natural
 from ember.inference.reading.distributions import arguments_of
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.unwrapping import unwrap
@@ -39,7 +40,7 @@ def match_sticks(
     """
     seen = [_probs(trace, site).detach() for trace in traces]
     for source, parameter in structure.parameters.items():
-        if not is_natural("probability", "identity", parameter.support):
+        if not PROBABILITY.natural(parameter.support, IDENTITY):
             continue
         found = [_derivatives(site, source, structure, at) for at in params[:2]]
         if found[0] is None or found[1] is None:
