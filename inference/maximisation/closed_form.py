@@ -9,7 +9,7 @@ from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.families.conjugacy import pseudo_statistics
 from ember.inference.families.kinds import Kind
 from ember.inference.families.superposition import Superposed
-from ember.inference.maximisation.degeneracy import Judged, check_maximiser
+from ember.inference.maximisation.degeneracy import check_maximiser
 from ember.inference.maximisation.least_squares import solve_coefficients
 from ember.inference.maximisation.parameter_plan import ParameterPlan
 from ember.inference.maximisation.updates import Update, Usage, tied_factors_of
@@ -32,7 +32,7 @@ def closed_form(
     shape = plan.parameters[name].shape
     rows_shape = shape[: len(shape) - kind.event_dim]
     origin = current if kind.has_origin else None
-    total, floor = _coefficients_of(plan, update, statistics, params, origin)
+    total, floor = _coefficients(plan, update, kind, statistics, params)
     for i, pseudo in enumerate(_pseudo(plan, update, kind, params, origin)):
         spread = pseudo.expand(rows_shape + total[i].shape[1:])
         total[i] = total[i] + spread.reshape(total[i].shape)
@@ -41,9 +41,8 @@ def closed_form(
         # An entry that feeds no observation: every value is a maximiser, the present one too.
         idle = (total[0] == 0.0) & (total[1] == 0.0)
         total = [torch.where(idle, 1.0, coefficient) for coefficient in total]
-    has_prior = name in plan.priors
-    verdict = kind.degenerate(total, floor, has_prior)
-    check_maximiser(Judged(name, rows_shape, plan.objective), verdict)
+    verdict = kind.degenerate(total, floor, has_prior=name in plan.priors)
+    check_maximiser(name, rows_shape, verdict, plan.objective)
     value = kind.maximiser(total, update.link).reshape(shape)
     if origin is not None:
         value = origin + value
@@ -55,37 +54,37 @@ def closed_form(
     return value
 
 
-def _coefficients_of(
+def _coefficients(
     plan: ParameterPlan,
     update: Update,
+    kind: Kind,
     statistics: Statistics,
     params: Mapping[str, Tensor],
-    origin: Tensor | None,
 ) -> tuple[list[Tensor], Tensor]:
     """The coefficients of every row over all sites, and the least variance that data can tell."""
     shape = plan.parameters[update.name].shape
-    event = 0 if update.kind is None else update.kind.event_dim
-    rows_shape = shape[: len(shape) - event]
+    rows_shape, event = shape[: len(shape) - kind.event_dim], shape[len(shape) - kind.event_dim :]
     count = rows_shape.numel()
     total: list[Tensor] = []
-    floor = torch.zeros((count, *shape[len(shape) - min(event, 1) :]))
+    floor = torch.zeros((count, *event[:1]))
     for usage in update.usages:
-        group, sums = _sums(plan, usage, statistics, params)
-        rows = group.rows(usage.position, usage.start, count)
-        cells, own = rows or (torch.arange(count), torch.arange(count))
-        at_cell = None
-        if origin is not None:
-            at_cell = origin.new_zeros((len(group.cells), *shape[len(rows_shape) :]))
-            at_cell[cells] = origin.reshape(count, *shape[len(rows_shape) :])[own]
-        coefficients = group.contribution(usage.position, sums, params, at_cell)
-        if rows is not None:
+        tied, sums = _sums(plan, usage, statistics, params)
+        moved = tied.rows(usage.position, usage.start, count)
+        cells, rows = moved or (torch.arange(count), torch.arange(count))
+        origin = None
+        if kind.has_origin:
+            current = params[update.name].reshape(count, *event)
+            origin = current.new_zeros((len(tied.cells), *event))
+            origin[cells] = current[rows]
+        coefficients = tied.contribution(usage.position, sums, params, origin)
+        if moved is not None:
             coefficients = [
-                c.new_zeros((count, *c.shape[1:])).index_add_(0, own, c[cells])
+                c.new_zeros((count, *c.shape[1:])).index_add_(0, rows, c[cells])
                 for c in coefficients
             ]
         total = [a + b for a, b in zip(total, coefficients, strict=True)] if total else coefficients
-        if usage.position == 1 and (least := group.resolution()) is not None:
-            index = own.reshape(-1, *(1,) * (floor.dim() - 1)).expand(least[cells].shape)
+        if usage.position == 1 and (least := tied.resolution()) is not None:
+            index = rows.reshape(-1, *(1,) * (floor.dim() - 1)).expand(least[cells].shape)
             floor.scatter_reduce_(0, index, least[cells], "amax")
     return total, floor
 
@@ -104,16 +103,14 @@ def coefficients_update(
     for other in every:
         if other.name in update.together:
             usages.update({(u.where, u.prior, u.position): u for u in other.usages})
-    pooled = []
-    for usage in usages.values():
-        group, sums = _sums(plan, usage, statistics, params)
-        pooled.append((usage, group, sums))
+    pooled = [(usage, *_sums(plan, usage, statistics, params)) for usage in usages.values()]
     return solve_coefficients(plan, update.together, pooled, params)
 
 
 def _sums(
     plan: ParameterPlan, usage: Usage, statistics: Statistics, params: Mapping[str, Tensor]
 ) -> tuple[TiedFactors, Tensor]:
+    """The statistics of what a parameter feeds; a prior's follow from the parameters."""
     if usage.prior is None:
         return statistics.sums[usage.where]
     return plan.prior.statistics(usage.prior, params)
@@ -130,20 +127,19 @@ def _pseudo(
     prior = plan.priors.get(update.name)
     if prior is None or prior.site.density is None:
         return []
-    distribution = prior.site.density.distribution(params)
-    found = pseudo_statistics(kind, update.link, distribution, origin)
+    added = pseudo_statistics(kind, update.link, prior.site.density.distribution(params), origin)
+    assert added is not None
     weight = prior.scale
     if prior.site.mask is not None:
         weight = weight * prior.site.mask
-    assert found is not None
-    extra = kind.jacobian(update.link) if plan.prior.unconstrained else []
-    extra = extra or [0.0] * len(found)
+    more = kind.jacobian(update.link) if plan.prior.unconstrained else []
+    both = list(zip(added, more or [0.0] * len(added), strict=True))
     if not weight.dim():
-        return [weight * pseudo + more for pseudo, more in zip(found, extra, strict=True)]
+        return [weight * pseudo + jacobian for pseudo, jacobian in both]
     shape = plan.parameters[update.name].shape
     lead = len(shape) - kind.prior_event_dim
     full = weight.expand(shape[:lead])
     return [
-        append_dims(full, max(pseudo.dim() - lead, 0)) * pseudo + more
-        for pseudo, more in zip(found, extra, strict=True)
+        append_dims(full, max(pseudo.dim() - lead, 0)) * pseudo + jacobian
+        for pseudo, jacobian in both
     ]

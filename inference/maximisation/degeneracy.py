@@ -1,7 +1,6 @@
 """Detects components that collapse or empty, before they turn into NaN."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from ember.inference.reading.sequences import base_name
 
 __all__ = [
     "Degenerate",
-    "Judged",
     "check_maximiser",
     "check_scales",
     "emptied_states",
@@ -55,25 +53,21 @@ class Degenerate(ArithmeticError):
         super().__init__(f"{where} {what}; {remedy}")
 
 
-@dataclass(frozen=True)
-class Judged:
-    """The parameter that is judged: its site, its rows, and what is maximised."""
+def check_maximiser(site: str, rows: torch.Size, verdict: Verdict, objective: str) -> None:
+    """Raises ``Degenerate`` if a row of a parameter has no finite, interior maximiser.
 
-    site: str
-    rows_shape: torch.Size
-    objective: str
-
-
-def check_maximiser(judged: Judged, verdict: Verdict) -> None:
-    """Raises ``Degenerate`` if a row has no finite, interior maximiser."""
+    Args:
+        site: The parameter.
+        rows: The shape of its rows.
+        verdict: Of its kind.
+        objective: What is maximised, "map" or "mle".
+    """
     for wrong, flaw in ((verdict.empty, Flaw.EMPTIED), (verdict.flawed, verdict.flaw)):
         if bool(wrong.any()):
-            row = int(wrong.reshape(-1).nonzero()[0])
-            shape = judged.rows_shape or (1,)
-            index = tuple(int(i) for i in torch.unravel_index(torch.tensor(row), shape))
+            row = wrong.reshape(-1).nonzero()[0, 0]
+            index = tuple(int(i) for i in torch.unravel_index(row, rows or (1,)))
             name = str(index[0]) if len(index) == 1 else str(index)
-            remedy = _remedy(flaw, judged.objective)
-            raise Degenerate(judged.site, name, flaw.value, index, remedy)
+            raise Degenerate(site, name, flaw.value, index, _remedy(flaw, objective))
 
 
 def _remedy(flaw: Flaw, objective: str) -> str:
@@ -93,13 +87,15 @@ def near_singular(
     parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]
 ) -> tuple[str, float] | None:
     """The matrix parameter with the largest condition number, if that eats up half the digits."""
-    found = {
+    conditions = {
         name: float(torch.linalg.cond(params[name].detach()).nan_to_num(nan=torch.inf).max())
         for name, parameter in parameters.items()
         if parameter.support in MATRICES and params[name].numel()
     }
-    worst = max(found, key=lambda name: found[name], default=None)
-    return None if worst is None or found[worst] < ILL_CONDITIONED else (worst, found[worst])
+    worst = max(conditions, key=lambda name: conditions[name], default=None)
+    if worst is None or conditions[worst] < ILL_CONDITIONED:
+        return None
+    return worst, conditions[worst]
 
 
 def uncertainty(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]) -> float:
@@ -108,19 +104,19 @@ def uncertainty(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor
     The last digit of a matrix of condition number ``c`` moves its log determinant by ``c`` times
     the precision of a number.
     """
-    found = near_singular(parameters, params)
-    return 0.0 if found is None else found[1] * torch.finfo(torch.float64).eps
+    worst = near_singular(parameters, params)
+    return 0.0 if worst is None else worst[1] * torch.finfo(torch.float64).eps
 
 
 def check_scales(statistics: Statistics, params: Mapping[str, Tensor], objective: str) -> None:
     """Raises ``Degenerate`` if a scale found numerically has shrunk to nothing."""
-    for group, _ in statistics.sums.values():
-        scale, least = group.parameters[-1], group.resolution()
+    for tied, _ in statistics.sums.values():
+        scale, least = tied.parameters[-1], tied.resolution()
         if scale.table is None or least is None:
             continue
-        collapsed = scale.kind.collapsed(group.parameter_values(params)[-1], least)
+        collapsed = scale.kind.collapsed(tied.parameter_values(params)[-1], least)
         if bool(collapsed.any()):
-            row = int(group.cells[collapsed.nonzero()[0, 0], -1])
+            row = int(tied.cells[collapsed.nonzero()[0, 0], -1])
             remedy = BY_PRIOR if objective == "mle" else BETTER_PRIOR
             raise Degenerate(scale.sources[0], str(row), Flaw.COLLAPSED.value, (), remedy)
 
@@ -132,20 +128,22 @@ def emptied_states(
 
     Args:
         statistics: Expected statistics at the end of a fit.
-        latents: The group of every latent that has one; its counts are those of the states.
+        latents: The tied factors of every latent that has them, which count its states.
         chain: Latents that are steps of a chain, whose counts are taken together.
     """
     counts: dict[str, Tensor] = {}
-    seen: set[tuple[str, TieKey]] = set()
+    counted: set[tuple[str, TieKey]] = set()
     for name, key in latents.items():
+        tied, sums = statistics.sums[key]
         label = (base_name(name) or name) if name in chain else name
-        if (label, key) in seen or not isinstance(statistics.sums[key][0].family, Categorical):
+        if (label, key) in counted or not isinstance(tied.family, Categorical):
             continue
-        seen.add((label, key))
-        total = statistics.sums[key][1].sum(0)
-        if label in counts and counts[label].shape != total.shape:
-            continue
-        counts[label] = counts[label] + total if label in counts else total
+        counted.add((label, key))
+        total = sums.sum(0)
+        if label not in counts:
+            counts[label] = total
+        elif counts[label].shape == total.shape:
+            counts[label] = counts[label] + total
     for label, total in counts.items():
         empty = (total < EMPTIED).nonzero().reshape(-1)
         if len(empty) and float(total.sum()) > 1.5:  # a latent that occurs once has one state
@@ -164,13 +162,13 @@ def idle_entries(statistics: Statistics, priors: Container[str]) -> str:
         statistics: Expected statistics at the end of a fit.
         priors: Parameters that a prior determines where the data do not.
     """
-    for group, sums in statistics.sums.values():
-        if not isinstance(group.family, Superposed):
+    for tied, sums in statistics.sums.values():
+        if not isinstance(tied.family, Superposed):
             continue
-        idle = torch.zeros(int(group.cells.max()) + 1, dtype=torch.bool)
-        idle[group.cells[:, 0]] = (sums == 0.0).all(-1)
-        sizes = [statistics.params[name].numel() for name in group.parameters[0].sources]
-        for name, entries in zip(group.parameters[0].sources, idle.split(sizes), strict=True):
+        idle = torch.zeros(int(tied.cells.max()) + 1, dtype=torch.bool)
+        idle[tied.cells[:, 0]] = (sums == 0.0).all(-1)
+        sizes = [statistics.params[name].numel() for name in tied.parameters[0].sources]
+        for name, entries in zip(tied.parameters[0].sources, idle.split(sizes), strict=True):
             places = entries.nonzero().reshape(-1)
             if not len(places) or name in priors:
                 continue

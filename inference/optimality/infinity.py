@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.maximisation.objective import score
-from ember.inference.maximisation.updates import IN_SUPPORT, Update, updates
+from ember.inference.maximisation.updates import How, Update, updates
 from ember.inference.optimality.curvature import Curvature, EStep, evaluated
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.supports import EDGE, INFINITY, NATURAL, ends, shown
@@ -90,8 +90,8 @@ def _named(
 def _may_run_away(update: Update) -> bool:
     """Whether an estimate can be infinite: it has no closed form of its own, or a link."""
     if update.kind is None:
-        return update.how == "numerical"
-    return update.how == IN_SUPPORT or update.kind.is_joint or update.link.is_free
+        return update.how is How.NUMERICAL
+    return update.how is How.IN_SUPPORT or update.kind.is_joint or update.link.is_free
 
 
 def _directions(
