@@ -1,9 +1,9 @@
 """Finds the exponential family behind a distribution: one recogniser for each."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import pyro.distributions as dist
+from torch.distributions import Distribution
 
 from ember.inference.families import discrete, multivariate_normal, normal, rates
 from ember.inference.families.exponential_form import ExponentialForm, recogniser_of
@@ -16,28 +16,32 @@ from ember.inference.parameters.superposed_rate import SuperposedRate
 
 __all__ = ["recognise"]
 
+Source = ArgumentMap | AffineMap | SuperposedRate | StickMap
 REGISTERED = (discrete, multivariate_normal, normal, rates)  # each registers when it is imported
 
 
-def recognise(
-    base: Any, maps: Mapping[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate | StickMap]]
-) -> ExponentialForm | str:
-    """The exponential-family form of a distribution, or the reason why it has none."""
-    found = {name: each for name, (_, each) in maps.items()}
-    if isinstance(rate := found.get("rate"), SuperposedRate):
+def recognise(base: Distribution, maps: Mapping[str, tuple[str, Source]]) -> ExponentialForm | str:
+    """The exponential-family form of a distribution, or the reason why it has none.
+
+    Args:
+        base: The distribution.
+        maps: Of each argument the name that the model gives it, and where it comes from.
+    """
+    sources = {argument: source for argument, (_, source) in maps.items()}
+    if isinstance(rate := sources.get("rate"), SuperposedRate):
         return superposed_form(rate)
-    if isinstance(probs := found.get("probs"), StickMap):
+    if isinstance(probs := sources.get("probs"), StickMap):
         return stick_form(base, probs)
-    affine = {name: each for name, each in found.items() if isinstance(each, AffineMap)}
+    affine = {name: source for name, source in sources.items() if isinstance(source, AffineMap)}
     if affine:
-        scale = found.get("scale")
+        scale = sources.get("scale")
         if type(base) is dist.Normal and list(affine) == ["loc"] and isinstance(scale, ArgumentMap):
             return regression(affine["loc"], scale)
-        first, how = next(iter(affine.items()))
-        what = "a product of powers" if how.table.logs else "a weighted sum"
-        return f"argument '{first}' is {what} of parameters"
-    plain = {name: each for name, each in found.items() if isinstance(each, ArgumentMap)}
+        argument, first = next(iter(affine.items()))
+        what = "a product of powers" if first.table.logs else "a weighted sum"
+        return f"argument '{argument}' is {what} of parameters"
+    plain = {name: source for name, source in sources.items() if isinstance(source, ArgumentMap)}
     recogniser = recogniser_of(base)
     if recogniser is None:
         return f"{type(base).__name__} has no closed-form family"
-    return recogniser(base, plain, {name: how for name, (how, _) in maps.items()})
+    return recogniser(base, plain, {argument: name for argument, (name, _) in maps.items()})

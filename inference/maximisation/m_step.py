@@ -10,7 +10,6 @@ never falls.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -83,7 +82,7 @@ def _below_upper_bounds(plan: ParameterPlan, params: dict[str, Tensor]) -> dict[
         density = prior.site.density
         if density is None or not isinstance(density.base, dist.Uniform):
             continue
-        bounds: Any = density.distribution(params)
+        bounds = density.distribution(params)
         inside = torch.nextafter(bounds.high, bounds.low).expand_as(params[name])
         params[name] = torch.where(params[name] < bounds.high, params[name], inside)
     return params
