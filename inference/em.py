@@ -20,15 +20,11 @@ from ember.inference.initialisation.starting_params import (
     start_kinds,
     starting_params,
 )
-from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.arguments import Model, prepare
 from ember.inference.inputs.options import (
     OBJECTIVES,
-    check_anneal,
-    check_assignment,
     check_choice,
-    check_escape,
-    check_mode,
-    check_options,
+    check_em_options,
 )
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.annealing import annealed
@@ -49,7 +45,6 @@ from ember.inference.plan.statistics import Statistics
 from ember.inference.queries.relabelling import in_canonical_order
 from ember.inference.reading.fingerprint import fingerprint
 from ember.inference.reading.model_errors import unevaluated
-from ember.inference.reading.roles import Model
 from ember.inference.reports.explanation import Explanation, explain
 
 __all__ = ["EM"]
@@ -160,14 +155,14 @@ class EM:
         seed: int | None = None,
         progress: bool = False,
     ) -> None:
-        check_options(model, objective, init, restarts, accelerate, tol, max_iter, seed, integrate)
+        check_em_options(
+            model=model, objective=objective, integrate=integrate, init=init, restarts=restarts,
+            anneal=anneal, assignment=assignment, mode=mode, escape=escape, accelerate=accelerate,
+            tol=tol, max_iter=max_iter, seed=seed,
+        )  # fmt: skip
         self.model, self.objective = model, objective
         self.integrate, self.init, self.restarts = dict(integrate or {}), init, restarts
-        check_anneal(anneal)
         self.anneal = tuple(anneal or ())
-        check_assignment(assignment, accelerate)
-        check_escape(escape, assignment)
-        check_mode(mode, objective)
         self.mode = mode
         self.assignment, self.escape = assignment, escape
         self.accelerate, self.tol, self.max_iter = accelerate, tol, max_iter

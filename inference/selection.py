@@ -207,10 +207,11 @@ def _held_out(method: EM, args: tuple[Any, ...], options: Mapping[str, Any], fol
     return total / rows
 
 
-def _some(value: Any, mask: Tensor) -> Any:
+def _some(value: object, mask: Tensor) -> object:
     """Those of an argument's rows that a mask keeps; what has no such rows as it is."""
-    rowwise = isinstance(value, Tensor) and value.dim() and len(value) == len(mask)
-    return value[mask] if rowwise else value
+    if isinstance(value, Tensor) and value.dim() and len(value) == len(mask):
+        return value[mask]
+    return value
 
 
 def _check_rows(plan: Plan, folds: int) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
 from ember.inference.initialisation.starting_params import Init, starting_params
-from ember.inference.inputs.arguments import prepare
-from ember.inference.inputs.options import check_choice, check_count
+from ember.inference.inputs.arguments import Model, prepare
+from ember.inference.inputs.options import check_svi_options
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.checks import check_rows, warn_of_cuts
 from ember.inference.iteration.convergence import StopReason
@@ -25,7 +25,6 @@ from ember.inference.iteration.progress import progress_bar
 from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
-from ember.inference.reading.roles import Model
 from ember.inference.variational.elbo import NonFiniteLoss, PlanELBO
 from ember.inference.variational.guides import (
     Guide,
@@ -107,10 +106,11 @@ class SVI:
         seed: int | None = None,
         progress: bool = False,
     ) -> None:
-        _check_options(model, optim, init, learning_rate)
+        check_svi_options(
+            model=model, steps=steps, optim=optim, init=init, learning_rate=learning_rate,
+            particles=particles,
+        )  # fmt: skip
         check_guide(guide)
-        check_count("steps", steps)
-        check_count("particles", particles)
         self.model, self.guide, self.steps, self.optim = model, guide, steps, optim
         self.init, self.learning_rate, self.particles = init, learning_rate, particles
         self.seed, self.progress = seed, progress
@@ -303,28 +303,3 @@ def _restore(values: Mapping[str, Tensor]) -> None:
         for name, parameter in pyro.get_param_store()._params.items():
             if name in values:
                 parameter.copy_(values[name])
-
-
-def _check_options(model: Any, optim: Any, init: Any, learning_rate: Any) -> None:
-    if not callable(model):
-        raise TypeError(
-            f"model must be a Pyro function that takes the data, not {type(model).__name__}; "
-            "pass the function itself, for example SVI(gaussian_mixture)."
-        )
-    if optim is not None and not isinstance(optim, PyroOptim):
-        raise TypeError(
-            f"optim must be an optimiser of pyro.optim, not {type(optim).__name__}; for example "
-            "pyro.optim.ClippedAdam({'lr': 0.01})."
-        )
-    if not callable(init) and not isinstance(init, Mapping):
-        check_choice("init", init, ("kmeans", "random"), ", a dict of parameters or a callable")
-    if learning_rate is None:
-        return
-    if optim is not None:
-        raise ValueError(
-            "learning_rate belongs to the default optimiser; give it to optim instead."
-        )
-    if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)):
-        raise TypeError(f"learning_rate={learning_rate!r} must be a number.")
-    if not 0.0 < learning_rate < float("inf"):
-        raise ValueError(f"learning_rate={learning_rate!r} must be positive, for example 0.05.")

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ember.inference.families.kinds import (
     COEFFICIENTS,
@@ -26,6 +25,7 @@ from ember.inference.families.kinds import (
     Kind,
 )
 from ember.inference.families.links import IDENTITY, Link, Power
+from ember.inference.numerics.distribution import Distribution
 
 __all__ = ["pseudo_statistics", "register_prior"]
 

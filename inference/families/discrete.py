@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ember.inference.families.exponential_form import (
     ExponentialForm,
@@ -18,6 +17,7 @@ from ember.inference.families.exponential_form import (
 from ember.inference.families.family import Family, Values
 from ember.inference.families.kinds import PROBABILITY, SIMPLEX, STICKS
 from ember.inference.families.links import IDENTITY, SIGMOID, SOFTMAX, Link
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.log_space import IMPOSSIBLE, log_chance
 from ember.inference.numerics.shapes import compact
 from ember.inference.parameters.argument_map import ArgumentMap

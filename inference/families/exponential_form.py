@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ember.inference.families.family import Family
 from ember.inference.families.kinds import LOCATION, RATE, Kind
 from ember.inference.families.links import IDENTITY, Exponential, Link, MatrixLink, Power
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import compact
 from ember.inference.parameters.affine_map import ParameterEntries
 from ember.inference.parameters.argument_map import ArgumentMap, ParameterRows

@@ -119,7 +119,7 @@ class Kind(ABC):
 
     def collapsed(self, values: Tensor, least: Tensor) -> Tensor:
         """Where a scale that was found numerically has shrunk to nothing."""
-        return torch.zeros(len(values), dtype=torch.bool)
+        return values.new_zeros(len(values), dtype=torch.bool)
 
 
 class Probability(Kind):

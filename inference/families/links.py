@@ -156,7 +156,8 @@ class MatrixLink(Link):
     """Whether the model declares a precision, not a covariance or a factor of one."""
 
     def inverse(self, values: Tensor) -> Tensor:
-        return self.of_scatter(torch.ones(len(values)), torch.cholesky_inverse(_factor(values)))
+        covariance = torch.cholesky_inverse(_factor(values))
+        return self.of_scatter(values.new_ones(len(values)), covariance)
 
     def root(self, rows: Tensor) -> Tensor:
         """The Cholesky factor of the precision or of the covariance that is declared."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ember.inference.families.exponential_form import (
     ExponentialForm,
@@ -17,6 +16,7 @@ from ember.inference.families.exponential_form import (
 from ember.inference.families.family import Family, Values
 from ember.inference.families.kinds import MATRIX, VECTOR
 from ember.inference.families.links import COVARIANCE, PRECISION, SCALE_TRIL, MatrixLink
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
 from ember.inference.numerics.shapes import compact
 from ember.inference.numerics.symmetric import log_diagonal, vech_indices, vech_positions

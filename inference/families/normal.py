@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ember.inference.families.exponential_form import (
     ExponentialForm,
@@ -18,6 +17,7 @@ from ember.inference.families.exponential_form import (
 from ember.inference.families.family import Family, Values
 from ember.inference.families.kinds import LOCATION, RATE
 from ember.inference.families.rates import Rate
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
 
 __all__ = ["Location", "Normal"]

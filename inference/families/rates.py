@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ember.inference.families.exponential_form import (
     ExponentialForm,
@@ -16,6 +15,7 @@ from ember.inference.families.exponential_form import (
 )
 from ember.inference.families.family import Family, Values
 from ember.inference.families.kinds import RATE
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.log_space import log_chance, safe_log
 from ember.inference.numerics.shapes import compact
 

@@ -3,24 +3,26 @@
 from collections.abc import Mapping
 
 import pyro.distributions as dist
-from torch.distributions import Distribution
 
 from ember.inference.families import discrete, multivariate_normal, normal, rates
 from ember.inference.families.exponential_form import ExponentialForm, recogniser_of
 from ember.inference.families.regression import regression
 from ember.inference.families.sticks import StickMap, stick_form
 from ember.inference.families.superposition import superposed_form
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
+from ember.inference.parameters.map import ParameterMap
 from ember.inference.parameters.superposed_rate import SuperposedRate
 
 __all__ = ["recognise"]
 
-Source = ArgumentMap | AffineMap | SuperposedRate | StickMap
 REGISTERED = (discrete, multivariate_normal, normal, rates)  # each registers when it is imported
 
 
-def recognise(base: Distribution, maps: Mapping[str, tuple[str, Source]]) -> ExponentialForm | str:
+def recognise(
+    base: Distribution, maps: Mapping[str, tuple[str, ParameterMap]]
+) -> ExponentialForm | str:
     """The exponential-family form of a distribution, or the reason why it has none.
 
     Args:

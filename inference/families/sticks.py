@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ember.inference.families.discrete import Bernoulli, CountStatistics, Sticks
 from ember.inference.families.exponential_form import ExponentialForm, FamilyParameter
 from ember.inference.families.family import Family
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.parameters.argument_map import ParameterRows
 
 __all__ = ["StickMap", "stick_form"]

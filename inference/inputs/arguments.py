@@ -1,8 +1,8 @@
 """What a user passes in, made ready for the model: float64 tensors, a sheltered global state."""
 
 import warnings
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,21 +10,24 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-__all__ = ["Arguments", "prepare"]
+__all__ = ["Arguments", "Model", "prepare"]
+
+
+Model = Callable[..., object]
 
 
 class Arguments(NamedTuple):
     """The positional and keyword arguments of a model, after conversion."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
 
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, containers opened."""
         found: list[Tensor] = []
 
-        def visit(value: Any) -> None:
+        def visit(value: object) -> None:
             if isinstance(value, Tensor):
                 found.append(value)
             elif isinstance(value, Mapping):
@@ -39,7 +42,7 @@ class Arguments(NamedTuple):
         return found
 
 
-def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+def prepare(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Arguments:
     """Converts arrays and data frames to tensors and floating-point data to float64.
 
     Masked entries of an array, and pandas' own missing values, become NaN. Integers, booleans,
@@ -56,7 +59,7 @@ def prepare(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
     )
 
 
-def _listed(value: Any, position: int) -> Any:
+def _listed(value: object, position: int) -> object:
     """Data given as a list of numbers, or of lists of numbers, as an array."""
     if not isinstance(value, list) or any(isinstance(item, (Tensor, np.ndarray)) for item in value):
         return value
@@ -72,7 +75,7 @@ def _listed(value: Any, position: int) -> Any:
     return array
 
 
-def _convert(value: Any, where: str) -> Any:
+def _convert(value: object, where: str) -> object:
     if isinstance(value, pd.api.extensions.ExtensionArray):
         value = pd.Series(value)
     if isinstance(value, (pd.DataFrame, pd.Series)):
@@ -95,12 +98,14 @@ def _convert(value: Any, where: str) -> Any:
         return value.detach().to(kind, copy=True)
     if type(value) is dict:
         return {key: _convert(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_convert(item, where) for item in value)
+    if type(value) is list:
+        return [_convert(item, where) for item in value]
+    if type(value) is tuple:
+        return tuple(_convert(item, where) for item in value)
     return value
 
 
-def _table(value: Any) -> Any:
+def _table(value: pd.DataFrame | pd.Series) -> np.ndarray:
     """The array of a data frame or series; pandas' own missing integers become NaN."""
     array = value.to_numpy()
     kinds = {t.kind for t in (value.dtypes if isinstance(value, pd.DataFrame) else [value.dtype])}
@@ -109,7 +114,7 @@ def _table(value: Any) -> Any:
     return array
 
 
-def _sparse_tensor(matrix: Any) -> Tensor:
+def _sparse_tensor(matrix: scipy.sparse.spmatrix) -> Tensor:
     """A SciPy matrix as PyTorch's of compressed rows, without a copy where it is that already."""
     rows = matrix.tocsr()
     if not rows.has_canonical_format:

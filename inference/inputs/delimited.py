@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -35,7 +34,7 @@ def read_delimited(
     sep: str | None = None,
     decimal: str | None = None,
     header: bool | None = None,
-    say: Callable[[str], Any] = lambda text: None,
+    say: Callable[[str], object] = lambda text: None,
 ) -> pd.DataFrame:
     """All columns of a text file: numbers as float64, everything else as text (None: missing).
 
@@ -164,7 +163,7 @@ def _is_one_column(sample: str) -> bool:
 
 # -- names ----------------------------------------------------------------------------------------
 def _names_and_body(
-    rows: Rows, path: Path, sep: str, header: bool | None, say: Callable[[str], Any]
+    rows: Rows, path: Path, sep: str, header: bool | None, say: Callable[[str], object]
 ) -> tuple[list[str], Rows]:
     first, body = rows[0], rows[1:]
     if body and len(first) == len(body[0]) - 1:  # row names, as R writes them, or a last delimiter

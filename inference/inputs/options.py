@@ -1,70 +1,76 @@
-"""Checks of the options of EM, SVI and select: each mistake is one sentence."""
+"""The options of EM and SVI: what each may be, and which do not go together.
+
+Each mistake is one sentence. To add an option: a line in the table of its method; a constraint is a
+function of the option's name and value that raises.
+"""
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+
+from pyro.optim import PyroOptim
 
 __all__ = [
     "OBJECTIVES",
-    "check_anneal",
-    "check_assignment",
     "check_choice",
     "check_count",
-    "check_escape",
-    "check_mode",
-    "check_options",
+    "check_em_options",
+    "check_svi_options",
 ]
 
 
 OBJECTIVES = ("map", "mle")
 INITS = ("kmeans", "points", "random", "hierarchical", "prior", "sticky", "windows")
+SVI_INITS = ("kmeans", "random")
 ASSIGNMENTS = ("soft", "hard")
 MODES = ("constrained", "unconstrained")
 ESCAPES = (None, "split-merge")
 ACCELERATIONS = ("auto", None, "squarem", "lbfgs", "anderson")
+Constraint = Callable[[str, object], None]
+Constraints = Mapping[str, Constraint]
 
 
-def check_choice(name: str, value: Any, allowed: tuple[Any, ...], otherwise: str = "") -> None:
+def check_em_options(**options: object) -> None:
+    """Refuses options of ``EM`` that mean nothing, alone or together.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If an option has an unknown value, or does not go with another.
+    """
+    _check_each(EM_CONSTRAINTS, options)
+    _check_assignment(options["assignment"], options["accelerate"])
+    _check_escape(options["escape"], options["assignment"])
+    _check_mode(options["mode"], options["objective"])
+
+
+def check_svi_options(**options: object) -> None:
+    """Refuses options of ``SVI`` that mean nothing, alone or together.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If an option has an unknown value, or does not go with another.
+    """
+    _check_each(SVI_CONSTRAINTS, options)
+    _check_learning_rate(options["learning_rate"], options["optim"])
+
+
+def _check_each(constraints: Constraints, options: Mapping[str, object]) -> None:
+    for name, value in options.items():
+        constraints[name](name, value)
+
+
+# -- constraints of one option ------------------------------------------------------------------
+
+
+def check_choice(
+    name: str, value: object, allowed: tuple[object, ...], otherwise: str = ""
+) -> None:
     """Refuses a value that is not among the allowed ones, and lists those."""
     if not any(value is choice or value == choice for choice in allowed):
         listed = ", ".join(repr(choice) for choice in allowed)
         raise ValueError(f"{name}={value!r} is unknown; choose one of {listed}{otherwise}.")
 
 
-def check_options(
-    model: Any,
-    objective: Any,
-    init: Any,
-    restarts: Any,
-    accelerate: Any,
-    tol: Any,
-    max_iter: Any,
-    seed: Any,
-    integrate: Any,
-) -> None:
-    """Refuses options of ``EM`` that mean nothing."""
-    if not callable(model):
-        raise TypeError(
-            f"model must be a Pyro function that takes the data, not {type(model).__name__}; "
-            "pass the function itself, for example EM(gaussian_mixture)."
-        )
-    check_choice("objective", objective, OBJECTIVES)
-    check_choice("accelerate", accelerate, ACCELERATIONS)
-    if not callable(init) and not isinstance(init, Mapping):
-        check_choice("init", init, INITS, ", a dict of parameters or a callable")
-    check_count("restarts", restarts)
-    check_count("max_iter", max_iter)
-    check_seed(seed)
-    if integrate is not None and not isinstance(integrate, Mapping):
-        raise TypeError(f"integrate={integrate!r} must be a dict: site name to method.")
-    if not isinstance(tol, (int, float)) or not math.isfinite(tol) or tol < 0:
-        raise ValueError(
-            f"tol={tol!r} must be a number of at least 0, for example 1e-8 (0 runs max_iter "
-            "iterations)."
-        )
-
-
-def check_count(name: str, value: Any) -> None:
+def check_count(name: str, value: object) -> None:
     """Refuses anything but a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}={value!r} must be a whole number.")
@@ -72,25 +78,105 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value} must be at least 1.")
 
 
-def check_anneal(anneal: Any) -> None:
-    """Refuses inverse temperatures outside (0, 1]."""
-    if anneal is None:
+def _one_of(allowed: tuple[object, ...]) -> Constraint:
+    return lambda name, value: check_choice(name, value, allowed)
+
+
+def _model_of(method: str) -> Constraint:
+    def check(name: str, value: object) -> None:
+        if not callable(value):
+            raise TypeError(
+                f"{name} must be a Pyro function that takes the data, not {type(value).__name__}; "
+                f"pass the function itself, for example {method}(gaussian_mixture)."
+            )
+
+    return check
+
+
+def _start_of(kinds: tuple[str, ...]) -> Constraint:
+    def check(name: str, value: object) -> None:
+        if not callable(value) and not isinstance(value, Mapping):
+            check_choice(name, value, kinds, ", a dict of parameters or a callable")
+
+    return check
+
+
+def _tolerance(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise ValueError(
+            f"{name}={value!r} must be a number of at least 0, for example 1e-8 (0 runs max_iter "
+            "iterations)."
+        )
+
+
+def _seed(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(f"{name}={value!r} must be a whole number or None.")
+
+
+def _methods_by_site(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name}={value!r} must be a dict: site name to method.")
+
+
+def _inverse_temperatures(name: str, value: object) -> None:
+    if value is None:
         return
-    numbers = list(anneal) if isinstance(anneal, Iterable) and not isinstance(anneal, str) else None
+    numbers = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else None
     if numbers is None or not all(isinstance(n, (int, float)) and 0 < n <= 1 for n in numbers):
         raise ValueError(
-            f"anneal={anneal!r} must be a sequence of inverse temperatures in (0, 1], for example "
+            f"{name}={value!r} must be a sequence of inverse temperatures in (0, 1], for example "
             "(0.1, 0.2, 0.4, 0.7)."
         )
 
 
-def check_assignment(assignment: Any, accelerate: Any) -> None:
-    """Refuses an unknown assignment, and acceleration of the hard one, which takes no small steps.
+def _optimiser(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, PyroOptim):
+        raise TypeError(
+            f"{name} must be an optimiser of pyro.optim, not {type(value).__name__}; for example "
+            "pyro.optim.ClippedAdam({'lr': 0.01})."
+        )
 
-    Raises:
-        ValueError: Saying what to choose.
-    """
-    check_choice("assignment", assignment, ASSIGNMENTS)
+
+def _learning_rate(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}={value!r} must be a number.")
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"{name}={value!r} must be positive, for example 0.05.")
+
+
+EM_CONSTRAINTS: Constraints = {
+    "model": _model_of("EM"),
+    "objective": _one_of(OBJECTIVES),
+    "integrate": _methods_by_site,
+    "init": _start_of(INITS),
+    "restarts": check_count,
+    "anneal": _inverse_temperatures,
+    "assignment": _one_of(ASSIGNMENTS),
+    "mode": _one_of(MODES),
+    "escape": _one_of(ESCAPES),
+    "accelerate": _one_of(ACCELERATIONS),
+    "tol": _tolerance,
+    "max_iter": check_count,
+    "seed": _seed,
+}
+SVI_CONSTRAINTS: Constraints = {
+    "model": _model_of("SVI"),
+    "steps": check_count,
+    "optim": _optimiser,
+    "init": _start_of(SVI_INITS),
+    "learning_rate": _learning_rate,
+    "particles": check_count,
+}
+
+
+# -- options that do not go together ------------------------------------------------------------
+
+
+def _check_assignment(assignment: object, accelerate: object) -> None:
+    """The hard assignment takes no small steps that could be accelerated."""
     if assignment == "hard" and accelerate not in (None, "auto"):
         raise ValueError(
             f"accelerate={accelerate!r} does not go with assignment='hard', whose steps are jumps; "
@@ -98,27 +184,8 @@ def check_assignment(assignment: Any, accelerate: Any) -> None:
         )
 
 
-def check_mode(mode: Any, objective: str) -> None:
-    """Checks in which coordinates the mode is sought.
-
-    Raises:
-        ValueError: If there is no such mode, or the objective has no prior density.
-    """
-    check_choice("mode", mode, MODES)
-    if mode == "unconstrained" and objective != "map":
-        raise ValueError(
-            "mode='unconstrained' changes a posterior density and needs objective='map'; the "
-            "maximum of a likelihood is the same in all coordinates."
-        )
-
-
-def check_escape(escape: Any, assignment: Any) -> None:
-    """Refuses an unknown way out of a local optimum, and one of a hard assignment.
-
-    Raises:
-        ValueError: Saying what to choose.
-    """
-    check_choice("escape", escape, ESCAPES)
+def _check_escape(escape: object, assignment: object) -> None:
+    """The way out of a local optimum needs posteriors, which the hard assignment has not."""
     if escape is not None and assignment == "hard":
         raise ValueError(
             f"escape={escape!r} does not go with assignment='hard': it weighs components by their "
@@ -126,7 +193,18 @@ def check_escape(escape: Any, assignment: Any) -> None:
         )
 
 
-def check_seed(seed: Any) -> None:
-    """Refuses a seed that is no whole number."""
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise TypeError(f"seed={seed!r} must be a whole number or None.")
+def _check_mode(mode: object, objective: object) -> None:
+    """The mode of a density depends on the coordinates; the maximum of a likelihood does not."""
+    if mode == "unconstrained" and objective != "map":
+        raise ValueError(
+            "mode='unconstrained' changes a posterior density and needs objective='map'; the "
+            "maximum of a likelihood is the same in all coordinates."
+        )
+
+
+def _check_learning_rate(learning_rate: object, optim: object) -> None:
+    """An optimiser of the user's own brings its own learning rate."""
+    if learning_rate is not None and optim is not None:
+        raise ValueError(
+            "learning_rate belongs to the default optimiser; give it to optim instead."
+        )

@@ -1,15 +1,14 @@
 """A sheltered global state: float64, seeds and threads as Ember needs them, then as they were."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import transform_to
+from torch.distributions import constraints, transform_to
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["Promoted", "declare_from_outside", "sheltered"]
@@ -21,34 +20,43 @@ ONE_THREAD = 300_000  # numbers; with fewer, threads cost more than they bring
 class Promoted(TorchFunctionMode):
     """Runs a model's own float32 tensors in float64, so that they meet its parameters as equals."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         if not kwargs and not any(map(_may_hold_narrow, args)):  # hundreds of calls for a site
             return func(*args)
-        return func(*_promote(tuple(args)), **_promote(kwargs or {}))
+        named = {name: _promote(value) for name, value in (kwargs or {}).items()}
+        return func(*map(_promote, args), **named)
 
 
 _NARROW = (torch.float32, torch.float16)
 _CONTAINERS = (tuple, list, dict)
 
 
-def _may_hold_narrow(value: Any) -> bool:
+def _may_hold_narrow(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.dtype in _NARROW
     return type(value) in _CONTAINERS
 
 
-def _promote(value: Any) -> Any:
+def _promote(value: object) -> object:
     if isinstance(value, Tensor):
         return value.double() if value.dtype in _NARROW else value
-    if type(value) in (tuple, list):
-        return type(value)(_promote(item) for item in value)
+    if type(value) is tuple:
+        return tuple(map(_promote, value))
+    if type(value) is list:
+        return [_promote(item) for item in value]
     if type(value) is dict:
         return {key: _promote(item) for key, item in value.items()}
     return value
 
 
 @contextlib.contextmanager
-def sheltered(seed: int | None = None, data: Any = ()) -> Iterator[None]:
+def sheltered(seed: int | None = None, data: object = ()) -> Iterator[None]:
     """Runs its body in float64, with its own random state and parameter store.
 
     Whatever the body draws or stores, the caller's default dtype, global random state and Pyro
@@ -75,7 +83,7 @@ def sheltered(seed: int | None = None, data: Any = ()) -> Iterator[None]:
 
 
 # The parameter stores that are sheltered, outermost first: unconstrained values and constraints.
-_outside: list[tuple[Mapping[str, Tensor], Mapping[str, Any]]] = []
+_outside: list[tuple[Mapping[str, Tensor], Mapping[str, constraints.Constraint]]] = []
 
 
 def declare_from_outside(name: str) -> bool:
@@ -88,7 +96,7 @@ def declare_from_outside(name: str) -> bool:
     return name in store
 
 
-def _elements(data: Any) -> int:
+def _elements(data: object) -> int:
     """How many numbers a user's arguments hold, containers opened."""
     if isinstance(data, Tensor):
         return data.numel()

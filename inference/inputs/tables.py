@@ -1,10 +1,9 @@
 """Tables: those that ship, and what a model can take of a CSV or Parquet file."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -55,7 +54,7 @@ def _shipped(name: str) -> pd.DataFrame:
 def read_table(
     path: str | Path,
     columns: Sequence[str] | None = None,
-    say: Callable[[str], Any] | None = None,
+    say: Callable[[str], object] | None = None,
     *,
     sep: str | None = None,
     decimal: str | None = None,
@@ -91,7 +90,7 @@ def select_columns(
     table: pd.DataFrame,
     path: str | Path,
     columns: Sequence[str] | None,
-    say: Callable[[str], Any],
+    say: Callable[[str], object],
     categories: bool = False,
 ) -> pd.DataFrame:
     """The columns of a raw table that a model can take; see ``read_table``."""
@@ -135,7 +134,7 @@ def select_columns(
 
 
 def _coded(
-    table: pd.DataFrame, words: Sequence[Any], named: bool
+    table: pd.DataFrame, words: Sequence[str], named: bool
 ) -> tuple[pd.DataFrame, dict[str, tuple[str, ...]]]:
     """Columns of words as codes of their labels, which are returned too.
 
@@ -204,7 +203,7 @@ def read_raw(
     sep: str | None,
     decimal: str | None,
     header: bool | None,
-    say: Callable[[str], Any],
+    say: Callable[[str], object],
 ) -> pd.DataFrame:
     """All columns of a file, as they are: numbers as float64 (of text files), others as text."""
     path = check_path(path)
@@ -227,5 +226,5 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".") + "."
 
 
-def _list(names: Any) -> str:
+def _list(names: Iterable[object]) -> str:
     return ", ".join(f"'{name}'" for name in names)

@@ -83,6 +83,7 @@ def _below_upper_bounds(plan: ParameterPlan, params: dict[str, Tensor]) -> dict[
         if density is None or not isinstance(density.base, dist.Uniform):
             continue
         bounds = density.distribution(params)
+        assert isinstance(bounds, dist.Uniform)
         inside = torch.nextafter(bounds.high, bounds.low).expand_as(params[name])
         params[name] = torch.where(params[name] < bounds.high, params[name], inside)
     return params

@@ -12,13 +12,13 @@ which has a series for large ``r``.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.large_counts import MANY, binomial, gamma_poisson, poisson
 from ember.inference.numerics.log_space import safe_log
 
@@ -37,7 +37,7 @@ def log_rising(r: Tensor, x: Tensor) -> Tensor:
     return torch.where(is_large, series, torch.lgamma(small + x) - torch.lgamma(small))
 
 
-def _negative_binomial(fn: Any, x: Tensor) -> Tensor:
+def _negative_binomial(fn: dist.NegativeBinomial, x: Tensor) -> Tensor:
     r, logits = fn.total_count, fn.logits
     occurs = r * F.logsigmoid(-logits) + x * F.logsigmoid(logits)
     # No failures are awaited: the count is zero for certain.
@@ -56,14 +56,14 @@ def _with_large(found: Tensor, r: Tensor, mean: Tensor, x: Tensor) -> Tensor:
     return torch.where(many, gamma_poisson(safe, mean, torch.where(many, x, 1.0)), found)
 
 
-def _gamma_poisson(fn: Any, x: Tensor) -> Tensor:
+def _gamma_poisson(fn: dist.GammaPoisson, x: Tensor) -> Tensor:
     r, rate = fn.concentration, fn.rate
     counts = log_rising(r, x) - torch.lgamma(x + 1.0)
     found = counts - r * torch.log1p(1.0 / rate) - x * torch.log1p(rate)
     return _with_large(found, r, r / rate, x)
 
 
-def _beta_binomial(fn: Any, x: Tensor) -> Tensor:
+def _beta_binomial(fn: dist.BetaBinomial, x: Tensor) -> Tensor:
     a, b, n = fn.concentration1, fn.concentration0, fn.total_count
     rest = n - x
     choices = torch.lgamma(n + 1.0) - torch.lgamma(x + 1.0) - torch.lgamma(rest + 1.0)
@@ -80,7 +80,7 @@ def _over_factorial(x: Tensor, a: Tensor) -> Tensor:
     return log_rising(x + 1.0, a - 1.0)
 
 
-def _dirichlet_multinomial(fn: Any, x: Tensor) -> Tensor:
+def _dirichlet_multinomial(fn: dist.DirichletMultinomial, x: Tensor) -> Tensor:
     a, n = fn.concentration, x.sum(-1)
     ways = torch.lgamma(n + 1.0) - torch.lgamma(x + 1.0).sum(-1)
     found = ways + log_rising(a, x).sum(-1) - log_rising(a.sum(-1), n)
@@ -91,7 +91,7 @@ def _dirichlet_multinomial(fn: Any, x: Tensor) -> Tensor:
     return torch.where((n > MANY) & (n > a.sum(-1)), large, found)
 
 
-def _student(fn: Any, x: Tensor) -> Tensor:
+def _student(fn: dist.StudentT, x: Tensor) -> Tensor:
     df, scale = fn.df, fn.scale
     squared = ((x - fn.loc) / scale).square()
     constant = log_rising(0.5 * df, torch.full((), 0.5, dtype=df.dtype))
@@ -99,23 +99,22 @@ def _student(fn: Any, x: Tensor) -> Tensor:
     return torch.as_tensor(constant - 0.5 * (df + 1.0) * torch.log1p(squared / df))
 
 
-def _zero_inflated(fn: Any, x: Tensor) -> Tensor:
-    gate, logits = fn.__dict__.get("gate"), fn.__dict__.get("gate_logits")
-    if gate is None:
-        shut, is_open = F.logsigmoid(logits), F.logsigmoid(-logits)
+def _zero_inflated(fn: dist.ZeroInflatedDistribution, x: Tensor) -> Tensor:
+    if "gate" in fn.__dict__:
+        shut, is_open = safe_log(fn.gate), torch.log1p(-fn.gate)
     else:
-        shut, is_open = safe_log(gate), torch.log1p(-gate)
+        shut, is_open = F.logsigmoid(fn.gate_logits), F.logsigmoid(-fn.gate_logits)
     count = is_open + exact_log_prob(fn.base_dist, x)
     return torch.where(x == 0, torch.logaddexp(shut, count), count)
 
 
-def exact_log_prob(fn: Any, x: Tensor) -> Tensor:
+def exact_log_prob(fn: Distribution, x: Tensor) -> Tensor:
     """The log density of a distribution, by the formulas above where it is one of theirs."""
     log_prob: Tensor = RATIOS.get(type(fn), type(fn).log_prob)(fn, x)
     return log_prob
 
 
-RATIOS: dict[type, Callable[[Any, Tensor], Tensor]] = {
+RATIOS: dict[type, Callable[..., Tensor]] = {
     dist.Poisson: poisson,
     dist.Binomial: binomial,
     dist.NegativeBinomial: _negative_binomial,

@@ -12,8 +12,8 @@ Reference: Loader (2000), *Fast and accurate computation of binomial probabiliti
 """
 
 import math
-from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -70,7 +70,7 @@ def stirling_rest(x: Tensor) -> Tensor:
     return torch.where(x > 0.0, rest, 0.0)
 
 
-def poisson(fn: Any, x: Tensor) -> Tensor:
+def poisson(fn: dist.Poisson, x: Tensor) -> Tensor:
     """The log probability of a Poisson count."""
     if not bool((x > MANY).any()):
         return torch.as_tensor(fn.log_prob(x))
@@ -78,7 +78,7 @@ def poisson(fn: Any, x: Tensor) -> Tensor:
     return torch.where(x > MANY, exact, fn.log_prob(x))
 
 
-def binomial(fn: Any, x: Tensor) -> Tensor:
+def binomial(fn: dist.Binomial, x: Tensor) -> Tensor:
     """The log probability of a binomial count."""
     n = fn.total_count.to(fn.probs.dtype)
     if not bool((n > MANY).any()):

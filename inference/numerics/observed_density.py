@@ -1,12 +1,12 @@
 """The density of the observed entries of rows, from a distribution object: the general way."""
 
 import math
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.gamma_ratios import exact_log_prob
 from ember.inference.numerics.log_space import safe_log
 from ember.inference.numerics.shapes import prepend_dims
@@ -14,7 +14,7 @@ from ember.inference.numerics.shapes import prepend_dims
 __all__ = ["observed_log_prob", "row_patterns"]
 
 
-def observed_log_prob(fn: Any, value: Tensor) -> Tensor:
+def observed_log_prob(fn: Distribution, value: Tensor) -> Tensor:
     """The log density of the observed entries of ``value``; NaN stands for a missing entry.
 
     For distributions without natural parameters to work with: the covariance of the observed

@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
-__all__ = ["append_dims", "compact", "joint_shape", "prepend_dims", "unexpanded"]
+__all__ = [
+    "append_dims",
+    "compact",
+    "joint_shape",
+    "prepend_dims",
+    "unexpanded",
+    "varies_outside_plates",
+]
 
 
 def joint_shape(one: torch.Size, other: torch.Size) -> torch.Size:
@@ -11,6 +18,11 @@ def joint_shape(one: torch.Size, other: torch.Size) -> torch.Size:
     if one == other or not other:
         return one
     return torch.Size(torch.broadcast_shapes(one, other)) if one else other
+
+
+def varies_outside_plates(batch: torch.Size, nesting: int) -> bool:
+    """Whether a batch has entries left of the dims of plates: those of enumerated latents."""
+    return batch[: max(0, len(batch) - nesting)].numel() > 1
 
 
 def append_dims(tensor: Tensor, count: int) -> Tensor:

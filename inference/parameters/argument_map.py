@@ -9,7 +9,7 @@ from torch import Tensor
 from ember.inference.numerics.log_space import safe_log
 from ember.inference.numerics.shapes import append_dims
 
-__all__ = ["ON", "ArgumentMap", "ParameterRows", "rows_of"]
+__all__ = ["ON", "ArgumentMap", "ParameterRows", "row_count", "rows_of"]
 
 
 ON: dict[str, Callable[[Tensor], Tensor]] = {
@@ -75,6 +75,11 @@ class ArgumentMap:
         rows = self.table.rows(params)[self.index]
         coefficient = append_dims(self.coefficient, self.table.event_dim)
         return _INVERSE[self.space](coefficient * rows + self.offset)
+
+
+def row_count(shape: torch.Size, event_dim: int) -> int:
+    """How many rows a parameter of this shape has, the last ``event_dim`` dims being one row."""
+    return shape[: len(shape) - event_dim].numel()
 
 
 def rows_of(value: Tensor, event_dim: int) -> Tensor:

@@ -16,7 +16,7 @@ from ember.inference.factors.residuals.choice import ResidualFactors
 from ember.inference.factors.superposed import compile_superposed
 from ember.inference.factors.tied import SiteCells
 from ember.inference.families.superposition import SuperposedForm
-from ember.inference.inputs.arguments import Arguments
+from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.priors import Prior, PriorSite
@@ -24,14 +24,14 @@ from ember.inference.plan.tying import tie_of_site, tie_sites
 from ember.inference.reading.checks.misreading import MISREAD
 from ember.inference.reading.held import held_density
 from ember.inference.reading.idle_latents import idle_entries
-from ember.inference.reading.loops.finding import Loop
+from ember.inference.reading.loops.loop import Loop
 from ember.inference.reading.loops.rolling import with_loops
 from ember.inference.reading.loops.stacking import lengths_of
 from ember.inference.reading.opaque import factor_dims, model_dependencies
 from ember.inference.reading.probing import Probes, probe, read_site
-from ember.inference.reading.roles import Model
+from ember.inference.reading.reader import read_structure
 from ember.inference.reading.site import Site
-from ember.inference.reading.structure import Structure, read_structure
+from ember.inference.reading.structure import Structure
 
 __all__ = ["build_plan"]
 
@@ -110,7 +110,7 @@ def build_plan(
         chains=chains,
         row=_row_plate(sites, structure),
         plate_names={symbol: name for name, symbol in trace.plate_to_symbol.items()},
-        starting_eta=starting_eta(sites, compiled, {n: own.reference for n, own in cells.items()}),
+        starting_eta=starting_eta(sites, compiled, cells),
         idle=frozenset(idle) | _masked_components(structure, sites),
     )
 
@@ -222,7 +222,10 @@ def _lengths(site: Site, steps: int, time: str) -> tuple[tuple[str, ...], Tensor
     place = site.layout.outer.index(time)
     gone = [i for i in range(rank) if i not in own]
     seen = mask.amax(gone, keepdim=True) if gone else mask
-    last = (seen * torch.arange(1, steps + 1).reshape(-1, *(1,) * (rank - 1 - place))).amax(place)
+    last = (
+        seen
+        * torch.arange(1, steps + 1, device=mask.device).reshape(-1, *(1,) * (rank - 1 - place))
+    ).amax(place)
     kept = [i for i in own if i != place and seen.size(i) > 1]
     dims = tuple(site.layout.outer[i] for i in kept)
     return dims, last.reshape([seen.size(i) for i in kept])

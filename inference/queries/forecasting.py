@@ -19,7 +19,7 @@ from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.superposed_rate import SuperposedRate
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.composites import Composite
-from ember.inference.reading.loops.finding import Loop
+from ember.inference.reading.loops.loop import Loop
 from ember.inference.reading.sequences import members
 
 __all__ = ["forecast", "posterior_pairs"]

@@ -1,24 +1,23 @@
 """Draws from distributions that hide a latent, the latent's own draws kept."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.reading.composites import Composite, bare, emits_at_once
+from ember.inference.reading.trace import Frame, Trace, TraceNode, made_frame, plates_of
 
 __all__ = ["draw_composite", "hidden_draws"]
 
 
-_DRAWN = "_hidden_draws"
 DRAWS = 4_000_000  # numbers held at once
 FEW = 16
 
 
-def draw_composite(msg: Any, data: Tensor) -> None:
+def draw_composite(msg: TraceNode, data: Tensor) -> None:
     """Draws the value of a site whose distribution hides a latent; leaves other sites alone.
 
     Args:
@@ -28,9 +27,7 @@ def draw_composite(msg: Any, data: Tensor) -> None:
     fn, _ = bare(msg["fn"])
     if not isinstance(fn, (dist.DiscreteHMM, dist.MixtureSameFamily)):
         return
-    batch = torch.broadcast_shapes(
-        fn.batch_shape, *(_shape(f) for f in msg["cond_indep_stack"] if f.vectorized)
-    )
+    batch = torch.broadcast_shapes(fn.batch_shape, *(_shape(plate) for plate in plates_of(msg)))
     hidden: list[Tensor] = []
     if isinstance(fn, dist.DiscreteHMM):
         state = _path(fn, batch, data.shape[data.dim() - fn.event_dim])
@@ -41,37 +38,37 @@ def draw_composite(msg: Any, data: Tensor) -> None:
         hidden.append(component)
         value = _chosen(fn.component_distribution, component, hidden)
     msg["value"], msg["done"] = value, True
-    msg["infer"][_DRAWN] = hidden
+    msg["infer"]["_hidden_draws"] = hidden
 
 
-def hidden_draws(trace: Any, composites: Sequence[Composite]) -> Mapping[str, Any]:
+def hidden_draws(trace: Trace, composites: Sequence[Composite]) -> Mapping[str, TraceNode]:
     """The hidden latents of a trace as sites of their own."""
-    found = {}
-    waiting = {name: list(node["infer"].get(_DRAWN, ())) for name, node in _samples(trace)}
+    latents: dict[str, TraceNode] = {}
+    waiting = {name: list(node["infer"].get("_hidden_draws", ())) for name, node in _samples(trace)}
     for composite in composites:
         node = trace.nodes[composite.site]
-        frames = [f for f in node["cond_indep_stack"] if f.vectorized]
+        frames = plates_of(node)
         value = waiting[composite.site].pop(0)
         times = [c for c in composites if c.site == composite.site and c.steps is not None]
         if times:
             frames = [f._replace(dim=f.dim - 1) for f in frames]
-            frames.append(CondIndepStackFrame(times[0].time, -1, value.shape[-1], 0))
-        found[composite.latent] = {
+            frames.append(made_frame(times[0].time, -1, value.shape[-1]))
+        latents[composite.latent] = {
             **node, "fn": dist.Categorical(torch.ones(2)), "value": value,
             "cond_indep_stack": tuple(frames),
         }  # fmt: skip
-    return found
+    return latents
 
 
-def _samples(trace: Any) -> list[tuple[str, Any]]:
+def _samples(trace: Trace) -> list[tuple[str, TraceNode]]:
     return [(name, node) for name, node in trace.nodes.items() if node["type"] == "sample"]
 
 
-def _shape(frame: Any) -> tuple[int, ...]:
+def _shape(frame: Frame) -> tuple[int, ...]:
     return (frame.size, *(1,) * (-frame.dim - 1))
 
 
-def _path(fn: Any, batch: torch.Size, steps: int) -> Tensor:
+def _path(fn: dist.DiscreteHMM, batch: torch.Size, steps: int) -> Tensor:
     """States of all steps, ``(*batch, T)``.
 
     Where each state would lead is drawn first, for all steps at once; the path then follows.
@@ -111,7 +108,7 @@ def _follow(leads: Tensor, state: Tensor) -> Tensor:
     return torch.tensor(paths).T
 
 
-def _chosen(fn: Any, choice: Tensor, hidden: list[Tensor]) -> Tensor:
+def _chosen(fn: Distribution, choice: Tensor, hidden: list[Tensor]) -> Tensor:
     """A draw of the distribution's last batch dim at ``choice``; mixtures are opened further."""
     fn, _ = bare(fn)
     states = fn.batch_shape[-1]

@@ -13,15 +13,23 @@ Pyro ignores; otherwise it is called ``state`` (``component``), after the site w
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import MaskedDistribution
-from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import append_dims
+from ember.inference.reading.trace import (
+    Mask,
+    Trace,
+    TraceNode,
+    made_frame,
+    plates_of,
+    symbols_of,
+)
 
 __all__ = ["Composite", "bare", "emits_at_once", "find_composites", "open_composites"]
 
@@ -62,22 +70,24 @@ class Composite:
         return f"{self.latent}, one step before"
 
 
-def find_composites(name: str, site: Any, taken: Container[str]) -> list[Composite]:
+def find_composites(name: str, site: TraceNode, taken: Container[str]) -> list[Composite]:
     """The latents that an observed site hides, outermost first; none for an ordinary site."""
-    found: list[Composite] = []
+    composites: list[Composite] = []
     fn = bare(site["fn"])[0]
     if isinstance(fn, dist.DiscreteHMM):
         latent = _name(site, name, "state", taken)
         time = "time" if "time" not in taken else f"{name}_time"
         steps = site["value"].shape[site["value"].dim() - fn.event_dim]
-        found.append(Composite(name, latent, steps, time, emits_at_once(fn)))
+        composites.append(Composite(name, latent, steps, time, emits_at_once(fn)))
         fn = bare(fn.observation_dist)[0]
     if isinstance(fn, dist.MixtureSameFamily):
-        found.append(Composite(name, _name(site, name, "component", taken)))
-    return found
+        composites.append(Composite(name, _name(site, name, "component", taken)))
+    return composites
 
 
-def _name(site: Any, name: str, kind: str, taken: Container[str]) -> str:
+def _name(
+    site: TraceNode, name: str, kind: Literal["state", "component"], taken: Container[str]
+) -> str:
     wished = site["infer"].get(kind)
     if wished is not None:
         if not isinstance(wished, str) or wished in taken:
@@ -89,7 +99,7 @@ def _name(site: Any, name: str, kind: str, taken: Container[str]) -> str:
     return kind if kind not in taken else f"{name}_{kind}"
 
 
-def open_composites(trace: Any, composites: list[Composite]) -> None:
+def open_composites(trace: Trace, composites: list[Composite]) -> None:
     """Replaces every composite site of a symbolised trace by its parts."""
     for composite in composites:
         node = trace.nodes[composite.site]
@@ -99,24 +109,26 @@ def open_composites(trace: Any, composites: list[Composite]) -> None:
             trace.plate_to_symbol[composite.time] = composite.time
 
 
-def emits_at_once(fn: Any) -> bool:
+def emits_at_once(fn: Distribution) -> bool:
     """Whether the first state of a chain emits; see ``Composite.at_once``."""
     return bool(getattr(type(fn), "emits_at_once", False))
 
 
-def bare(fn: Any) -> tuple[Any, Tensor | None]:
+def bare(fn: Distribution) -> tuple[Distribution, Tensor | None]:
     """A distribution without masks around it, and their product."""
     mask = None
     while isinstance(fn, MaskedDistribution):
-        own = torch.as_tensor(fn._mask)
-        mask = own if mask is None else mask & own
+        outer = torch.as_tensor(fn._mask)
+        mask = outer if mask is None else mask & outer
         fn = fn.base_dist
     return fn, mask
 
 
-def _chain(composite: Composite, node: Any) -> Mapping[str, Any]:
+def _chain(composite: Composite, node: TraceNode) -> Mapping[str, TraceNode]:
     fn, mask = bare(node["fn"])
-    symbols, values = _symbols(node), torch.arange(fn.initial_logits.shape[-1])
+    assert isinstance(fn, dist.DiscreteHMM)
+    assert composite.steps is not None
+    symbols, values = symbols_of(node), torch.arange(fn.initial_logits.shape[-1])
     first = dist.Categorical(logits=fn.initial_logits, validate_args=False)
     move = dist.Categorical(logits=fn.transition_logits, validate_args=False)
     emission = fn.observation_dist
@@ -124,8 +136,7 @@ def _chain(composite: Composite, node: Any) -> Mapping[str, Any]:
     outer = {-1: composite.symbol, -2: composite.time, **_moved(symbols, 2)}
     data = _part(node, emission, node["value"].unsqueeze(-1 - emission.event_dim), outer, 2)
     data["mask"] = _joined((node["mask"], mask), 2)
-    assert composite.steps is not None
-    time = CondIndepStackFrame(composite.time, -2, composite.steps, 0)
+    time = made_frame(composite.time, -2, composite.steps)
     data["cond_indep_stack"] = (*data["cond_indep_stack"], time)
     # A chain without data has no steps: its states need no mask.
     return {
@@ -135,9 +146,10 @@ def _chain(composite: Composite, node: Any) -> Mapping[str, Any]:
     }
 
 
-def _mixture(composite: Composite, node: Any) -> Mapping[str, Any]:
+def _mixture(composite: Composite, node: TraceNode) -> Mapping[str, TraceNode]:
     fn, mask = bare(node["fn"])
-    symbols = _symbols(node)
+    assert isinstance(fn, dist.MixtureSameFamily)
+    symbols = symbols_of(node)
     weights = _exact(fn.mixture_distribution)
     values = torch.arange(weights._num_events)
     choice = _latent(composite, node, weights, values, symbols, 0)
@@ -149,7 +161,7 @@ def _mixture(composite: Composite, node: Any) -> Mapping[str, Any]:
     return {composite.latent: choice, composite.site: data}
 
 
-def _exact(weights: Any) -> Any:
+def _exact(weights: dist.Categorical) -> dist.Categorical:
     """Weights as they were given: made into logits, a probability of zero is not quite zero."""
     if "probs" in vars(weights):
         return dist.Categorical(probs=weights.probs, validate_args=False)
@@ -157,8 +169,13 @@ def _exact(weights: Any) -> Any:
 
 
 def _latent(
-    composite: Composite, node: Any, fn: Any, values: Tensor, symbols: Mapping[int, str], shift: int
-) -> dict[str, Any]:
+    composite: Composite,
+    node: TraceNode,
+    fn: dist.Categorical,
+    values: Tensor,
+    symbols: Mapping[int, str],
+    shift: int,
+) -> TraceNode:
     """A latent part, its values in a dim left of all others."""
     left = 1 + max(len(fn.batch_shape), *(-dim for dim in symbols), 0)
     named = {**symbols, -left: composite.symbol}
@@ -169,10 +186,9 @@ def _latent(
 
 
 def _part(
-    node: Any, fn: Any, value: Tensor, symbols: Mapping[int, str], shift: int
-) -> dict[str, Any]:
+    node: TraceNode, fn: Distribution, value: Tensor, symbols: Mapping[int, str], shift: int
+) -> TraceNode:
     """A part of a site, its plates ``shift`` dims further left."""
-    frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
     scale = torch.as_tensor(node["scale"])
     return {
         "type": "sample",
@@ -182,23 +198,20 @@ def _part(
         "mask": None,
         "scale": append_dims(scale, shift) if scale.dim() else scale,
         "is_observed": True,
-        "cond_indep_stack": tuple(frame._replace(dim=frame.dim - shift) for frame in frames),
+        "cond_indep_stack": tuple(
+            plate._replace(dim=plate.dim - shift) for plate in plates_of(node)
+        ),
     }
 
 
-def _joined(masks: tuple[Any, ...], shift: int) -> Tensor | None:
+def _joined(masks: tuple[Mask, ...], shift: int) -> Tensor | None:
     """The product of masks, with ``shift`` new dims on the right."""
     joint = None
-    for own in masks:
-        if own is not None and own is not True:
-            seen = torch.as_tensor(own)
-            joint = seen if joint is None else joint & seen
+    for mask in masks:
+        if mask is not None and mask is not True:
+            inside = torch.as_tensor(mask)
+            joint = inside if joint is None else joint & inside
     return None if joint is None else append_dims(joint, shift)
-
-
-def _symbols(node: Any) -> dict[int, str]:
-    found: dict[int, str] = node["infer"].get("_dim_to_symbol", {})
-    return found
 
 
 def _moved(symbols: Mapping[int, str], by: int) -> dict[int, str]:

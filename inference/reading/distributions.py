@@ -1,6 +1,6 @@
 """Takes distributions apart: the arguments from which each can be rebuilt."""
 
-from typing import Any
+from collections.abc import Mapping
 
 import pyro.distributions as dist
 import torch
@@ -8,20 +8,24 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference.families.discrete import COUNTED
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.reading.unwrapping import MATRICES, given_arguments
 
-__all__ = ["arguments_of"]
+__all__ = ["Alternatives", "arguments_of"]
 
 
-def arguments_of(base: Any) -> dict[str, list[tuple[str, int, Tensor]]]:
+Alternatives = Mapping[str, list[tuple[str, int, Tensor]]]
+
+
+def arguments_of(base: Distribution) -> Alternatives:
     """Each constructor argument: its alternatives as (domain, event dims, value), best first."""
     if isinstance(base, COUNTED):
         return {"probs": [("simplex", 1, base.probs)]}
     if isinstance(base, (dist.Bernoulli, dist.Geometric, dist.Binomial)):
-        found = {"probs": [("unit", 0, base.probs)]}
+        arguments = {"probs": [("unit", 0, base.probs)]}
         if isinstance(base, dist.Binomial):
-            found["total_count"] = [("real", 0, base.total_count.to(base.probs.dtype))]
-        return found
+            arguments["total_count"] = [("real", 0, base.total_count.to(base.probs.dtype))]
+        return arguments
     if isinstance(base, dist.MultivariateNormal):
         given = next(name for name in MATRICES if name in base.__dict__)
         names = (given, *(name for name in MATRICES if name != given))
@@ -35,7 +39,7 @@ def arguments_of(base: Any) -> dict[str, list[tuple[str, int, Tensor]]]:
     }
 
 
-def _domain(constraint: Any) -> str:
+def _domain(constraint: constraints.Constraint) -> str:
     if constraint.event_dim == 2:
         return "matrix"
     if constraint.event_dim == 1:

@@ -9,8 +9,7 @@ copy of the data with which a later run would have to be compared.
 
 import hashlib
 import pickle
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,8 +35,7 @@ def fingerprint(structure: Structure) -> bytes | None:
         trace = structure.trace(probe_values(structure, 0))
         digest = _Digest()
         digest.add(tuple(structure.arguments))
-        nodes: dict[str, Any] = dict(trace.nodes)
-        for name, site in nodes.items():
+        for name, site in trace.nodes.items():
             digest.add(name)
             # The function behind a pyro.param statement is Pyro's own.
             parts = [part for part in PARTS if part != "fn" or site["type"] == "sample"]
@@ -55,7 +53,7 @@ class _Digest:
         self.hash = hashlib.blake2b(digest_size=32)
         self.open: set[int] = set()
 
-    def add(self, value: Any) -> None:
+    def add(self, value: object) -> None:
         """Adds a value.
 
         Raises:
@@ -80,12 +78,12 @@ class _Digest:
     def _write(self, text: str) -> None:
         self.hash.update(f"{len(text)}:{text}".encode())
 
-    def _many(self, values: Any) -> None:
+    def _many(self, values: Sequence[object]) -> None:
         self._write(str(len(values)))
         for value in values:
             self.add(value)
 
-    def _object(self, value: Any) -> None:
+    def _object(self, value: object) -> None:
         if id(value) in self.open:  # it holds itself
             return
         self.open.add(id(value))
@@ -104,7 +102,7 @@ class _Digest:
         else:
             self._many([value.ccol_indices(), value.row_indices(), value.values()])
 
-    def _array(self, value: Any) -> None:
+    def _array(self, value: np.ndarray) -> None:
         if value.dtype.hasobject:  # its bytes are addresses
             self._many(value.ravel().tolist())
             return

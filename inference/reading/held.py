@@ -9,28 +9,23 @@ series of data (``x_0`` before ``x_1``, ``x_2``, ...).
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from pyro.poutine.condition_messenger import ConditionMessenger
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
+from ember.inference.numerics.shapes import varies_outside_plates
 from ember.inference.parameters.supports import shown
 from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.sequences import base_name
+from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace, TraceNode, is_subsample
 from ember.inference.reading.unwrapping import given_arguments, unwrap
 
-__all__ = ["held_density", "held_sites", "is_conditioned", "prior_sources"]
-
-
-def is_conditioned(name: str) -> bool:
-    """Whether a ``pyro.condition`` around the running model gives a site its value."""
-    return any(isinstance(m, ConditionMessenger) and name in m.data for m in _PYRO_STACK)
+__all__ = ["held_density", "held_sites", "prior_sources"]
 
 
 def held_sites(
-    structure: Any, candidates: Sequence[str], params: Mapping[str, Tensor], plain: Any
+    structure: Structure, candidates: Sequence[str], params: Mapping[str, Tensor], plain: Trace
 ) -> tuple[str, ...]:
     """Those of the conditioned sites that are held parameters, in the model's order.
 
@@ -58,14 +53,14 @@ def held_sites(
     return tuple(held)
 
 
-def prior_sources(structure: Any, params: Mapping[str, Tensor], name: str) -> set[str]:
+def prior_sources(structure: Structure, params: Mapping[str, Tensor], name: str) -> set[str]:
     """The parameters that the density of a parameter's own site depends on."""
     return _graph(structure, params, {})[1][name]
 
 
 def _graph(
-    structure: Any, params: Mapping[str, Tensor], values: Mapping[str, Tensor]
-) -> tuple[Mapping[str, Any], dict[str, set[str]]]:
+    structure: Structure, params: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> tuple[Mapping[str, TraceNode], dict[str, set[str]]]:
     """The sites of a run, and for each the parameters and given sites that its density reads."""
     leaves = {n: v.detach().clone().requires_grad_() for n, v in {**params, **values}.items()}
     with torch.enable_grad(), warnings.catch_warnings():
@@ -74,35 +69,30 @@ def _graph(
     return nodes, _sources(nodes, {id(leaf): name for name, leaf in leaves.items()})
 
 
-def _sources(nodes: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, set[str]]:
+def _sources(nodes: Mapping[str, TraceNode], names: Mapping[int, str]) -> dict[str, set[str]]:
     """For each sample site the other sites that its density depends on."""
-    found = {}
+    sources = {}
     for name, node in nodes.items():
-        if node["type"] == "sample" and not _is_subsample(node):
+        if node["type"] == "sample" and not is_subsample(node):
             leaves = leaves_of(*_made_from(node))
-            found[name] = {names[leaf] for leaf in leaves if leaf in names} - {name}
-    return found
+            sources[name] = {names[leaf] for leaf in leaves if leaf in names} - {name}
+    return sources
 
 
-def _is_subsample(node: Any) -> bool:
-    return type(node["fn"]).__name__ == "_Subsample"
-
-
-def _made_from(node: Any) -> list[Tensor]:
+def _made_from(node: TraceNode) -> list[Tensor]:
     """The tensors that decide on the density of a site."""
     unwrapped = unwrap(node["fn"])
-    tensors: list[Any] = [value for _, value in given_arguments(unwrapped.base).values()]
+    tensors: list[object] = [value for _, value in given_arguments(unwrapped.base).values()]
     tensors += [node["value"], node["mask"], node["scale"]]
     return [each for each in tensors if isinstance(each, Tensor) and each.requires_grad]
 
 
-def _varies(node: Any, nesting: int) -> bool:
+def _varies(node: TraceNode, nesting: int) -> bool:
     """Whether a site has dims of enumerated latents."""
-    shape: torch.Size = node["fn"].batch_shape
-    return shape[: max(0, len(shape) - nesting)].numel() > 1
+    return varies_outside_plates(node["fn"].batch_shape, nesting)
 
 
-def _check(name: str, site: Any) -> None:
+def _check(name: str, site: TraceNode) -> None:
     """Refuses values of held parameters that their sites do not admit."""
     fn, value = site["fn"], site["value"]
     if bool(value.isnan().any()) or not bool(torch.as_tensor(fn.support.check(value)).all()):
@@ -112,7 +102,7 @@ def _check(name: str, site: Any) -> None:
         )
 
 
-def held_density(trace: Any, names: Sequence[str]) -> float:
+def held_density(trace: Trace, names: Sequence[str]) -> float:
     """The log prior density of held parameters: a constant, left out where it is infinite.
 
     A transition that is held at zero has prior density zero; the posterior of all else given it is
@@ -123,6 +113,6 @@ def held_density(trace: Any, names: Sequence[str]) -> float:
         node = trace.nodes[name]
         log_prob = node["fn"].log_prob(node["value"])
         mask = torch.as_tensor(True if node["mask"] is None else node["mask"])
-        own = float((torch.where(mask, log_prob, 0.0) * node["scale"]).sum())
-        total += own if abs(own) < float("inf") else 0.0
+        log_density = float((torch.where(mask, log_prob, 0.0) * node["scale"]).sum())
+        total += log_density if abs(log_density) < float("inf") else 0.0
     return total

@@ -10,7 +10,6 @@ those of the map. What the model cuts off from the gradient is not judged.
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.supports import is_real
 from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import TraceNode
 from ember.inference.reading.unwrapping import MATRICES, given_arguments, unwrap
 
 __all__ = ["Gradients"]
@@ -32,7 +32,7 @@ ROUNDING = 1e-12  # of a shift of all logits, in which the normaliser leaves its
 LEAST = -30.0  # in free numbers: a positive parameter of 1e-13
 ALTERNATIVES = {"probs": ("probs", "logits"), "matrix": MATRICES}
 Params = Mapping[str, Tensor]
-Found = ArgumentMap | AffineMap
+Map = ArgumentMap | AffineMap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Run:
 
     free: dict[str, Tensor]
     params: dict[str, Tensor]
-    nodes: Any
+    nodes: Mapping[str, TraceNode]
 
 
 class Gradients:
@@ -60,24 +60,24 @@ class Gradients:
         self.points = (free, {**free, **real}, {**least, **real})
         self._done: dict[int, _Run | None] = {}
 
-    def hides(self, site: str, argument: str, by: str, found: Found) -> bool:
+    def hides(self, site: str, argument: str, by: str, argument_map: Map) -> bool:
         """Whether an argument depends on the parameters in other ways than its map says.
 
         Args:
             site: The site.
             argument: The name of the argument that was read.
             by: The name by which the map gives it.
-            found: The map.
+            argument_map: The map.
         """
         run = self._run(0)
         if run is None or not run.free:
             return False
         reached = _reached(run, site, argument)
-        if reached <= set(found.sources) and _is_plain(found):
+        if reached <= set(argument_map.sources) and _is_plain(argument_map):
             return False
         runs = (self._run(i) for i in range(len(self.points)))
         return any(
-            _differs(each, _functions(each, site, argument, by, found))
+            _differs(each, _functions(each, site, argument, by, argument_map))
             for each in runs
             if each is not None
         )
@@ -111,41 +111,43 @@ def _reached(run: _Run, site: str, argument: str) -> set[str]:
     return {name for name, value in run.free.items() if id(value) in leaves}
 
 
-def _is_plain(found: Found) -> bool:
+def _is_plain(argument_map: Map) -> bool:
     """Whether a map gathers the entries of one parameter as they are: the common case."""
-    if found.is_constant:
+    if argument_map.is_constant:
         return True
-    if isinstance(found, AffineMap) or len(found.sources) > 1:
+    if isinstance(argument_map, AffineMap) or len(argument_map.sources) > 1:
         return False
-    return bool((found.coefficient == 1.0).all()) and not bool(found.offset.any())
+    return bool((argument_map.coefficient == 1.0).all()) and not bool(argument_map.offset.any())
 
 
 def _functions(
-    run: _Run, site: str, argument: str, by: str, found: Found
+    run: _Run, site: str, argument: str, by: str, argument_map: Map
 ) -> Iterator[tuple[Tensor, Tensor | None, float]]:
     """The argument as the model and as the map have it, and the rounding of a slope.
 
     A probability near one, or a positive number of unlike rows, is looked at in two ways.
     """
     base = unwrap(run.nodes[site]["fn"]).base
-    logits = "logits" in base.__dict__ and argument == "probs"
+    has_logits = "logits" in base.__dict__ and argument == "probs"
     with torch.enable_grad():
-        if found.is_constant:
-            seen = base.logits if logits else getattr(base, by)
-            yield seen, None, ROUNDING if isinstance(base, COUNTED) else 0.0
+        if argument_map.is_constant:
+            actual = getattr(base, "logits" if has_logits else by)
+            yield actual, None, ROUNDING if isinstance(base, COUNTED) else 0.0
             return
-        told = found.evaluate(run.params)
+        mapped = argument_map.evaluate(run.params)
         if isinstance(base, COUNTED):
             if by == "logits":
-                yield _centred(base.logits), _centred(told), ROUNDING
+                yield _centred(base.logits), _centred(mapped), ROUNDING
             else:
-                yield base.probs, told, ROUNDING
+                yield base.probs, mapped, ROUNDING
             return
-        yield getattr(base, by), told, 0.0
-        if logits and by == "probs" and found.space == "logit":
-            yield base.logits, dataclasses.replace(found, space="raw").evaluate(run.params), 0.0
-        if found.domain == "positive":
-            yield getattr(base, by).log(), told.log(), 0.0
+        actual = getattr(base, by)
+        yield actual, mapped, 0.0
+        if has_logits and by == "probs" and argument_map.space == "logit":
+            raw = dataclasses.replace(argument_map, space="raw")
+            yield vars(base)["logits"], raw.evaluate(run.params), 0.0
+        if argument_map.domain == "positive":
+            yield actual.log(), mapped.log(), 0.0
 
 
 def _centred(logits: Tensor) -> Tensor:
@@ -153,19 +155,21 @@ def _centred(logits: Tensor) -> Tensor:
 
 
 def _differs(run: _Run, functions: Iterator[tuple[Tensor, Tensor | None, float]]) -> bool:
-    for seen, told, rounding in functions:
-        if not seen.requires_grad:
+    for actual, mapped, rounding in functions:
+        if not actual.requires_grad:
             continue
-        seen = unexpanded(seen)
-        if told is not None:
-            seen, told = torch.broadcast_tensors(seen, told)
+        actual = unexpanded(actual)
+        if mapped is not None:
+            actual, mapped = torch.broadcast_tensors(actual, mapped)
         generator = torch.Generator().manual_seed(0)
-        weights = torch.rand(seen.shape, generator=generator, dtype=torch.float64) + 0.5
-        true = _slopes((weights * seen).sum(), run.free)
-        read = None if told is None else _slopes((weights * told).sum(), run.free)
+        weights = torch.rand(actual.shape, generator=generator, dtype=torch.float64) + 0.5
+        slopes = _slopes((weights * actual).sum(), run.free)
+        if mapped is None:
+            slopes_of_map: Sequence[Tensor | None] = [None] * len(slopes)
+        else:
+            slopes_of_map = _slopes((weights * mapped).sum(), run.free)
         least = rounding * float(weights.sum())
-        for i, one in enumerate(true):
-            other = torch.zeros(()) if read is None or read[i] is None else read[i]
+        for one, other in zip(slopes, slopes_of_map, strict=True):
             if one is not None and not _agree(one, other, least):
                 return True
     return False
@@ -177,8 +181,9 @@ def _slopes(total: Tensor, free: Params) -> Sequence[Tensor | None]:
     return torch.autograd.grad(total, list(free.values()), allow_unused=True, retain_graph=True)
 
 
-def _agree(one: Tensor, other: Any, least: float) -> bool:
+def _agree(one: Tensor, other: Tensor | None, least: float) -> bool:
     """Whether slopes are the same, those left aside that overflow or that the model has not."""
+    other = torch.zeros(()) if other is None else other
     error = (one - other).abs()
     slack = TOLERANCE * torch.maximum(one.abs(), other.abs()) + least
     return bool(((error <= slack) | (one == 0.0) | ~error.isfinite()).all())

@@ -6,8 +6,7 @@ the end of a sequence, rows whose label is known) it sums to one, and is left ou
 counts would tell the M-step nothing, but slow it down as missing data do.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from ember.inference.numerics.observed_density import observed_log_prob
 from ember.inference.numerics.shapes import append_dims
 from ember.inference.reading.site import finish
 from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Mask, Trace, TraceNode, plates_of, symbols_of
 from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["full_mask", "idle_entries"]
@@ -25,7 +25,7 @@ ENOUGH = 2  # runs to look at
 SAME = 1e-12  # relative
 
 
-def full_mask(inside: Tensor | None, outside: Any, inner: int) -> Tensor | None:
+def full_mask(inside: Tensor | None, outside: Mask, inner: int) -> Tensor | None:
     """Masks of the distribution and of ``poutine.mask`` as one, over outer and event dims."""
     if outside is None or outside is True:
         return inside
@@ -33,7 +33,7 @@ def full_mask(inside: Tensor | None, outside: Any, inner: int) -> Tensor | None:
     return full if inside is None else full & inside
 
 
-def idle_entries(structure: Structure, traces: Sequence[Any]) -> dict[str, Tensor]:
+def idle_entries(structure: Structure, traces: Sequence[Trace]) -> dict[str, Tensor]:
     """For each latent under ``poutine.mask`` the entries that make no difference.
 
     Args:
@@ -43,49 +43,44 @@ def idle_entries(structure: Structure, traces: Sequence[Any]) -> dict[str, Tenso
     Returns:
         Site name to a mask over batch dims; latents without idle entries are left out.
     """
-    found: dict[str, Tensor] = {}
+    idle: dict[str, Tensor] = {}
     hidden = {c.latent for c in structure.composites}
     nodes = traces[0].nodes if traces else {}
     masked = [n for n in structure.latent if n in nodes and n not in hidden and _masked(nodes[n])]
     if not masked:
-        return found
+        return idle
     below = _below(structure, traces[0])
     for name in reversed(masked):  # a latent that depends on others comes after them
         node = nodes[name]
-        idle = _on_plates(~torch.as_tensor(node["mask"]), node)
+        entries = _on_plates(~torch.as_tensor(node["mask"]), node)
         for other in below[node["infer"]["_enumerate_symbol"]]:
             if other != name:
                 for trace in traces[:ENOUGH]:
-                    idle = idle & _unmoved(trace.nodes[other], node, found.get(other))
-        if bool(idle.any()):
-            found[name] = idle
-    return found
+                    entries = entries & _unmoved(trace.nodes[other], node, idle.get(other))
+        if bool(entries.any()):
+            idle[name] = entries
+    return idle
 
 
-def _masked(node: Any) -> bool:
+def _masked(node: TraceNode) -> bool:
     """Whether a latent is under ``poutine.mask`` alone: its distribution's own mask counts."""
     outside = node["mask"] is not None and node["mask"] is not True
     return outside and unwrap(node["fn"]).mask is None
 
 
-def _below(structure: Structure, trace: Any) -> dict[str, list[str]]:
+def _below(structure: Structure, trace: Trace) -> dict[str, list[str]]:
     """The sites at which the dim of each latent is known."""
-    found: dict[str, list[str]] = {}
+    below: dict[str, list[str]] = {}
     for name in structure.factor_names:
-        for symbol in _symbols(trace.nodes[name]).values():
-            found.setdefault(symbol, []).append(name)
-    return found
+        for symbol in symbols_of(trace.nodes[name]).values():
+            below.setdefault(symbol, []).append(name)
+    return below
 
 
-def _symbols(node: Any) -> Mapping[int, str]:
-    symbols: Mapping[int, str] = node["infer"].get("_dim_to_symbol", {})
-    return symbols
-
-
-def _unmoved(node: Any, latent: Any, idle: Tensor | None) -> Tensor:
+def _unmoved(node: TraceNode, latent: TraceNode, idle: Tensor | None) -> Tensor:
     """Where a site has one density for all values of a latent, over the latent's plates."""
     symbol = latent["infer"]["_enumerate_symbol"]
-    dims = {s: dim for dim, s in _symbols(node).items()}
+    dims = {s: dim for dim, s in symbols_of(node).items()}
     log_prob = _log_prob(node)
     rank = -min(dims.values())
     log_prob = log_prob.reshape((*(1,) * (rank - log_prob.dim()), *log_prob.shape))
@@ -97,9 +92,9 @@ def _unmoved(node: Any, latent: Any, idle: Tensor | None) -> Tensor:
     return _on_plates(same, latent)
 
 
-def _on_plates(which: Tensor, latent: Any) -> Tensor:
+def _on_plates(which: Tensor, latent: TraceNode) -> Tensor:
     """What holds all over the dims that are none of a latent's plates."""
-    kept = {frame.dim for frame in latent["cond_indep_stack"] if frame.vectorized}
+    kept = {plate.dim for plate in plates_of(latent)}
     for dim in range(-which.dim(), 0):
         if dim not in kept:
             which = which.all(dim, keepdim=True)
@@ -107,7 +102,7 @@ def _on_plates(which: Tensor, latent: Any) -> Tensor:
     return which.reshape(which.shape[which.dim() - rank :])
 
 
-def _log_prob(node: Any) -> Tensor:
+def _log_prob(node: TraceNode) -> Tensor:
     """The log density of a site as Pyro sums it, masks of data included."""
     unwrapped = unwrap(node["fn"])
     inner = node["fn"].event_shape[: unwrapped.reinterpreted]

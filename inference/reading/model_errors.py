@@ -3,15 +3,27 @@
 import contextlib
 import traceback
 from collections.abc import Iterator
-from typing import Any
 
-from ember.inference.reading.checks.enumeration import ROW_BY_ROW
+from ember.inference.inputs.arguments import Model
 
-__all__ = ["enumeration_errors", "plain_errors", "tidy_errors", "unevaluated", "unreadable"]
+__all__ = [
+    "ROW_BY_ROW",
+    "enumeration_errors",
+    "plain_errors",
+    "tidy_errors",
+    "unevaluated",
+    "unreadable",
+]
+
+
+ROW_BY_ROW = (
+    "combine them by broadcasting (z, table[z] or torch.where), never by unsqueeze, reshape, sum "
+    "or max; where rows of one plate meet, make each a site of its own (for i in pyro.plate(...))"
+)
 
 
 @contextlib.contextmanager
-def tidy_errors(model: Any, when: str) -> Iterator[None]:
+def tidy_errors(model: Model, when: str) -> Iterator[None]:
     """Reports whatever a user's model raises as one sentence."""
     try:
         yield
@@ -55,7 +67,7 @@ def tidy_errors(model: Any, when: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plain_errors(model: Any) -> Iterator[None]:
+def plain_errors(model: Model) -> Iterator[None]:
     """Reports what a model finds fault with in parameters, not in what it is called with."""
     try:
         yield
@@ -67,7 +79,7 @@ def plain_errors(model: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def enumeration_errors(model: Any) -> Iterator[None]:
+def enumeration_errors(model: Model) -> Iterator[None]:
     """Reports whatever goes wrong where latents take all their values and nowhere before."""
     try:
         yield
@@ -77,7 +89,7 @@ def enumeration_errors(model: Any) -> Iterator[None]:
         raise ValueError(unreadable(model, error)) from error
 
 
-def unreadable(model: Any, error: Exception) -> str:
+def unreadable(model: Model, error: Exception) -> str:
     """One sentence for a model that runs on draws of its latents, but not on one value for all."""
     return (
         "the model cannot be run with the values of its latent sites in a dim of their own "
@@ -90,7 +102,7 @@ def _without_numbers(text: str) -> str:
     return text.split("Trace Shapes:")[0].split(", but found invalid values:")[0]
 
 
-def unevaluated(model: Any, error: Exception) -> str:
+def unevaluated(model: Model, error: Exception) -> str:
     """One sentence for a start at which a model fails that runs elsewhere."""
     return (
         f"the model cannot be evaluated at the starting parameters ({_reason(model, error)}); "
@@ -99,7 +111,7 @@ def unevaluated(model: Any, error: Exception) -> str:
     )
 
 
-def _reason(model: Any, error: Exception) -> str:
+def _reason(model: Model, error: Exception) -> str:
     """The kind of an error, its first line, and the model's line at which it arose."""
     text = str(error).strip()
     reason = f": {text.splitlines()[0].rstrip('.')}" if text else ""
@@ -108,7 +120,7 @@ def _reason(model: Any, error: Exception) -> str:
     return f"{type(error).__name__.lstrip('_')}{reason}{where}"
 
 
-def _line_of(model: Any, error: BaseException) -> str:
+def _line_of(model: Model, error: BaseException) -> str:
     """The line of the model's own source at which an error arose; it shows the site's name."""
     file = getattr(getattr(model, "__code__", None), "co_filename", None)
     lines = [f.line for f in traceback.extract_tb(error.__traceback__) if f.filename == file]

@@ -1,7 +1,6 @@
 """Sites that only the model can evaluate: their log probability, and what they depend on."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch import Tensor
 from ember.inference.numerics.observed_density import observed_log_prob
 from ember.inference.reading.site import Site, fill_masked, finish
 from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace
 from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["factor_dims", "model_dependencies", "model_log_prob"]
@@ -22,22 +22,24 @@ def model_dependencies(structure: Structure, sites: Mapping[str, Site]) -> dict[
         params = {
             name: p.start.clone().requires_grad_() for name, p in structure.parameters.items()
         }
-        trace: Any = structure.trace(params)
-        found: dict[str, set[str]] = {}
+        trace = structure.trace(params)
+        dependencies: dict[str, set[str]] = {}
         for name, site in sites.items():
             others = {n: value for n, value in params.items() if n != name}
             total = model_log_prob(site, trace).sum()
             if not total.requires_grad or not others:
-                found[name] = set()
+                dependencies[name] = set()
                 continue
             gradients = torch.autograd.grad(
                 total, list(others.values()), allow_unused=True, retain_graph=True
             )
-            found[name] = {n for n, g in zip(others, gradients, strict=True) if g is not None}
-    return found
+            dependencies[name] = {
+                n for n, g in zip(others, gradients, strict=True) if g is not None
+            }
+    return dependencies
 
 
-def factor_dims(site: Site, trace: Any) -> tuple[str, ...]:
+def factor_dims(site: Site, trace: Trace) -> tuple[str, ...]:
     """The named dims of a site's log probability, from one evaluation."""
     with torch.no_grad():
         if site.density is not None:
@@ -52,7 +54,7 @@ def factor_dims(site: Site, trace: Any) -> tuple[str, ...]:
     return site.layout.pack(log_prob)[1]
 
 
-def model_log_prob(site: Site, trace: Any) -> Tensor:
+def model_log_prob(site: Site, trace: Trace) -> Tensor:
     """A site's log probability from a run of the model, masked latents summing to one."""
     node = trace.nodes[site.name]
     unwrapped = unwrap(node["fn"])

@@ -14,20 +14,27 @@ data have missing data; and where the states of some steps are given, these are 
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import joint_shape
 from ember.inference.reading.checks.sites import check_observed
+from ember.inference.reading.trace import (
+    Infer,
+    Trace,
+    TraceNode,
+    is_computed,
+    plates_of,
+    symbols_of,
+)
 from ember.inference.reading.unwrapping import unwrap
 
-__all__ = ["LABEL", "Partly", "dims_of_latents", "find_given", "find_partly_observed", "nothing"]
+__all__ = ["Partly", "dims_of_latents", "find_given", "find_partly_observed", "nothing"]
 
 
-LABEL = "_given"  # where a run keeps what a latent is known to be
 _NUMBER = re.compile(r"\d+(?=\D*$)")
 
 
@@ -61,7 +68,7 @@ class Partly:
         """Observed sites that say what a latent is."""
         return frozenset(map(_shown, (*self.latents, *self.given)))
 
-    def merge(self, trace: Any) -> None:
+    def merge(self, trace: Trace) -> None:
         """Makes one site of each two in a run, in place."""
         if not (self.latents or self.data or self.missing or self.given):
             return
@@ -79,13 +86,13 @@ class Partly:
             elif name in self.missing:
                 trace.nodes[name] = {**node, "value": nothing(node), "is_observed": True}
             elif name in self.given:
-                label = node["infer"].get(LABEL, node["value"])
+                label = node["infer"].get("_given", node["value"])
                 trace.nodes[name] = {**node, "is_observed": False}
                 trace.nodes[_shown(name)] = _channel({**node, "value": label}, node)
             elif name not in parts:
                 trace.nodes[name] = node
 
-    def check_leaves(self, trace: Any) -> None:
+    def check_leaves(self, trace: Trace) -> None:
         """Refuses missing data that other sites depend on.
 
         Raises:
@@ -94,7 +101,7 @@ class Partly:
         if not self.undrawn:
             return
         for name, node in trace.nodes.items():
-            if node["type"] != "sample" or node["infer"].get("_deterministic"):
+            if node["type"] != "sample" or is_computed(node):
                 continue
             arguments = vars(unwrap(node["fn"]).base).values()
             if any(isinstance(a, Tensor) and bool(a.isnan().any()) for a in arguments):
@@ -104,9 +111,9 @@ class Partly:
                     "latents only; give those data a value, or leave the dependence out."
                 )
 
-    def restore(self, trace: Any) -> None:
+    def restore(self, trace: Trace) -> None:
         """In a run that has drawn all sites: each under its own name."""
-        nodes: dict[str, Any] = trace.nodes
+        nodes = trace.nodes
         for name in self.given:
             nodes[_shown(name)] = nodes[name]
         for name in self.latents:
@@ -115,7 +122,7 @@ class Partly:
             nodes[name] = nodes[_shown(name)]
 
 
-def find_partly_observed(plain: Any, steps: Collection[str]) -> Partly:
+def find_partly_observed(plain: Trace, steps: Collection[str]) -> Partly:
     """The sites of a plain run that are observed in part.
 
     Args:
@@ -132,7 +139,7 @@ def find_partly_observed(plain: Any, steps: Collection[str]) -> Partly:
         if node["type"] != "sample":
             continue
         shown, hidden = nodes.get(_shown(name)), nodes.get(_hidden(name))
-        if node["infer"].get("_deterministic") and shown is not None and hidden is not None:
+        if is_computed(node) and shown is not None and hidden is not None:
             if not shown["is_observed"] or hidden["is_observed"]:
                 continue
             if _is_summed(hidden["fn"]):
@@ -143,7 +150,7 @@ def find_partly_observed(plain: Any, steps: Collection[str]) -> Partly:
         elif (
             name in steps
             and not node["is_observed"]
-            and not node["infer"].get("_deterministic")
+            and not is_computed(node)
             and not _is_summed(node["fn"])
             and _NUMBER.sub("#", name) in families
         ):
@@ -152,7 +159,7 @@ def find_partly_observed(plain: Any, steps: Collection[str]) -> Partly:
 
 
 def find_given(
-    trace: Any, latent: Collection[str], observed: Collection[str], steps: Collection[str]
+    trace: Trace, latent: Collection[str], observed: Collection[str], steps: Collection[str]
 ) -> tuple[str, ...]:
     """Observed steps of a loop whose other steps are latents that sites depend on.
 
@@ -178,16 +185,16 @@ def find_given(
     )
 
 
-def dims_of_latents(node: Any) -> list[str]:
+def dims_of_latents(node: TraceNode) -> list[str]:
     """The named dims along which a site's distribution or value has entries."""
     fn, value = node["fn"], node["value"]
     shape = joint_shape(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
-    symbols = node["infer"].get("_dim_to_symbol", {})
+    symbols = symbols_of(node)
     named = ((i - len(shape), size) for i, size in enumerate(shape))
     return [symbols[dim] for dim, size in named if size > 1 and dim in symbols]
 
 
-def _is_summed(fn: Any) -> bool:
+def _is_summed(fn: Distribution) -> bool:
     return bool(fn.support.is_discrete and fn.has_enumerate_support)
 
 
@@ -199,20 +206,20 @@ def _hidden(name: str) -> str:
     return f"{name}_unobserved"
 
 
-def nothing(msg: Any) -> Tensor:
+def nothing(msg: TraceNode) -> Tensor:
     """A value that is missing throughout: an entry for each row of the site's plates."""
-    frames = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized}
-    batch = [frames.get(dim, 1) for dim in range(min(frames, default=0), 0)]
+    sizes = {plate.dim: plate.size for plate in plates_of(msg)}
+    batch = [sizes.get(dim, 1) for dim in range(min(sizes, default=0), 0)]
     return torch.full((*batch, *msg["fn"].event_shape), torch.nan, dtype=torch.float64)
 
 
-def _latent(name: str, shown: Any, hidden: Any) -> dict[str, Any]:
+def _latent(name: str, shown: TraceNode, hidden: TraceNode) -> TraceNode:
     """The latent: its mask is what both are masked by, besides by each other."""
     outer = torch.as_tensor(shown["mask"]) | torch.as_tensor(hidden["mask"])
     return {**hidden, "name": name, "mask": None if bool(outer.all()) else outer}
 
 
-def _channel(shown: Any, hidden: Any) -> dict[str, Any]:
+def _channel(shown: TraceNode, hidden: TraceNode) -> TraceNode:
     """An observed site that gives the latent away where it was observed."""
     fn = hidden["fn"]
     event = tuple(fn.event_shape)
@@ -225,24 +232,27 @@ def _channel(shown: Any, hidden: Any) -> dict[str, Any]:
     dim = hidden["infer"].get("_enumerate_dim", 0)
     exact = torch.eye(levels, dtype=torch.float64)
     exact = exact.reshape(levels, *(1,) * (-dim - 1), levels) if dim else exact[0]
-    kept = ("_dim_to_symbol", "_markov_depth")
-    infer = {key: hidden["infer"][key] for key in kept if key in hidden["infer"]}
+    infer: Infer = {}
+    if "_dim_to_symbol" in hidden["infer"]:
+        infer["_dim_to_symbol"] = hidden["infer"]["_dim_to_symbol"]
+    if "_markov_depth" in hidden["infer"]:
+        infer["_markov_depth"] = hidden["infer"]["_markov_depth"]
     return {
         **shown, "fn": dist.Categorical(probs=exact, validate_args=False), "value": codes,
         "infer": infer, "is_observed": True,
     }  # fmt: skip
 
 
-def _gappy(name: str, shown: Any, hidden: Any) -> dict[str, Any]:
+def _gappy(name: str, shown: TraceNode, hidden: TraceNode) -> TraceNode:
     """Data with missing entries."""
-    mine, other = torch.as_tensor(shown["mask"]), torch.as_tensor(hidden["mask"])
-    outer = mine | other
+    inside = torch.as_tensor(shown["mask"])
+    outer = inside | torch.as_tensor(hidden["mask"])
     fn = shown["fn"]
     value = shown["value"].to(torch.float64)
     batch = value.shape[: value.dim() - fn.event_dim]
-    full = torch.broadcast_shapes(mine.shape, batch)
+    full = torch.broadcast_shapes(inside.shape, batch)
     # Entries that another mask takes out are not there at all: what they hold makes no odds.
-    gone = (outer & ~mine).expand(full).reshape((*full, *(1,) * fn.event_dim))
+    gone = (outer & ~inside).expand(full).reshape((*full, *(1,) * fn.event_dim))
     return {
         **shown, "name": name, "value": torch.where(gone, torch.nan, value),
         "mask": None if bool(outer.all()) else outer,

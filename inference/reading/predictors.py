@@ -7,13 +7,13 @@ are: a probability near one has lost the digits that tell how near.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ember.inference.families.discrete import COUNTED
+from ember.inference.numerics.distribution import Distribution
 
 __all__ = ["Predictor", "predictors_of"]
 
@@ -36,11 +36,11 @@ class Predictor:
     by: str
     domain: str
     space: str
-    read: Callable[[Any], Tensor]
+    read: Callable[[Distribution], Tensor]
     event_dim: int = 0
 
 
-def predictors_of(base: Any, argument: str, domain: str) -> list[Predictor]:
+def predictors_of(base: Distribution, argument: str, domain: str) -> list[Predictor]:
     """The ways in which an argument may show a linear predictor, best first."""
     if isinstance(base, COUNTED):
         return [Predictor("logits", "simplex", "raw", _centred_logits, 1)]
@@ -50,7 +50,7 @@ def predictors_of(base: Any, argument: str, domain: str) -> list[Predictor]:
     return [Predictor(argument, domain, s, lambda fn: getattr(fn, argument)) for s in spaces]
 
 
-def _centred_logits(fn: Any) -> Tensor:
+def _centred_logits(fn: Distribution) -> Tensor:
     """Logits less their mean: what is left of a linear predictor by the normalisation, linear."""
     logits: Tensor = fn.logits
     return torch.as_tensor(logits - logits.mean(-1, keepdim=True))

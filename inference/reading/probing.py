@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -10,31 +10,34 @@ from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 
 from ember.inference.families.discrete import COUNTED
+from ember.inference.families.exponential_form import ExponentialForm
 from ember.inference.families.recognition import recognise
-from ember.inference.families.sticks import StickMap
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.observed_density import observed_log_prob
 from ember.inference.numerics.shapes import append_dims, compact
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
-from ember.inference.parameters.superposed_rate import SuperposedRate
+from ember.inference.parameters.map import ParameterMap
 from ember.inference.reading.checks.enumeration import check_each_value
 from ember.inference.reading.checks.repeatability import check_repeatable
-from ember.inference.reading.distributions import arguments_of
+from ember.inference.reading.distributions import Alternatives, arguments_of
 from ember.inference.reading.hidden_parameters import Gradients
 from ember.inference.reading.idle_latents import full_mask
-from ember.inference.reading.matching.affine import Moves, match_affine
+from ember.inference.reading.matching.affine import match_affine
 from ember.inference.reading.matching.arguments import (
     PROBES,
     ArgumentValues,
     match_argument,
     probe_values,
 )
+from ember.inference.reading.matching.moves import Moves
 from ember.inference.reading.matching.sticks import match_sticks
 from ember.inference.reading.matching.superposition import match_superposition
 from ember.inference.reading.predictors import predictors_of
 from ember.inference.reading.site import DistributionTemplate, NamedDims, Site, fill_masked
 from ember.inference.reading.structure import Structure
-from ember.inference.reading.unwrapping import unwrap
+from ember.inference.reading.trace import Mask, Trace, TraceNode, plates_of, symbols_of
+from ember.inference.reading.unwrapping import Unwrapped, unwrap
 
 __all__ = ["Probes", "probe", "read_site"]
 
@@ -47,7 +50,7 @@ class Probes:
     """Runs of the model at random valid parameters; empty if the model refused them."""
 
     params: list[dict[str, Tensor]]
-    traces: list[Any]
+    traces: list[Trace]
     refusal: str = ""
     moves: Moves | None = None
     gradients: Gradients | None = None
@@ -61,7 +64,7 @@ def probe(structure: Structure) -> Probes:
             values of a latent are not where Pyro enumerates them.
     """
     params = [probe_values(structure, seed) for seed in range(PROBES)]
-    traces: list[Any] = []
+    traces: list[Trace] = []
     for values in params:
         try:
             traces.append(structure.trace(values))
@@ -79,7 +82,7 @@ def probe(structure: Structure) -> Probes:
 
 
 def read_site(
-    name: str, structure: Structure, probes: Probes, start: Any, idle: Tensor | None = None
+    name: str, structure: Structure, probes: Probes, start: Trace, idle: Tensor | None = None
 ) -> Site:
     """One latent, observed or parameter site: its value, layout, mask and family.
 
@@ -99,9 +102,9 @@ def read_site(
         value.shape[: value.dim() - fn.event_dim],
         () if site["mask"] is None else torch.as_tensor(site["mask"]).shape,
     )
-    symbols = site["infer"].get("_dim_to_symbol", {})
+    symbols = symbols_of(site)
     outer = tuple(symbols.get(i - len(batch), "") for i in range(len(batch)))
-    plates = frozenset(symbols[f.dim] for f in site["cond_indep_stack"] if f.vectorized)
+    plates = frozenset(symbols[plate.dim] for plate in plates_of(site))
     inner = tuple(fn.event_shape[: unwrapped.reinterpreted]) if unwrapped.reinterpreted else ()
     if name in structure.latent and not any(c.latent == name for c in structure.composites):
         # poutine.mask takes no prior off an enumerated latent; see reading/idle_latents.py.
@@ -128,7 +131,7 @@ def read_site(
 
 
 def _missing(
-    value: Tensor, inside: Tensor | None, outside: Any, inner: int, event_dim: int
+    value: Tensor, inside: Tensor | None, outside: Mask, inner: int, event_dim: int
 ) -> Tensor | None:
     """Entries of data that are NaN or masked by the distribution, rows masked from outside aside.
 
@@ -154,17 +157,17 @@ def _at_value(mask: Tensor, value: Tensor) -> Tensor:
     return mask
 
 
-def _steps_there(fn: Any, outside: Any) -> Any:
+def _steps_there(fn: Distribution, outside: Mask) -> Mask:
     """The steps of a chain that are not masked as a whole: they are past the end of a sequence."""
     while isinstance(fn, (MaskedDistribution, ExpandedDistribution)):
         if isinstance(fn, MaskedDistribution) and fn._mask is not True:
-            own = torch.as_tensor(fn._mask)
-            outside = own if outside is None or outside is True else outside & own
+            mask = torch.as_tensor(fn._mask)
+            outside = mask if outside is None or outside is True else outside & mask
         fn = fn.base_dist
     return outside
 
 
-def _masked_log_prob(site: Any, inside: Tensor | None, mask: Tensor | None) -> float:
+def _masked_log_prob(site: TraceNode, inside: Tensor | None, mask: Tensor | None) -> float:
     """The log probability of a masked entry: a latent that is not there must still sum to one.
 
     One that its own distribution masks counts once for each of its values, as in Pyro.
@@ -183,7 +186,7 @@ def _family(
     inner: tuple[int, ...],
     mask: Tensor | None,
     masked_log_prob: float,
-) -> tuple[Any, DistributionTemplate | None, str]:
+) -> tuple[ExponentialForm | None, DistributionTemplate | None, str]:
     """The site's form and density as far as the probes reveal them, and why no further."""
     if probes.refusal:
         return None, None, probes.refusal
@@ -196,34 +199,9 @@ def _family(
         _same_value(site["value"], sites[0]["value"]) for site in sites[1:]
     ):
         return None, None, "its value depends on parameters"
-    arguments = [arguments_of(u.base) for u in unwrapped]
-    maps: dict[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate | StickMap]] = {}
-    for argument in arguments[0]:
-        found = _seen(name, argument, probes, _match(argument, arguments, structure, probes.params))
-        if found is None and type(base) is dist.Poisson:
-            superposed = match_superposition(name, structure, probes.params, probes.traces)
-            if isinstance(superposed, str):
-                return None, None, superposed
-            if superposed is not None:
-                maps[argument] = (argument, superposed)
-                continue
-        if found is None and argument == "probs" and isinstance(base, COUNTED):
-            sticks = match_sticks(name, structure, probes.params, probes.traces)
-            if sticks is not None:
-                maps[argument] = (argument, sticks)
-                continue
-        if probes.moves is not None and (found is None or _multiplies(found[1])):
-            # A number that multiplies one parameter may hide others in its rounding.
-            domain = arguments[0][argument][0][0]
-            affine = match_affine(name, predictors_of(base, argument, domain), probes.moves)
-            affine = _seen(name, argument, probes, affine)
-            if affine is not None:
-                maps[argument] = affine
-                continue
-        if found is None:
-            kind = type(base).__name__
-            return None, None, f"argument '{argument}' of {kind} is computed from parameters"
-        maps[argument] = found
+    maps = _maps(name, [u.base for u in unwrapped], structure, probes)
+    if isinstance(maps, str):
+        return None, None, maps
     rebuildable = bool(maps) or not base.arg_constraints
     if not rebuildable or (not maps and not _is_fixed(unwrapped, sites, mask)):
         return None, None, f"{type(base).__name__} cannot be rebuilt from its arguments"
@@ -237,10 +215,55 @@ def _family(
     return form, density, ""
 
 
-def _seen(
+def _maps(
+    name: str, bases: Sequence[Distribution], structure: Structure, probes: Probes
+) -> dict[str, tuple[str, ParameterMap]] | str:
+    """The map of each argument, with the name to pass it by; or why an argument has none."""
+    arguments = [arguments_of(base) for base in bases]
+    maps = {}
+    for argument in arguments[0]:
+        found = _map(name, argument, arguments, bases[0], structure, probes)
+        if isinstance(found, str):
+            return found
+        maps[argument] = found
+    return maps
+
+
+def _map(
+    name: str,
+    argument: str,
+    arguments: Sequence[Alternatives],
+    base: Distribution,
+    structure: Structure,
+    probes: Probes,
+) -> tuple[str, ParameterMap] | str:
+    """The map of one argument: of the kinds that there are, the first that describes it."""
+    gathered = _match(argument, arguments, structure, probes.params)
+    gathered = _unless_hidden(name, argument, probes, gathered)
+    if gathered is None and type(base) is dist.Poisson:
+        superposed = match_superposition(name, structure, probes.params, probes.traces)
+        if superposed is not None:
+            return superposed if isinstance(superposed, str) else (argument, superposed)
+    if gathered is None and argument == "probs" and isinstance(base, COUNTED):
+        sticks = match_sticks(name, structure, probes.params, probes.traces)
+        if sticks is not None:
+            return argument, sticks
+    if probes.moves is not None and (gathered is None or _multiplies(gathered[1])):
+        # A number that multiplies one parameter may hide others in its rounding.
+        domain = arguments[0][argument][0][0]
+        affine = match_affine(name, predictors_of(base, argument, domain), probes.moves)
+        affine = _unless_hidden(name, argument, probes, affine)
+        if affine is not None:
+            return affine
+    if gathered is None:
+        return f"argument '{argument}' of {type(base).__name__} is computed from parameters"
+    return gathered
+
+
+def _unless_hidden(
     site: str, argument: str, probes: Probes, found: tuple[str, Map] | None
 ) -> tuple[str, Map] | None:
-    """A map, unless the argument depends on more than it shows."""
+    """A map, unless the argument depends on more than its values show."""
     if found is None or probes.gradients is None:
         return found
     return None if probes.gradients.hides(site, argument, *found) else found
@@ -254,7 +277,7 @@ def _multiplies(found: ArgumentMap) -> bool:
 
 def _match(
     name: str,
-    arguments: Sequence[Mapping[str, list[tuple[str, int, Tensor]]]],
+    arguments: Sequence[Alternatives],
     structure: Structure,
     params: Sequence[Mapping[str, Tensor]],
 ) -> tuple[str, ArgumentMap] | None:
@@ -262,8 +285,8 @@ def _match(
     for i, (domain, event_dim, _) in enumerate(arguments[0][name]):
         values = [each[name][i][2] for each in arguments]
         is_matrix = name == "matrix"
-        seen = ArgumentValues("matrix" if is_matrix else domain, event_dim, _doubled(values))
-        found = match_argument(seen, structure.parameters, params)
+        probed = ArgumentValues("matrix" if is_matrix else domain, event_dim, _doubled(values))
+        found = match_argument(probed, structure.parameters, params)
         if found is not None:
             return (domain if is_matrix else name), found
     return None
@@ -282,19 +305,21 @@ def _same_value(left: Tensor, right: Tensor) -> bool:
 
 
 def _rebuilds(
-    density: DistributionTemplate, params: Mapping[str, Tensor], site: Any, seen: Any
+    density: DistributionTemplate, params: Mapping[str, Tensor], site: TraceNode, fn: Unwrapped
 ) -> bool:
     """Whether the rebuilt distribution gives the site's value the density that the model gives."""
     try:
-        value = fill_masked(site["value"], density.mask, len(seen.base.event_shape))
+        value = fill_masked(site["value"], density.mask, len(fn.base.event_shape))
         again = observed_log_prob(density.distribution(params), value)
     except (TypeError, ValueError, RuntimeError):
         return False
-    truth = observed_log_prob(seen.base, value)
+    truth = observed_log_prob(fn.base, value)
     return bool(torch.isclose(again, truth, equal_nan=True).all())
 
 
-def _is_fixed(unwrapped: Sequence[Any], sites: Sequence[Any], mask: Tensor | None) -> bool:
+def _is_fixed(
+    unwrapped: Sequence[Unwrapped], sites: Sequence[TraceNode], mask: Tensor | None
+) -> bool:
     """Whether a distribution of unknown make gives one density to one value in all runs."""
     value = fill_masked(sites[0]["value"], mask, len(unwrapped[0].base.event_shape))
     densities = [observed_log_prob(u.base, value) for u in unwrapped]

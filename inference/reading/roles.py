@@ -1,23 +1,22 @@
 """The role of a site: *observed* has data, *latent* is summed over, *parameter* is maximised."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import pyro
+import pyro.distributions as dist
 import torch
 from torch.distributions import constraints, transform_to
 
+from ember.inference.inputs.arguments import Model
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.supports import shown
 from ember.inference.reading.runs import is_continuous
+from ember.inference.reading.trace import TraceNode
 
-__all__ = ["Model", "param_parameter", "role_of", "sample_parameter"]
-
-
-Model = Callable[..., Any]
+__all__ = ["param_parameter", "role_of", "sample_parameter"]
 
 
-def role_of(name: str, site: Any, integrate: Mapping[str, Any]) -> str:
+def role_of(name: str, site: TraceNode, integrate: Mapping[str, object]) -> str:
     """The role of a sample site: "observed", "latent" or "parameter".
 
     Raises:
@@ -40,7 +39,7 @@ def role_of(name: str, site: Any, integrate: Mapping[str, Any]) -> str:
             f"site '{name}' is discrete and asks to be integrated by {how!r}; discrete latents are "
             "summed over exactly: drop the request."
         )
-    if type(fn).__name__ == "Delta":
+    if isinstance(fn, dist.Delta):
         raise ValueError(
             f"site '{name}' samples from a Delta; use pyro.deterministic for a computed value, or "
             "pyro.param for one to be estimated."
@@ -53,7 +52,7 @@ def role_of(name: str, site: Any, integrate: Mapping[str, Any]) -> str:
     return "latent"
 
 
-def param_parameter(name: str, site: Any, model: Model) -> Parameter:
+def param_parameter(name: str, site: TraceNode, model: Model) -> Parameter:
     """The parameter of a ``pyro.param`` statement."""
     # A PyroModule states its constraints to the parameter store, not at the site.
     given = site["kwargs"].get("constraint", constraints.real)
@@ -68,11 +67,11 @@ def param_parameter(name: str, site: Any, model: Model) -> Parameter:
     value = site["value"].detach().clone()
     value = value.double() if value.is_floating_point() else value
     # A PyroParam is registered as "..._unconstrained", an ordinary parameter by its own name.
-    own = isinstance(model, torch.nn.Module) and name in dict(model.named_parameters())
-    return Parameter(name, support, value.shape, (), False, value, is_module_parameter=own)
+    is_parameter = isinstance(model, torch.nn.Module) and name in dict(model.named_parameters())
+    return Parameter(name, support, value.shape, (), False, value, is_module_parameter=is_parameter)
 
 
-def sample_parameter(name: str, site: Any, plates: tuple[str, ...]) -> Parameter:
+def sample_parameter(name: str, site: TraceNode, plates: tuple[str, ...]) -> Parameter:
     """The parameter of a ``pyro.sample`` statement, which has a prior."""
     fn, value = site["fn"], site["value"]
     try:

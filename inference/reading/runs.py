@@ -5,22 +5,31 @@ other values, or are drawn anew.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
+from pyro.poutine.condition_messenger import ConditionMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.trace_struct import Trace
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import transform_to
 
 from ember.inference.inputs.shelter import declare_from_outside
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.reading.composite_draws import draw_composite
-from ember.inference.reading.held import is_conditioned
-from ember.inference.reading.partly_observed import LABEL, Partly, nothing
+from ember.inference.reading.partly_observed import Partly, nothing
+from ember.inference.reading.trace import (
+    Trace,
+    TraceNode,
+    is_computed,
+    is_factor_statement,
+    is_subsample,
+)
 from ember.inference.reading.unwrapping import unwrap
 
-__all__ = ["At", "default_value", "is_continuous", "statements"]
+__all__ = ["At", "default_value", "is_conditioned", "is_continuous", "statements"]
 
 
 class At(Messenger):
@@ -43,9 +52,9 @@ class At(Messenger):
         self.given, self.held = given or {}, held
         self.conditioned: set[str] = set()
         self.partly = partly or Partly()
-        self._whole: dict[str, Any] = {}
+        self._whole: dict[str, Tensor] = {}
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: TraceNode) -> None:
         name = msg["name"]
         if msg["is_observed"] and _is_boolean(msg):
             msg["value"] = msg["value"].long()
@@ -53,9 +62,9 @@ class At(Messenger):
             self.conditioned.add(name)
         if name in self.given and msg["is_observed"]:
             msg["value"] = self.given[name]
-        draws = self.draw_data and name not in self.held and not _is_computed(msg)
+        draws = self.draw_data and name not in self.held and not _is_statement(msg)
         if draws and msg["is_observed"]:
-            data, msg["value"] = msg["value"], None
+            data = _taken(msg)
             msg["is_observed"], msg["done"] = False, False
             draw_composite(msg, data)
             return
@@ -63,8 +72,8 @@ class At(Messenger):
             msg["value"] = self._whole[msg["name"]]  # all values, where it is known as well
             return
         if msg["name"] in self.partly.given and not self.draw_data:
-            msg["infer"].update({LABEL: msg["value"], "enumerate": "parallel"})
-            msg["value"], msg["is_observed"] = None, False
+            msg["infer"]["_given"], msg["infer"]["enumerate"] = _taken(msg), "parallel"
+            msg["is_observed"] = False
             return
         if msg["is_observed"] or msg["done"]:
             return
@@ -88,11 +97,11 @@ class At(Messenger):
         else:
             msg["value"] = default_value(msg["fn"])
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_post_sample(self, msg: TraceNode) -> None:
         if msg["name"] in self.partly.whole:
             self._whole[self.partly.whole[msg["name"]]] = msg["value"]
 
-    def _pyro_param(self, msg: Any) -> None:
+    def _pyro_param(self, msg: TraceNode) -> None:
         if len(msg["args"]) < 2 and not declare_from_outside(msg["name"]):
             raise ValueError(
                 f"pyro.param('{msg['name']}') has no initial value, and Pyro's parameter store "
@@ -103,19 +112,31 @@ class At(Messenger):
             msg["done"] = True
 
 
-def _is_boolean(site: Any) -> bool:
+def _is_boolean(site: TraceNode) -> bool:
     """Whether a site has truth values where numbers 0 and 1 are meant; Pyro itself fails there."""
     value = site["value"]
     boolean = isinstance(value, Tensor) and value.dtype is torch.bool
-    return boolean and not _is_computed(site) and not is_continuous(site["fn"])
+    return boolean and not _is_statement(site) and not is_continuous(site["fn"])
 
 
-def _is_computed(site: Any) -> bool:
+def _is_statement(site: TraceNode) -> bool:
     """Whether a site is a ``pyro.deterministic`` or ``pyro.factor`` statement: nothing to draw."""
-    return bool(site["infer"].get("_deterministic")) or type(site["fn"]).__name__ == "Unit"
+    return is_computed(site) or is_factor_statement(site["fn"])
 
 
-def default_value(fn: TorchDistributionMixin) -> Tensor:
+def _taken(msg: TraceNode) -> Tensor:
+    """The value of a site, which has none afterwards: Pyro then finds one."""
+    value = msg["value"]
+    msg["value"] = None  # type: ignore[typeddict-item]
+    return value
+
+
+def is_conditioned(name: str) -> bool:
+    """Whether a ``pyro.condition`` around the running model gives a site its value."""
+    return any(isinstance(m, ConditionMessenger) and name in m.data for m in _PYRO_STACK)
+
+
+def default_value(fn: Distribution) -> Tensor:
     """A valid, unremarkable value of a continuous distribution: its mean where that exists."""
     shape = fn.shape()
     try:
@@ -129,33 +150,32 @@ def default_value(fn: TorchDistributionMixin) -> Tensor:
     return middle.expand(shape).clone()
 
 
-def statements(trace: Trace) -> Iterator[tuple[str, Any]]:
+def statements(trace: Trace) -> Iterator[tuple[str, TraceNode]]:
     """The sites that carry a density or a parameter, in the model's order."""
-    site: Any
     for name, site in trace.nodes.items():
-        if site["type"] == "param":
+        if site["type"] == "param" or (
+            site["type"] == "sample" and not is_subsample(site) and not _is_deterministic(site)
+        ):
             yield name, site
-        elif site["type"] == "sample":
-            subsample = type(site["fn"]).__name__ == "_Subsample"
-            if not subsample and not _is_deterministic(site):
-                yield name, site
 
 
-def _is_deterministic(site: Any) -> bool:
+def _is_deterministic(site: TraceNode) -> bool:
     """Whether a site only shows a computed value: ``pyro.deterministic``, or what amounts to it."""
-    if site["infer"].get("_deterministic"):
+    if is_computed(site):
         return True
     fn = unwrap(site["fn"]).base
-    if not site["is_observed"] or type(fn).__name__ != "Delta" or bool((fn.log_density != 0).any()):
+    if not site["is_observed"] or not isinstance(fn, dist.Delta):
+        return False
+    if bool((fn.log_density != 0).any()):
         return False
     v, value = torch.broadcast_tensors(fn.v, site["value"])
     return torch.equal(v, value)
 
 
-def is_continuous(fn: Any) -> bool:
+def is_continuous(fn: Distribution) -> bool:
     """Whether a distribution is one that a parameter may have."""
     return (
         isinstance(fn, TorchDistributionMixin)
-        and type(fn).__name__ not in ("Delta", "Unit", "_Subsample")
+        and not isinstance(fn, (dist.Delta, dist.Unit, _Subsample))
         and not fn.support.is_discrete
     )

@@ -14,17 +14,17 @@ _STEP = re.compile(r"^(.*[^_\d])_?(\d+)$")
 
 def base_name(name: str) -> str | None:
     """The name without its step number, or None if it has none."""
-    found = _STEP.match(name)
-    return found.group(1) if found else None
+    match = _STEP.match(name)
+    return match.group(1) if match else None
 
 
 def members(name: str, names: Iterable[str]) -> list[str]:
     """The steps of a sequence in order; empty if ``name`` is none."""
     steps = {}
     for candidate in names:
-        found = _STEP.match(candidate)
-        if found and found.group(1) == name:
-            steps[int(found.group(2))] = candidate
+        match = _STEP.match(candidate)
+        if match and match.group(1) == name:
+            steps[int(match.group(2))] = candidate
     return [steps[i] for i in sorted(steps)]
 
 

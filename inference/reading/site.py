@@ -2,19 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ember.inference.families.exponential_form import ExponentialForm
-from ember.inference.families.sticks import StickMap
+from ember.inference.numerics.distribution import Distribution, remade
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.numerics.observed_density import observed_log_prob
 from ember.inference.numerics.shapes import append_dims
-from ember.inference.parameters.affine_map import AffineMap
-from ember.inference.parameters.argument_map import ArgumentMap
-from ember.inference.parameters.superposed_rate import SuperposedRate
+from ember.inference.parameters.map import ParameterMap
 
 __all__ = ["DistributionTemplate", "NamedDims", "Site", "fill_masked", "finish"]
 
@@ -38,27 +35,27 @@ class NamedDims:
 class DistributionTemplate:
     """A distribution rebuilt from its argument maps, wrappers included."""
 
-    base: Any
-    maps: Mapping[str, tuple[str, ArgumentMap | AffineMap | SuperposedRate | StickMap]]
+    base: Distribution
+    maps: Mapping[str, tuple[str, ParameterMap]]
     inner_shape: tuple[int, ...]
     mask: Tensor | None
     masked_log_prob: float
 
     @property
     def is_constant(self) -> bool:
-        return all(found.is_constant for _, found in self.maps.values())
+        return all(argument.is_constant for _, argument in self.maps.values())
 
     @property
     def sources(self) -> frozenset[str]:
         """The parameters that feed some argument."""
-        return frozenset(name for _, found in self.maps.values() for name in found.sources)
+        return frozenset(name for _, argument in self.maps.values() for name in argument.sources)
 
-    def distribution(self, params: Mapping[str, Tensor]) -> Any:
+    def distribution(self, params: Mapping[str, Tensor]) -> Distribution:
         """The base distribution at ``params``, broadcast dims of size 1."""
         if self.is_constant:
             return self.base
-        arguments = {name: found.evaluate(params) for name, found in self.maps.values()}
-        return type(self.base)(**arguments, validate_args=False)
+        arguments = {name: argument.evaluate(params) for name, argument in self.maps.values()}
+        return remade(self.base, arguments)
 
     def log_prob(self, params: Mapping[str, Tensor], value: Tensor) -> Tensor:
         """Log probability over the outer batch dims."""

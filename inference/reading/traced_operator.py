@@ -1,7 +1,6 @@
 """A linear map that only the model knows: its two products, by running it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch import Tensor
 from ember.inference.parameters.affine_map import joined
 from ember.inference.reading.distributions import arguments_of
 from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace
 from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["TracedOperator", "rate_of"]
@@ -53,8 +53,8 @@ class TracedOperator:
     def transpose(self, weights: Tensor) -> Tensor:
         leaves, rate = self._recorded()
         weights = weights.reshape(rate.shape)
-        found = torch.autograd.grad(rate, leaves, weights, retain_graph=True)
-        return torch.cat([gradient.reshape(-1) for gradient in found])
+        gradients = torch.autograd.grad(rate, leaves, weights, retain_graph=True)
+        return torch.cat([gradient.reshape(-1) for gradient in gradients])
 
     def _recorded(self) -> tuple[list[Tensor], Tensor]:
         """The parameters that feed the rate, and the rate with its graph."""
@@ -66,11 +66,11 @@ class TracedOperator:
                 self._graph = leaves, rate_of(self._structure.trace(params), self._site)
         return self._graph
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_graph": None}
 
 
-def rate_of(trace: Any, site: str) -> Tensor:
+def rate_of(trace: Trace, site: str) -> Tensor:
     """The rate of a Poisson site in a run of the model."""
     rate: Tensor = arguments_of(unwrap(trace.nodes[site]["fn"]).base)["rate"][0][2]
     return rate

@@ -1,12 +1,13 @@
 """A distribution without its wrappers, and what it was made from."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from torch import Tensor
+from torch.distributions.constraints import Constraint
 
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import append_dims
 
 __all__ = ["MATRICES", "Unwrapped", "given_arguments", "unwrap"]
@@ -19,12 +20,12 @@ MATRICES = ("precision_matrix", "covariance_matrix", "scale_tril")
 class Unwrapped:
     """A distribution without its wrappers: base, number of event dims made of batch dims, mask."""
 
-    base: Any
+    base: Distribution
     reinterpreted: int
     mask: Tensor | None
 
 
-def unwrap(fn: Any) -> Unwrapped:
+def unwrap(fn: Distribution) -> Unwrapped:
     """Strips ``to_event``, ``mask`` and ``expand`` from a distribution."""
     reinterpreted = 0
     masks: list[tuple[Tensor, int]] = []
@@ -41,9 +42,9 @@ def unwrap(fn: Any) -> Unwrapped:
     return Unwrapped(fn, reinterpreted, mask)
 
 
-def given_arguments(base: Any) -> dict[str, tuple[int, Tensor]]:
+def given_arguments(base: Distribution) -> dict[str, tuple[int, Tensor]]:
     """The tensors that a distribution was made from: name to (event dims, value)."""
-    found = {}
+    given = {}
     holder = getattr(base, "_categorical", base)  # of a OneHotCategorical or a Multinomial
     for name, constraint in base.arg_constraints.items():
         alternatives = {"probs", "logits", *MATRICES}
@@ -54,11 +55,11 @@ def given_arguments(base: Any) -> dict[str, tuple[int, Tensor]]:
         if both and name in ("probs", "logits") and value is not getattr(base, "_param", value):
             continue
         if isinstance(value, Tensor):
-            found[name] = (_event_dim(constraint, base), value)
-    return found
+            given[name] = (_event_dim(constraint, base), value)
+    return given
 
 
-def _event_dim(constraint: Any, base: Any) -> int:
+def _event_dim(constraint: Constraint, base: Distribution) -> int:
     """How many dims of an argument are no batch dims; a Delta's are those of its own events."""
     try:
         return int(constraint.event_dim)

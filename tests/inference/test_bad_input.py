@@ -130,6 +130,7 @@ def test_masked_and_nullable_entries_are_missing(name: str) -> None:
 def test_what_masks_nothing_stays_whole_numbers() -> None:
     for whole in (np.ma.masked_array(WHOLE), pd.array(WHOLE, dtype="Int64")):
         (tensor,) = prepare((whole,), {}).args
+        assert isinstance(tensor, torch.Tensor)
         assert torch.equal(tensor, torch.tensor(WHOLE))
 
 

@@ -45,7 +45,7 @@ def cut_parameters(structure: Structure, sites: Mapping[str, Site]) -> dict[str,
     except (RuntimeError, ArithmeticError, ValueError):
         return {}  # the model cannot be evaluated at random parameters
     names = {id(value): name for name, value in leaves.items()}
-    found: dict[str, str] = {}
+    cut: dict[str, str] = {}
     asked: dict[str, Site] = {}
     for name, site in sites.items():
         if site.density is None:
@@ -55,15 +55,13 @@ def cut_parameters(structure: Structure, sites: Mapping[str, Site]) -> dict[str,
         reached = {names.get(leaf) for leaf in leaves_of(*tensors)}
         for _, argument in site.density.maps.values():
             for source in set(argument.sources) - reached:
-                found.setdefault(source, name)
+                cut.setdefault(source, name)
     if asked and _errs(structure, asked, at, toward, list(at)):
         for name, site in asked.items():
             for parameter in at:
-                if parameter not in found and _errs(
-                    structure, {name: site}, at, toward, [parameter]
-                ):
-                    found[parameter] = name
-    return found
+                if parameter not in cut and _errs(structure, {name: site}, at, toward, [parameter]):
+                    cut[parameter] = name
+    return cut
 
 
 def _errs(

@@ -1,9 +1,9 @@
 """Whether the values of latents find room in the dims of tensors, each known by its latent."""
 
 from collections.abc import Collection, Iterable
-from typing import Any
 
 from ember.inference.reading.checks.sites import batch_shape, has_unknown_dims
+from ember.inference.reading.trace import Trace
 
 __all__ = ["check_room", "check_scope"]
 
@@ -27,7 +27,7 @@ def check_room(latent: Collection[str], steps: Collection[str], nesting: int) ->
         )
 
 
-def check_scope(trace: Any, names: Iterable[str], nesting: int) -> None:
+def check_scope(trace: Trace, names: Iterable[str], nesting: int) -> None:
     """Refuses a site that reads a latent which ``pyro.markov`` has let go of.
 
     Raises:

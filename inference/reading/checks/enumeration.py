@@ -7,23 +7,19 @@ a run with one value for each latent that says something else than the enumerate
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
-from pyro.poutine.trace_struct import Trace
 from pyro.util import check_site_shape
 from torch import Tensor
 
+from ember.inference.numerics.shapes import varies_outside_plates
 from ember.inference.reading.checks.sites import batch_shape, has_unknown_dims
+from ember.inference.reading.model_errors import ROW_BY_ROW
+from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace, TraceNode, symbols_of
 from ember.inference.reading.unwrapping import given_arguments, unwrap
 
-__all__ = ["ROW_BY_ROW", "check_data", "check_dims", "check_each_value", "check_presence"]
-
-
-ROW_BY_ROW = (
-    "combine them by broadcasting (z, table[z] or torch.where), never by unsqueeze, reshape, sum "
-    "or max; where rows of one plate meet, make each a site of its own (for i in pyro.plate(...))"
-)
+__all__ = ["check_data", "check_dims", "check_each_value", "check_presence"]
 
 
 ROUNDING = 1e-6  # relative to the largest entry of an argument
@@ -31,9 +27,8 @@ ROUNDING = 1e-6  # relative to the largest entry of an argument
 
 def check_presence(names: Iterable[str], trace: Trace) -> None:
     """Refuses sites that come and go with the values of latents."""
-    nodes = _nodes(trace)
     for name in names:
-        if name not in nodes:
+        if name not in trace.nodes:
             raise ValueError(_come_and_go(name))
 
 
@@ -45,13 +40,12 @@ def _come_and_go(name: str) -> str:
     )
 
 
-def check_data(name: str, site: Any, nesting: int, latents: list[str]) -> None:
+def check_data(name: str, site: TraceNode, nesting: int, latents: list[str]) -> None:
     """Refuses data that vary with a latent."""
-    shape = site["value"].shape
-    batch = shape[: len(shape) - site["fn"].event_dim]
     if not site["is_observed"] or not site["value"].numel():  # a pyro.factor has no data
         return
-    if batch[: max(0, len(batch) - nesting)].numel() > 1:
+    shape = site["value"].shape
+    if varies_outside_plates(shape[: len(shape) - site["fn"].event_dim], nesting):
         raise ValueError(
             f"the data of site '{name}' are computed from a latent site ({_listed(latents)}), but "
             "data must be the same whatever the latents are; let the distribution depend on the "
@@ -59,7 +53,7 @@ def check_data(name: str, site: Any, nesting: int, latents: list[str]) -> None:
         )
 
 
-def check_dims(name: str, site: Any, nesting: int, latents: list[str]) -> None:
+def check_dims(name: str, site: TraceNode, nesting: int, latents: list[str]) -> None:
     """Refuses batch dims that are neither a plate's nor a latent's.
 
     Args:
@@ -69,19 +63,19 @@ def check_dims(name: str, site: Any, nesting: int, latents: list[str]) -> None:
         latents: The enumerated sites, for the message.
     """
     shapes = [batch_shape(name, site)]
-    shapes += [site[key].shape for key in ("mask", "scale") if isinstance(site[key], Tensor)]
+    weights = (site["mask"], site["scale"])
+    shapes += [weight.shape for weight in weights if isinstance(weight, Tensor)]
     try:
         shape = torch.broadcast_shapes(*shapes)
         # Pyro's own shape rules; they look at the shape of the log probability only.
-        message: Any = {**site, "log_prob": torch.empty(()).expand(shape)}
-        check_site_shape(message, nesting)
+        check_site_shape({**site, "log_prob": torch.empty(()).expand(shape)}, nesting)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(_misplaced(name, site, latents, shapes[0])) from error
+        raise ValueError(_misplaced(name, latents, shapes[0])) from error
     if has_unknown_dims(site, shape, nesting):
-        raise ValueError(_misplaced(name, site, latents, shape))
+        raise ValueError(_misplaced(name, latents, shape))
 
 
-def check_each_value(structure: Any, params: Mapping[str, Tensor], trace: Trace) -> None:
+def check_each_value(structure: Structure, params: Mapping[str, Tensor], trace: Trace) -> None:
     """Refuses models that move the values of a latent out of the dim that is theirs.
 
     Args:
@@ -115,65 +109,60 @@ def _check_values(
         chosen: The number of that value, by latent site.
         nesting: The number of dims that plates use.
     """
-    single_nodes, nodes = _nodes(single), _nodes(enumerated)
-    places = {
+    numbers = {
         node["infer"]["_enumerate_symbol"]: chosen[name]
-        for name, node in nodes.items()
+        for name, node in enumerated.nodes.items()
         if name in chosen
     }
     for name in names:
-        one, all_of_them = single_nodes.get(name), nodes[name]
+        one, every = single.nodes.get(name), enumerated.nodes[name]
         if one is None:
             continue
-        symbols = all_of_them["infer"].get("_dim_to_symbol", {})
-        index = {dim: places[s] for dim, s in symbols.items() if s in places}
-        for seen, told in _pairs(one, all_of_them):
-            if not _agree(seen, told, index, nesting):
-                raise ValueError(_misplaced(name, all_of_them, list(chosen), None))
+        index = {dim: numbers[s] for dim, s in symbols_of(every).items() if s in numbers}
+        if not all(_agree(*pair, index, nesting) for pair in _pairs(one, every)):
+            raise ValueError(_misplaced(name, list(chosen), None))
 
 
-def _nodes(trace: Trace) -> dict[str, Any]:
-    return dict(trace.nodes)
+Batched = tuple[Tensor, int]  # a tensor, and how many dims on its right are no batch dims
 
 
-Seen = tuple[Tensor, int]  # a tensor, and how many dims on its right are no batch dims
-
-
-def _pairs(one: Any, other: Any) -> Iterator[tuple[Seen, Seen]]:
+def _pairs(one: TraceNode, other: TraceNode) -> Iterator[tuple[Batched, Batched]]:
     """What two runs of one site are made of: arguments, masks, scales."""
     left, right = unwrap(one["fn"]), unwrap(other["fn"])
     if type(left.base) is not type(right.base) or left.reinterpreted != right.reinterpreted:
         return
     inner = left.reinterpreted
-    ours, theirs = given_arguments(left.base), given_arguments(right.base)
-    for name in ours.keys() & theirs.keys():
-        (event_dim, a), (_, b) = ours[name], theirs[name]
+    here, there = given_arguments(left.base), given_arguments(right.base)
+    for name in here.keys() & there.keys():
+        (event_dim, a), (_, b) = here[name], there[name]
         yield (a, inner + event_dim), (b, inner + event_dim)
     if left.mask is not None and right.mask is not None:
         yield (left.mask, inner), (right.mask, inner)
-    for key in ("mask", "scale"):
-        if isinstance(one[key], Tensor) and isinstance(other[key], Tensor):
-            yield (one[key], 0), (other[key], 0)
+    for a, b in ((one["mask"], other["mask"]), (one["scale"], other["scale"])):
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            yield (a, 0), (b, 0)
 
 
-def _agree(one: Seen, every: Seen, index: Mapping[int, int], nesting: int) -> bool:
+def _agree(one: Batched, every: Batched, index: Mapping[int, int], nesting: int) -> bool:
     """Whether a tensor is what another says at one value of each latent."""
-    seen, (told, right) = one[0].detach(), (every[0].detach(), every[1])
-    for dim in range(-told.dim() + right, -nesting):
-        if told.size(dim - right) > 1:
-            told = told.narrow(dim - right, index.get(dim, 0), 1)
+    single, enumerated, event_dim = one[0].detach(), every[0].detach(), every[1]
+    for dim in range(-enumerated.dim() + event_dim, -nesting):
+        if enumerated.size(dim - event_dim) > 1:
+            enumerated = enumerated.narrow(dim - event_dim, index.get(dim, 0), 1)
     try:
-        seen, told = torch.broadcast_tensors(seen, told)
+        single, enumerated = torch.broadcast_tensors(single, enumerated)
     except RuntimeError:
         return False
-    if not seen.is_floating_point() or not told.is_floating_point():
-        return bool((seen == told).all())
-    size = seen[seen.isfinite()].abs()
-    close = (seen - told).abs() <= ROUNDING * (float(size.max()) if size.numel() else 0.0)
-    return bool((close | (seen == told) | (seen.isnan() & told.isnan())).all())
+    same = single == enumerated
+    if not single.is_floating_point() or not enumerated.is_floating_point():
+        return bool(same.all())
+    size = single[single.isfinite()].abs()
+    largest = float(size.max()) if size.numel() else 0.0
+    close = (single - enumerated).abs() <= ROUNDING * largest
+    return bool((close | same | (single.isnan() & enumerated.isnan())).all())
 
 
-def _misplaced(name: str, site: Any, latents: list[str], shape: torch.Size | None) -> str:
+def _misplaced(name: str, latents: list[str], shape: torch.Size | None) -> str:
     what = "" if shape is None else f" (its batch shape becomes {tuple(shape)})"
     return (
         f"site '{name}' uses the values of a latent site ({_listed(latents)}) in a wrong dim{what}"

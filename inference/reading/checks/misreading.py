@@ -5,12 +5,12 @@ A few runs cannot show what a model does elsewhere: ``mu if mu < 9 else 2 * mu``
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ember.inference.families.discrete import COUNTED
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import unexpanded
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.reading.site import DistributionTemplate, Site
@@ -32,8 +32,8 @@ def misread_sites(
     Raises:
         ValueError: If the model has other sites or shapes at ``params``.
     """
-    told = {name: site.density for name, site in sites.items() if site.density is not None}
-    if not told:
+    densities = {name: site.density for name, site in sites.items() if site.density is not None}
+    if not densities:
         return []
     with torch.no_grad():
         try:
@@ -44,40 +44,40 @@ def misread_sites(
             return []  # estimates on the edge of their supports: nothing to compare
         return [
             name
-            for name, density in told.items()
+            for name, density in densities.items()
             if not _agree(density, params, trace.nodes[name]["fn"])
         ]
 
 
-def _agree(density: DistributionTemplate, params: Mapping[str, Tensor], fn: Any) -> bool:
-    seen = unwrap(fn).base
-    if type(seen) is not type(density.base):
+def _agree(density: DistributionTemplate, params: Mapping[str, Tensor], fn: Distribution) -> bool:
+    base = unwrap(fn).base
+    if type(base) is not type(density.base):
         return False
-    return all(_close(*each) for each in _arguments(density, params, seen))
+    return all(_close(*each) for each in _arguments(density, params, base))
 
 
 def _arguments(
-    density: DistributionTemplate, params: Mapping[str, Tensor], seen: Any
+    density: DistributionTemplate, params: Mapping[str, Tensor], base: Distribution
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
     """Each argument as the maps and as the model have it; logits of a softmax as probabilities.
 
     The third is how far a model may be off that adds large numbers to a small one.
     """
-    for by, found in density.maps.values():
-        told = found.evaluate(params)
-        off = found.rounding(params) if isinstance(found, AffineMap) else 0.0
-        if isinstance(seen, COUNTED):
-            yield told.softmax(-1) if by == "logits" else told, seen.probs, off
+    for by, argument in density.maps.values():
+        mapped = argument.evaluate(params)
+        off = argument.rounding(params) if isinstance(argument, AffineMap) else 0.0
+        if isinstance(base, COUNTED):
+            yield mapped.softmax(-1) if by == "logits" else mapped, base.probs, off
         else:
-            yield told, getattr(seen, by), off
+            yield mapped, getattr(base, by), off
 
 
-def _close(told: Tensor, seen: Tensor, off: float) -> bool:
-    told, seen = unexpanded(told), unexpanded(seen)
-    size = seen[seen.isfinite()].abs()
-    if told is seen or not size.numel():
+def _close(mapped: Tensor, actual: Tensor, off: float) -> bool:
+    mapped, actual = unexpanded(mapped), unexpanded(actual)
+    size = actual[actual.isfinite()].abs()
+    if mapped is actual or not size.numel():
         return True
-    error = (told - seen).abs()
+    error = (mapped - actual).abs()
     # Infinite entries, and those that are no number, must be so in both.
-    same = (told == seen) | (told.isnan() & seen.isnan())
+    same = (mapped == actual) | (mapped.isnan() & actual.isnan())
     return bool((same | (error <= ROUNDING * size.max() + off)).all())

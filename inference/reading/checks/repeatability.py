@@ -1,14 +1,13 @@
 """Whether a model is a function of its parameters: two runs at the same ones must say the same."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Distribution, Transform
 
 from ember.inference.numerics.shapes import unexpanded
+from ember.inference.reading.trace import Trace, TraceNode, is_computed
 
 __all__ = ["check_repeatable"]
 
@@ -26,21 +25,24 @@ def check_repeatable(first: Trace, second: Trace) -> None:
     Raises:
         ValueError: If a site differs between the two; the message names it.
     """
-    here: dict[str, Any] = dict(first.nodes)
-    there: dict[str, Any] = dict(second.nodes)
+    here, there = first.nodes, second.nodes
     for name in (*here, *(name for name in there if name not in here)):
         if name not in here or name not in there:
             raise ValueError(_not_repeatable(f"site '{name}' is there in some runs only"))
         one, two = here[name], there[name]
-        if one["type"] != "sample" or one["infer"].get("_deterministic"):
+        if one["type"] != "sample" or is_computed(one):
             continue
         if one["is_observed"] and not _same(one["value"], two["value"]):
             raise ValueError(_not_repeatable(f"the data of site '{name}' change from run to run"))
-        if not all(_same(one[key], two[key]) for key in ("fn", "mask", "scale")):
+        if not all(map(_same, _weighted(one), _weighted(two))):
             kind = type(one["fn"]).__name__
             raise ValueError(
                 _not_repeatable(f"the {kind} of site '{name}' changes from run to run")
             )
+
+
+def _weighted(node: TraceNode) -> tuple[object, ...]:
+    return node["fn"], node["mask"], node["scale"]
 
 
 def _not_repeatable(what: str) -> str:
@@ -51,7 +53,7 @@ def _not_repeatable(what: str) -> str:
     )
 
 
-def _same(one: Any, two: Any, above: tuple[Any, ...] = ()) -> bool:
+def _same(one: object, two: object, above: tuple[object, ...] = ()) -> bool:
     """Whether two values are equal; distributions are so if all that they are made of is.
 
     A transform and its inverse are made of each other: ``above`` is what is being compared.
@@ -65,18 +67,18 @@ def _same(one: Any, two: Any, above: tuple[Any, ...] = ()) -> bool:
             _same(*pair, (*above, one)) for pair in _parts(one, two)
         )
     if isinstance(one, (list, tuple)):
-        pairs = zip(one, two, strict=False)
         return (
-            type(one) is type(two)
+            isinstance(two, (list, tuple))
+            and type(one) is type(two)
             and len(one) == len(two)
-            and all(_same(*pair, above) for pair in pairs)
+            and all(_same(*pair, above) for pair in zip(one, two, strict=True))
         )
     if isinstance(one, (bool, int, float)):
         return type(one) is type(two) and bool(one == two)
     return True  # nothing that could be compared
 
 
-def _parts(one: Any, two: Any) -> Iterator[tuple[Any, Any]]:
+def _parts(one: object, two: object) -> Iterator[tuple[object, object]]:
     """What both are made of; either may have computed one more form of an argument already."""
     return ((value, vars(two)[key]) for key, value in vars(one).items() if key in vars(two))
 

@@ -1,7 +1,6 @@
 """What a site must fulfil before any work begins; each failure is one sentence with its remedy."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from pyro.distributions import (
@@ -10,11 +9,13 @@ from pyro.distributions import (
     MaskedDistribution,
     MultivariateNormal,
 )
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import joint_shape
 from ember.inference.parameters.supports import shown
+from ember.inference.reading.trace import Trace, TraceNode, plates_of, symbols_of
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = [
     "batch_shape",
@@ -30,7 +31,7 @@ __all__ = [
 
 def check_given(plain: Trace, given: Mapping[str, Tensor]) -> None:
     """Refuses estimates of another shape than the parameter has for the data at hand."""
-    nodes: dict[str, Any] = dict(plain.nodes)
+    nodes = plain.nodes
     for name in given.keys() & nodes.keys():
         site, old = nodes[name], tuple(given[name].shape)
         declared = site["fn"].shape() if site["type"] == "sample" else _initial_shape(site)
@@ -43,13 +44,13 @@ def check_given(plain: Trace, given: Mapping[str, Tensor]) -> None:
             )
 
 
-def _initial_shape(site: Any) -> tuple[int, ...] | None:
+def _initial_shape(site: TraceNode) -> tuple[int, ...] | None:
     """The shape of a ``pyro.param`` statement's initial value, if it is given as a tensor."""
     given = [value for value in site["args"][1:2] if isinstance(value, Tensor)]
     return tuple(given[0].shape) if given else None
 
 
-def check_plates(site: Any) -> None:
+def check_plates(site: TraceNode) -> None:
     """Refuses plates that do not say how many rows they have, or show only some of them."""
     for frame in site["cond_indep_stack"]:
         if frame.size is None or frame.size < 0:
@@ -65,11 +66,11 @@ def check_plates(site: Any) -> None:
             )
 
 
-def check_weights(name: str, site: Any) -> None:
+def check_weights(name: str, site: TraceNode) -> None:
     """Refuses masks and weights with dims that are no plates of their site."""
-    sizes = {frame.dim: frame.size for frame in site["cond_indep_stack"] if frame.vectorized}
-    for key in ("scale", "mask"):
-        shape = site[key].shape if isinstance(site[key], Tensor) else torch.Size()
+    sizes = {plate.dim: plate.size for plate in plates_of(site)}
+    for key, weight in (("scale", site["scale"]), ("mask", site["mask"])):
+        shape = weight.shape if isinstance(weight, Tensor) else torch.Size()
         if any(shape[d] > 1 and shape[d] != sizes.get(d) for d in range(-len(shape), 0)):
             raise ValueError(
                 f"site '{name}' is inside a poutine.{key} of shape {tuple(shape)}, which fits no "
@@ -80,8 +81,7 @@ def check_weights(name: str, site: Any) -> None:
 def check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:
     """Refuses continuous sites whose distribution varies with a discrete latent."""
     for name in names:
-        site: Any = enumerated.nodes[name]
-        before: Any = plain.nodes[name]
+        site, before = enumerated.nodes[name], plain.nodes[name]
         if site["type"] == "param":
             continue
         if site["fn"].batch_shape != before["fn"].batch_shape:
@@ -92,9 +92,9 @@ def check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:
             )
 
 
-def check_declared(name: str, site: Any) -> None:
+def check_declared(name: str, site: TraceNode) -> None:
     """Refuses batch dims outside all plates: an enumerated dim could silently take their place."""
-    declared = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+    declared = {plate.dim for plate in plates_of(site)}
     shape = batch_shape(name, site)
     for dim in range(-len(shape), 0):
         if shape[dim] > 1 and dim not in declared:
@@ -104,7 +104,7 @@ def check_declared(name: str, site: Any) -> None:
             )
 
 
-def batch_shape(name: str, site: Any) -> torch.Size:
+def batch_shape(name: str, site: TraceNode) -> torch.Size:
     """The broadcast batch shape of a site's distribution and value."""
     fn, value = site["fn"], site["value"]
     try:
@@ -119,7 +119,7 @@ def batch_shape(name: str, site: Any) -> torch.Size:
         ) from error
 
 
-def has_unknown_dims(site: Any, shape: tuple[int, ...], nesting: int) -> bool:
+def has_unknown_dims(site: TraceNode, shape: tuple[int, ...], nesting: int) -> bool:
     """Whether there are batch dims left of all plates that belong to no latent that a site knows.
 
     Args:
@@ -127,11 +127,11 @@ def has_unknown_dims(site: Any, shape: tuple[int, ...], nesting: int) -> bool:
         shape: Its batch shape.
         nesting: The number of dims that plates use.
     """
-    known = site["infer"].get("_dim_to_symbol", {})
+    known = symbols_of(site)
     return any(shape[dim] > 1 and dim not in known for dim in range(-len(shape), -nesting))
 
 
-def check_observed(name: str, site: Any) -> None:
+def check_observed(name: str, site: TraceNode) -> None:
     """Refuses data outside the support of their distribution, rows that are masked excepted.
 
     NaN stands for a missing entry, wherever what is left of its event has a density of its own.
@@ -155,8 +155,8 @@ def check_observed(name: str, site: Any) -> None:
         if not bool((~_partly_missing(fn, value) | ~mask).all()):
             raise ValueError(
                 f"observed site '{name}' has missing (NaN) values in part of an event, which "
-                f"{type(_base(fn)).__name__} cannot integrate out; remove those rows, or mask them "
-                "with poutine.mask."
+                f"{type(unwrap(fn).base).__name__} cannot integrate out; remove those rows, or "
+                "mask them with poutine.mask."
             )
     try:
         valid = _is_valid(fn, value)
@@ -166,13 +166,13 @@ def check_observed(name: str, site: Any) -> None:
     if not bool(valid.all()):
         raise ValueError(
             f"observed site '{name}' has values outside the support of its distribution "
-            f"({type(_base(fn)).__name__}: {shown(fn.support)}){_remedy(fn, valid)}."
+            f"({type(unwrap(fn).base).__name__}: {shown(fn.support)}){_remedy(fn, valid)}."
         )
 
 
-def _remedy(fn: Any, valid: Tensor) -> str:
+def _remedy(fn: Distribution, valid: Tensor) -> str:
     extended = {"Binomial": "ExtendedBinomial", "BetaBinomial": "ExtendedBetaBinomial"}
-    kind = extended.get(type(_base(fn)).__name__)
+    kind = extended.get(type(unwrap(fn).base).__name__)
     if kind is not None and bool(valid.any()):
         return (
             f", counts above total_count: correct the data, or, if that depends on a latent, "
@@ -181,16 +181,9 @@ def _remedy(fn: Any, valid: Tensor) -> str:
     return "; correct the data or choose another family"
 
 
-def _base(fn: Any) -> Any:
-    """A distribution without its wrappers."""
-    while isinstance(fn, (MaskedDistribution, ExpandedDistribution, Independent)):
-        fn = fn.base_dist
-    return fn
-
-
-def _partly_missing(fn: Any, value: Tensor) -> Tensor:
+def _partly_missing(fn: Distribution, value: Tensor) -> Tensor:
     """Rows with an event of which some entries are NaN, others not, and that has no marginal."""
-    base = _base(fn)
+    base = unwrap(fn).base
     batch = value.shape[: value.dim() - fn.event_dim]
     missing = value.isnan()
     if not base.event_dim or isinstance(base, MultivariateNormal):
@@ -199,9 +192,9 @@ def _partly_missing(fn: Any, value: Tensor) -> Tensor:
     return (events.any(-1) & ~events.all(-1)).reshape((*batch, -1)).any(-1)
 
 
-def _is_valid(fn: Any, value: Tensor) -> Tensor:
+def _is_valid(fn: Distribution, value: Tensor) -> Tensor:
     """Whether each row lies in its support, as far as it is observed."""
-    base = _base(fn)
+    base = unwrap(fn).base
     if not value.is_floating_point():
         return torch.as_tensor(fn.support.check(value))
     missing = value.isnan()
@@ -214,7 +207,7 @@ def _is_valid(fn: Any, value: Tensor) -> Tensor:
     return valid.flatten(valid.dim() - inner).all(-1) if inner else valid
 
 
-def _observed_mask(site: Any) -> Tensor:
+def _observed_mask(site: TraceNode) -> Tensor:
     """The mask of a site, from ``poutine.mask`` and from ``fn.mask`` at its outermost level."""
     masks = [torch.as_tensor(True if site["mask"] is None else site["mask"])]
     fn = site["fn"]

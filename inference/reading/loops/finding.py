@@ -13,119 +13,41 @@ chain as a ``DiscreteHMM``. Loops of another kind (two chains, a longer memory) 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ember.inference.reading.loops.loop import Family, Loop
 from ember.inference.reading.partly_observed import dims_of_latents
 from ember.inference.reading.sequences import base_name
+from ember.inference.reading.trace import Trace, TraceNode, plates_of
 from ember.inference.reading.unwrapping import unwrap
 
-__all__ = ["Family", "Loop", "find_loops"]
+__all__ = ["find_loops"]
 
 
 FILLED = 4  # entries of stacked data for each that there is
 _NUMBERED = re.compile(r"^(.*\D)?(\d+)(\D*)$")
+Key = tuple[str, str]  # what stands before and after the number in the name of a site
 
 
-@dataclass(frozen=True)
-class Family:
-    """Sites of one loop that become one.
+class _Numbered(NamedTuple):
+    """The name of a site with a number in it, taken apart."""
 
-    Attributes:
-        name: What the stacked site is called.
-        members: The site of each step; None where the loop has none.
-        latent: Whether it is latent.
-        varies: Arguments of the distribution that differ between the steps; None if not known.
-    """
-
-    name: str
-    members: tuple[str | None, ...]
-    latent: bool
-    varies: frozenset[str] | None = None
-
-    @property
-    def present(self) -> list[int]:
-        """The steps that have a member."""
-        return [step for step, member in enumerate(self.members) if member is not None]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The sites by the names that the model gives them."""
-        return tuple(member for member in self.members if member is not None)
-
-    @property
-    def symbol(self) -> str:
-        """The dim of a latent's values."""
-        return f"{self.name}, each step"
-
-    def apart(self, value: Tensor, dim: int) -> dict[str, Tensor]:
-        """A tensor with a dim of steps under the family's name, or that of each member."""
-        present = value.index_select(dim, torch.tensor(self.present))
-        if len(self.names) > 1 and self.name == base_name(self.names[0]):
-            return {self.name: present}
-        return dict(zip(self.names, present.unbind(dim), strict=True))
+    key: Key
+    number: int
 
 
-@dataclass(frozen=True)
-class Loop:
-    """A loop over the steps of one chain.
+class _Kind(NamedTuple):
+    """What sites must have in common to be stacked."""
 
-    Attributes:
-        chain: The family of the chain's states.
-        others: Families of latents and data of a step.
-        outside: Symbols of latents outside the loop that its sites depend on.
-    """
-
-    chain: Family
-    others: tuple[Family, ...]
-    outside: tuple[str, ...] = ()
-
-    @property
-    def latent(self) -> str:
-        """The chain's stacked site."""
-        return self.chain.name
-
-    @property
-    def steps(self) -> int:
-        """The number of time steps."""
-        return len(self.chain.members)
-
-    @property
-    def time(self) -> str:
-        """The name of the plate of time steps."""
-        return f"steps of {self.chain.name}"
-
-    @property
-    def symbol(self) -> str:
-        """The dim of a step's state."""
-        return self.chain.symbol
-
-    @property
-    def at_once(self) -> bool:
-        """The first state emits."""
-        return True
-
-    @property
-    def initial(self) -> str:
-        """The factor of the first state."""
-        return f"{self.latent}[0]"
-
-    @property
-    def previous(self) -> str:
-        """The dim of the state one step before."""
-        return f"{self.latent}, one step before"
-
-    @property
-    def families(self) -> tuple[Family, ...]:
-        return (self.chain, *self.others)
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """The dims of latents in a stacked tensor, from the left."""
-        inner = (family.symbol for family in self.others if family.latent)
-        return (self.chain.symbol, self.previous, *inner, *self.outside)
+    base: type
+    reinterpreted: int
+    event_shape: tuple[int, ...]
+    plates: tuple[tuple[str, int, int], ...]
+    dtype: torch.dtype
+    is_unmasked: bool
 
 
 class _Unlike(Exception):
@@ -133,7 +55,7 @@ class _Unlike(Exception):
 
 
 def find_loops(
-    trace: Any,
+    trace: Trace,
     latent: Collection[str],
     observed: Collection[str],
     steps: Collection[str],
@@ -151,7 +73,7 @@ def find_loops(
     sites = _Sites.of(trace, latent, observed)
     loops = []
     for families in sites.components():
-        if not any(n in steps and key in families for n, (key, _) in sites.place.items()):
+        if not any(n in steps and key in families for n, (key, _) in sites.numbered.items()):
             continue
         try:
             loops.append(_loop(sites, families, taken))
@@ -160,21 +82,26 @@ def find_loops(
     return loops
 
 
-Key = tuple[str, str]
-
-
 @dataclass(frozen=True)
 class _Sites:
-    """Latent and observed sites, what each depends on, and the numbered families of latents."""
+    """Latent and observed sites, and what each depends on.
 
-    nodes: Mapping[str, Any]
+    Attributes:
+        nodes: All sites of the run.
+        needs: The latents that each site depends on.
+        numbered: The latents with a number in their name.
+        observed: The names of the observed sites.
+        symbols: The latents by the symbols of their dims.
+    """
+
+    nodes: Mapping[str, TraceNode]
     needs: Mapping[str, tuple[str, ...]]
-    place: Mapping[str, tuple[Key, int]]
+    numbered: Mapping[str, _Numbered]
     observed: tuple[str, ...]
     symbols: Mapping[str, str]
 
     @staticmethod
-    def of(trace: Any, latent: Collection[str], observed: Collection[str]) -> "_Sites":
+    def of(trace: Trace, latent: Collection[str], observed: Collection[str]) -> "_Sites":
         nodes = trace.nodes
         symbols = {nodes[n]["infer"]["_enumerate_symbol"]: n for n in latent}
         needs = {
@@ -183,33 +110,33 @@ class _Sites:
             )
             for name in (*latent, *observed)
         }
-        place = {name: at for name in latent if (at := _numbered(name)) is not None}
-        return _Sites(nodes, needs, place, tuple(observed), symbols)
+        numbered = {name: parts for name in latent if (parts := _numbered(name)) is not None}
+        return _Sites(nodes, needs, numbered, tuple(observed), symbols)
 
     def components(self) -> Iterator[set[Key]]:
         """Families of latents that depend on each other or share data, with a chain among them."""
-        links: dict[Key, set[Key]] = {key: {key} for key, _ in self.place.values()}
+        links: dict[Key, set[Key]] = {key: {key} for key, _ in self.numbered.values()}
         chained = set()
         for name, needed in self.needs.items():
-            keys = {self.place[n][0] for n in needed if n in self.place}
-            if name in self.place:
-                own, step = self.place[name]
-                keys.add(own)
-                if any(self.place.get(n) == (own, step - 1) for n in needed):
-                    chained.add(own)
+            keys = {self.numbered[n].key for n in needed if n in self.numbered}
+            if name in self.numbered:
+                key, step = self.numbered[name]
+                keys.add(key)
+                if any(self.numbered.get(n) == (key, step - 1) for n in needed):
+                    chained.add(key)
             joint = set().union(*(links[key] for key in keys))
             for key in joint:
                 links[key] = joint
-        seen: set[Key] = set()
+        done: set[Key] = set()
         for key, joint in links.items():
-            if key not in seen and joint & chained:
-                seen |= joint
+            if key not in done and joint & chained:
+                done |= joint
                 yield joint
 
 
-def _numbered(name: str) -> tuple[Key, int] | None:
-    found = _NUMBERED.match(name)
-    return None if found is None else ((found[1] or "", found[3]), int(found[2]))
+def _numbered(name: str) -> _Numbered | None:
+    match = _NUMBERED.match(name)
+    return None if match is None else _Numbered((match[1] or "", match[3]), int(match[2]))
 
 
 def _loop(sites: _Sites, keys: set[Key], taken: Collection[str]) -> Loop:
@@ -219,33 +146,33 @@ def _loop(sites: _Sites, keys: set[Key], taken: Collection[str]) -> Loop:
         _Unlike: If it is none that can be stacked.
     """
     members: dict[Key, dict[int, str]] = {key: {} for key in keys}
-    for name, (key, number) in sites.place.items():
+    for name, (key, number) in sites.numbered.items():
         if key in keys:
             members[key][number] = name
-    first = min(min(own) for own in members.values())
-    steps = max(max(own) for own in members.values()) - first + 1
-    _require(steps > 1 and all(len(own) == steps for own in members.values()))
-    positions = {n: number - first for own in members.values() for number, n in own.items()}
-    chain = _chain_key(sites, positions)
+    first = min(min(names) for names in members.values())
+    steps = max(max(names) for names in members.values()) - first + 1
+    _require(steps > 1 and all(len(names) == steps for names in members.values()))
+    step_of = {n: number - first for names in members.values() for number, n in names.items()}
+    chain = _chain_key(sites, step_of)
     for name, needed in sites.needs.items():
-        if name not in positions and name not in sites.observed:
-            _require(not any(n in positions for n in needed))
+        if name not in step_of and name not in sites.observed:
+            _require(not any(n in step_of for n in needed))
     latents = [
-        Family("", tuple(own[first + step] for step in range(steps)), True)
-        for own in (members[chain], *(own for key, own in members.items() if key != chain))
+        Family("", tuple(names[first + step] for step in range(steps)), True)
+        for names in (members[chain], *(names for key, names in members.items() if key != chain))
     ]
-    data = _data(sites, positions, set(members[chain].values()), steps)
+    data = _data(sites, step_of, steps)
     _require(bool(data))
     # Sites of many kinds, each at a step or two, are fewer numbers one by one.
     _require(len(data) * steps <= FILLED * sum(len(family.names) for family in data))
     families = [*latents, *data]
     for family in families:
         _check_alike(sites, family, skip_first=family is latents[0])
-    _check_order(sites, positions, set(members[chain].values()))
+    _check_order(sites, step_of, set(members[chain].values()))
     outside = {
         symbol
         for symbol, name in sites.symbols.items()
-        if name not in positions and any(name in sites.needs[n] for f in families for n in f.names)
+        if name not in step_of and any(name in sites.needs[n] for f in families for n in f.names)
     }
     named = _named(families, taken)
     return Loop(named[0], tuple(named[1:]), tuple(sorted(outside)))
@@ -256,96 +183,116 @@ def _require(condition: bool) -> None:
         raise _Unlike
 
 
-def _chain_key(sites: _Sites, positions: Mapping[str, int]) -> Key:
+def _chain_key(sites: _Sites, step_of: Mapping[str, int]) -> Key:
     """The one family whose members the next step depends on."""
     carried = set()
     for name, needed in sites.needs.items():
-        inside = [n for n in needed if n in positions]
+        inside = [n for n in needed if n in step_of]
         if not inside:
             continue
-        at = positions[name] if name in positions else max(positions[n] for n in inside)
+        step = step_of[name] if name in step_of else max(step_of[n] for n in inside)
         for n in inside:
-            _require(at - positions[n] in (0, 1))
-            if at != positions[n]:
-                carried.add(sites.place[n][0])
+            _require(step - step_of[n] in (0, 1))
+            if step != step_of[n]:
+                carried.add(sites.numbered[n].key)
     _require(len(carried) == 1)
     return carried.pop()
 
 
-def _check_order(sites: _Sites, positions: Mapping[str, int], chain: set[str]) -> None:
+def _check_order(sites: _Sites, step_of: Mapping[str, int], chain: set[str]) -> None:
     """A state may depend on the state before it and on latents outside, on nothing in its step."""
     for name in chain:
-        _require(all(n in chain or n not in positions for n in sites.needs[name]))
+        _require(all(n in chain or n not in step_of for n in sites.needs[name]))
 
 
-def _data(sites: _Sites, positions: Mapping[str, int], chain: set[str], steps: int) -> list[Family]:
+# -- data -----------------------------------------------------------------------------------------
+
+
+def _data(sites: _Sites, step_of: Mapping[str, int], steps: int) -> list[Family]:
     """The families of data: sites of one kind, at most one for each step."""
-    at: dict[str, int] = {}
+    numbered = {name: _numbered(name) for name in sites.observed}
+    data_steps = _steps_of_data(sites, numbered, step_of, steps)
+    looks_back = {
+        parts.key
+        for name, step in data_steps.items()
+        if (parts := numbered[name]) is not None
+        and any(step_of.get(n, step) < step for n in sites.needs[name])
+    }
+    families: dict[tuple[object, ...], list[str | None]] = {}
+    for name, step in data_steps.items():
+        parts = numbered[name]
+        base = name if parts is None else parts.key
+        # No state comes before the first step.
+        alone = step == 0 and parts is not None and parts.key in looks_back
+        key = (base, alone, _kind(sites.nodes[name]))
+        members = families.setdefault(key, [None] * steps)
+        _require(members[step] is None)
+        members[step] = name
+    return [Family("", tuple(members), False) for members in families.values()]
+
+
+def _steps_of_data(
+    sites: _Sites,
+    numbered: Mapping[str, _Numbered | None],
+    step_of: Mapping[str, int],
+    steps: int,
+) -> dict[str, int]:
+    """The step of each observed site: that of the last latent it depends on.
+
+    Data that at some steps depend on no latent are numbered as those at the other steps are.
+    """
+    found: dict[str, int] = {}
     shifts: dict[Key, set[int]] = {}
     for name in sites.observed:
-        inside = [positions[n] for n in sites.needs[name] if n in positions]
+        inside = [step_of[n] for n in sites.needs[name] if n in step_of]
         if inside:
-            at[name] = max(inside)
-            if (place := _numbered(name)) is not None:
-                shifts.setdefault(place[0], set()).add(place[1] - at[name])
-    for name in sites.observed:  # data that at some steps depend on nothing
-        place = _numbered(name)
-        if name not in at and place is not None and len(shifts.get(place[0], ())) == 1:
-            (shift,) = shifts[place[0]]
-            if 0 <= place[1] - shift < steps:
-                at[name] = place[1] - shift
-    back = {
-        place[0]
-        for name, step in at.items()
-        if (place := _numbered(name)) is not None
-        and any(positions.get(n, step) < step for n in sites.needs[name])
-    }
-    found: dict[tuple[Any, ...], list[str | None]] = {}
-    for name, step in at.items():
-        place = _numbered(name)
-        base = name if place is None else place[0]
-        alone = step == 0 and place is not None and place[0] in back  # no state comes before it
-        key = (base, alone, *_kind(sites.nodes[name]))
-        own = found.setdefault(key, [None] * steps)
-        _require(own[step] is None)
-        own[step] = name
-    return [Family("", tuple(own), False) for own in found.values()]
+            found[name] = max(inside)
+            if (parts := numbered[name]) is not None:
+                shifts.setdefault(parts.key, set()).add(parts.number - found[name])
+    for name in sites.observed:
+        parts = numbered[name]
+        if name not in found and parts is not None and len(shifts.get(parts.key, ())) == 1:
+            (shift,) = shifts[parts.key]
+            if 0 <= parts.number - shift < steps:
+                found[name] = parts.number - shift
+    return found
 
 
-def _kind(node: Any) -> tuple[Any, ...]:
-    """What sites must have in common to be stacked."""
+# -- what can be stacked --------------------------------------------------------------------------
+
+
+def _kind(node: TraceNode) -> _Kind:
     fn = node["fn"]
     unwrapped = unwrap(fn)
-    frames = tuple((f.name, f.dim, f.size) for f in node["cond_indep_stack"] if f.vectorized)
-    value = node["value"]
-    return (
-        type(unwrapped.base), unwrapped.reinterpreted, tuple(fn.event_shape), frames, value.dtype,
-        unwrapped.mask is None,
+    plates = tuple((plate.name, plate.dim, plate.size) for plate in plates_of(node))
+    return _Kind(
+        type(unwrapped.base), unwrapped.reinterpreted, tuple(fn.event_shape), plates,
+        node["value"].dtype, unwrapped.mask is None,
     )  # fmt: skip
 
 
 def _check_alike(sites: _Sites, family: Family, skip_first: bool) -> None:
     """Members are of one kind and of one weight; of latents the values are the same."""
     nodes = [sites.nodes[name] for name in family.names]
+    kinds = [_kind(node) for node in nodes]
     for node in nodes[1:]:
         _require(_same_scale(node["scale"], nodes[0]["scale"]))
     if family.latent:
         values = [node["value"].reshape(-1, *node["fn"].event_shape) for node in nodes]
         _require(all(torch.equal(value, values[0]) for value in values[1:]))
-        frames = {_kind(node)[3] for node in nodes}
-        _require(len(frames) == 1 and all(unwrap(node["fn"]).mask is None for node in nodes))
-    kinds = [_kind(node) for node in (nodes[1:] if skip_first else nodes)]
-    _require(all(kind == kinds[0] for kind in kinds[1:]))
+        _require(len({kind.plates for kind in kinds}) == 1)
+        _require(all(kind.is_unmasked for kind in kinds))
+    compared = kinds[1:] if skip_first else kinds
+    _require(all(kind == compared[0] for kind in compared[1:]))
 
 
-def _same_scale(one: Any, other: Any) -> bool:
+def _same_scale(one: Tensor | float, other: Tensor | float) -> bool:
     return one is other or torch.equal(torch.as_tensor(one), torch.as_tensor(other))
 
 
 def _named(families: Sequence[Family], taken: Collection[str]) -> list[Family]:
     """Families by the name without its number; where that is taken, by their first and last."""
-    own = {name for family in families for name in family.names}
-    used = set(taken) - own
+    used = set(taken) - {name for family in families for name in family.names}
     named = []
     for family in families:
         names = family.names

@@ -17,90 +17,30 @@ Categorical the softmax of such sums, which are then known up to a shift common 
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference.numerics.shapes import compact
-from ember.inference.parameters.affine_map import TO_SPACE, AffineMap, ParameterEntries, joined
+from ember.inference.parameters.affine_map import AffineMap, ParameterEntries, joined
 from ember.inference.parameters.supports import base_support, is_real
+from ember.inference.reading.matching.moves import Moves, transformed_argument
 from ember.inference.reading.predictors import Predictor
-from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace, plates_of
 from ember.inference.reading.unwrapping import unwrap
 
-__all__ = ["Moves", "match_affine"]
+__all__ = ["match_affine"]
 
 
 MOST_ENTRIES = 256  # a run of the model for each: beyond this the numerical update is cheaper
 MOST_WEIGHTS = 200_000_000
 TOLERANCE = 1e-8
-GOLDEN = 0.618  # its multiples are spread evenly, no two alike
 SMALLER = 2.0**-10
 EXTREME = 15.0  # a logarithm or logit; beyond it a rate or probability loses its digits
 SHORTEST = 2.0**-60  # a step of an entry
 FAR = 1e3  # a line that is so long at random coefficients hides everything else in its rounding
-Origin = tuple[Mapping[str, Tensor], Tensor]  # parameters, and the argument there
-
-
-class Moves:
-    """Runs of the model at random parameters, and with entries moved from zero; each is run once.
-
-    Where real parameters are zero (``origin``), the change that an entry makes is not a small
-    difference of large numbers. A model that is not defined there is run at random parameters.
-    """
-
-    def __init__(
-        self, structure: Structure, params: Sequence[Mapping[str, Tensor]], traces: Sequence[Any]
-    ) -> None:
-        self.structure, self.params, self.traces = structure, params, traces
-        self._runs: dict[tuple[Any, ...], Any] = {}
-        self._reals = {n for n, p in structure.parameters.items() if is_real(p.support)}
-
-    def origin(self, site: str, predictor: Predictor) -> tuple[Mapping[str, Tensor], Any]:
-        """Where entries are moved from, and the run there."""
-        zero = {
-            n: torch.zeros_like(v) if n in self._reals else v for n, v in self.params[0].items()
-        }
-        try:
-            trace = self._run(("origin",), zero)
-            if bool(_value(trace, site, predictor).isfinite().all()):
-                return zero, trace
-        except (ValueError, RuntimeError, ArithmeticError):
-            pass
-        return self.params[0], self.traces[0]
-
-    def whole(self, start: Mapping[str, Tensor], name: str, step: float) -> Any:
-        """The run with all of a parameter moved in its support, by up to a step, unevenly."""
-        parameter = self.structure.parameters[name]
-        free = parameter.to_unconstrained(start[name])
-        uneven = (0.5 + GOLDEN * torch.arange(free.numel()).to(free).reshape(free.shape)) % 1.0
-        value = parameter.to_constrained(free + step * uneven).expand(parameter.shape)
-        here = start is self.params[0]
-        return self._run((name, None, step, here), {**start, name: value})
-
-    def entry(self, start: Mapping[str, Tensor], name: str, step: float, entry: int) -> Any:
-        """The run with an entry one step larger than at the start."""
-        value = start[name].clone()
-        value.view(-1)[entry] += step
-        here = start is self.params[0]
-        return self._run((name, entry, step, here), {**start, name: value})
-
-    def scaled(self, by: Mapping[str, float]) -> tuple[list[Mapping[str, Tensor]], list[Any]]:
-        """Runs at the random parameters with some of them multiplied."""
-        if all(factor == 1.0 for factor in by.values()):
-            return list(self.params), list(self.traces)
-        params: list[Mapping[str, Tensor]] = [
-            {n: by.get(n, 1.0) * v for n, v in values.items()} for values in self.params
-        ]
-        key = tuple(sorted(by.items()))
-        return params, [self._run((i, key), values) for i, values in enumerate(params)]
-
-    def _run(self, key: tuple[Any, ...], params: Mapping[str, Tensor]) -> Any:
-        if key not in self._runs:
-            self._runs[key] = self.structure.trace(params)
-        return self._runs[key]
 
 
 def match_affine(
@@ -114,40 +54,64 @@ def match_affine(
         moves: Runs of the model at random parameters and around the first of them.
     """
     for predictor in predictors:
-        found = _match(site, predictor, moves)
+        start, trace = moves.origin(site, predictor)
+        before = transformed_argument(trace, site, predictor)
+        if not bool(before.isfinite().all()):
+            continue
+        found = _match(_Search(site, predictor, moves, start, before))
         if found is not None:
             return predictor.by, found
     return None
 
 
-def _match(site: str, predictor: Predictor, moves: Moves) -> AffineMap | None:
-    start, trace = moves.origin(site, predictor)
-    before = _value(trace, site, predictor)
-    if not bool(before.isfinite().all()):
-        return None
-    origin = (start, before)
-    sources = _sources(site, predictor, moves, origin)
+@dataclass(frozen=True)
+class _Search:
+    """An argument seen in one way, and where its entries are moved from.
+
+    Attributes:
+        site: The site.
+        predictor: The way to see the argument.
+        moves: Runs of the model.
+        start: The parameters from which entries are moved.
+        before: The argument there.
+    """
+
+    site: str
+    predictor: Predictor
+    moves: Moves
+    start: Mapping[str, Tensor]
+    before: Tensor
+
+    def argument(self, trace: Trace) -> Tensor:
+        return transformed_argument(trace, self.site, self.predictor)
+
+    def is_positive_only(self, name: str) -> bool:
+        """Whether a parameter counts by its logarithm."""
+        return not is_real(self.moves.structure.parameters[name].support)
+
+
+def _match(search: _Search) -> AffineMap | None:
+    sources = _sources(search)
     if sources is None:
         return None
-    logs = tuple(n for n in sources if not is_real(moves.structure.parameters[n].support))
-    weights = _weights(site, predictor, moves, origin, sources, logs)
+    logs = tuple(name for name in sources if search.is_positive_only(name))
+    weights = _weights(search, sources, logs)
     if weights is None:
         return None
-    offset = before - weights @ joined(sources, start, logs)
-    if start is moves.params[0]:
+    before, predictor = search.before, search.predictor
+    offset = before - weights @ joined(sources, search.start, logs)
+    if search.start is search.moves.params[0]:
         offset = torch.where(offset.abs() > 1e-12 * (1.0 + before.abs().max()), offset, 0.0)
-    if not _holds(site, predictor, moves, sources, logs, weights, offset):
+    if not _holds(search, sources, logs, weights, offset):
         return None
     if predictor.event_dim:
         weights = _shifted(weights)
-    latents = _latent_dims(moves, site, weights.dim() - 1, predictor.event_dim)
+    latents = _latent_dims(search, weights.dim() - 1)
     return _map(weights, offset, predictor, sources, logs, latents)
 
 
 def _holds(
-    site: str,
-    predictor: Predictor,
-    moves: Moves,
+    search: _Search,
     sources: tuple[str, ...],
     logs: tuple[str, ...],
     weights: Tensor,
@@ -157,6 +121,7 @@ def _holds(
 
     At others it may overflow, or be so long that nothing but the line is seen.
     """
+    predictor, moves = search.predictor, search.moves
     sizes = weights.abs().reshape(-1, weights.shape[-1]).amax(0)
     counts = [moves.params[0][name].numel() for name in sources]
     longest = {n: float(s.max()) for n, s in zip(sources, sizes.split(counts), strict=True)}
@@ -168,7 +133,7 @@ def _holds(
     }
     params, traces = moves.scaled(by)
     for at, trace in zip(params, traces, strict=True):
-        value = _value(trace, site, predictor)
+        value = search.argument(trace)
         predicted = weights @ joined(sources, at, logs) + offset
         error = (predicted - value).abs() / (1.0 + value.abs())
         if not bool((error.nan_to_num(nan=torch.inf) <= TOLERANCE).all()):
@@ -176,76 +141,62 @@ def _holds(
     return True
 
 
-def _latent_dims(moves: Moves, site: str, batch: int, event: int) -> list[int]:
+def _latent_dims(search: _Search, batch: int) -> list[int]:
     """Which of the argument's batch dims are those of latents' values: no plates, nor entries."""
-    node = moves.traces[0].nodes[site]
+    site, structure = search.site, search.moves.structure
+    node = search.moves.traces[0].nodes[site]
     inner = len(unwrap(node["fn"]).base.batch_shape) - len(node["fn"].batch_shape)
-    right = batch - inner - event  # the first dim that is not the site's own batch
-    loops = moves.structure.loops
+    right = batch - inner - search.predictor.event_dim  # the first dim not of the site's own batch
+    loops = structure.loops
     stacked = {n for c in loops for n in (c.initial, *(f.name for f in c.families))}
-    if site not in stacked and not any(c.site == site for c in moves.structure.composites):
-        return list(range(max(0, right - moves.structure.nesting)))
+    if site not in stacked and not any(c.site == site for c in structure.composites):
+        return list(range(max(0, right - structure.nesting)))
     # Opened, the state of a chain stands to the right of its plates. Each step of a loop may read
     # parameters of its own.
     times = {loop.time for loop in loops}
-    frames = [f for f in node["cond_indep_stack"] if f.vectorized and f.name not in times]
-    plates = {frame.dim for frame in frames}
+    plates = {plate.dim for plate in plates_of(node) if plate.name not in times}
     return [i for i in range(right) if i - right not in plates]
 
 
-def _value(trace: Any, site: str, predictor: Predictor) -> Tensor:
-    value = predictor.read(unwrap(trace.nodes[site]["fn"]).base).detach().double()
-    return TO_SPACE[predictor.space](value)
-
-
-def _sources(
-    site: str, predictor: Predictor, moves: Moves, origin: Origin
-) -> tuple[str, ...] | None:
+def _sources(search: _Search) -> tuple[str, ...] | None:
     """Parameters that move the argument, if all are real (or positive, under a log) and few."""
-    found = []
-    before = origin[1]
-    for name, parameter in moves.structure.parameters.items():
-        moved = _moved(site, predictor, moves, origin, (name, None))
+    sources = []
+    parameters = search.moves.structure.parameters
+    for name, parameter in parameters.items():
+        moved = _moved(search, name, None)
         if moved is None:
             return None
-        if bool((moved[0] == before).all()):
+        if bool((moved[0] == search.before).all()):
             continue
-        if not is_real(parameter.support) and (
-            predictor.space != "log" or not _is_positive(parameter.support)
+        if search.is_positive_only(name) and (
+            search.predictor.space != "log" or not _is_positive(parameter.support)
         ):
             return None
-        found.append(name)
-    count = sum(moves.structure.parameters[name].shape.numel() for name in found)
-    few = 0 < count <= MOST_ENTRIES and count * before.numel() <= MOST_WEIGHTS
-    return tuple(found) if few else None
+        sources.append(name)
+    count = sum(parameters[name].shape.numel() for name in sources)
+    few = 0 < count <= MOST_ENTRIES and count * search.before.numel() <= MOST_WEIGHTS
+    return tuple(sources) if few else None
 
 
-def _is_positive(support: Any) -> bool:
+def _is_positive(support: constraints.Constraint) -> bool:
     return base_support(support) in (constraints.positive, constraints.nonnegative)
 
 
-def _weights(
-    site: str,
-    predictor: Predictor,
-    moves: Moves,
-    origin: Origin,
-    sources: tuple[str, ...],
-    logs: tuple[str, ...],
-) -> Tensor | None:
+def _weights(search: _Search, sources: tuple[str, ...], logs: tuple[str, ...]) -> Tensor | None:
     """The change of the argument as each entry moves by one, shape ``(*batch, P)``."""
-    start, before = origin
+    before = search.before
     columns = []
     for name in sources:
-        for entry, value in enumerate(start[name].reshape(-1)):
-            found = _moved(site, predictor, moves, origin, (name, entry))
-            if found is None:
+        for entry, value in enumerate(search.start[name].reshape(-1)):
+            moved = _moved(search, name, entry)
+            if moved is None:
                 return None
-            after, length = found
+            after, length = moved
             step = torch.log1p(length / value) if name in logs else length
             # What is left of a difference of equal numbers is rounding, not a weight.
             change = after - before
             size = torch.maximum(after.abs(), before.abs())
-            if predictor.event_dim:
+            if search.predictor.event_dim:
                 size = size.amax(-1, keepdim=True)
             columns.append(torch.where(change.abs() > 1e-13 * size, change / step, 0.0))
     weights = torch.stack(columns, -1)
@@ -253,24 +204,18 @@ def _weights(
     return torch.where((weights - powers).abs() < 1e-12, powers, weights) if logs else weights
 
 
-def _moved(
-    site: str,
-    predictor: Predictor,
-    moves: Moves,
-    origin: Origin,
-    what: tuple[str, int | None],
-) -> tuple[Tensor, float] | None:
+def _moved(search: _Search, name: str, entry: int | None) -> tuple[Tensor, float] | None:
     """The argument after a step of one entry, or of a whole parameter; and how long a step it was.
 
     It is so short that nothing overflows, and long enough to be seen. None if the argument has no
     such value, or changes shape.
     """
-    (start, before), (name, entry) = origin, what
+    before, predictor, moves = search.before, search.predictor, search.moves
+    move = moves.whole if entry is None else functools.partial(moves.entry, entry=entry)
     exact = predictor.space == "raw" and not predictor.event_dim
     step = 1.0
     while True:
-        moved = moves.whole if entry is None else functools.partial(moves.entry, entry=entry)
-        after = _value(moved(start, name, step=step), site, predictor)
+        after = search.argument(move(search.start, name, step=step))
         if after.shape != before.shape:
             return None
         finite = bool(after.isfinite().all())

@@ -14,7 +14,6 @@ argument (``sigmoid(a * b)``, a matrix product) is left to the model itself.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pyro.distributions.constraints import positive_ordered_vector
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ember.inference.numerics.shapes import unexpanded
-from ember.inference.parameters.argument_map import ON, ArgumentMap, ParameterRows
+from ember.inference.parameters.argument_map import ON, ArgumentMap, ParameterRows, row_count
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.supports import base_support
 from ember.inference.reading.structure import Structure
@@ -162,7 +161,7 @@ def _eligible(
     return tuple(names)
 
 
-def _is_positive(support: Any) -> bool:
+def _is_positive(support: constraints.Constraint) -> bool:
     support = base_support(support)
     bound = getattr(support, "lower_bound", None)
     if support in (constraints.simplex, constraints.unit_interval, positive_ordered_vector):
@@ -191,8 +190,7 @@ def _prune(
     names, shifts, start, dropped = [], [], 0, 0
     bounds = torch.zeros_like(index)
     for name in table.sources:
-        shape = parameters[name].shape
-        count = shape[: len(shape) - table.event_dim].numel()
+        count = row_count(parameters[name].shape, table.event_dim)
         inside = (used >= start) & (used < start + count)
         if bool(inside.any()):
             names.append(name)

@@ -6,7 +6,6 @@ then confirm them, for every row of the argument.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from ember.inference.numerics.shapes import unexpanded
 from ember.inference.parameters.argument_map import ParameterRows
 from ember.inference.reading.distributions import arguments_of
 from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace
 from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["match_sticks"]
@@ -28,7 +28,7 @@ WHOLE = 1e-6  # how near to a whole number a power must come out
 
 
 def match_sticks(
-    site: str, structure: Structure, params: Sequence[Mapping[str, Tensor]], traces: Sequence[Any]
+    site: str, structure: Structure, params: Sequence[Mapping[str, Tensor]], traces: Sequence[Trace]
 ) -> StickMap | None:
     """The map of the probabilities of a site over categories, or None if they are no such products.
 
@@ -38,23 +38,23 @@ def match_sticks(
         params: The parameters of the probes.
         traces: The probes themselves.
     """
-    seen = [_probs(trace, site).detach() for trace in traces]
+    probs = [_probs(trace, site).detach() for trace in traces]
     for source, parameter in structure.parameters.items():
         if not PROBABILITY.natural(parameter.support, IDENTITY):
             continue
-        found = [_derivatives(site, source, structure, at) for at in params[:2]]
-        if found[0] is None or found[1] is None:
+        one, two = (_derivatives(site, source, structure, at) for at in params[:2])
+        if one is None or two is None:
             continue
         for event_dim in (1, 0) if parameter.shape else (0,):
             table = ParameterRows((source,), "raw", event_dim)
-            powers = _powers(table, params, (found[0], found[1]))
-            mapped = None if powers is None else _mapped(table, powers, params, seen)
+            powers = _powers(table, params, (one, two))
+            mapped = None if powers is None else _mapped(table, powers, params, probs)
             if mapped is not None:
                 return mapped
     return None
 
 
-def _probs(trace: Any, site: str) -> Tensor:
+def _probs(trace: Trace, site: str) -> Tensor:
     return unexpanded(arguments_of(unwrap(trace.nodes[site]["fn"]).base)["probs"][0][2], 1)
 
 
@@ -69,8 +69,8 @@ def _derivatives(
     if not logs.requires_grad:
         return None
     rows = [torch.autograd.grad(log, leaf, retain_graph=True)[0] for log in logs]
-    found = torch.stack(rows)
-    return found if bool((found != 0).any()) else None
+    derivatives = torch.stack(rows)
+    return derivatives if bool((derivatives != 0).any()) else None
 
 
 def _powers(
@@ -103,13 +103,13 @@ def _mapped(
     table: ParameterRows,
     powers: Tensor,
     params: Sequence[Mapping[str, Tensor]],
-    seen: Sequence[Tensor],
+    probs: Sequence[Tensor],
 ) -> StickMap | None:
     """The map with the row of the table behind each row of probabilities, if all probes agree."""
-    batch = seen[0].shape[:-1]
-    if any(each.shape != seen[0].shape for each in seen):
+    batch = probs[0].shape[:-1]
+    if any(each.shape != probs[0].shape for each in probs):
         return None
-    flat = [each.reshape(-1, each.shape[-1]) for each in seen]
+    flat = [each.reshape(-1, each.shape[-1]) for each in probs]
     nothing = torch.zeros(len(powers))
     map_ = StickMap(table, torch.zeros(batch, dtype=torch.long), powers, nothing)
     plain = [map_.of_rows(table.rows(at)) for at in params]

@@ -12,19 +12,21 @@ each ray, its products are used from then on. If not, the model is run for the p
 gradient is taken for the transpose.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
+from ember.inference.numerics.shapes import varies_outside_plates
 from ember.inference.parameters.affine_map import joined
 from ember.inference.parameters.matrices import Matrix, MatrixOperator, as_matrix
 from ember.inference.parameters.superposed_rate import Operator, SuperposedRate
 from ember.inference.parameters.supports import base_support
 from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace
 from ember.inference.reading.traced_operator import TracedOperator, rate_of
 from ember.inference.reading.unwrapping import unwrap
 
@@ -38,7 +40,7 @@ Params = Mapping[str, Tensor]
 
 
 def match_superposition(
-    site: str, structure: Structure, params: Sequence[Params], traces: Sequence[Any]
+    site: str, structure: Structure, params: Sequence[Params], traces: Sequence[Trace]
 ) -> SuperposedRate | str | None:
     """The map of a Poisson site's rate, the reason why it is no superposition, or None.
 
@@ -92,13 +94,19 @@ class _Operands(TorchFunctionMode):
         super().__init__()
         self.found: list[Tensor] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         for value in args:
             for item in value if isinstance(value, (list, tuple)) else (value,):
                 self._note(item)
         return func(*args, **(kwargs or {}))
 
-    def _note(self, value: Any) -> None:
+    def _note(self, value: object) -> None:
         if isinstance(value, Tensor) and type(value) is Tensor:
             wanted = value.dim() == 2 and value.is_floating_point() and not value.requires_grad
             if wanted and not any(value is other for other in self.found):
@@ -117,7 +125,7 @@ def _recorded(
     return sources, [params[name] for name in sources], rate
 
 
-def _is_half_line(support: Any) -> bool:
+def _is_half_line(support: constraints.Constraint) -> bool:
     """Whether a support is all of the non-negative (or positive) numbers, entry by entry."""
     support = base_support(support)
     lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
@@ -129,9 +137,9 @@ def _depends_on_latents(site: str, structure: Structure, rate: Tensor) -> bool:
     if not structure.latent:
         return False
     at = {name: parameter.start for name, parameter in structure.parameters.items()}
-    fn: Any = structure.trace(at).nodes[site]["fn"]
+    fn = structure.trace(at).nodes[site]["fn"]
     inner = len(unwrap(fn).base.batch_shape) - len(fn.batch_shape)
-    return rate.shape[: max(0, rate.dim() - structure.nesting - inner)].numel() > 1
+    return varies_outside_plates(rate.shape, structure.nesting + inner)
 
 
 def _is_affine(
@@ -187,29 +195,31 @@ def _matrices(
     return found
 
 
-def _columns(image: Any, size: int, offset: Tensor) -> Matrix:
+def _columns(image: Callable[[Tensor], Tensor], size: int, offset: Tensor) -> Matrix:
     columns = torch.stack([image(row) for row in torch.eye(size)], 1)
     # What is left of a difference of equal numbers is rounding, not a weight.
     least = 1e-13 * (offset.abs().unsqueeze(1) + columns.abs().amax(0))
     return Matrix(torch.where(columns.abs() > least, columns, 0.0))
 
 
-def _operand(image: Any, size: int, operands: Sequence[Tensor]) -> Matrix | None:
+def _operand(
+    image: Callable[[Tensor], Tensor], size: int, operands: Sequence[Tensor]
+) -> Matrix | None:
     """The matrix, of those the model used, that maps the source as the model does."""
     generator = torch.Generator().manual_seed(1)
     one, two = (torch.rand(size, generator=generator) + 0.1 for _ in range(2))
-    seen, again = image(one), image(two)
-    shape = (len(seen), size)
+    first, second = image(one), image(two)
+    shape = (len(first), size)
     for operand in operands:
         for tensor in (operand, operand.t()):
             if tuple(tensor.shape) != shape:
                 continue
             matrix = as_matrix(tensor)
             product = matrix.times(one)
-            scale = torch.where(product != 0, seen / product, torch.zeros(()))
+            scale = torch.where(product != 0, first / product, torch.zeros(()))
             if not bool(((scale - 1.0).abs() <= 1e-13)[product != 0].all()):
                 matrix = Matrix(matrix.matrix, scale)
-            if _agree(matrix.times(one), seen) and _agree(matrix.times(two), again):
+            if _agree(matrix.times(one), first) and _agree(matrix.times(two), second):
                 return matrix
     return None
 

@@ -1,0 +1,58 @@
+"""What Ember asks of any distribution, whatever its class and its wrappers."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+__all__ = ["Distribution", "remade"]
+
+
+class Distribution(Protocol):
+    """The methods that every distribution of Pyro has; ``isinstance`` tells the class where needed.
+
+    Pyro's classes share no base class that a type checker sees all of these in.
+    """
+
+    @property
+    def arg_constraints(self) -> Mapping[str, Constraint]: ...
+
+    @property
+    def support(self) -> Constraint: ...
+
+    @property
+    def batch_shape(self) -> torch.Size: ...
+
+    @property
+    def event_shape(self) -> torch.Size: ...
+
+    @property
+    def event_dim(self) -> int: ...
+
+    @property
+    def has_enumerate_support(self) -> bool: ...
+
+    @property
+    def mean(self) -> Tensor: ...
+
+    def shape(self) -> torch.Size: ...
+
+    def log_prob(self, value: Tensor, /) -> Tensor: ...
+
+    def sample(self, sample_shape: torch.Size = ..., /) -> Tensor: ...
+
+    def enumerate_support(self, expand: bool = ...) -> Tensor: ...
+
+    def expand(self, batch_shape: torch.Size, /) -> "Distribution": ...
+
+    def mask(self, mask: Tensor, /) -> "Distribution": ...
+
+    def to_event(self, dims: int, /) -> "Distribution": ...
+
+
+def remade(fn: Distribution, arguments: Mapping[str, Tensor]) -> Distribution:
+    """A distribution of the same class with other arguments, which are not validated again."""
+    kind: Callable[..., Distribution] = type(fn)
+    return kind(**arguments, validate_args=False)
