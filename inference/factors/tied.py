@@ -108,9 +108,7 @@ class TiedFactors(Memo):
         if family_parameter == 0 and origin is not None:
             linear, precision = coefficients
             moved = -origin if self.reference is None else self.reference - origin
-            if self.parameters[0].kind == "vector":
-                return [linear + (precision @ moved.unsqueeze(-1)).squeeze(-1), precision]
-            return [linear + precision * moved, precision]
+            return [linear + self.parameters[0].kind.times(precision, moved), precision]
         return coefficients
 
     def resolution(self) -> Tensor | None:

@@ -7,14 +7,13 @@ from torch import Tensor
 
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.families.conjugacy import pseudo_statistics
-from ember.inference.families.family import contribution_to_maximiser
+from ember.inference.families.kinds import Kind
 from ember.inference.families.superposition import Superposed
-from ember.inference.maximisation.degeneracy import Judged, check_maximiser
+from ember.inference.maximisation.degeneracy import check_maximiser
 from ember.inference.maximisation.least_squares import solve_coefficients
 from ember.inference.maximisation.parameter_plan import ParameterPlan
-from ember.inference.maximisation.updates import EVENT_DIM, Update, Usage, tied_factors_of
+from ember.inference.maximisation.updates import Update, Usage, tied_factors_of
 from ember.inference.numerics.shapes import append_dims
-from ember.inference.parameters.jacobians import pseudo_jacobian
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["closed_form", "coefficients_update"]
@@ -28,11 +27,13 @@ def closed_form(
     Of a location it is the step from its present value that is found, which loses no digits to the
     distance from zero.
     """
-    shape = plan.parameters[update.name].shape
-    rows_shape = shape[: len(shape) - EVENT_DIM.get(update.kind, 0)]
-    origin = params[update.name] if update.kind in ("location", "vector") else None
-    total, floor = _coefficients_of(plan, update, statistics, params, origin)
-    for i, pseudo in enumerate(_pseudo(plan, update, params, origin)):
+    kind, name, current = update.kind, update.name, params[update.name]
+    assert kind is not None
+    shape = plan.parameters[name].shape
+    rows_shape = shape[: len(shape) - kind.event_dim]
+    origin = current if kind.has_origin else None
+    total, floor = _coefficients(plan, update, kind, statistics, params)
+    for i, pseudo in enumerate(_pseudo(plan, update, kind, params, origin)):
         spread = pseudo.expand(rows_shape + total[i].shape[1:])
         total[i] = total[i] + spread.reshape(total[i].shape)
     idle = torch.zeros(())
@@ -40,55 +41,50 @@ def closed_form(
         # An entry that feeds no observation: every value is a maximiser, the present one too.
         idle = (total[0] == 0.0) & (total[1] == 0.0)
         total = [torch.where(idle, 1.0, coefficient) for coefficient in total]
-    judged = Judged(
-        update.name, update.kind, rows_shape, plan.objective, update.name in plan.priors
-    )
-    check_maximiser(judged, total, floor)
-    best = contribution_to_maximiser(update.kind, total, update.link)
-    family_parameter = tied_factors_of(plan, update.usages[0]).parameters[update.usages[0].position]
-    value = best if update.kind == "matrix" else family_parameter.parameter(best)
-    value = value.reshape(shape)
+    verdict = kind.degenerate(total, floor, has_prior=name in plan.priors)
+    check_maximiser(name, rows_shape, verdict, plan.objective)
+    value = kind.maximiser(total, update.link).reshape(shape)
     if origin is not None:
         value = origin + value
-    if update.kind in ("probability", "sticks", "simplex") and bool(torch.isnan(value).any()):
+    if kind.keeps_unseen and bool(torch.isnan(value).any()):
         # No observation: every value is a maximiser, the present one too.
-        value = torch.where(torch.isnan(value), params[update.name], value)
+        value = torch.where(torch.isnan(value), current, value)
     if bool(idle.any()):
-        value = torch.where(idle.reshape(shape), params[update.name], value)
+        value = torch.where(idle.reshape(shape), current, value)
     return value
 
 
-def _coefficients_of(
+def _coefficients(
     plan: ParameterPlan,
     update: Update,
+    kind: Kind,
     statistics: Statistics,
     params: Mapping[str, Tensor],
-    origin: Tensor | None,
 ) -> tuple[list[Tensor], Tensor]:
     """The coefficients of every row over all sites, and the least variance that data can tell."""
     shape = plan.parameters[update.name].shape
-    event = EVENT_DIM.get(update.kind, 0)
-    rows_shape = shape[: len(shape) - event]
+    rows_shape, event = shape[: len(shape) - kind.event_dim], shape[len(shape) - kind.event_dim :]
     count = rows_shape.numel()
     total: list[Tensor] = []
-    floor = torch.zeros((count, *shape[len(shape) - min(event, 1) :]))
+    floor = torch.zeros((count, *event[:1]))
     for usage in update.usages:
-        group, sums = _sums(plan, usage, statistics, params)
-        rows = group.rows(usage.position, usage.start, count)
-        cells, own = rows or (torch.arange(count), torch.arange(count))
-        at_cell = None
-        if origin is not None:
-            at_cell = origin.new_zeros((len(group.cells), *shape[len(rows_shape) :]))
-            at_cell[cells] = origin.reshape(count, *shape[len(rows_shape) :])[own]
-        coefficients = group.contribution(usage.position, sums, params, at_cell)
-        if rows is not None:
+        tied, sums = _sums(plan, usage, statistics, params)
+        moved = tied.rows(usage.position, usage.start, count)
+        cells, rows = moved or (torch.arange(count), torch.arange(count))
+        origin = None
+        if kind.has_origin:
+            current = params[update.name].reshape(count, *event)
+            origin = current.new_zeros((len(tied.cells), *event))
+            origin[cells] = current[rows]
+        coefficients = tied.contribution(usage.position, sums, params, origin)
+        if moved is not None:
             coefficients = [
-                c.new_zeros((count, *c.shape[1:])).index_add_(0, own, c[cells])
+                c.new_zeros((count, *c.shape[1:])).index_add_(0, rows, c[cells])
                 for c in coefficients
             ]
         total = [a + b for a, b in zip(total, coefficients, strict=True)] if total else coefficients
-        if usage.position == 1 and (least := group.resolution()) is not None:
-            index = own.reshape(-1, *(1,) * (floor.dim() - 1)).expand(least[cells].shape)
+        if usage.position == 1 and (least := tied.resolution()) is not None:
+            index = rows.reshape(-1, *(1,) * (floor.dim() - 1)).expand(least[cells].shape)
             floor.scatter_reduce_(0, index, least[cells], "amax")
     return total, floor
 
@@ -107,42 +103,43 @@ def coefficients_update(
     for other in every:
         if other.name in update.together:
             usages.update({(u.where, u.prior, u.position): u for u in other.usages})
-    pooled = []
-    for usage in usages.values():
-        group, sums = _sums(plan, usage, statistics, params)
-        pooled.append((usage, group, sums))
+    pooled = [(usage, *_sums(plan, usage, statistics, params)) for usage in usages.values()]
     return solve_coefficients(plan, update.together, pooled, params)
 
 
 def _sums(
     plan: ParameterPlan, usage: Usage, statistics: Statistics, params: Mapping[str, Tensor]
 ) -> tuple[TiedFactors, Tensor]:
+    """The statistics of what a parameter feeds; a prior's follow from the parameters."""
     if usage.prior is None:
         return statistics.sums[usage.where]
     return plan.prior.statistics(usage.prior, params)
 
 
 def _pseudo(
-    plan: ParameterPlan, update: Update, params: Mapping[str, Tensor], origin: Tensor | None
+    plan: ParameterPlan,
+    update: Update,
+    kind: Kind,
+    params: Mapping[str, Tensor],
+    origin: Tensor | None,
 ) -> list[Tensor]:
+    """What the prior of a parameter adds to its coefficients, and a Jacobian where that counts."""
     prior = plan.priors.get(update.name)
     if prior is None or prior.site.density is None:
         return []
-    own = prior.site.density.distribution(params)
-    found = pseudo_statistics(update.kind, update.link, own, origin)
+    added = pseudo_statistics(kind, update.link, prior.site.density.distribution(params), origin)
+    assert added is not None
     weight = prior.scale
     if prior.site.mask is not None:
         weight = weight * prior.site.mask
-    assert found is not None
-    extra = pseudo_jacobian(update.kind, update.link) if plan.prior.unconstrained else []
-    extra = extra or [0.0] * len(found)
+    more = kind.jacobian(update.link) if plan.prior.unconstrained else []
+    both = list(zip(added, more or [0.0] * len(added), strict=True))
     if not weight.dim():
-        return [weight * pseudo + more for pseudo, more in zip(found, extra, strict=True)]
+        return [weight * pseudo + jacobian for pseudo, jacobian in both]
     shape = plan.parameters[update.name].shape
-    # The prior of each stick is a site's entry of its own, with a weight of its own.
-    lead = len(shape) - (0 if update.kind == "sticks" else EVENT_DIM.get(update.kind, 0))
+    lead = len(shape) - kind.prior_event_dim
     full = weight.expand(shape[:lead])
     return [
-        append_dims(full, max(pseudo.dim() - lead, 0)) * pseudo + more
-        for pseudo, more in zip(found, extra, strict=True)
+        append_dims(full, max(pseudo.dim() - lead, 0)) * pseudo + jacobian
+        for pseudo, jacobian in both
     ]

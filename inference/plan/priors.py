@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ember.inference.factors.opaque import OpaqueFactors
 from ember.inference.factors.tied import TiedFactors
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.parameters import jacobians
+from ember.inference.parameters.portable import packed, unpacked
 from ember.inference.plan.tying import cells_of
 from ember.inference.reading.site import Site
 
@@ -89,3 +91,11 @@ class Prior:
         rows = statistics.expand(*shape, -1).reshape(-1, statistics.shape[-1])
         total = statistics.new_zeros((len(tied.cells), statistics.shape[-1]))
         return tied, total.index_add_(0, cells.expand(shape).reshape(-1), rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        supports = {name: packed(support) for name, support in self.supports.items()}
+        return {**self.__dict__, "supports": supports}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        supports = {name: unpacked(support) for name, support in state["supports"].items()}
+        self.__dict__.update(state, supports=supports)

@@ -51,7 +51,7 @@ def _parameter_row(plan: Plan, update: Any) -> list[str]:
         "parameter" if parameter.has_prior else "parameter (pyro.param)",
         ", ".join(parameter.plates) or "-",
         "-",
-        update.how,
+        update.how.value,
         update.reason,
     ]
 
