@@ -14,7 +14,6 @@ import torch
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.inputs.arguments import prepare
 from ember.inference.inputs.shelter import sheltered
-from ember.inference.maximisation.m_step import MStep
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.matching.arguments import probe_values
