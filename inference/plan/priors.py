@@ -1,6 +1,7 @@
 """The priors of the parameters: their log density, and each as an observation of its own."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,12 @@ class PriorSite:
     site: Site
     scale: Tensor
     tied: TiedFactors | None
+
+    @functools.cached_property
+    def cells(self) -> Tensor:
+        """The cell of every entry, over all batch dims."""
+        layout = self.site.layout
+        return prepend_dims(cells_of(self.site), len(layout.outer) + layout.inner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,15 +84,13 @@ class Prior:
         tied, form = prior.tied, prior.site.form
         assert tied is not None
         assert form is not None
-        rank = len(prior.site.layout.outer) + prior.site.layout.inner
-        cells, reference = prepend_dims(cells_of(prior.site), rank), params[name].new_zeros(())
+        cells, reference = prior.cells, params[name].new_zeros(())
         if form.centred is not None:
             locations = tied.locations(params)
             tied = dataclasses.replace(tied, reference=locations)
             reference = locations[cells]
         statistics, _ = statistics_of(prior.site, params[name], reference)
-        weights = append_dims(prior.scale, len(prior.site.inner_shape) + 1)
-        statistics = statistics * weights
+        statistics = statistics * append_dims(prior.scale, len(prior.site.inner_shape) + 1)
         cells = prepend_dims(cells, statistics.dim() - 1)
         shape = torch.broadcast_shapes(cells.shape, statistics.shape[:-1])
         rows = statistics.expand(*shape, -1).reshape(-1, statistics.shape[-1])
