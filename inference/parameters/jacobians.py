@@ -31,7 +31,7 @@ def log_jacobian(support: constraints.Constraint, value: Tensor) -> Tensor:
     """The log Jacobian of every entry (or vector, or matrix) of a value; it broadcasts to zero."""
     base = base_support(support)
     if is_real(base):
-        return torch.zeros(())
+        return value.new_zeros(())
     if base is constraints.simplex:
         return value.log().sum(-1)
     transform = biject_to(base)
@@ -41,7 +41,5 @@ def log_jacobian(support: constraints.Constraint, value: Tensor) -> Tensor:
 
 def total(supports: Mapping[str, constraints.Constraint], params: Mapping[str, Tensor]) -> Tensor:
     """The log Jacobian of several parameters together."""
-    found = torch.zeros((), dtype=torch.float64)
-    for name, support in supports.items():
-        found = found + log_jacobian(support, params[name]).sum()
-    return found
+    each = [log_jacobian(support, params[name]).sum() for name, support in supports.items()]
+    return torch.stack(each).sum() if each else torch.zeros((), dtype=torch.float64)
