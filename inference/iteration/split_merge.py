@@ -31,7 +31,7 @@ from ember.inference.initialisation.clustering import KMEANS_TRIES, cluster, sta
 from ember.inference.initialisation.features import features
 from ember.inference.initialisation.starting_params import BLEND, params_from
 from ember.inference.iteration.convergence import StopReason
-from ember.inference.iteration.restarts.restarts import ImpossibleStart
+from ember.inference.iteration.loop import ImpossibleStart
 from ember.inference.iteration.run import Run
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.potentials import all_tensors

@@ -15,8 +15,6 @@ mode is finite and inside the support for every concentration above 0, where the
 none if one is below 1.
 """
 
-from collections.abc import Mapping
-
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
@@ -24,7 +22,7 @@ from torch.distributions import biject_to
 
 from ember.inference.parameters.supports import base_support, is_natural, is_real
 
-__all__ = ["log_jacobian", "pseudo_jacobian", "stays_closed", "total"]
+__all__ = ["log_jacobian", "pseudo_jacobian", "stays_closed"]
 
 
 def log_jacobian(support: constraints.Constraint, value: Tensor) -> Tensor:
@@ -55,11 +53,3 @@ def stays_closed(kind: str, link: str, support: constraints.Constraint) -> bool:
     if is_real(base_support(support)):
         return True
     return bool(pseudo_jacobian(kind, link)) and is_natural(kind, link, support)
-
-
-def total(supports: Mapping[str, constraints.Constraint], params: Mapping[str, Tensor]) -> Tensor:
-    """The log Jacobian of several parameters together."""
-    found = torch.zeros((), dtype=torch.float64)
-    for name, support in supports.items():
-        found = found + log_jacobian(support, params[name]).sum()
-    return found
