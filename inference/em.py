@@ -5,7 +5,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,18 +13,14 @@ from torch import Tensor
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
 from ember.inference.initialisation.starting_params import Init, check_params, starting_params
-from ember.inference.inputs.arguments import Model, prepare
-from ember.inference.inputs.options import (
-    OBJECTIVES,
-    check_choice,
-    check_em_options,
-)
+from ember.inference.inputs.arguments import Model
+from ember.inference.inputs.options import check_em_options
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.acceleration.schemes import SCHEMES
-from ember.inference.iteration.checks import check_local_parameters, check_rows, warn_of_cuts
+from ember.inference.iteration.checks import check_rows
 from ember.inference.iteration.convergence import Monitor, StopReason
-from ember.inference.iteration.kept_plan import KeptPlan, ReadingOptions
+from ember.inference.iteration.kept_plan import KeptPlan, ReadingOptions, data_of
 from ember.inference.iteration.loop import Loop
 from ember.inference.iteration.progress import progress_bar
 from ember.inference.iteration.restarts.restarts import best_of
@@ -33,9 +29,7 @@ from ember.inference.iteration.run import Run
 from ember.inference.iteration.split_merge import check_mixture, split_and_merge
 from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.maximisation.m_step import MStep
-from ember.inference.maximisation.updates import check_settable
 from ember.inference.numerics.log_space import IMPOSSIBLE
-from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.queries.relabelling import in_canonical_order
@@ -161,7 +155,7 @@ class EM:
         self.assignment, self.escape = assignment, escape
         self.accelerate, self.tol, self.max_iter = accelerate, tol, max_iter
         self.seed, self.progress = seed, progress
-        self._latest = KeptPlan()
+        self._kept = KeptPlan()
 
     @property
     def name(self) -> str:
@@ -178,12 +172,12 @@ class EM:
         again to see whether it, or its data, have changed, which pays where data are large.
         """
         with sheltered(self.seed, (args, kwargs)):
-            return self._read(args, kwargs)
+            return self._options.read(args, kwargs)
 
     def initialise(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Starting parameters for the model's arguments: site name to constrained tensor."""
-        with sheltered(self.seed, _data(args, kwargs)):
-            return starting_params(self._kept(args, kwargs), self.init)
+        with sheltered(self.seed, data_of(args, kwargs)):
+            return starting_params(self._kept.plan_for(self._options, args, kwargs), self.init)
 
     def e_step(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Statistics:
         """Expected sufficient statistics and log likelihood of data at ``params``.
@@ -198,8 +192,8 @@ class EM:
                 f"e_step takes params first, as a dict, not {type(params).__name__}; then the "
                 "model's own arguments."
             )
-        with sheltered(self.seed, _data(args, kwargs)):
-            plan = self._kept(args, kwargs)
+        with sheltered(self.seed, data_of(args, kwargs)):
+            plan = self._kept.plan_for(self._options, args, kwargs)
             statistics = LogEvidence.of(plan).statistics(
                 check_params(plan, params), maximum=self._classification
             )
@@ -246,16 +240,16 @@ class EM:
         """
         began = time.perf_counter()
         with sheltered(self.seed, (args, kwargs)):
-            run, misread = self._fit(self._read(args, kwargs), began), set[str]()
+            run, misread = self._fit(self._options.read(args, kwargs), began), set[str]()
             try:
                 # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
                 while sites := run.plan.misread_sites(run.params):
                     if run.stop is StopReason.INTERRUPTED:
                         break
                     misread.update(sites)
-                    run = self._fit(self._read(args, kwargs, misread), began)
+                    run = self._fit(self._options.read(args, kwargs, misread), began)
                 if misread:  # single steps need not find out again
-                    self._latest.keep(run.plan, self._options)
+                    self._kept.keep(run.plan, self._options)
                 run = self._in_order(run)
             except KeyboardInterrupt:
                 run = dataclasses.replace(run, stop=StopReason.INTERRUPTED)
@@ -320,50 +314,9 @@ class EM:
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """The plan for these arguments, as a table: role, plates and update of every site."""
-        with sheltered(self.seed, _data(args, kwargs)):
-            return explain(self._kept(args, kwargs))
-
-    def _read(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], misread: Collection[str] = ()
-    ) -> Plan:
-        """The plan for these arguments, read from the model as it is now."""
-        check_choice("objective", self.objective, OBJECTIVES)
-        arguments = prepare(args, kwargs)
-        plan = build_plan(
-            self.model, arguments, self.objective, self.integrate, misread=misread,
-            unconstrained=self.mode == "unconstrained",
-        )  # fmt: skip
-        LogEvidence.of(plan)  # says now if its latents cannot be summed out
-        check_local_parameters(plan, self.integrate)
-        check_settable(plan)
-        warn_of_cuts(plan, 4)
-        return plan
-
-    def _kept(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
-        """A given plan, or the latest one as long as the model says what it said then."""
-        if len(args) == 1 and isinstance(args[0], Plan) and not kwargs:
-            return self._checked(args[0])
-        plan = self._latest.find(self._options, prepare(args, kwargs))
-        if plan is None:
-            plan = self._read(args, kwargs)
-            self._latest.keep(plan, self._options)
-        return plan
+        with sheltered(self.seed, data_of(args, kwargs)):
+            return explain(self._kept.plan_for(self._options, args, kwargs))
 
     @property
     def _options(self) -> ReadingOptions:
         return ReadingOptions(self.model, self.objective, self.mode, dict(self.integrate))
-
-    def _checked(self, plan: Plan) -> Plan:
-        if plan.structure.model is self.model and plan.objective == self.objective:
-            return plan
-        raise ValueError(
-            "the plan was read for another model or objective than this EM has; make it anew with "
-            "em.plan(...)."
-        )
-
-
-def _data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What the arguments hold, or what those hold that a plan was read for."""
-    if args and isinstance(args[0], Plan):
-        return tuple(args[0].structure.arguments)
-    return args, kwargs

@@ -76,23 +76,22 @@ def _update(update: Update, count: int) -> Update:
     return dataclasses.replace(update, usages=usages)
 
 
-def _tied(group: TiedFactors, shapes: Mapping[str, torch.Size], count: int) -> TiedFactors:
+def _tied(tied: TiedFactors, shapes: Mapping[str, torch.Size], count: int) -> TiedFactors:
     columns = [
-        _moved(group.cells[:, i], _sizes(family_parameter.table, shapes), count).reshape(-1)
-        for i, family_parameter in enumerate(group.parameters)
+        _moved(tied.cells[:, i], _sizes(family_parameter.table, shapes), count).reshape(-1)
+        for i, family_parameter in enumerate(tied.parameters)
     ]
-    about = [
+    reference, reach = (
         None if each is None else each.repeat(count, *(1,) * (each.dim() - 1))
-        for each in (group.reference, group.reach)
-    ]
-    family_parameters = tuple(
-        _family_parameter(family_parameter, shapes, count) for family_parameter in group.parameters
+        for each in (tied.reference, tied.reach)
     )
-    cells, (reference, reach) = torch.stack(columns, 1), about
-    frame = group.frame
+    family_parameters = tuple(
+        _family_parameter(family_parameter, shapes, count) for family_parameter in tied.parameters
+    )
+    cells, frame = torch.stack(columns, 1), tied.frame
     if frame is not None:
         frame = frame.about(frame.line.repeat(count, 1))
-    return TiedFactors(group.key, group.family, family_parameters, cells, reference, reach, frame)
+    return TiedFactors(tied.key, tied.family, family_parameters, cells, reference, reach, frame)
 
 
 def _family_parameter(

@@ -93,8 +93,8 @@ class BatchedSteps:
         """Natural parameters of all tied factors ``(R, C, P)``, and the log priors ``(R,)``."""
         if not self.is_closed:
             plan, each = self._plan, [chosen(params, i) for i in range(count)]
-            natural = joined([natural_parameters(plan, values_of(plan, own)) for own in each])
-            return natural, torch.stack([plan.prior.log_prob(own) for own in each])
+            natural = joined([natural_parameters(plan, values_of(plan, one)) for one in each])
+            return natural, torch.stack([plan.prior.log_prob(one) for one in each])
         plan, _ = self._batched_plan(count)
         natural = {
             key: eta.reshape(count, -1, eta.shape[-1])
