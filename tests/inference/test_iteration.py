@@ -26,6 +26,7 @@ from ember.inference.iteration.restarts.batched_steps import BatchedSteps
 from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
+from ember.inference.plan.statistics import Statistics
 from tests.inference.examples import EXAMPLES, mixture
 
 EVERY_SCHEME = pytest.mark.parametrize("accelerate", SCHEMES)
@@ -214,7 +215,8 @@ def test_plain_em_is_judged_alike_by_hand_and_in_the_loop() -> None:
     em = EM(mixture, seed=0, accelerate=None, tol=1e-5)
     fit = em.fit(DATA)
     assert fit.converged
-    params, history = EM(mixture, seed=0).initialise(DATA), []
+    params = EM(mixture, seed=0).initialise(DATA)
+    history: list[Statistics] = []
     while not em.converged(history):
         history.append(em.e_step(params, DATA))
         params = em.m_step(history[-1])
