@@ -15,16 +15,13 @@ mode is finite and inside the support for every concentration above 0, where the
 none if one is below 1.
 """
 
-from collections.abc import Mapping
-
-import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
 from ember.inference.parameters.supports import base_support, is_real
 
-__all__ = ["log_jacobian", "total"]
+__all__ = ["log_jacobian"]
 
 
 def log_jacobian(support: constraints.Constraint, value: Tensor) -> Tensor:
@@ -37,9 +34,3 @@ def log_jacobian(support: constraints.Constraint, value: Tensor) -> Tensor:
     transform = biject_to(base)
     found: Tensor = transform.log_abs_det_jacobian(transform.inv(value), value)
     return found
-
-
-def total(supports: Mapping[str, constraints.Constraint], params: Mapping[str, Tensor]) -> Tensor:
-    """The log Jacobian of several parameters together."""
-    each = [log_jacobian(support, params[name]).sum() for name, support in supports.items()]
-    return torch.stack(each).sum() if each else torch.zeros((), dtype=torch.float64)
