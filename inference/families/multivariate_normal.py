@@ -49,10 +49,12 @@ class MultivariateNormal(Family):
         )
 
     def contribution(self, position: int, statistics: Tensor, values: Values) -> list[Tensor]:
-        m, precision = values
-        n, s, q = self.moments(statistics, m.shape[-1])
         if position == 0:
+            precision = values[1]
+            n, s, _ = self.moments(statistics, precision.shape[-1])
             return [(precision @ s.unsqueeze(-1)).squeeze(-1), n[:, None, None] * precision]
+        m = values[0]
+        n, s, q = self.moments(statistics, m.shape[-1])
         cross = s.unsqueeze(-1) * m.unsqueeze(-2)
         scatter = q - cross - cross.mT + n[:, None, None] * m.unsqueeze(-1) * m.unsqueeze(-2)
         return [n, scatter]

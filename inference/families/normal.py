@@ -52,9 +52,10 @@ class Normal(Family):
 
     def contribution(self, position: int, statistics: Tensor, values: Values) -> list[Tensor]:
         n, s, q = statistics.unbind(-1)
-        m, r = values
         if position == 0:
+            r = values[1]
             return [r * s, r * n]
+        m = values[0]
         scatter = q - 2.0 * m * s + n * m * m
         return [0.5 * n, 0.5 * scatter.clamp_min(0.0)]
 

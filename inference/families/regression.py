@@ -91,10 +91,10 @@ class Regression(Family):
         return torch.cat([constant.expand_as(quadratic[..., :1]), quadratic], -1)
 
     def contribution(self, position: int, statistics: Tensor, values: Values) -> list[Tensor]:
-        b, r = values
+        b = values[0]
         squares = self.products(statistics, b.shape[-1] + 1)
         if position == 0:
-            weight = r[:, None, None]
+            weight = values[1][:, None, None]
             return [(weight * squares)[:, :-1, -1], weight * squares[:, :-1, :-1]]
         w = torch.cat([-b, torch.ones_like(b[..., :1])], -1)
         residual = (w.unsqueeze(-2) @ squares @ w.unsqueeze(-1)).reshape(-1)

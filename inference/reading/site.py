@@ -61,7 +61,9 @@ class DistributionTemplate:
 
     def log_prob(self, params: Mapping[str, Tensor], value: Tensor) -> Tensor:
         """Log probability over the outer batch dims."""
-        fn = self.distribution(params)
+        fn = self.base if self.is_constant else self.distribution(params)
+        if self.mask is None and not self.inner_shape:
+            return observed_log_prob(fn, value).clamp_min(IMPOSSIBLE)
         value = fill_masked(value, self.mask, len(fn.event_shape))
         return finish(
             observed_log_prob(fn, value), self.mask, self.inner_shape, self.masked_log_prob
