@@ -5,7 +5,6 @@ import math
 import time
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import pyro
 import torch
@@ -25,7 +24,7 @@ from ember.inference.iteration.progress import progress_bar
 from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
-from ember.inference.variational.elbo import NonFiniteLoss, PlanELBO
+from ember.inference.variational.elbo import GuideFunction, NonFiniteLoss, PlanELBO
 from ember.inference.variational.guides import (
     Guide,
     LearntGuide,
@@ -120,7 +119,7 @@ class SVI:
         """How tables and pictures call this method."""
         return f"SVI ({guide_name(self.guide)})"
 
-    def fit(self, *args: Any, **kwargs: Any) -> Fit:
+    def fit(self, *args: object, **kwargs: object) -> Fit:
         """Takes all steps on the model's own arguments, from the start that ``init`` names.
 
         Returns:
@@ -140,15 +139,20 @@ class SVI:
                 model = copy.deepcopy(model).double()  # training must not touch the user's own
             fit, misread = self._attempt(model, args, kwargs, began), set[str]()
             # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
-            while found := fit.plan.misread_sites(fit.params):
-                misread.update(found)
+            while wrong := fit.plan.misread_sites(fit.params):
+                misread.update(wrong)
                 pyro.get_param_store().clear()
                 fit = self._attempt(model, args, kwargs, began, misread)
         fit.seconds = time.perf_counter() - began
         return fit.with_names(args, kwargs)
 
     def _attempt(
-        self, model: Any, args: Any, kwargs: Any, began: float, misread: Collection[str] = ()
+        self,
+        model: Model,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        began: float,
+        misread: Collection[str] = (),
     ) -> Fit:
         plan = build_plan(model, prepare(args, kwargs), "map", misread=misread)
         check_rows(plan)
@@ -158,7 +162,9 @@ class SVI:
         guide = make_guide(self.guide, plan, start)
         return self._run(plan, guide, start, began)
 
-    def _run(self, plan: Plan, guide: Any, start: Mapping[str, Tensor], began: float) -> Fit:
+    def _run(
+        self, plan: Plan, guide: GuideFunction, start: Mapping[str, Tensor], began: float
+    ) -> Fit:
         arguments = plan.structure.arguments
         _store(plan, start)
         elbo = PlanELBO(plan, self.particles)
@@ -203,7 +209,7 @@ class SVI:
     def _fit(
         self,
         plan: Plan,
-        guide: Any,
+        guide: GuideFunction,
         history: list[float],
         times: list[float],
         reason: StopReason,
@@ -233,14 +239,16 @@ class SVI:
             guide=LearntGuide(guide, values, plan),
         )
 
-    def _default_optimiser(self, plan: Plan, guide: Any, start: Mapping[str, Tensor]) -> PyroOptim:
+    def _default_optimiser(
+        self, plan: Plan, guide: GuideFunction, start: Mapping[str, Tensor]
+    ) -> PyroOptim:
         rate = LEARNING_RATE if self.learning_rate is None else self.learning_rate
         fixed = {"lr": rate, "lrd": FINAL_RATE ** (1.0 / self.steps)}
         lengths = _lengths(plan, guide, start)
         return PyroOptim(ScaledAdam, lambda name: {**fixed, "length": lengths.get(name, 1.0)})
 
 
-def _lengths(plan: Plan, guide: Any, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _lengths(plan: Plan, guide: GuideFunction, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Natural lengths by the name of what is optimised: a guide's locations, and model params.
 
     As a side effect the scales of a normal guide start at what the curvature says of them.
@@ -249,25 +257,25 @@ def _lengths(plan: Plan, guide: Any, start: Mapping[str, Tensor]) -> dict[str, T
     curvature = curvatures(plan, start, bijective=not is_delta)
     length = natural_lengths(plan, curvature)
     parameters = plan.structure.parameters
-    found = {name: length[name] for name, p in parameters.items() if not p.has_prior}
+    lengths = {name: length[name] for name, p in parameters.items() if not p.has_prior}
     guided = [name for name, p in parameters.items() if p.has_prior]
     prefix = getattr(guide, "_pyro_name", "")
     if is_delta:
-        found |= {f"{prefix}.{name}": length[name] for name in guided}
+        lengths |= {f"{prefix}.{name}": length[name] for name in guided}
     elif isinstance(guide, pyro.infer.autoguide.AutoNormal):
         for name in guided:
             scale = _scale(getattr(guide.scales, name), curvature[name], length[name])
             setattr(guide.scales, name, scale)
-            found[f"{prefix}.locs.{name}"] = length[name]
-            found[f"{prefix}.scales.{name}"] = scale.clamp_min(1.0)
+            lengths[f"{prefix}.locs.{name}"] = length[name]
+            lengths[f"{prefix}.scales.{name}"] = scale.clamp_min(1.0)
     elif isinstance(guide, pyro.infer.autoguide.AutoContinuous) and hasattr(guide, "loc"):
         flat = torch.cat([length[name].reshape(-1) for name in guided])
-        found[f"{prefix}.loc"] = flat
+        lengths[f"{prefix}.loc"] = flat
         if isinstance(getattr(guide, "scale", None), Tensor):
             bends = torch.cat([curvature[name].reshape(-1) for name in guided])
             guide.scale = _scale(guide.scale, bends, flat)
-            found[f"{prefix}.scale"] = guide.scale.detach().clamp_min(1.0)
-    return found
+            lengths[f"{prefix}.scale"] = guide.scale.detach().clamp_min(1.0)
+    return lengths
 
 
 def _scale(default: Tensor, curvature: Tensor, length: Tensor) -> Tensor:

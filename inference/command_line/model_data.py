@@ -5,11 +5,11 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
 
+from ember.inference.inputs.arguments import Model
 from ember.inference.inputs.tables import read_raw, select_columns
 
 __all__ = ["ModelData", "UsageError", "model_data"]
@@ -37,12 +37,12 @@ class ModelData:
 
     raw: pd.DataFrame
     columns: tuple[str, ...]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
     labels: Mapping[str, Sequence[str]]
     notes: Sequence[str]
 
-    def say_notes(self, say: Callable[[str], Any]) -> None:
+    def say_notes(self, say: Callable[[str], object]) -> None:
         """Tells how the file was read, once it is known that this led to something."""
         for note in self.notes:
             say(note)
@@ -56,7 +56,7 @@ class ModelData:
         return "\n".join(["Labels", *lines])
 
 
-def model_data(options: argparse.Namespace, model: Callable[..., Any]) -> ModelData:
+def model_data(options: argparse.Namespace, model: Model) -> ModelData:
     """Reads the file, then checks that the model gets all it needs.
 
     Raises:
@@ -80,7 +80,7 @@ def model_data(options: argparse.Namespace, model: Callable[..., Any]) -> ModelD
         column = _taken(table, options.frequency, "--frequency", labels)
         kwargs["frequency"] = torch.from_numpy(column.to_numpy(copy=True))
     if options.response is not None:
-        args: tuple[Any, ...] = (_taken(table, options.response, "--response", labels), table)
+        args: tuple[object, ...] = (_taken(table, options.response, "--response", labels), table)
     elif options.model in VECTORS and table.shape[1] == 1:
         args = (table.iloc[:, 0],)
     else:
@@ -93,7 +93,7 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def _keywords(options: argparse.Namespace, model: Callable[..., Any]) -> dict[str, Any]:
+def _keywords(options: argparse.Namespace, model: Model) -> dict[str, object]:
     """The model's keyword arguments, checked against its signature."""
     kwargs = dict(_option(text) for text in options.option)
     parameters = inspect.signature(model).parameters
@@ -132,7 +132,7 @@ def _give(name: str) -> str:
     return "--response COLUMN" if name == "X" else f"--option {name}=..."
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _option(text: str) -> tuple[str, object]:
     """``key=value``, the value read as JSON where it is JSON, else as a word."""
     key, equals, value = text.partition("=")
     if not key or not equals:

@@ -17,7 +17,8 @@ from torch import Tensor
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.initialisation.features import features
 from ember.inference.plan.plan import Plan
-from ember.inference.queries.relabelling import exchangeable, numberings
+from ember.inference.queries.component_axes import numberings
+from ember.inference.queries.relabelling import exchangeable
 
 __all__ = ["best_numbering"]
 

@@ -37,7 +37,6 @@ References:
 import contextlib
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -128,7 +127,9 @@ def starting_params(plan: Plan, init: Init, varied: bool = False) -> dict[str, T
     return {**_from_responsibilities(plan, default, "kmeans", varied), **given}
 
 
-def check_params(plan: Plan, params: Mapping[str, Any], partial: bool = False) -> dict[str, Tensor]:
+def check_params(
+    plan: Plan, params: Mapping[str, object], partial: bool = False
+) -> dict[str, Tensor]:
     """Given parameters as float64 tensors, after checking names, shapes and supports."""
     known = plan.structure.parameters
     for name in params:
@@ -157,7 +158,7 @@ def check_params(plan: Plan, params: Mapping[str, Any], partial: bool = False) -
     return checked
 
 
-def _within(support: Any, value: Tensor) -> bool:
+def _within(support: constraints.Constraint, value: Tensor) -> bool:
     """Whether a value lies in a support or at its lower bound, which an M-step may reach."""
     support = base_support(support)
     if isinstance(support, constraints.greater_than):
@@ -165,7 +166,7 @@ def _within(support: Any, value: Tensor) -> bool:
     return bool(torch.as_tensor(support.check(value)).all())
 
 
-def _tensor(name: str, value: Any) -> Tensor:
+def _tensor(name: str, value: object) -> Tensor:
     try:
         return torch.as_tensor(value).detach().to(torch.float64).clone()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.potentials import all_tensors
-from ember.inference.queries.relabelling import component_axes, numberings
+from ember.inference.queries.component_axes import component_axes, numberings
 
 __all__ = ["coinciding"]
 

@@ -15,8 +15,7 @@ optimization*, NeurIPS 28.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -54,7 +53,7 @@ class ScaledAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Iterable[Tensor],
         lr: float,
         lrd: float = 1.0,
         length: Tensor | float = 1.0,
@@ -63,7 +62,7 @@ class ScaledAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "lrd": lrd, "length": length, "betas": betas})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         """Takes one step, then lowers the learning rate."""
         for group in self.param_groups:
             (decay, decay_square), length = group["betas"], group["length"]
