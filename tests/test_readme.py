@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING show works: their Python runs, and prints what they show."""
+"""What README, reference and CONTRIBUTING show works: the Python runs, and prints what it shows."""
 
 import re
 import subprocess
@@ -13,14 +13,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)#]+)\)")
+LINK = re.compile(r"\]\(([^)]+)\)")
+CODE_PATH = re.compile(r"`([\w.]+/[\w./]*(?:/|\.\w+))`")
+REFERENCE = "tutorials/reference.md"
+PAGES = ["README.md", REFERENCE, "CONTRIBUTING.md", "CHANGELOG.md"]
 EFFORT = re.compile(r"\d+ \(\d+ passes over the data, [\d.]+ s\)")
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def blocks(name: str) -> list[tuple[str, str]]:
     """Language and text of every fenced block of a file."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    return [(match[1], match[2]) for match in FENCE.finditer(text)]
+    return [(match[1], match[2]) for match in FENCE.finditer(text_of(name))]
 
 
 def examples(name: str) -> Iterator[tuple[str, str | None]]:
@@ -38,18 +44,25 @@ def tidy(text: str) -> list[str]:
     return [" ".join(line.split()) for line in lines]
 
 
+def anchors(text: str) -> set[str]:
+    """The headings of a page as links name them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.slow
-def test_the_readme_s_python_runs_and_prints_what_it_shows() -> None:
-    namespace: dict[str, Any] = {"__name__": "readme"}
+@pytest.mark.parametrize(("name", "least"), [("README.md", 4), (REFERENCE, 5)])
+def test_the_python_of_a_page_runs_and_prints_what_it_shows(name: str, least: int) -> None:
+    namespace: dict[str, Any] = {"__name__": "page"}
     shown = 0
-    for code, expected in examples("README.md"):
+    for code, expected in examples(name):
         printed = StringIO()
         with redirect_stdout(printed):
-            exec(compile(code, "README.md", "exec"), namespace)
+            exec(compile(code, name, "exec"), namespace)
         if expected is not None:
             assert tidy(printed.getvalue()) == tidy(expected)
             shown += 1
-    assert shown >= 4
+    assert shown >= least
 
 
 @pytest.mark.slow
@@ -65,26 +78,58 @@ def test_the_examples_of_contributing_run() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name: str) -> None:
-    links = LINK.findall((ROOT / name).read_text(encoding="utf-8"))
-    local = [link for link in links if not link.startswith("http")]
-    assert [link for link in local if not (ROOT / link).exists()] == []
+    page = ROOT / name
+    broken = []
+    for link in LINK.findall(FENCE.sub("", text_of(name))):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if link.startswith("http"):
+            continue
+        if not target.exists() or (
+            anchor and anchor not in anchors(target.read_text(encoding="utf-8"))
+        ):
+            broken.append(link)
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", ["README.md", REFERENCE, "CONTRIBUTING.md"])
+def test_paths_in_the_text_exist(name: str) -> None:
+    paths = CODE_PATH.findall(FENCE.sub("", text_of(name)))
+    folders = {"inference", "models", "tests", "tutorials"}
+    in_full = [path for path in paths if path.split("/")[0] in folders]
+    assert [path for path in in_full if not (ROOT / path).exists()] == []
+
+
+def map_of_files() -> Iterator[list[str]]:
+    """The paths of each row of the map: a place, then what stands in it or beside it."""
+    text = text_of(REFERENCE).split("## Where things are")[1]
+    for cell in re.findall(r"^\| (`[^|]+`) \|", text, re.MULTILINE):
+        yield re.findall(r"`([^`]+)`", cell)
 
 
 def test_the_map_of_files_names_files_that_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Where things are")[1]
-    for cell in re.findall(r"^\| (`[^|]+`) \|", text, re.MULTILINE):
-        folder = ROOT
-        for path in re.findall(r"`([^`]+)`", cell):
-            found = folder / path if (folder / path).exists() else ROOT / path
-            assert found.exists(), path
-            folder = found.parent if found.is_file() and folder == ROOT else folder
+    rows = list(map_of_files())
+    assert len(rows) > 20
+    for first, *others in rows:
+        place = ROOT / first
+        folder = place if place.is_dir() else place.parent
+        for path in [place, *(folder / other for other in others)]:
+            assert path.exists(), path
+
+
+def test_the_map_of_files_names_every_room() -> None:
+    named = {ROOT / first for first, *_ in map_of_files()}
+    rooms = {path.parent for path in (ROOT / "inference").glob("*/__init__.py")}
+    assert rooms <= named
+    ((_, *files),) = [row for row in map_of_files() if row[0] == "inference/fit.py"]
+    written = {path.name for path in (ROOT / "inference").glob("*.py")}
+    assert written == {"__init__.py", "fit.py", *files}
 
 
 def test_the_make_targets_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for name in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        for target in set(re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE)):
+    makefile = text_of("Makefile")
+    for name in PAGES:
+        for target in set(re.findall(r"(?:^|`)make (\w+)", text_of(name), re.MULTILINE)):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

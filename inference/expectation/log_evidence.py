@@ -32,7 +32,7 @@ from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.plan.plan import Params, Plan
-from ember.inference.plan.potentials import all_tensors, natural_parameters, residual_ties, tensors
+from ember.inference.plan.potentials import all_tensors, natural_parameters, tensors, values_of
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["LogEvidence"]
@@ -90,24 +90,28 @@ class LogEvidence:
         """
         plan = self.plan
         with torch.no_grad():
-            natural = natural_parameters(plan, params)
-            is_plain = self.kernel is not None and temper == 1.0 and not maximum
-            if is_plain and not residual_ties(plan, params):
-                assert self.kernel is not None
+            values = values_of(plan, params)
+            natural = natural_parameters(plan, values)
+            near = plan.residuals.needed(plan.tied, values)
+            if self.kernel is not None and not near and temper == 1.0 and not maximum:
                 total, gradient = self.kernel(natural)
                 sums = {key: (tied, gradient[key]) for key, tied in plan.tied.items()}
                 if not plan.residuals.lost(sums):
                     return self._statistics(params, total, sums, {})
-        return self._by_elimination(params, natural, temper, maximum)
+        return self._by_elimination(params, natural, near, temper, maximum)
 
     def _by_elimination(
-        self, params: Params, natural: Mapping[TieKey, Tensor], temper: float, maximum: bool
+        self,
+        params: Params,
+        natural: Mapping[TieKey, Tensor],
+        near: frozenset[TieKey],
+        temper: float,
+        maximum: bool,
     ) -> Statistics:
         """For any model: contract and take the gradient; by residuals where digits are at stake."""
         plan = self.plan
         with torch.no_grad():
             other = plan.opaque.factor_log_probs(params)
-        near = residual_ties(plan, params)
         while True:
             with torch.no_grad():
                 exact = plan.residuals.log_probs(near, plan.tied, params)
@@ -161,7 +165,7 @@ class LogEvidence:
         """
         plan = self.plan
         with torch.no_grad():
-            natural = natural_parameters(plan, params)
+            natural = natural_parameters(plan, values_of(plan, params))
             if naive:
                 for key, eta in plan.starting_eta.items():
                     natural[key] = eta.expand(natural[key].shape).clone()

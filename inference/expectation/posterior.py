@@ -62,12 +62,12 @@ def expectations(
         Factor(p.name, tuple(d for d in p.dims if plan.sizes[d] > 1), p.plates, p.scale)
         for p in probes
     ]
-    given = [torch.zeros(s) for s in shapes] if tensors is None else tensors
     contraction = Contraction(
         (*plan.factors, *kept), plan.latents(), plan.sizes, _whole_chains(plan)
     )
     with torch.no_grad():
         factors = _whole_tensors(plan, params)
+    given = [factors[0].new_zeros(s) for s in shapes] if tensors is None else tensors
     with torch.enable_grad():
         leaves = [
             t.reshape([n for n in shape if n > 1]).clone().requires_grad_()
@@ -81,7 +81,7 @@ def expectations(
     for extra, shape, leaf, g in zip(probes, shapes, leaves, gradients, strict=True):
         weights = (torch.ones_like(leaf) if g is None else g).reshape(shape)
         over = [i for i, d in enumerate(extra.dims) if d in plan.latent_symbols.values()]
-        total = weights.sum(over, keepdim=True) if over else torch.ones(())
+        total = weights.sum(over, keepdim=True) if over else leaf.new_ones(())
         # Beyond the end of a chain nothing is known: every value is as likely as another.
         alike = 1.0 / torch.Size([shape[i] for i in over]).numel()
         out.append(torch.where(total == 0, alike, weights / total))

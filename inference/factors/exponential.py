@@ -7,7 +7,6 @@ asked of the model itself, by running it (``opaque.py``).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +99,9 @@ def compile_form(site: Site, cells: Tensor, reference: Tensor | Frame | float) -
     )
 
 
-def statistics_of(site: Site, value: Tensor, reference: Any) -> tuple[Tensor, Tensor]:
+def statistics_of(
+    site: Site, value: Tensor, reference: Tensor | Frame | float
+) -> tuple[Tensor, Tensor]:
     """``T`` of shape ``(*batch, P)`` and ``h`` over the outer batch, at full rank, masked."""
     assert site.form is not None
     inner = len(site.inner_shape)
@@ -108,13 +109,13 @@ def statistics_of(site: Site, value: Tensor, reference: Any) -> tuple[Tensor, Te
     mask = site.mask
     if mask is not None:
         inside = append_dims(mask, site.form.event_dim)
-        value = torch.where(inside, value, torch.zeros((), dtype=value.dtype))
+        value = torch.where(inside, value, value.new_zeros(()))
     statistics, base = site.form.statistics(value, reference)
     statistics = prepend_dims(statistics, rank + 1)
-    base = prepend_dims(torch.zeros(()) if base is None else base, rank)
+    base = prepend_dims(statistics.new_zeros(()) if base is None else base, rank)
     if mask is not None:
-        statistics = torch.where(mask.unsqueeze(-1), statistics, torch.zeros(()))
-        base = prepend_dims(torch.where(mask, base, torch.full((), site.masked_log_prob)), rank)
+        statistics = torch.where(mask.unsqueeze(-1), statistics, 0.0)
+        base = prepend_dims(torch.where(mask, base, site.masked_log_prob), rank)
     if inner:
         outer_shape = base.shape[: rank - inner]
         base = base.expand(*outer_shape, *site.inner_shape).flatten(rank - inner).sum(-1)

@@ -84,8 +84,10 @@ def same_scale(left: Scale | None, right: Scale | None) -> bool:
 
 def scale_ratio(top: Scale | None, bottom: Scale | None, union: tuple[str, ...]) -> Tensor:
     """By how much more one scale weighs than another, over the dims of ``union``."""
-    one = torch.ones((), dtype=torch.float64)
+    given = top or bottom
+    assert given is not None
+    one = given.tensor.new_ones(())
     over = one if top is None else align(top.tensor, top.dims, union)
     under = one if bottom is None else align(bottom.tensor, bottom.dims, union)
     # A row of weight zero is weighed by its latent; inside it the ratio does not matter.
-    return torch.where((over == 0) & (under == 0), one, over / under)
+    return torch.where((over == 0) & (under == 0), 1.0, over / under)

@@ -20,7 +20,6 @@ section 11.2; Fisher's identity: Dempster, Laird & Rubin (1977), JRSS B 39, 1-38
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -32,6 +31,8 @@ from ember.inference.factors.exponential import (
     compile_form,
     statistics_of,
 )
+from ember.inference.factors.factor import CompiledFactor
+from ember.inference.factors.tied import SiteCells, TieKey
 from ember.inference.families.multivariate_normal import MultivariateNormal
 from ember.inference.numerics.design import Frame
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
@@ -56,7 +57,7 @@ def has_gaps(site: Site) -> bool:
     return bool((site.missing.any(-1) & ~site.missing.all(-1)).any())
 
 
-def _base(site: Site) -> Any:
+def _base(site: Site) -> object:
     return None if site.density is None else site.density.base
 
 
@@ -131,7 +132,7 @@ def marginal(eta: Tensor, hidden: Tensor) -> Tensor:
     """
     dim = hidden.shape[-1]
     constant, linear, quadratic = MultivariateNormal.moments(eta, dim)
-    precision = quadratic * -(1.0 + torch.eye(dim, dtype=eta.dtype))
+    precision = quadratic * -(1.0 + torch.eye(dim, dtype=eta.dtype, device=eta.device))
     out = hidden.to(eta.dtype)
     both = out.unsqueeze(-1) * out.unsqueeze(-2)
     # The identity stands in for the observed entries: it adds nothing to the determinant.
@@ -145,7 +146,7 @@ def marginal(eta: Tensor, hidden: Tensor) -> Tensor:
     linear = (1.0 - out) * (linear - (precision @ solved.unsqueeze(-1)).squeeze(-1))
     shown = (1.0 - out).unsqueeze(-1) * (1.0 - out).unsqueeze(-2)
     precision = shown * (precision - precision @ inverse @ precision)
-    rows, columns = torch.triu_indices(dim, dim)
+    rows, columns = torch.triu_indices(dim, dim, device=eta.device)
     halves = torch.where(rows == columns, -0.5, -1.0).to(eta.dtype)
     packed = halves * precision[..., rows, columns]
     return torch.cat([constant.unsqueeze(-1), linear, packed], -1)
@@ -199,7 +200,7 @@ def base_measure(site: Site, missing: Tensor, reference: Tensor | Frame | float)
     rank, inner = missing.dim() - 1, len(site.inner_shape)
     _, whole = site.form.statistics(site.value, reference)
     if whole is None:
-        return torch.zeros((1,) * (rank - inner))
+        return missing.new_zeros((1,) * (rank - inner), dtype=torch.float64)
     base = prepend_dims(whole, rank) * (~missing).to(whole.dtype).mean(-1)
     if site.mask is not None:
         base = torch.where(site.mask, base, 0.0)
@@ -219,14 +220,14 @@ def _buckets(statistics: Tensor, pattern: Tensor) -> tuple[tuple[Bucket, ...], T
     counts = torch.bincount(pattern)
     starts = counts.cumsum(0) - counts
     rank = torch.empty_like(pattern)
-    rank[order] = torch.arange(len(pattern)) - starts[pattern[order]]
+    rank[order] = torch.arange(len(pattern), device=pattern.device) - starts[pattern[order]]
     level = torch.ceil(torch.log2(counts.to(torch.float64)))
     buckets, places, shift = [], torch.empty_like(pattern), 0
     for height in torch.unique(level[counts > 0]):
         members = ((level == height) & (counts > 0)).nonzero().reshape(-1)
         width = int(counts[members].max())
         position = torch.full_like(counts, -1)
-        position[members] = torch.arange(len(members))
+        position[members] = torch.arange(len(members), device=members.device)
         mine = (position[pattern] >= 0).nonzero().reshape(-1)
         padded = statistics.new_zeros((len(members), width, statistics.shape[-1]))
         padded[position[pattern[mine]], rank[mine]] = statistics[mine]
@@ -237,25 +238,27 @@ def _buckets(statistics: Tensor, pattern: Tensor) -> tuple[tuple[Bucket, ...], T
 
 
 def starting_eta(
-    sites: Mapping[str, Site], forms: Mapping[str, tuple[Any, Any]], references: Mapping[str, Any]
-) -> dict[Any, Tensor]:
+    sites: Mapping[str, Site],
+    compiled: Mapping[str, tuple[TieKey, CompiledFactor]],
+    cells: Mapping[str, SiteCells],
+) -> dict[TieKey, Tensor]:
     """For each group with gaps, natural parameters at which a start may complete its rows.
 
     They are those of independent columns with the mean and variance of the observed entries: the
     mean is filled in, and the variance keeps every component's scatter off zero.
     """
-    found: dict[Any, list[Tensor]] = {}
-    for name, (key, form) in forms.items():
+    moments: dict[TieKey, list[Tensor]] = {}
+    for name, (key, form) in compiled.items():
         if isinstance(form, IncompleteFactor):
             dim = form.hidden.shape[-1]
-            statistics, _ = statistics_of(sites[name], sites[name].value, references[name])
-            rows, columns = torch.triu_indices(dim, dim)
+            statistics, _ = statistics_of(sites[name], sites[name].value, cells[name].reference)
+            rows, columns = torch.triu_indices(dim, dim, device=statistics.device)
             squares = statistics[..., 1 + dim :][..., rows == columns]
             both = torch.stack([statistics[..., 1 : 1 + dim], squares])
             both = torch.where(statistics[..., :1] > 0, both, torch.nan)  # masked rows
-            found.setdefault(key, []).append(both.reshape(2, -1, dim))
+            moments.setdefault(key, []).append(both.reshape(2, -1, dim))
     out = {}
-    for key, pieces in found.items():
+    for key, pieces in moments.items():
         mean, square = torch.cat(pieces, 1).nanmean(1)
         variance = square - mean.square()
         variance = torch.where(variance > 0, variance, 1.0)

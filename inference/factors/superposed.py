@@ -64,11 +64,11 @@ def compile_superposed(site: Site, cells: Tensor) -> SuperposedFactor:
     rate = site.form.map
     counts = site.value.to(torch.float64)
     if site.mask is not None:
-        counts = torch.where(site.mask, counts, torch.zeros(()))
+        counts = torch.where(site.mask, counts, 0.0)
     shape = torch.broadcast_shapes(counts.shape, rate.shape)
     _check_possible(site.name, counts, rate)
     outer = shape[: len(shape) - len(site.inner_shape)]
-    dims = site.layout.pack(torch.empty(()).expand(outer))[1]
+    dims = site.layout.pack(counts.new_empty(()).expand(outer))[1]
     return SuperposedFactor(
         site,
         cells.reshape(-1),
@@ -82,7 +82,7 @@ def compile_superposed(site: Site, cells: Tensor) -> SuperposedFactor:
 
 def _check_possible(name: str, counts: Tensor, rate: SuperposedRate) -> None:
     """Refuses a count where none can be expected, whatever the parameters."""
-    expected = rate.operator.rate(torch.ones(rate.entries)).reshape(rate.shape)
+    expected = rate.operator.rate(counts.new_ones(rate.entries)).reshape(rate.shape)
     impossible = (counts > 0) & (expected == 0)
     if bool(impossible.any()):
         place = tuple(int(i) for i in impossible.nonzero()[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -61,15 +62,24 @@ class TiedFactors(Memo):
 
     def parameter_values(self, params: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The value of each parameter in each cell; a location is relative to the reference."""
-        values = [
-            family_parameter.values(params)[self.cells[:, i]]
-            for i, family_parameter in enumerate(self.parameters)
-        ]
+        values = []
+        for i, (parameter, in_order) in enumerate(
+            zip(self.parameters, self._in_order, strict=True)
+        ):
+            rows = parameter.values(params)
+            is_whole = in_order and len(rows) == len(self.cells)
+            values.append(rows if is_whole else rows[self.cells[:, i]])
         if self.frame is not None:
             values[0] = self.frame.relative(values[0])
         if self.reference is not None:
             values[0] = values[0] - self.reference
         return tuple(values)
+
+    @functools.cached_property
+    def _in_order(self) -> tuple[bool, ...]:
+        """For each parameter, whether cell ``i`` reads its row ``i``."""
+        every = torch.arange(len(self.cells), device=self.cells.device)
+        return tuple(torch.equal(column, every) for column in self.cells.unbind(1))
 
     def rows(self, position: int, start: int, count: int) -> tuple[Tensor, Tensor] | None:
         """Cells that read rows ``start`` to ``start + count`` of one parameter, and which row.
@@ -125,7 +135,7 @@ def _rows_read(
     tied: TiedFactors, position: int, start: int, count: int
 ) -> tuple[Tensor, Tensor] | None:
     rows = tied.cells[:, position] - start
-    if torch.equal(rows, torch.arange(count)):
+    if torch.equal(rows, torch.arange(count, device=rows.device)):
         return None
     inside = (rows >= 0) & (rows < count) & (tied.cells[:, position] >= 0)
     cells = inside.nonzero().reshape(-1)

@@ -110,7 +110,7 @@ def build_plan(
         chains=chains,
         row=_row_plate(sites, structure),
         plate_names={symbol: name for name, symbol in trace.plate_to_symbol.items()},
-        starting_eta=starting_eta(sites, compiled, {n: own.reference for n, own in cells.items()}),
+        starting_eta=starting_eta(sites, compiled, cells),
         idle=frozenset(idle) | _masked_components(structure, sites),
     )
 
@@ -222,7 +222,10 @@ def _lengths(site: Site, steps: int, time: str) -> tuple[tuple[str, ...], Tensor
     place = site.layout.outer.index(time)
     gone = [i for i in range(rank) if i not in own]
     seen = mask.amax(gone, keepdim=True) if gone else mask
-    last = (seen * torch.arange(1, steps + 1).reshape(-1, *(1,) * (rank - 1 - place))).amax(place)
+    last = (
+        seen
+        * torch.arange(1, steps + 1, device=mask.device).reshape(-1, *(1,) * (rank - 1 - place))
+    ).amax(place)
     kept = [i for i in own if i != place and seen.size(i) > 1]
     dims = tuple(site.layout.outer[i] for i in kept)
     return dims, last.reshape([seen.size(i) for i in kept])

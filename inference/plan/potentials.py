@@ -8,12 +8,19 @@ from torch import Tensor
 from ember.inference.factors.tied import TieKey
 from ember.inference.plan.plan import Params, Plan
 
-__all__ = ["all_tensors", "natural_parameters", "residual_ties", "tensors"]
+__all__ = ["Values", "all_tensors", "natural_parameters", "tensors", "values_of"]
+
+Values = dict[TieKey, tuple[Tensor, ...]]
 
 
-def natural_parameters(plan: Plan, params: Params) -> dict[TieKey, Tensor]:
+def values_of(plan: Plan, params: Params) -> Values:
+    """The value of each parameter of all tied factors, in each of their cells."""
+    return {key: tied.parameter_values(params) for key, tied in plan.tied.items()}
+
+
+def natural_parameters(plan: Plan, values: Values) -> dict[TieKey, Tensor]:
     """``eta`` of the cells of all tied factors."""
-    return {key: tied.natural_parameters(params) for key, tied in plan.tied.items()}
+    return {key: tied.family.natural_parameters(*values[key]) for key, tied in plan.tied.items()}
 
 
 def tensors(
@@ -38,12 +45,9 @@ def tensors(
 
 def all_tensors(plan: Plan, params: Params) -> list[Tensor]:
     """The log probability of every factor at ``params``."""
-    natural = natural_parameters(plan, params)
-    near = plan.residuals.log_probs(residual_ties(plan, params), plan.tied, params)
-    return tensors(plan, natural, {**plan.opaque.factor_log_probs(params), **near})
-
-
-def residual_ties(plan: Plan, params: Params) -> frozenset[TieKey]:
-    """Tied factors to be had by their residuals at ``params``."""
+    values = values_of(plan, params)
     with torch.no_grad():
-        return plan.residuals.needed(plan.tied, params)
+        near = plan.residuals.needed(plan.tied, values)
+    exact = plan.residuals.log_probs(near, plan.tied, params)
+    other = {**plan.opaque.factor_log_probs(params), **exact}
+    return tensors(plan, natural_parameters(plan, values), other)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ember.inference.factors.residuals.choice import reach_of
+from ember.inference.factors.residuals.digits import reach_of
 from ember.inference.factors.tied import SiteCells, TiedFactors, TieKey
 from ember.inference.families.exponential_form import ExponentialForm
 from ember.inference.numerics.design import Frame, frame_of
@@ -97,7 +97,7 @@ def _references(
     value = first.value
     if first.mask is not None:
         inside = append_dims(first.mask, first.form.event_dim)
-        value = torch.where(inside, value, torch.full((), torch.nan))
+        value = torch.where(inside, value, torch.nan)
     data = first.form.centred(value)
     tail = first.form.event_dim + len(first.inner_shape)
     lead = data.dim() - tail
@@ -107,7 +107,7 @@ def _references(
         # Vectors share one reference point: the mean of all of them.
         mean = mean.reshape(-1, mean.shape[-1]).mean(0)
         return mean, mean.expand(count, -1).clone()
-    at_cell = torch.full((count,), torch.nan)
+    at_cell = mean.new_full((count,), torch.nan)
     for site, index in zip(pooled, indices, strict=True):
         inner = len(site.inner_shape)
         shape = torch.broadcast_shapes(index.shape, site.inner_shape)

@@ -17,7 +17,7 @@ from ember.inference.inputs.shelter import sheltered
 from ember.inference.maximisation.objective import expected_log_joint
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
-from ember.inference.plan.potentials import natural_parameters
+from ember.inference.plan.potentials import natural_parameters, values_of
 from ember.inference.reading.matching.arguments import probe_values
 from tests.inference import brute_force
 
@@ -294,7 +294,9 @@ def test_a_long_loop_is_a_few_factors() -> None:
     assert list(table.index[-2:]) == ["z_0 ... z_299", "x_0 ... x_299"]
     assert table.loc["z_0 ... z_299", "E-step"] == "forward-backward over 2 states"
     with sheltered():
-        assert len(natural_parameters(plan, params)) == 2  # one of the chain, one of the data
+        assert (
+            len(natural_parameters(plan, values_of(plan, params))) == 2
+        )  # one of the chain, one of the data
 
 
 def test_a_numerical_parameter_is_evaluated_once_for_all_steps() -> None:

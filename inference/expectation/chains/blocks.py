@@ -107,8 +107,8 @@ def cut(chains: Potentials, count: int | None = None, work: int = TRANSFER_WORK)
         )
     length = -(-steps // count)
     count = -(-steps // length)
-    time = torch.arange(count * length)
-    ends = torch.full((rows,), steps) if chains.lengths is None else chains.lengths
+    time = torch.arange(count * length, device=chains.emission.device)
+    ends = time.new_full((rows,), steps) if chains.lengths is None else chains.lengths
     beyond = time.unsqueeze(1) >= ends
     emission = chains.emission
     if count * length > steps:

@@ -50,7 +50,9 @@ class _Evidence(torch.autograd.Function):
             evidence = smoothed.log_evidence
         else:
             evidence, filtered, future = log_forward_backward(chains)
-            smoothed = Smoothed(evidence, filtered, future, torch.empty(0), torch.empty(0))
+            smoothed = Smoothed(
+                evidence, filtered, future, filtered.new_empty(0), filtered.new_empty(0)
+            )
         ctx.save_for_backward(initial, transition, emission)
         ctx.lengths, ctx.smoothed = lengths, smoothed
         return evidence
@@ -70,7 +72,7 @@ class _Evidence(torch.autograd.Function):
             pairs = log_pairs(chains, smoothed.filtered, smoothed.future, weights)
         marginals = marginals * weights.unsqueeze(-1)
         if chains.lengths is not None:
-            time = torch.arange(len(marginals)).unsqueeze(1)
+            time = torch.arange(len(marginals), device=marginals.device).unsqueeze(1)
             marginals = marginals.masked_fill((time >= chains.lengths).unsqueeze(-1), 0.0)
         return marginals[0], pairs, marginals, None
 
@@ -96,7 +98,7 @@ def _scaled_pairs(chains: Potentials, smoothed: Smoothed, weights: Tensor) -> Te
     """Expected transitions, summed as the transition matrix broadcasts."""
     earlier = smoothed.filtered[:-1] * (weights.unsqueeze(-1) / smoothed.agreement[:-1])
     if chains.lengths is not None:
-        time = torch.arange(1, len(smoothed.filtered)).unsqueeze(1)
+        time = torch.arange(1, len(smoothed.filtered), device=earlier.device).unsqueeze(1)
         earlier = earlier.masked_fill((time >= chains.lengths).unsqueeze(-1), 0.0)
     counts = _counted(earlier, smoothed.future[1:], chains.transition.shape)
     return counts * chains.transition.exp()
@@ -128,7 +130,7 @@ class _Path(torch.autograd.Function):
         marginals = one_hot * weights.unsqueeze(-1)
         inside = marginals
         if ctx.lengths is not None:
-            beyond = torch.arange(steps).unsqueeze(1) >= ctx.lengths
+            beyond = torch.arange(steps, device=marginals.device).unsqueeze(1) >= ctx.lengths
             inside = marginals.masked_fill(beyond.unsqueeze(-1), 0.0)
         if not ctx.needs_input_grad[1] or steps < 2:
             moves = None
@@ -164,7 +166,7 @@ def predictions(chains: Potentials) -> Tensor:
     """
     emission, moves = chains.emission, chains.transition
     if chains.lengths is not None:
-        beyond = torch.arange(len(emission)).unsqueeze(1) >= chains.lengths
+        beyond = torch.arange(len(emission), device=emission.device).unsqueeze(1) >= chains.lengths
         emission = emission.masked_fill(beyond.unsqueeze(-1), 0.0)
     _, filtered, _ = log_forward_backward(Potentials(chains.initial, moves, emission))
     if len(moves) > 1:  # the last one leads past the data

@@ -89,7 +89,10 @@ def log_pairs(chains: Potentials, filtered: Tensor, future: Tensor, weights: Ten
         pairs = pairs.sub_(torch.logsumexp(pairs, (-2, -1), keepdim=True)).exp_()
         counted = weights.expand(stop - start, rows)
         if chains.lengths is not None:
-            there = torch.arange(start + 1, stop + 1).unsqueeze(1) < chains.lengths
+            there = (
+                torch.arange(start + 1, stop + 1, device=weights.device).unsqueeze(1)
+                < chains.lengths
+            )
             counted = counted * there
         pairs = (pairs * counted.reshape(*pairs.shape[:3], 1, 1)).sum(2)
         if times == 1:
@@ -116,9 +119,9 @@ def viterbi(chains: Potentials) -> tuple[Tensor, Tensor]:
         into = _into(blocks.matrix(last), after, torch.amax)
         after[:-rows] = torch.where(blocks.inside[last], into, after)[:-rows]
     state = (filtered[-1] + after).argmax(-1)
-    path = torch.empty(len(filtered), state.shape[0], dtype=torch.long)
+    path = state.new_empty(len(filtered), state.shape[0])
     path[-1] = state
-    group = torch.arange(len(state)) // (len(state) // blocks.groups)
+    group = torch.arange(len(state), device=state.device) // (len(state) // blocks.groups)
     for i in range(last - 1, -1, -1):
         into = blocks.matrix(i).reshape(-1, states, states)[group, :, state]
         before = (filtered[i] + into).argmax(-1)
@@ -134,7 +137,7 @@ def _best_starts(blocks: Blocks, first: Tensor) -> Tensor:
         return first
     rows, states = first.shape
     predicted, product = _predict(blocks, first, torch.amax)
-    starts = [torch.empty(0)] * blocks.count
+    starts = [first] * blocks.count
     ahead = product[-1].amax(-1)
     for c in range(blocks.count - 1, 0, -1):
         state = (predicted[c] + ahead).argmax(-1)
@@ -148,16 +151,16 @@ def _best_starts(blocks: Blocks, first: Tensor) -> Tensor:
 def _log_joint(chains: Potentials, path: Tensor) -> Tensor:
     """The log probability of given paths ``(T, R)`` and the data."""
     steps, rows = path.shape
-    ends = torch.full((rows,), steps) if chains.lengths is None else chains.lengths
-    time = torch.arange(steps).unsqueeze(1)
+    ends = path.new_full((rows,), steps) if chains.lengths is None else chains.lengths
+    time = torch.arange(steps, device=path.device).unsqueeze(1)
     own = chains.emission.gather(2, path.unsqueeze(-1)).squeeze(-1)
-    total = torch.where(time < ends, own, torch.zeros(())).sum(0)
+    total = torch.where(time < ends, own, 0.0).sum(0)
     total = total + chains.initial.gather(1, path[:1].T).squeeze(1)
     transition = chains.transition
-    times = torch.arange(steps - 1).unsqueeze(1) if len(transition) > 1 else 0
-    group = torch.arange(rows) // (rows // transition.shape[1])
+    times = torch.arange(steps - 1, device=path.device).unsqueeze(1) if len(transition) > 1 else 0
+    group = torch.arange(rows, device=path.device) // (rows // transition.shape[1])
     moves = transition[times, group, path[:-1], path[1:]]
-    return total + torch.where(time[1:] < ends, moves, torch.zeros(())).sum(0)
+    return total + torch.where(time[1:] < ends, moves, 0.0).sum(0)
 
 
 def _forward(blocks: Blocks, predicted: Tensor, reduce: Reduce) -> Tensor:
@@ -185,7 +188,7 @@ def _link(blocks: Blocks, first: Tensor, reduce: Reduce) -> tuple[Tensor, Tensor
 def _predict(blocks: Blocks, first: Tensor, reduce: Reduce) -> tuple[list[Tensor], Tensor]:
     """The prediction at the start of each block, and the blocks' transfers ``(C, R, K, K)``."""
     rows, states = first.shape
-    off = ~torch.eye(states, dtype=torch.bool)
+    off = ~torch.eye(states, dtype=torch.bool, device=first.device)
     product = torch.diag_embed(torch.zeros_like(blocks.emission[0])).masked_fill(off, -torch.inf)
     for i in range(len(blocks.emission)):
         weighed = product + blocks.emission[i].unsqueeze(-2)

@@ -235,7 +235,9 @@ class _Run:
         """Each block's product of ``diag(E_t) P``, up to a factor of its own, ``(B, K, K)``."""
         blocks = self.blocks
         rows, states = blocks.emission.shape[1:]
-        product = torch.eye(states, dtype=blocks.emission.dtype).expand(rows, -1, -1)
+        product = torch.eye(
+            states, dtype=blocks.emission.dtype, device=blocks.emission.device
+        ).expand(rows, -1, -1)
         sums = []
         for i, emission in enumerate(blocks.emission.unsqueeze(-2)):
             weighed = product * emission

@@ -19,18 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ember.inference.factors.exponential import ExponentialFactor, at_cells
-from ember.inference.factors.factor import Factor, same_scale
+from ember.inference.factors.factor import CompiledFactor, Factor, same_scale
+from ember.inference.factors.tied import TieKey
 
 __all__ = ["MixtureKernel", "mixture_kernel"]
 
 
-Forms = Mapping[str, tuple[tuple[Any, ...], Any]]  # a FormFactor, or another compiled form
+Keyed = tuple[TieKey, ExponentialFactor]
+Natural = Mapping[TieKey, Tensor]
 CHUNK_BYTES = 2_000_000  # of statistics; the chunk and its log joint then stay in the cache
 
 
@@ -38,18 +39,18 @@ CHUNK_BYTES = 2_000_000  # of statistics; the chunk and its log joint then stay 
 class MixtureKernel:
     """Compiled once for a plan; see ``mixture_kernel``."""
 
-    prior: tuple[Any, ExponentialFactor]
-    data: tuple[tuple[Any, ExponentialFactor], ...]
+    prior: Keyed
+    data: tuple[Keyed, ...]
     statistics: Tensor
     base: Tensor | None
     weights: Tensor | None
 
-    def __call__(self, natural: Mapping[Any, Tensor]) -> tuple[float, dict[Any, Tensor]]:
+    def __call__(self, natural: Natural) -> tuple[float, dict[TieKey, Tensor]]:
         """Log evidence, and its gradient with respect to the natural parameters of each group."""
         total, gradients = self.together({key: eta.unsqueeze(0) for key, eta in natural.items()})
         return float(total), {key: gradient[0] for key, gradient in gradients.items()}
 
-    def together(self, natural: Mapping[Any, Tensor]) -> tuple[Tensor, dict[Any, Tensor]]:
+    def together(self, natural: Natural) -> tuple[Tensor, dict[TieKey, Tensor]]:
         """The same at several parameter values.
 
         Args:
@@ -109,21 +110,24 @@ def _scatter(gradient: Tensor, form: ExponentialFactor, block: Tensor) -> None:
 
 
 def mixture_kernel(
-    factors: Sequence[Factor], forms: Forms, latents: Sequence[str], row: str | None
+    factors: Sequence[Factor],
+    compiled: Mapping[str, tuple[TieKey, CompiledFactor]],
+    latents: Sequence[str],
+    row: str | None,
 ) -> MixtureKernel | None:
     """The kernel, or None if the model is not a plain mixture."""
     if len(latents) != 1 or row is None or len(factors) < 2:
         return None
     (latent,) = latents
-    prior: tuple[Any, ExponentialFactor] | None = None
-    data: list[tuple[Any, ExponentialFactor]] = []
+    prior: Keyed | None = None
+    data: list[Keyed] = []
     scale = factors[0].scale
     for factor in factors:
-        if factor.name not in forms or factor.plates != {row}:
+        if factor.name not in compiled or factor.plates != {row}:
             return None
         if not same_scale(factor.scale, scale):
             return None
-        key, form = forms[factor.name]
+        key, form = compiled[factor.name]
         if not isinstance(form, ExponentialFactor) or not form.is_product:
             return None  # rows with missing entries have natural parameters by pattern
         if factor.dims == (latent,) and prior is None and form.base is None:

@@ -73,12 +73,12 @@ class GapResiduals(Residuals):
         spread = [full[i] if i in kept else 1 for i in range(len(full))]
         cells = by_rows(self.cells.expand(spread), kept, len(full)).reshape(-1)
         missing = by_rows(self.missing.expand(*full, -1), kept, len(full))
-        every = torch.arange(len(cells))
+        every = torch.arange(len(cells), device=cells.device)
         hidden, pattern = row_patterns(missing[0] if apart else missing[:, 0])
         patterns = []
         for i, own in enumerate(hidden):
             places = (pattern == i).nonzero().reshape(-1)
-            block = (every, places) if apart else (places, torch.zeros(1, dtype=torch.long))
+            block = (every, places) if apart else (places, cells.new_zeros(1))
             patterns.append((own, *block))
         return full, kept, cells, patterns
 
@@ -108,7 +108,7 @@ class _Completion:
         roots = at.scales[cells][:, order]
         lower = torch.linalg.qr(roots.mT).R.mT
         cut = len(out) if at.is_precision else len(shown)
-        one = torch.eye(cut, dtype=lower.dtype).expand(len(lower), cut, cut)
+        one = torch.eye(cut, dtype=lower.dtype, device=lower.device).expand(len(lower), cut, cut)
         first, cross, last = lower[:, :cut, :cut], lower[:, cut:, :cut], lower[:, cut:, cut:]
         if at.is_precision:
             whitener, sign = last.mT, 1.0

@@ -1,7 +1,7 @@
 """Regressions by their residuals about the line of each cell itself; see ``normal.py``."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +100,7 @@ def line_sums(
     _, squares = _summed(pieces, lines)
     lines = lines + _best(squares)
     count, squares = _summed(pieces, lines)
-    rows, columns = torch.triu_indices(*squares.shape[-2:])
+    rows, columns = torch.triu_indices(*squares.shape[-2:], device=squares.device)
     statistics = torch.cat([count[:, None], squares[:, rows, columns]], -1)
     assert group.frame is not None
     frame = group.frame.about(group.frame.line + lines)
@@ -119,12 +119,12 @@ def _best(squares: Tensor) -> Tensor:
     return line
 
 
-def density_lost(group: TiedFactors, params: Mapping[str, Tensor], largest: float) -> Tensor:
-    """Whether the log densities of each cell at ``params`` are small differences of large terms."""
-    if group.reach is None:
-        return torch.zeros(len(group.cells), dtype=torch.bool)
-    lines, rate = group.parameter_values(params)
-    terms = rate * (group.reach[:, -1] + (group.reach[:, :-1] * lines.abs()).sum(-1)).square()
+def density_lost(tied: TiedFactors, values: tuple[Tensor, ...], largest: float) -> Tensor:
+    """Whether the log densities of each cell are small differences of large terms."""
+    if tied.reach is None:
+        return tied.cells.new_zeros(len(tied.cells), dtype=torch.bool)
+    lines, rate = values
+    terms = rate * (tied.reach[:, -1] + (tied.reach[:, :-1] * lines.abs()).sum(-1)).square()
     return terms > largest
 
 

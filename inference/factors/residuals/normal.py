@@ -18,18 +18,21 @@ and the moments are taken in two passes about the mean of each cell itself. This
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ember.inference.factors.tied import TiedFactors
+from ember.inference.families.family import Family
 from ember.inference.families.multivariate_normal import MultivariateNormal
 from ember.inference.families.normal import Location, Normal
 from ember.inference.numerics.log_space import IMPOSSIBLE, LOG_2PI, safe_log
 from ember.inference.numerics.shapes import append_dims
 
 __all__ = ["Cells", "Residuals", "added", "by_rows"]
+
+
+NORMAL = (Normal, Location, MultivariateNormal)  # families that are had by residuals
 
 
 def by_rows(entries: Tensor, kept: Sequence[int], batch: int) -> Tensor:
@@ -73,7 +76,7 @@ class Cells:
         log_det = safe_log(self.scales.diagonal(dim1=-2, dim2=-1).abs()).sum(-1)
         if self.is_precision:
             return self.scales.mT, log_det
-        one = torch.eye(self.scales.shape[-1], dtype=self.scales.dtype)
+        one = torch.eye(self.scales.shape[-1], dtype=self.scales.dtype, device=self.scales.device)
         return torch.linalg.solve_triangular(self.scales, one, upper=False), -log_det
 
 
@@ -92,7 +95,7 @@ class Residuals:
         dims: The names of the factor's dims, in its order.
     """
 
-    family: Any
+    family: Family
     cells: Tensor
     data: Tensor
     weights: Tensor

@@ -28,7 +28,7 @@ from ember.inference.iteration.restarts.batched_plan import (
 from ember.inference.maximisation.degeneracy import Degenerate
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.plan.plan import Plan
-from ember.inference.plan.potentials import natural_parameters, tensors
+from ember.inference.plan.potentials import natural_parameters, tensors, values_of
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["BatchedSteps", "State", "can_batch_steps", "chosen", "joined", "mixed"]
@@ -108,7 +108,7 @@ class BatchedSteps:
     Args:
         plan: A plan that ``can_batch_steps``.
         maximum: Whether the E-step takes the latents' best joint value; see
-        ``expectation/classification.py``.
+            ``expectation/log_evidence.py``.
     """
 
     def __init__(self, plan: Plan, maximum: bool = False) -> None:
@@ -166,11 +166,13 @@ class BatchedSteps:
         """Natural parameters of every group ``(R, C, P)``, and the log priors ``(R,)``."""
         if not self.is_closed:
             each = [chosen(params, i) for i in range(count)]
-            natural = joined([natural_parameters(self._plan, own) for own in each])
+            natural = joined(
+                [natural_parameters(self._plan, values_of(self._plan, own)) for own in each]
+            )
             return natural, torch.stack([self._plan.prior.log_prob(own) for own in each])
         many, _ = self._many(count)
         natural = {}
-        for key, eta in natural_parameters(many, params).items():
+        for key, eta in natural_parameters(many, values_of(many, params)).items():
             natural[key] = eta.reshape(count, -1, eta.shape[-1])
         return natural, log_priors(many, params, count)
 

@@ -1,0 +1,106 @@
+"""When digits are lost: where log densities or scatters are small differences of large numbers."""
+
+import torch
+from torch import Tensor
+
+from ember.inference.factors.exponential import statistics_of
+from ember.inference.factors.residuals import lines
+from ember.inference.factors.residuals.compiling import has_residuals
+from ember.inference.factors.residuals.counts import counts
+from ember.inference.factors.residuals.normal import NORMAL
+from ember.inference.factors.tied import TiedFactors
+from ember.inference.families.multivariate_normal import MultivariateNormal
+from ember.inference.families.normal import Location, Normal
+from ember.inference.families.rates import Rate
+from ember.inference.families.regression import Regression
+from ember.inference.numerics.design import Frame
+from ember.inference.numerics.large_counts import MANY
+from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.reading.site import Site
+
+__all__ = ["density_lost", "reach_of", "scatter_lost"]
+
+LARGEST = 1e6  # ratio of what is subtracted to what is left: six of sixteen digits may go
+
+
+def reach_of(
+    site: Site, cells: Tensor, reference: Tensor | Frame | float, count: int
+) -> Tensor | None:
+    """How far the data of each cell lie from the reference, ``(C,)`` or ``(C, D)``.
+
+    Where precisions are known, in standard deviations, next to the root of the largest precision:
+    ``(C, 2)``. Of counts it is their size. None for families with neither.
+    """
+    if site.form is None or not has_residuals(site):
+        return None
+    rank = len(site.layout.outer) + site.layout.inner
+    statistics, _ = statistics_of(site, site.value, reference)
+    statistics = statistics.nan_to_num()
+    if isinstance(reference, Frame):
+        squares = Regression.products(statistics, len(reference.centre) + 1)
+        far = squares.diagonal(dim1=-2, dim2=-1).sqrt()
+    elif isinstance(site.form.family, Location):
+        root = statistics[..., 1].sqrt()
+        far = torch.stack([statistics[..., 0].abs() / root.clamp_min(1e-300), root], -1)
+    elif counts(site):
+        is_poisson = isinstance(site.form.family, Rate)  # next to counts are exposures
+        far = statistics[..., :1] if is_poisson else statistics.sum(-1, keepdim=True)
+    else:
+        size = 1 if isinstance(site.form.family, Normal) else site.value.shape[-1]
+        far = statistics[..., 1 : 1 + size].abs()
+    cells = prepend_dims(cells, rank)
+    gone = [i for i in range(rank) if cells.size(i) == 1 and far.size(i) > 1]
+    far = far.amax(gone, keepdim=True) if gone else far
+    far = far.expand(*cells.shape, far.shape[-1]).reshape(-1, far.shape[-1])
+    index = cells.reshape(-1, 1).expand(far.shape)
+    reach = far.new_zeros(count, far.shape[-1]).scatter_reduce_(0, index, far, "amax")
+    return reach.squeeze(-1) if isinstance(site.form.family, Normal) or counts(site) else reach
+
+
+def density_lost(tied: TiedFactors, values: tuple[Tensor, ...]) -> Tensor:
+    """Whether the log densities of each cell are small differences of large terms."""
+    if tied.reach is None:
+        return tied.cells.new_zeros(len(tied.cells), dtype=torch.bool)
+    if isinstance(tied.family, Regression):
+        return lines.density_lost(tied, values, LARGEST)
+    if not isinstance(tied.family, NORMAL):
+        return tied.reach > MANY
+    away = values[0].abs()
+    if isinstance(tied.family, Location):
+        terms = (tied.reach[:, 0] + tied.reach[:, 1] * away).square()
+    elif isinstance(tied.family, Normal):
+        terms = values[1] * (tied.reach + away).square()
+    else:
+        diagonal = values[1].diagonal(dim1=-2, dim2=-1)
+        terms = (diagonal * (tied.reach + away).square()).sum(-1)
+    return terms > LARGEST
+
+
+def scatter_lost(group: TiedFactors, sums: Tensor) -> Tensor:
+    """Whether the scatter of each cell is a small difference of large sums about the reference.
+
+    Cells that share a scale are asked together: one of a single row has no scatter to lose.
+    """
+    none = group.cells.new_zeros(len(group.cells), dtype=torch.bool)
+    if isinstance(group.family, Regression) and group.frame is not None:
+        return lines.scatter_lost(sums, len(group.frame.centre), LARGEST)
+    if isinstance(group.family, Normal):
+        n, s, q = sums.unbind(-1)
+        scatter = (q - s.square() / n.clamp_min(1e-300)).clamp_min(0.0)
+        return q > LARGEST * _shared(group, scatter)
+    if not isinstance(group.family, MultivariateNormal) or group.reach is None:
+        return none
+    n, s, squares = group.family.moments(sums, group.reach.shape[-1])
+    centred = squares - s.unsqueeze(-1) * s.unsqueeze(-2) / n.clamp_min(1e-300)[:, None, None]
+    centred = _shared(group, centred)
+    factor, failed = torch.linalg.cholesky_ex(centred)
+    left = factor.diagonal(dim1=-2, dim2=-1).square()
+    left = torch.where((failed > 0)[:, None], 0.0, left)
+    return (squares.diagonal(dim1=-2, dim2=-1) > LARGEST * left).any(-1)
+
+
+def _shared(group: TiedFactors, scatter: Tensor) -> Tensor:
+    """For each cell the scatter of all cells with the same scale."""
+    own = group.cells[:, 1]
+    pooled = scatter.new_zeros(int(own.max()) + 1, *scatter.shape[1:])
+    return pooled.index_add_(0, own, scatter)[own]
