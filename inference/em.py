@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
+from ember.inference.initialisation.given_params import check_params
 from ember.inference.initialisation.starting_params import (
     Init,
-    check_params,
     has_states,
     start_kinds,
     starting_params,

@@ -145,11 +145,11 @@ def make_guide(choice: Guide, plan: Plan, start: Mapping[str, Tensor]) -> GuideF
 
 def _copy(guide: torch.nn.Module) -> torch.nn.Module:
     """A copy of a guide. Copying an ``AutoGuide`` makes it, and the copy, forget their models."""
-    models = [getattr(module, "_model", None) for module in guide.modules()]
+    models = [m._model if isinstance(m, AutoGuide) else None for m in guide.modules()]
     copied = copy.deepcopy(guide)
     for either in (guide, copied):
         for module, model in zip(either.modules(), models, strict=True):
-            if isinstance(module, AutoGuide):
+            if isinstance(module, AutoGuide) and model is not None:
                 module._model = model
     return copied
 

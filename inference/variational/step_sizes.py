@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
+from pyro.infer import autoguide
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
@@ -25,8 +26,9 @@ from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.supports import base_support
 from ember.inference.plan.plan import Plan
+from ember.inference.variational.elbo import GuideFunction
 
-__all__ = ["ScaledAdam", "curvatures", "natural_lengths"]
+__all__ = ["ScaledAdam", "curvatures", "lengths_by_name"]
 
 
 ROUNDS = 4  # each round measures in the units that the one before it found
@@ -126,7 +128,7 @@ def curvatures(
     }
 
 
-def natural_lengths(plan: Plan, curvature: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _natural_lengths(plan: Plan, curvature: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The natural length of every unconstrained coordinate; see the module."""
     count = min(max(_observations(plan), 1.0), INFORMATIVE)
     lengths = {}
@@ -135,6 +137,48 @@ def natural_lengths(plan: Plan, curvature: Mapping[str, Tensor]) -> dict[str, Te
         has_units = _has_units(plan.structure.parameters[name], d.shape)
         lengths[name] = torch.where(has_units, data, torch.ones(()))
     return lengths
+
+
+def lengths_by_name(
+    plan: Plan, guide: GuideFunction, start: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Natural lengths by the name of what is optimised: a guide's locations, and model params.
+
+    As a side effect the scales of a normal guide start at what the curvature says of them.
+    """
+    is_delta = isinstance(guide, autoguide.AutoDelta)
+    curvature = curvatures(plan, start, bijective=not is_delta)
+    length = _natural_lengths(plan, curvature)
+    parameters = plan.structure.parameters
+    lengths = {name: length[name] for name, p in parameters.items() if not p.has_prior}
+    guided = [name for name, p in parameters.items() if p.has_prior]
+    prefix = getattr(guide, "_pyro_name", "")
+    if is_delta:
+        lengths |= {f"{prefix}.{name}": length[name] for name in guided}
+    elif isinstance(guide, autoguide.AutoNormal):
+        for name in guided:
+            scale = _scale(getattr(guide.scales, name), curvature[name], length[name])
+            setattr(guide.scales, name, scale)
+            lengths[f"{prefix}.locs.{name}"] = length[name]
+            lengths[f"{prefix}.scales.{name}"] = scale.clamp_min(1.0)
+    elif isinstance(guide, autoguide.AutoContinuous) and hasattr(guide, "loc"):
+        flat = torch.cat([length[name].reshape(-1) for name in guided])
+        lengths[f"{prefix}.loc"] = flat
+        if isinstance(getattr(guide, "scale", None), Tensor):
+            bends = torch.cat([curvature[name].reshape(-1) for name in guided])
+            guide.scale = _scale(guide.scale, bends, flat)
+            lengths[f"{prefix}.scale"] = guide.scale.detach().clamp_min(1.0)
+    return lengths
+
+
+def _scale(default: Tensor, curvature: Tensor, length: Tensor) -> Tensor:
+    """Where the scale of a normal guide starts: what the curvature says, or the default.
+
+    Its unconstrained coordinate is like the logarithm for small scales and like the scale itself
+    for large ones, which is why its natural length is the scale where that is above 1.
+    """
+    known = torch.minimum(curvature**-0.5, length)
+    return torch.where(torch.isfinite(curvature), known, default).detach()
 
 
 Gradient = Callable[[list[Tensor]], tuple[Tensor, ...]]

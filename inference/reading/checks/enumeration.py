@@ -70,7 +70,7 @@ def check_dims(name: str, site: TraceNode, nesting: int, latents: list[str]) -> 
     try:
         shape = torch.broadcast_shapes(*shapes)
         # Pyro's own shape rules; they look at the shape of the log probability only.
-        message = cast(Message, {**site, "log_prob": torch.empty(()).expand(shape)})
+        message = cast("Message[..., Tensor]", {**site, "log_prob": torch.empty(()).expand(shape)})
         check_site_shape(message, nesting)
     except (RuntimeError, ValueError) as error:
         raise ValueError(_misplaced(name, latents, shapes[0])) from error
