@@ -139,7 +139,7 @@ class SVI:
             if isinstance(model, torch.nn.Module):
                 model = copy.deepcopy(model).double()  # training must not touch the user's own
             fit, misread = self._attempt(model, args, kwargs, began), set[str]()
-            # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
+            # A model that branches where no probe was has been misread: fit it again.
             while wrong := fit.plan.misread_sites(fit.params):
                 misread.update(wrong)
                 pyro.get_param_store().clear()

@@ -50,8 +50,8 @@ class ModelData:
     def legend(self) -> str:
         """Which code stands for which label."""
         lines = [
-            f"  {name}: {', '.join(f'{code} = {label}' for code, label in enumerate(found))}"
-            for name, found in self.labels.items()
+            f"  {name}: {', '.join(f'{code} = {label}' for code, label in enumerate(labels))}"
+            for name, labels in self.labels.items()
         ]
         return "\n".join(["Labels", *lines])
 
@@ -70,8 +70,8 @@ def model_data(options: argparse.Namespace, model: Model) -> ModelData:
     beside = [name for name in (options.response, options.frequency) if name is not None]
     if columns is not None:
         columns += [name for name in beside if name not in columns]
-    own = ":" in options.model  # a model of the user's own may be one of categories
-    categories = options.model in CATEGORIES or (own and columns is not None)
+    from_file = ":" in options.model  # such a model may be one of categories
+    categories = options.model in CATEGORIES or (from_file and columns is not None)
     table = select_columns(raw, options.data, columns, notes.append, categories)
     labels = table.attrs["labels"]
     if options.model in YES_OR_NO:
@@ -85,7 +85,7 @@ def model_data(options: argparse.Namespace, model: Model) -> ModelData:
         args = (table.iloc[:, 0],)
     else:
         args = (table,)
-    used = {name: found for name, found in labels.items() if name in table}
+    used = {name: levels for name, levels in labels.items() if name in table}
     return ModelData(raw, tuple(map(str, table.columns)), args, kwargs, used, notes)
 
 
@@ -156,9 +156,9 @@ def _taken(
 
 
 def _check_two(labels: Mapping[str, Sequence[str]], model: str) -> None:
-    for name, found in labels.items():
-        if len(found) > 2:
+    for name, levels in labels.items():
+        if len(levels) > 2:
             raise UsageError(
-                f"column '{name}' has {len(found)} labels, but {model} takes yes-or-no items; "
+                f"column '{name}' has {len(levels)} labels, but {model} takes yes-or-no items; "
                 "use categorical_mixture, or choose other columns."
             )

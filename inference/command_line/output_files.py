@@ -104,7 +104,7 @@ def _as_json(fit: Fit, data: ModelData) -> dict[str, object]:
     return {
         "method": fit.method,
         "columns": list(data.columns),
-        "labels": {name: list(found) for name, found in data.labels.items()},
+        "labels": {name: list(levels) for name, levels in data.labels.items()},
         "params": {name: value.tolist() for name, value in fit.params.items()},
         "deterministic": {name: value.tolist() for name, value in fit.deterministic.items()},
         "log_likelihood": fit.log_likelihood,

@@ -23,7 +23,7 @@ def check_priors(plan: Plan) -> None:
         if not parameter.has_prior:
             raise ValueError(_no_draw(name, "is a pyro.param statement, which has no prior"))
 
-        # An improper prior is found out by its own refusal to sample, in ``draw_from_priors``.
+        # An improper prior refuses to be sampled: see ``draw_from_priors``.
 
 
 def draw_from_priors(plan: Plan) -> dict[str, Tensor]:

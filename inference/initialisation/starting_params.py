@@ -225,8 +225,8 @@ def _widths(plan: Plan, names: tuple[str, ...], near: Near) -> Tensor:
 
 
 def _random(plan: Plan, name: str) -> Tensor:
-    *plates, own = (plan.sizes[symbol] for symbol in dims_of(plan, name))
-    concentration = torch.full((*plates, own), 0.5)
+    *plates, states = (plan.sizes[symbol] for symbol in dims_of(plan, name))
+    concentration = torch.full((*plates, states), 0.5)
     return torch.distributions.Dirichlet(concentration, validate_args=False).sample()
 
 
@@ -243,7 +243,7 @@ def _clusters(plan: Plan, how: str, varied: bool) -> dict[str, Tensor]:
             rows = windows(plan, name, rows)
         states = plan.sizes[plan.latent_symbols[name]]
         pools.setdefault((states, rows.shape[1], kind), []).append((name, rows))
-    found = {}
+    responsibilities = {}
     for (states, _, kind), members in pools.items():
         rows = standardise(torch.cat([rows for _, rows in members]))
         if kind == "sticky":
@@ -254,5 +254,5 @@ def _clusters(plan: Plan, how: str, varied: bool) -> dict[str, Tensor]:
         soft = (1.0 - BLEND) * one_hot + BLEND / states
         pieces = soft.split([len(rows) for _, rows in members])
         for (name, _), piece in zip(members, pieces, strict=True):
-            found[name] = piece.reshape([plan.sizes[s] for s in dims_of(plan, name)])
-    return found
+            responsibilities[name] = piece.reshape([plan.sizes[s] for s in dims_of(plan, name)])
+    return responsibilities

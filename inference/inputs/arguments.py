@@ -25,11 +25,11 @@ class Arguments(NamedTuple):
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, containers opened."""
-        found: list[Tensor] = []
+        tensors: list[Tensor] = []
 
         def visit(value: object) -> None:
             if isinstance(value, Tensor):
-                found.append(value)
+                tensors.append(value)
             elif isinstance(value, Mapping):
                 for item in value.values():
                     visit(item)
@@ -39,7 +39,7 @@ class Arguments(NamedTuple):
 
         visit(self.args)
         visit(self.kwargs)
-        return found
+        return tensors
 
 
 def prepare(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Arguments:

@@ -79,7 +79,7 @@ class PlanELBO:
         for _ in range(self.num_particles):
             trace = poutine.trace(guide).get_trace(*args, **kwargs)
             params = parameter_values(self.plan, typed(trace))
-            # A plan may run the model; what it says then is no business of the optimiser's.
+            # A plan may run the model: its statements must not reach the optimiser.
             with poutine.block():
                 log_joint = LogEvidence.of(self.plan)(params) + self.plan.prior.log_prob(params)
             total = total + trace.log_prob_sum() - log_joint

@@ -119,12 +119,12 @@ def curvatures(
             product = (
                 _hessian_product(leaves, gradient) if twice else _differences(leaves, gradient)
             )
-            found = _row_norms(product, leaves)
+            norms = _row_norms(product, leaves)
     except RuntimeError:
         return unknown  # a density that can be differentiated only once
     return {
         name: torch.where(torch.isfinite(d) & (d > 0), d, torch.inf)
-        for name, d in zip(free, found, strict=True)
+        for name, d in zip(free, norms, strict=True)
     }
 
 
@@ -208,10 +208,10 @@ def _hessian_product(leaves: list[Tensor], gradient: Gradient) -> Product:
 
     def product(vectors: list[Tensor]) -> list[Tensor]:
         along = torch.stack([(g * v).sum() for g, v in zip(gradients, vectors, strict=True)]).sum()
-        found = torch.autograd.grad(along, leaves, retain_graph=True, allow_unused=True)
+        products = torch.autograd.grad(along, leaves, retain_graph=True, allow_unused=True)
         return [
             torch.zeros_like(leaf) if g is None else g
-            for leaf, g in zip(leaves, found, strict=True)
+            for leaf, g in zip(leaves, products, strict=True)
         ]
 
     return product

@@ -58,7 +58,7 @@ def _read(
     if site.density is not None and not isinstance(base, PARTS):
         base = site.density.distribution(params)  # not repeated for every row
     kind, layout = _kind(base), _batch_dims(plan, site, base)
-    if len(layout.own) > 2 or not site.value.numel():
+    if len(layout.state_dims) > 2 or not site.value.numel():
         return None
     values = _places(_shown(site), layout, site.event_dim)
     try:
@@ -70,8 +70,8 @@ def _read(
         means, spread = _moments(base, means, site, layout)
     else:
         means = _probabilities(base, means, layout.inner)
-    latent = layout.latents[0] if layout.own else _only_latent(plan)
-    if len(layout.own) == 2:
+    latent = layout.latents[0] if layout.state_dims else _only_latent(plan)
+    if len(layout.state_dims) == 2:
         if kind not in ("real", "counts") or not (latent in plan.chains or base.event_shape):
             return None
         posterior, means, spread = _summed(plan, params, site, layout, (means, spread))
@@ -96,12 +96,12 @@ def _read(
 class _BatchDims:
     """Which batch dims of a site are states (chains first), places and columns.
 
-    ``own`` are the dims of its latents, ``sizes`` their sizes and ``latents`` their names.
+    ``state_dims`` are those of its latents, ``sizes`` their sizes and ``latents`` their names.
     """
 
     rank: int
     inner: int
-    own: tuple[int, ...]
+    state_dims: tuple[int, ...]
     sizes: tuple[int, ...]
     latents: tuple[str, ...]
     places: tuple[int, ...]
@@ -109,7 +109,7 @@ class _BatchDims:
     @property
     def axes(self) -> tuple[str, ...]:
         """What each dim is, columns last."""
-        kinds = dict.fromkeys(self.own, "state") | dict.fromkeys(self.places, "place")
+        kinds = dict.fromkeys(self.state_dims, "state") | dict.fromkeys(self.places, "place")
         return tuple(kinds.get(i, "") for i in range(self.rank)) + ("column",) * self.inner
 
 
@@ -117,15 +117,15 @@ def _batch_dims(plan: Plan, site: Site, base: Distribution) -> _BatchDims:
     outer, inner = site.layout.outer, len(site.inner_shape)
     names = {symbol: latent for latent, symbol in plan.latent_symbols.items()}
     batch = prepend_dims(torch.empty(base.batch_shape), len(outer) + inner).shape
-    own = [i for i, symbol in enumerate(outer) if symbol in names and batch[i] > 1]
-    own.sort(key=lambda i: names[outer[i]] not in plan.chains)
+    states = [i for i, symbol in enumerate(outer) if symbol in names and batch[i] > 1]
+    states.sort(key=lambda i: names[outer[i]] not in plan.chains)
     times = {chain.time for chain in plan.chains.values()}
     return _BatchDims(
         len(outer),
         inner,
-        tuple(own),
-        tuple(batch[i] for i in own),
-        tuple(names[outer[i]] for i in own),
+        tuple(states),
+        tuple(batch[i] for i in states),
+        tuple(names[outer[i]] for i in states),
         tuple(i for i, symbol in enumerate(outer) if symbol in site.plates | times),
     )
 
@@ -139,7 +139,7 @@ def _summed(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Posterior and moments of the first of two latents, the second summed out."""
     outer = site.layout.outer
-    dims = tuple(outer[i] for i in (*layout.own, *layout.places))
+    dims = tuple(outer[i] for i in (*layout.state_dims, *layout.places))
     probe = Factor(f"{site.name}, states", dims, site.plates, plan.scales[site.name])
     (joint,) = expectations(plan, params, [probe])
     states, parts = layout.sizes
@@ -194,8 +194,8 @@ def _by_state(base: Distribution, tensor: Tensor, layout: _BatchDims) -> Tensor:
     rank = layout.rank + layout.inner + event
     # Where all rows are alike, one of them says it all.
     tensor = compact(prepend_dims(tensor.to(torch.float64), rank), layout.inner + event)
-    tensor = tensor.movedim(layout.own, tuple(range(len(layout.own)))).unsqueeze(0)
-    rest = tensor.shape[1 + len(layout.own) :]
+    tensor = tensor.movedim(layout.state_dims, tuple(range(len(layout.state_dims)))).unsqueeze(0)
+    rest = tensor.shape[1 + len(layout.state_dims) :]
     return tensor.expand(1, *layout.sizes, *rest).reshape(-1, *rest)
 
 
@@ -208,7 +208,7 @@ def _moments(
     tail = site.inner_shape + tuple(base.event_shape)
     lead = means.dim() - len(tail)
     means = means.expand(*means.shape[:lead], *tail)
-    kept = [i + 1 - sum(o < i for o in layout.own) for i in layout.places]
+    kept = [i + 1 - sum(o < i for o in layout.state_dims) for i in layout.places]
     flat = means.reshape(means.shape[0], *(means.shape[i] for i in kept), -1)
     if matrix is None or not event:
         variances = _by_state(base, base.variance, layout)
@@ -236,11 +236,11 @@ def _aligned(
 ) -> Tensor:
     """The posterior of a latent at every place of the data."""
     posterior = prediction.posterior(plan, params, latent)
-    own = plan.places(latent)
-    shape = [plan.sizes[p] if p in own else 1 for p in places]
-    kept = [i for i, place in enumerate(own) if place in places]
-    if len(kept) < len(own):  # a latent of each entry of what the data hold as one
-        posterior = posterior.mean([i for i in range(len(own)) if i not in kept])
+    plates = plan.places(latent)
+    shape = [plan.sizes[p] if p in plates else 1 for p in places]
+    kept = [i for i, plate in enumerate(plates) if plate in places]
+    if len(kept) < len(plates):  # a latent of each entry of what the data hold as one
+        posterior = posterior.mean([i for i in range(len(plates)) if i not in kept])
     return posterior.reshape(*shape, -1).expand(*values.shape[:-1], -1)
 
 
