@@ -8,6 +8,7 @@ A model that looks at parameter values to decide what to do cannot be played bac
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +47,19 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Instruction:
+    """An operation on slots; it pickles by the operation's name, such as ``aten.add.Tensor``."""
+
     function: Any
     args: Any
     kwargs: Any
     outputs: tuple[int, ...]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "function": str(self.function)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        function = functools.reduce(getattr, state["function"].split("."), torch.ops)
+        self.__dict__.update(state, function=function)
 
 
 @dataclass(frozen=True)

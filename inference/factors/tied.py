@@ -94,25 +94,24 @@ class TiedFactors(Memo):
 
     def contribution(
         self,
-        family_parameter: int,
+        position: int,
         statistics: Tensor,
         params: Mapping[str, Tensor],
         origin: Tensor | None = None,
     ) -> list[Tensor]:
-        """The canonical coefficients of one family parameter in each cell.
+        """The coefficients of one parameter of the family in each cell; see ``kinds.py``.
 
         Those of a location are of its difference from the ``origin``, one for each cell.
         """
         values = self.parameter_values(params)
-        coefficients = self.family.contribution(family_parameter, statistics, values)
-        if family_parameter == 0 and origin is not None:
+        coefficients = self.family.contribution(position, statistics, values)
+        if position == 0 and origin is not None:
             linear, precision = coefficients
             moved = -origin if self.reference is None else self.reference - origin
-            if self.parameters[0].kind == "vector":
-                return [linear + (precision @ moved.unsqueeze(-1)).squeeze(-1), precision]
-            return [linear + precision * moved, precision]
+            return [linear + self.parameters[0].kind.times(precision, moved), precision]
         return coefficients
 
+    @functools.cached_property
     def resolution(self) -> Tensor | None:
         """The variance of the rounding of each cell's data, for families with location and scale.
 

@@ -5,5 +5,6 @@ parameters of its family; and what a conjugate prior adds to expected statistics
 
 To add a family: one file (or one function in a file that has its kind of parameter) with a
 recogniser under ``@exponential_form(dist.X)``; name a new file in ``recognition.py``. To add a
-conjugate prior: one function under ``@register_prior`` in ``conjugacy.py``.
+conjugate prior: one function under ``@register_prior`` in ``conjugacy.py``. To add a kind of
+parameter: one class in ``kinds.py``; a link, one in ``links.py``.
 """

@@ -1,45 +1,61 @@
 """Conjugate priors as pseudo-statistics: what a prior adds to coefficients.
 
 Each rule turns the prior of a parameter, at the current values of its own parameters, into the
-canonical coefficients of ``families/family.py``. The M-step adds them to the expected statistics
-and takes the family's maximum-likelihood map, so MLE and MAP share one path. The mode is taken in
+coefficients of the parameter's kind (``kinds.py``). The M-step adds them to those of the expected
+statistics and takes the maximiser of the kind, so MLE and MAP share one path. The mode is taken in
 the parametrisation in which the model declares the prior.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ember.inference.families.kinds import (
+    COEFFICIENTS,
+    LOCATION,
+    MATRIX,
+    PROBABILITY,
+    RATE,
+    SIMPLEX,
+    STICKS,
+    VECTOR,
+    Kind,
+)
+from ember.inference.families.links import IDENTITY, Link, Power
+from ember.inference.numerics.distribution import Distribution
+
 __all__ = ["pseudo_statistics", "register_prior"]
 
 
-Rule = Callable[[Any], list[Tensor] | None]
-_RULES: dict[tuple[str, str, type], Rule] = {}
+D = TypeVar("D", bound=Distribution)
+Rule = Callable[[D], list[Tensor] | None]
+_RULES: dict[tuple[Kind, str, type], Rule[Any]] = {}
 
 
-def register_prior(kind: str, prior: type, link: str = "identity") -> Callable[[Rule], Rule]:
+def register_prior(
+    kind: Kind, prior: type[D], link: Link = IDENTITY
+) -> Callable[[Rule[D]], Rule[D]]:
     """Registers the pseudo-statistics of ``prior`` for family parameters of one kind.
 
     Args:
-        kind: The family parameter's kind (see ``families/family.py``).
+        kind: The family parameter's kind.
         prior: The distribution class of the parameter's prior.
-        link: How the parameter relates to the family parameter: "identity", or "power k" for a rate
-        that is
-            the ``k``-th power of the parameter.
+        link: How the parameter becomes the family parameter, such as ``Power(-1.0)`` for a rate
+            that is one over the parameter.
     """
 
-    def register(rule: Rule) -> Rule:
-        _RULES[kind, link, prior] = rule
+    def register(rule: Rule[D]) -> Rule[D]:
+        _RULES[kind, link.name, prior] = rule
         return rule
 
     return register
 
 
 def pseudo_statistics(
-    kind: str, link: str, prior: Any, origin: Tensor | None = None
+    kind: Kind, link: Link, prior: Distribution, origin: Tensor | None = None
 ) -> list[Tensor] | None:
     """Coefficients that the prior adds to a parameter, batch-shaped; None if it is not conjugate.
 
@@ -49,80 +65,78 @@ def pseudo_statistics(
     if isinstance(prior, dist.ImproperUniform):
         return []
     for cls in type(prior).__mro__:
-        rule = _RULES.get((kind, link, cls))
+        rule = _RULES.get((kind, link.name, cls))
         if rule is not None:
             found = rule(prior)
             return found if origin is None or found is None else _about(origin, kind, prior, found)
     return None
 
 
-def _about(origin: Tensor, kind: str, prior: Any, found: list[Tensor]) -> list[Tensor]:
+def _about(origin: Tensor, kind: Kind, prior: Distribution, found: list[Tensor]) -> list[Tensor]:
     """The coefficients of a location as those of its difference from the origin."""
     linear, precision = found
-    normal = isinstance(prior, (dist.Normal, dist.MultivariateNormal))
-    away = prior.loc - origin if normal else -origin
-    is_vector = kind == "vector"
-    moved = (precision @ away.unsqueeze(-1)).squeeze(-1) if is_vector else precision * away
-    return [moved if normal else linear + moved, precision]
+    if isinstance(prior, dist.Normal | dist.MultivariateNormal):
+        return [kind.times(precision, prior.loc - origin), precision]
+    return [linear + kind.times(precision, -origin), precision]
 
 
-@register_prior("simplex", dist.Dirichlet)
-def _dirichlet(prior: Any) -> list[Tensor]:
+@register_prior(SIMPLEX, dist.Dirichlet)
+def _dirichlet(prior: dist.Dirichlet) -> list[Tensor]:
     return [prior.concentration - 1.0]
 
 
-@register_prior("sticks", dist.Beta)
-@register_prior("probability", dist.Beta)
-def _beta(prior: Any) -> list[Tensor]:
+@register_prior(STICKS, dist.Beta)
+@register_prior(PROBABILITY, dist.Beta)
+def _beta(prior: dist.Beta) -> list[Tensor]:
     return [prior.concentration1 - 1.0, prior.concentration0 - 1.0]
 
 
-@register_prior("sticks", dist.Uniform)
-@register_prior("probability", dist.Uniform)
-def _uniform(prior: Any) -> list[Tensor] | None:
+@register_prior(STICKS, dist.Uniform)
+@register_prior(PROBABILITY, dist.Uniform)
+def _uniform(prior: dist.Uniform) -> list[Tensor] | None:
     if bool((prior.low == 0.0).all()) and bool((prior.high == 1.0).all()):
         return [torch.zeros_like(prior.low), torch.zeros_like(prior.low)]
     return None  # a narrower interval cuts the beta shape off
 
 
-@register_prior("rate", dist.Gamma, "power 1")
-def _gamma(prior: Any) -> list[Tensor]:
+@register_prior(RATE, dist.Gamma)
+def _gamma(prior: dist.Gamma) -> list[Tensor]:
     return [prior.concentration - 1.0, prior.rate]
 
 
-@register_prior("rate", dist.Exponential, "power 1")
-def _exponential(prior: Any) -> list[Tensor]:
+@register_prior(RATE, dist.Exponential)
+def _exponential(prior: dist.Exponential) -> list[Tensor]:
     return [torch.zeros_like(prior.rate), prior.rate]
 
 
-@register_prior("rate", dist.InverseGamma, "power -1")
-def _inverse_gamma(prior: Any) -> list[Tensor]:
+@register_prior(RATE, dist.InverseGamma, Power(-1.0))
+def _inverse_gamma(prior: dist.InverseGamma) -> list[Tensor]:
     # In r = 1 / theta the density theta^-(a+1) exp(-b / theta) reads r^(a+1) exp(-b r).
     return [prior.concentration + 1.0, prior.rate]
 
 
-@register_prior("coefficients", dist.Normal)
-@register_prior("location", dist.Normal)
-def _normal(prior: Any) -> list[Tensor]:
+@register_prior(COEFFICIENTS, dist.Normal)
+@register_prior(LOCATION, dist.Normal)
+def _normal(prior: dist.Normal) -> list[Tensor]:
     precision = prior.scale**-2.0
     return [precision * prior.loc, precision]
 
 
-@register_prior("coefficients", dist.MultivariateNormal)
-@register_prior("vector", dist.MultivariateNormal)
-def _multivariate_normal(prior: Any) -> list[Tensor]:
+@register_prior(COEFFICIENTS, dist.MultivariateNormal)
+@register_prior(VECTOR, dist.MultivariateNormal)
+def _multivariate_normal(prior: dist.MultivariateNormal) -> list[Tensor]:
     precision = prior.precision_matrix
     return [(precision @ prior.loc.unsqueeze(-1)).squeeze(-1), precision]
 
 
-@register_prior("vector", dist.Normal)
-def _normal_vector(prior: Any) -> list[Tensor]:
+@register_prior(VECTOR, dist.Normal)
+def _normal_vector(prior: dist.Normal) -> list[Tensor]:
     precision = prior.scale**-2.0
     shape = torch.broadcast_shapes(precision.shape, prior.loc.shape)
     return [(precision * prior.loc).expand(shape), torch.diag_embed(precision.expand(shape))]
 
 
-@register_prior("matrix", dist.Wishart)
-def _wishart(prior: Any) -> list[Tensor]:
+@register_prior(MATRIX, dist.Wishart)
+def _wishart(prior: dist.Wishart) -> list[Tensor]:
     dim = prior.event_shape[-1]
     return [prior.df - dim - 1.0, prior.precision_matrix]

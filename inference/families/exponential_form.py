@@ -1,16 +1,19 @@
 """A site in exponential-family form: which parameters its family has, and where it reads them."""
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ember.inference.families.family import Family
-from ember.inference.numerics.log_space import safe_log
+from ember.inference.families.kinds import LOCATION, RATE, Kind
+from ember.inference.families.links import IDENTITY, Exponential, Link, MatrixLink, Power
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import compact
 from ember.inference.parameters.affine_map import ParameterEntries
 from ember.inference.parameters.argument_map import ArgumentMap, ParameterRows
@@ -21,7 +24,6 @@ __all__ = [
     "Maps",
     "Names",
     "Recogniser",
-    "data_of",
     "exponential_form",
     "location_parameter",
     "rate_parameter",
@@ -32,13 +34,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FamilyParameter:
-    """Where a parameter of a family gets its values: rows of a table, then known constants."""
+    """Where a parameter of a family gets its values: rows of a table, then known constants.
 
-    kind: str
+    Attributes:
+        kind: The kind of parameter.
+        table: The entries of the model's parameters; None if all values are known.
+        link: How a row of the table becomes a value.
+        constants: Known values, after those of the rows; without a table, what is linked.
+    """
+
+    kind: Kind
     table: ParameterRows | ParameterEntries | None
-    link: str
-    exponent: float
-    constants: Tensor
+    link: Link = IDENTITY
+    constants: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -47,7 +55,7 @@ class FamilyParameter:
     @property
     def digest(self) -> str:
         """Equal for family parameters that read the same values, in every process."""
-        where = (self.kind, self.table, self.link, self.exponent, tuple(self.constants.shape))
+        where = (self.kind, self.table, self.link, tuple(self.constants.shape))
         digest = hashlib.sha1(repr(where).encode(), usedforsecurity=False)
         digest.update(self.constants.detach().contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
@@ -56,31 +64,15 @@ class FamilyParameter:
         """Every value the family parameter can take at ``params``, shape ``(R, *event)``."""
         if self.table is None:
             return self._known
-        rows = self._linked(self.table.rows(params))
+        rows = self.link.forward(self.table.rows(params))
         return torch.cat([rows, self.constants]) if len(self.constants) else rows
 
     @functools.cached_property
     def _known(self) -> Tensor:
-        return self._linked(self.constants)
-
-    def _linked(self, rows: Tensor) -> Tensor:
-        match self.link:
-            case "exp":
-                return torch.exp(self.exponent * rows)
-            case "sigmoid":
-                return torch.sigmoid(rows)
-            case "inverse":
-                return torch.cholesky_inverse(torch.linalg.cholesky_ex(rows)[0])
-            case "outer":
-                return torch.cholesky_inverse(rows)
-            case _:
-                return rows
+        return self.link.forward(self.constants)
 
     def roots(self, params: Mapping[str, Tensor]) -> Tensor:
-        """Of a matrix: the Cholesky factors of what the model declares, ``(R, D, D)``.
-
-        They are those of precisions where ``link`` is "identity", else of covariances.
-        """
+        """Of a matrix: the Cholesky factors of what the model declares, ``(R, D, D)``."""
         return self._known_roots if self.table is None else self._rooted(self.table.rows(params))
 
     @functools.cached_property
@@ -88,24 +80,8 @@ class FamilyParameter:
         return self._rooted(self.constants)
 
     def _rooted(self, rows: Tensor) -> Tensor:
-        factor: Tensor = rows if self.link == "outer" else torch.linalg.cholesky_ex(rows)[0]
-        return factor
-
-    def parameter(self, value: Tensor) -> Tensor:
-        """Rows of the table from values: the inverse of ``values`` without the constants.
-
-        Matrices are not among them: see ``contribution_to_maximiser``.
-        """
-        match self.link:
-            case "exp" if self.table is not None and self.table.on == "log":
-                return torch.pow(value, 1.0 / self.exponent)
-            case "exp":
-                return safe_log(value) / self.exponent
-            case "sigmoid":
-                return torch.logit(value, eps=torch.finfo(value.dtype).tiny)
-            case _:
-                on_softmax = self.table is not None and self.table.on == "softmax"
-                return safe_log(value) if on_softmax else value
+        assert isinstance(self.link, MatrixLink)
+        return self.link.root(rows)
 
 
 @dataclass(frozen=True)
@@ -113,10 +89,10 @@ class ExponentialForm:
     """A site in exponential-family form.
 
     ``indices`` holds, for each family parameter, the row of its table (batch-shaped);
-    ``statistics(value)`` gives ``T`` of shape ``(*batch, P)`` and the base measure ``h``, or None
-    where it is zero. The second argument is what the data are measured from: the mean of what
-    ``centred`` gives, or in a regression the frame of the features, responses and weights that
-    ``design`` gives.
+    ``statistics(value, reference)`` gives ``T`` of shape ``(*batch, P)`` and the base measure
+    ``h``, or None where it is zero. The reference is what the data are measured from: the mean of
+    what ``centred`` gives, or in a regression the frame of the features, responses and weights
+    that ``design`` gives. A form pickles if these functions do.
     """
 
     family: Family
@@ -130,7 +106,7 @@ class ExponentialForm:
 
 Maps = Mapping[str, ArgumentMap]
 Names = Mapping[str, str]
-Recogniser = Callable[[Any, Maps, Names], ExponentialForm | str]
+Recogniser = Callable[[Distribution, Maps, Names], ExponentialForm | str]
 """From a distribution, the maps of its arguments, and their names: its form, or why it has none."""
 
 _RECOGNISERS: dict[type, Recogniser] = {}
@@ -139,44 +115,39 @@ _RECOGNISERS: dict[type, Recogniser] = {}
 def rate_parameter(
     found: ArgumentMap, power: float
 ) -> tuple[FamilyParameter, Tensor, Tensor] | str:
-    """Slot, index and coefficient ``c`` with ``argument ** power = c * r[index]``."""
-    no_rows = torch.zeros(0)
+    """Parameter, index and coefficient ``c`` with ``argument ** power = c * r[index]``."""
     if found.table is None:
         values, index = torch.unique(found.offset**power, return_inverse=True)
-        return FamilyParameter("rate", None, "constant", 1.0, values), index, torch.ones(())
+        return FamilyParameter(RATE, None, constants=values), index, torch.ones(())
     free = found.coefficient != 0
     exponents = torch.unique(found.coefficient[free])
     if len(exponents) != 1:
         return "the argument raises its parameter to different powers"
-    family_parameter = FamilyParameter(
-        "rate", found.table, "exp", power * float(exponents[0]), no_rows
-    )
+    exponent = power * float(exponents[0])
+    link = Power(exponent) if found.table.on == "log" else Exponential(exponent)
+    parameter = FamilyParameter(RATE, found.table.untransformed, link)
     if bool(free.all()):
-        return family_parameter, found.index, compact(torch.exp(power * found.offset))
-    return with_constants(family_parameter, found, torch.exp(power * found.offset), multiplies=True)
+        return parameter, found.index, compact(torch.exp(power * found.offset))
+    return with_constants(parameter, found, torch.exp(power * found.offset), multiplies=True)
 
 
 def location_parameter(found: ArgumentMap) -> tuple[FamilyParameter, Tensor, Tensor] | str:
-    """Slot, index and offset ``b`` with ``argument = m[index] + b``."""
-    no_rows = torch.zeros(0)
+    """Parameter, index and offset ``b`` with ``argument = m[index] + b``."""
     if found.table is None:
         zero = torch.zeros(found.offset.shape, dtype=torch.long)
-        return (
-            FamilyParameter("location", None, "constant", 1.0, torch.zeros(1)),
-            zero,
-            compact(found.offset),
-        )
-    family_parameter = FamilyParameter("location", found.table, "identity", 1.0, no_rows)
+        known = FamilyParameter(LOCATION, None, constants=torch.zeros(1))
+        return known, zero, compact(found.offset)
+    parameter = FamilyParameter(LOCATION, found.table)
     free = found.coefficient != 0
     if not bool((found.coefficient[free] == 1.0).all()):
         return "the location multiplies its parameter by a number"
     if bool(free.all()):
-        return family_parameter, found.index, compact(found.offset)
-    return with_constants(family_parameter, found, found.offset, multiplies=False)
+        return parameter, found.index, compact(found.offset)
+    return with_constants(parameter, found, found.offset, multiplies=False)
 
 
 def with_constants(
-    family_parameter: FamilyParameter, found: ArgumentMap, offset: Tensor, multiplies: bool
+    parameter: FamilyParameter, found: ArgumentMap, offset: Tensor, multiplies: bool
 ) -> tuple[FamilyParameter, Tensor, Tensor]:
     """Moves the constant entries of a mixed argument into rows of their own."""
     free = found.coefficient != 0
@@ -186,19 +157,8 @@ def with_constants(
     # is known, and counts from the end once they are appended.
     index[~free] = places - len(values)
     neutral = torch.full_like(offset, 1.0 if multiplies else 0.0)
-    full = FamilyParameter(
-        family_parameter.kind,
-        family_parameter.table,
-        family_parameter.link,
-        family_parameter.exponent,
-        values,
-    )
+    full = dataclasses.replace(parameter, constants=values)
     return full, index, compact(torch.where(free, offset, neutral))
-
-
-def data_of(data: Callable[[Tensor], tuple[Tensor, Any]]) -> Callable[[Tensor], Tensor]:
-    """The values whose mean is a good reference point for a location family."""
-    return lambda x: data(x)[0]
 
 
 def exponential_form(*distributions: type) -> Callable[[Recogniser], Recogniser]:
@@ -211,7 +171,7 @@ def exponential_form(*distributions: type) -> Callable[[Recogniser], Recogniser]
     return register
 
 
-def recogniser_of(distribution: Any) -> Recogniser | None:
+def recogniser_of(distribution: Distribution) -> Recogniser | None:
     """The recogniser of the nearest class of a distribution that has one."""
     found = (_RECOGNISERS.get(cls) for cls in type(distribution).__mro__)
     return next((recogniser for recogniser in found if recogniser is not None), None)

@@ -1,6 +1,6 @@
 """The multivariate normal distribution: a mean vector and a precision matrix."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
@@ -11,13 +11,16 @@ from ember.inference.families.exponential_form import (
     FamilyParameter,
     Maps,
     Names,
-    data_of,
     exponential_form,
 )
-from ember.inference.families.family import Family
+from ember.inference.families.family import Family, Values
+from ember.inference.families.kinds import MATRIX, VECTOR
+from ember.inference.families.links import COVARIANCE, PRECISION, SCALE_TRIL, MatrixLink
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
 from ember.inference.numerics.shapes import compact
 from ember.inference.numerics.symmetric import log_diagonal, vech_indices, vech_positions
+from ember.inference.parameters.argument_map import ArgumentMap
 
 __all__ = ["MultivariateNormal"]
 
@@ -25,7 +28,7 @@ __all__ = ["MultivariateNormal"]
 class MultivariateNormal(Family):
     """``T = (1, x, vech(x x'))``: location vector ``m`` and precision matrix ``P``."""
 
-    kinds = ("vector", "matrix")
+    kinds = (VECTOR, MATRIX)
 
     def natural_parameters(self, *values: Tensor) -> Tensor:
         m, precision = values
@@ -45,9 +48,7 @@ class MultivariateNormal(Family):
             -1,
         )
 
-    def contribution(
-        self, position: int, statistics: Tensor, values: tuple[Tensor, ...]
-    ) -> list[Tensor]:
+    def contribution(self, position: int, statistics: Tensor, values: Values) -> list[Tensor]:
         m, precision = values
         n, s, q = self.moments(statistics, m.shape[-1])
         if position == 0:
@@ -78,50 +79,70 @@ class MultivariateNormal(Family):
         return statistics[..., 0], statistics[..., 1 : 1 + dim], q
 
 
-@exponential_form(dist.MultivariateNormal)
-def _multivariate_normal(base: Any, maps: Maps, names: Names) -> ExponentialForm | str:
-    m, matrix, matrix_name = maps["loc"], maps["matrix"], names["matrix"]
-    link = {"precision_matrix": "identity", "covariance_matrix": "inverse", "scale_tril": "outer"}
-    if matrix.table is None:
-        flat = matrix.offset.reshape(-1, *matrix.offset.shape[-2:])
-        index = torch.arange(len(flat)).reshape(matrix.offset.shape[:-2])
-        p_parameter = FamilyParameter("matrix", None, link[matrix_name], 1.0, flat)
-        c = torch.ones(())
-    else:
-        c = matrix.coefficient
-        if not bool((c > 0).all()):
-            return "the matrix argument mixes parameters with constants"
-        p_parameter = FamilyParameter(
-            "matrix", matrix.table, link[matrix_name], 1.0, torch.zeros(0)
-        )
-        c = {"precision_matrix": c, "covariance_matrix": 1.0 / c, "scale_tril": c**-2.0}[
-            matrix_name
-        ]
-        c = compact(c)
-        index = matrix.index
-    dim = base.loc.shape[-1]
-    if m.table is None:
-        m_parameter = FamilyParameter("vector", None, "constant", 1.0, torch.zeros(1, dim))
-        m_index, b = torch.zeros(m.offset.shape[:-1], dtype=torch.long), m.offset
-    elif not bool((m.coefficient == 1.0).all()):
-        return "the location mixes parameters with constants or multiplies them"
-    else:
-        m_parameter = FamilyParameter("vector", m.table, "identity", 1.0, torch.zeros(0))
-        m_index, b = m.index, torch.zeros(())
-    if m_parameter.table is not None and not bool((c == 1.0).all()):
-        return "the matrix argument multiplies its parameter by a number"
+@dataclass(frozen=True, eq=False)
+class VectorStatistics:
+    """Vectors less a known offset, times a root of the known factor of their precisions."""
 
-    def data(x: Tensor) -> tuple[Tensor, Any]:
-        return x - b, None
+    offset: Tensor
+    factor: Tensor
 
-    def statistics(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
-        z = data(x)[0] - reference
+    def values(self, x: Tensor) -> Tensor:
+        """What the location is subtracted from."""
+        return x - self.offset
+
+    def __call__(self, x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
+        z, c = self.values(x) - reference, self.factor
         if bool((c == 1.0).all()):
             return MultivariateNormal.statistics(z), None
+        dim = z.shape[-1]
         z = z * c.sqrt().unsqueeze(-1)
         return MultivariateNormal.statistics(z), (0.5 * dim * safe_log(c)).expand(z.shape[:-1])
 
-    reference = data_of(data) if m_parameter.table is not None else None
-    return ExponentialForm(
-        MultivariateNormal(), (m_parameter, p_parameter), (m_index, index), statistics, 1, reference
-    )
+
+@exponential_form(dist.MultivariateNormal)
+def _multivariate_normal(base: Distribution, maps: Maps, names: Names) -> ExponentialForm | str:
+    matrix = _matrix_parameter(maps["matrix"], names["matrix"])
+    vector = _vector_parameter(maps["loc"])
+    if isinstance(matrix, str):
+        return matrix
+    if isinstance(vector, str):
+        return vector
+    p, p_index, factor = matrix
+    m, m_index, offset = vector
+    if m.table is not None and not bool((factor == 1.0).all()):
+        return "the matrix argument multiplies its parameter by a number"
+    statistics = VectorStatistics(offset, factor)
+    centred = None if m.table is None else statistics.values
+    return ExponentialForm(MultivariateNormal(), (m, p), (m_index, p_index), statistics, 1, centred)
+
+
+LINKS: dict[str, MatrixLink] = {
+    "precision_matrix": PRECISION,
+    "covariance_matrix": COVARIANCE,
+    "scale_tril": SCALE_TRIL,
+}
+
+
+def _matrix_parameter(
+    found: ArgumentMap, argument: str
+) -> tuple[FamilyParameter, Tensor, Tensor] | str:
+    """Parameter, index and factor ``c`` with ``precision = c * P[index]``."""
+    link = LINKS[argument]
+    if found.table is None:
+        flat = found.offset.reshape(-1, *found.offset.shape[-2:])
+        index = torch.arange(len(flat)).reshape(found.offset.shape[:-2])
+        return FamilyParameter(MATRIX, None, link, flat), index, torch.ones(())
+    if not bool((found.coefficient > 0).all()):
+        return "the matrix argument mixes parameters with constants"
+    factor = compact(link.precision_factor(found.coefficient))
+    return FamilyParameter(MATRIX, found.table, link), found.index, factor
+
+
+def _vector_parameter(found: ArgumentMap) -> tuple[FamilyParameter, Tensor, Tensor] | str:
+    """Parameter, index and offset ``b`` with ``location = m[index] + b``."""
+    if found.table is None:
+        known = FamilyParameter(VECTOR, None, constants=torch.zeros(1, found.offset.shape[-1]))
+        return known, torch.zeros(found.offset.shape[:-1], dtype=torch.long), found.offset
+    if not bool((found.coefficient == 1.0).all()):
+        return "the location mixes parameters with constants or multiplies them"
+    return FamilyParameter(VECTOR, found.table), found.index, torch.zeros(())

@@ -1,6 +1,6 @@
 """The normal distribution, with its location, its precision, or both to be estimated."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
@@ -10,13 +10,14 @@ from ember.inference.families.exponential_form import (
     ExponentialForm,
     Maps,
     Names,
-    data_of,
     exponential_form,
     location_parameter,
     rate_parameter,
 )
-from ember.inference.families.family import Family
+from ember.inference.families.family import Family, Values
+from ember.inference.families.kinds import LOCATION, RATE
 from ember.inference.families.rates import Rate
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
 
 __all__ = ["Location", "Normal"]
@@ -25,15 +26,13 @@ __all__ = ["Location", "Normal"]
 class Location(Family):
     """``T = (h, J)``: a normal location whose precision is known, row by row."""
 
-    kinds = ("location",)
+    kinds = (LOCATION,)
 
     def natural_parameters(self, *values: Tensor) -> Tensor:
         (m,) = values
         return torch.stack([m, -0.5 * m * m], -1)
 
-    def contribution(
-        self, position: int, statistics: Tensor, values: tuple[Tensor, ...]
-    ) -> list[Tensor]:
+    def contribution(self, position: int, statistics: Tensor, values: Values) -> list[Tensor]:
         return [statistics[:, 0], statistics[:, 1]]
 
     def shift(self, statistics: Tensor, by: Tensor) -> Tensor:
@@ -44,16 +43,14 @@ class Location(Family):
 class Normal(Family):
     """``T = (1, x, x^2)``: location ``m`` and precision ``r`` both to be estimated."""
 
-    kinds = ("location", "rate")
+    kinds = (LOCATION, RATE)
 
     def natural_parameters(self, *values: Tensor) -> Tensor:
         m, r = values
         constant = 0.5 * (safe_log(r) - r * m * m - LOG_2PI)
         return torch.stack([constant, r * m, (-0.5 * r).expand_as(constant)], -1)
 
-    def contribution(
-        self, position: int, statistics: Tensor, values: tuple[Tensor, ...]
-    ) -> list[Tensor]:
+    def contribution(self, position: int, statistics: Tensor, values: Values) -> list[Tensor]:
         n, s, q = statistics.unbind(-1)
         m, r = values
         if position == 0:
@@ -66,48 +63,78 @@ class Normal(Family):
         return torch.stack([n, s + by * n, q + 2.0 * by * s + by * by * n], -1)
 
 
+@dataclass(frozen=True, eq=False)
+class NormalData:
+    """Normal variables less a known offset, or log-normal ones by their logarithms."""
+
+    offset: Tensor
+    is_log: bool
+
+    def values(self, x: Tensor) -> Tensor:
+        """What the location is subtracted from."""
+        return (safe_log(x) if self.is_log else x) - self.offset
+
+    def base(self, x: Tensor) -> Tensor:
+        """The logarithm of the derivative of the values."""
+        return -safe_log(x) if self.is_log else torch.zeros(())
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleStatistics:
+    """A known location: squares, times the known factor of their precisions."""
+
+    data: NormalData
+    factor: Tensor
+
+    def __call__(self, x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor]:
+        z, c = self.data.values(x), self.factor
+        half = torch.full_like(c * z, 0.5)
+        base = self.data.base(x) + 0.5 * (safe_log(c) - LOG_2PI) + torch.zeros_like(z)
+        return torch.stack([half, 0.5 * c * z * z], -1), base
+
+
+@dataclass(frozen=True, eq=False)
+class LocationStatistics:
+    """A known precision of every entry: the entries, weighed by it."""
+
+    data: NormalData
+    precision: Tensor
+
+    def __call__(self, x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor]:
+        z, r = self.data.values(x) - reference, self.precision
+        both = torch.stack(torch.broadcast_tensors(r * z, r), -1)
+        return both, self.data.base(x) + 0.5 * (safe_log(r) - r * z * z - LOG_2PI)
+
+
+@dataclass(frozen=True, eq=False)
+class NormalStatistics:
+    """Entries and their squares."""
+
+    data: NormalData
+
+    def __call__(self, x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
+        z = self.data.values(x) - reference
+        base = self.data.base(x) if self.data.is_log else None
+        return torch.stack([torch.ones_like(z), z, z * z], -1), base
+
+
 @exponential_form(dist.LogNormal, dist.Normal)
-def _normal(base: Any, maps: Maps, names: Names) -> ExponentialForm | str:
+def _normal(base: Distribution, maps: Maps, names: Names) -> ExponentialForm | str:
     location = location_parameter(maps["loc"])
     rate = rate_parameter(maps["scale"], -2.0)
     if isinstance(location, str):
         return location
     if isinstance(rate, str):
         return rate
-    m_parameter, m_index, b = location
-    r_parameter, r_index, c = rate
-    is_log = isinstance(base, dist.LogNormal)
-
-    def data(x: Tensor) -> tuple[Tensor, Tensor]:
-        return (safe_log(x) - b, -safe_log(x)) if is_log else (x - b, torch.zeros(()))
-
-    def scale_only(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor]:
-        z, h = data(x)
-        half = torch.full_like(c * z, 0.5)
-        return torch.stack([half, 0.5 * c * z * z], -1), h + 0.5 * (
-            safe_log(c) - LOG_2PI
-        ) + torch.zeros_like(z)
-
-    def location_only(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor]:
-        z, h = data(x)
-        z = z - reference
-        r = c * r_parameter.constants[r_index]
-        both = torch.stack(torch.broadcast_tensors(r * z, r), -1)
-        return both, h + 0.5 * (safe_log(r) - r * z * z - LOG_2PI)
-
-    def both(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
-        z, h = data(x)
-        z = z - reference
-        return torch.stack([torch.ones_like(z), z, z * z], -1), h if is_log else None
-
-    if m_parameter.table is None:
-        return ExponentialForm(Rate(), (r_parameter,), (r_index,), scale_only)
-    if r_parameter.table is None:
-        return ExponentialForm(
-            Location(), (m_parameter,), (m_index,), location_only, 0, data_of(data)
-        )
-    if not bool((c == 1.0).all()):
+    m, m_index, offset = location
+    r, r_index, factor = rate
+    data = NormalData(offset, isinstance(base, dist.LogNormal))
+    if m.table is None:
+        return ExponentialForm(Rate(), (r,), (r_index,), ScaleStatistics(data, factor))
+    if r.table is None:
+        known = LocationStatistics(data, factor * r.constants[r_index])
+        return ExponentialForm(Location(), (m,), (m_index,), known, centred=data.values)
+    if not bool((factor == 1.0).all()):
         return "the scale multiplies its parameter by a number that varies"
-    return ExponentialForm(
-        Normal(), (m_parameter, r_parameter), (m_index, r_index), both, 0, data_of(data)
-    )
+    statistics = NormalStatistics(data)
+    return ExponentialForm(Normal(), (m, r), (m_index, r_index), statistics, centred=data.values)

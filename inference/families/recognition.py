@@ -23,22 +23,27 @@ REGISTERED = (discrete, multivariate_normal, normal, rates)  # each registers wh
 def recognise(
     base: Distribution, maps: Mapping[str, tuple[str, ParameterMap]]
 ) -> ExponentialForm | str:
-    """The exponential-family form of a distribution, or the reason why it has none."""
-    found = {name: each for name, (_, each) in maps.items()}
-    if isinstance(rate := found.get("rate"), SuperposedRate):
+    """The exponential-family form of a distribution, or the reason why it has none.
+
+    Args:
+        base: The distribution.
+        maps: Of each argument the name that the model gives it, and where it comes from.
+    """
+    sources = {argument: source for argument, (_, source) in maps.items()}
+    if isinstance(rate := sources.get("rate"), SuperposedRate):
         return superposed_form(rate)
-    if isinstance(probs := found.get("probs"), StickMap):
+    if isinstance(probs := sources.get("probs"), StickMap):
         return stick_form(base, probs)
-    affine = {name: each for name, each in found.items() if isinstance(each, AffineMap)}
+    affine = {name: source for name, source in sources.items() if isinstance(source, AffineMap)}
     if affine:
-        scale = found.get("scale")
+        scale = sources.get("scale")
         if type(base) is dist.Normal and list(affine) == ["loc"] and isinstance(scale, ArgumentMap):
             return regression(affine["loc"], scale)
-        first, how = next(iter(affine.items()))
-        what = "a product of powers" if how.table.logs else "a weighted sum"
-        return f"argument '{first}' is {what} of parameters"
-    plain = {name: each for name, each in found.items() if isinstance(each, ArgumentMap)}
+        argument, first = next(iter(affine.items()))
+        what = "a product of powers" if first.table.logs else "a weighted sum"
+        return f"argument '{argument}' is {what} of parameters"
+    plain = {name: source for name, source in sources.items() if isinstance(source, ArgumentMap)}
     recogniser = recogniser_of(base)
     if recogniser is None:
         return f"{type(base).__name__} has no closed-form family"
-    return recogniser(base, plain, {name: how for name, (how, _) in maps.items()})
+    return recogniser(base, plain, {argument: name for argument, (name, _) in maps.items()})

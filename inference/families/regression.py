@@ -1,5 +1,7 @@
 """Normal regression in exponential-family form: weighted least squares for its coefficients."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from ember.inference.families.exponential_form import (
     rate_parameter,
 )
 from ember.inference.families.family import Family, Values
+from ember.inference.families.kinds import COEFFICIENTS, RATE
 from ember.inference.numerics.design import Frame
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
 from ember.inference.numerics.symmetric import vech_indices, vech_positions
@@ -30,36 +33,42 @@ def regression(location: AffineMap, scale: ArgumentMap) -> ExponentialForm | str
     rate, rate_index, factor = bound
     if rate.table is None:
         factor = factor * rate.constants[rate_index]
-        rate = FamilyParameter("rate", None, "constant", 1.0, torch.ones(1))
+        rate = FamilyParameter(RATE, None, constants=torch.ones(1))
         rate_index = torch.zeros_like(rate_index[(slice(0, 1),) * rate_index.dim()])
-    family_parameter = FamilyParameter(
-        "coefficients", location.table, "identity", 1.0, torch.zeros(0)
-    )
-    features, offset = location.features, location.offset
-    width = features.shape[-1]
-
-    def rows(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        residual = y - offset
-        shape = torch.broadcast_shapes(residual.shape, features.shape[:-1], factor.shape)
-        return features.expand(*shape, width), residual.expand(shape), factor.expand(shape)
-
-    def statistics(y: Tensor, reference: "Frame | Tensor | float") -> tuple[Tensor, Tensor | None]:
-        x, residual, weights = rows(y)
-        if isinstance(reference, Frame):
-            x = reference.features(features)
-            residual = residual - x @ reference.line
-            x = x.expand(*residual.shape, width)
-        both = torch.cat([x, residual.unsqueeze(-1)], -1) * weights.sqrt().unsqueeze(-1)
-        base = None if bool((factor == 1.0).all()) else 0.5 * safe_log(weights)
-        return Regression.statistics(both), base
-
+    coefficients = FamilyParameter(COEFFICIENTS, location.table)
+    data = RegressionData(location.features, location.offset, factor)
+    indices = location.index, rate_index
     return ExponentialForm(
-        Regression(),
-        (family_parameter, rate),
-        (location.index, rate_index),
-        statistics,
-        design=rows,
+        Regression(), (coefficients, rate), indices, data.statistics, design=data.rows
     )
+
+
+@dataclass(frozen=True, eq=False)
+class RegressionData:
+    """Features ``(*batch, F)``, what is subtracted from responses, and their known weights."""
+
+    features: Tensor
+    offset: Tensor
+    weights: Tensor
+
+    def rows(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, responses and weights of every row."""
+        x, residual, weights = self.features, y - self.offset, self.weights
+        shape = torch.broadcast_shapes(residual.shape, x.shape[:-1], weights.shape)
+        return x.expand(*shape, x.shape[-1]), residual.expand(shape), weights.expand(shape)
+
+    def statistics(
+        self, y: Tensor, reference: Frame | Tensor | float
+    ) -> tuple[Tensor, Tensor | None]:
+        """Products of features and responses, in the coordinates of a frame."""
+        x, residual, weights = self.rows(y)
+        if isinstance(reference, Frame):
+            x = reference.features(self.features)
+            residual = residual - x @ reference.line
+            x = x.expand(*residual.shape, x.shape[-1])
+        both = torch.cat([x, residual.unsqueeze(-1)], -1) * weights.sqrt().unsqueeze(-1)
+        base = None if bool((self.weights == 1.0).all()) else 0.5 * safe_log(weights)
+        return Regression.statistics(both), base
 
 
 class Regression(Family):
@@ -71,7 +80,7 @@ class Regression(Family):
     The log density is ``(log r - r (y - x'b)^2) / 2`` up to a constant.
     """
 
-    kinds = ("coefficients", "rate")
+    kinds = (COEFFICIENTS, RATE)
 
     def natural_parameters(self, *values: Tensor) -> Tensor:
         b, r = values

@@ -12,14 +12,13 @@ Reference: Ishwaran & James (2001), *Gibbs sampling methods for stick-breaking p
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from ember.inference.families.discrete import Bernoulli, Sticks, counts_of
+from ember.inference.families.discrete import Bernoulli, CountStatistics, Sticks
 from ember.inference.families.exponential_form import ExponentialForm, FamilyParameter
 from ember.inference.families.family import Family
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.parameters.argument_map import ParameterRows
 
 __all__ = ["StickMap", "stick_form"]
@@ -64,16 +63,23 @@ class StickMap:
         return (self.family.natural_parameters(rows) @ self.powers.mT + self.constants).exp()
 
 
-def stick_form(base: Any, found: StickMap) -> ExponentialForm:
+@dataclass(frozen=True, eq=False)
+class StickStatistics:
+    """Successes and failures of every stick, by how often each category occurs."""
+
+    counts: CountStatistics
+    powers: Tensor
+    constants: Tensor
+
+    def __call__(self, x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor]:
+        counts, measure = self.counts(x)
+        base = counts @ self.constants
+        return counts @ self.powers, base if measure is None else base + measure
+
+
+def stick_form(base: Distribution, found: StickMap) -> ExponentialForm:
     """The form of a distribution over categories with such probabilities."""
-    family_parameter = FamilyParameter(
-        found.family.kinds[0], found.table, "identity", 1.0, torch.zeros(0)
-    )
-
-    def statistics(x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor]:
-        counts, measure = counts_of(base, x)
-        own = counts @ found.constants
-        return counts @ found.powers, own if measure is None else own + measure
-
-    event_dim = len(base.event_shape)
-    return ExponentialForm(found.family, (family_parameter,), (found.index,), statistics, event_dim)
+    family, event_dim = found.family, len(base.event_shape)
+    parameter = FamilyParameter(family.kinds[0], found.table)
+    statistics = StickStatistics(CountStatistics.of(base), found.powers, found.constants)
+    return ExponentialForm(family, (parameter,), (found.index,), statistics, event_dim)

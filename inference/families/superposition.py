@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.families.exponential_form import ExponentialForm, FamilyParameter
+from ember.inference.families.kinds import RATE
 from ember.inference.families.rates import Rate
 from ember.inference.numerics.large_counts import MANY, stirling_rest
 from ember.inference.parameters.argument_map import ParameterRows
@@ -52,11 +53,9 @@ class SuperposedForm(ExponentialForm):
 
 def superposed_form(rate: SuperposedRate) -> SuperposedForm:
     """The form of a site with this rate."""
-    family_parameter = FamilyParameter(
-        "rate", ParameterRows(rate.sources, "raw", 0), "identity", 1.0, torch.zeros(0)
-    )
+    parameter = FamilyParameter(RATE, ParameterRows(rate.sources, "raw", 0))
     return SuperposedForm(
-        Superposed(), (family_parameter,), (torch.arange(rate.entries),), _no_statistics, rate=rate
+        Superposed(), (parameter,), (torch.arange(rate.entries),), _no_statistics, rate=rate
     )
 
 

@@ -51,7 +51,7 @@ from ember.inference.initialisation.prior_draws import draw_from_priors
 from ember.inference.initialisation.responsibilities import weights_of
 from ember.inference.maximisation.degeneracy import Degenerate
 from ember.inference.maximisation.m_step import MStep
-from ember.inference.maximisation.updates import updates
+from ember.inference.maximisation.updates import How, updates
 from ember.inference.optimality.curvature import Curvature
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Near, Plan
@@ -196,7 +196,7 @@ def _apart(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
     A mixture whose latent was summed out by hand has a saddle where its components are equal. A
     move is a fraction of a standard deviation, so that covariates may have any units.
     """
-    names = [update.name for update in updates(plan) if update.how == "numerical"]
+    names = [update.name for update in updates(plan) if update.how is How.NUMERICAL]
     coordinates = Coordinates({name: plan.structure.parameters[name] for name in names})
     if not names:
         return params

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ember.inference.factors.tied import TiedFactors
 from ember.inference.families.conjugacy import pseudo_statistics
+from ember.inference.families.kinds import COEFFICIENTS
+from ember.inference.families.links import IDENTITY
 from ember.inference.maximisation.parameter_plan import ParameterPlan
 from ember.inference.maximisation.updates import Usage, tied_factors_of
 from ember.inference.numerics.design import joint_coordinates
@@ -144,7 +146,7 @@ def _pseudo_observations(
     if prior is None or prior.site.density is None:
         return []
     fn = prior.site.density.distribution(params)
-    found = pseudo_statistics("coefficients", "identity", fn)
+    found = pseudo_statistics(COEFFICIENTS, IDENTITY, fn)
     if not found:
         return []
     shape = params[name].shape

@@ -3,24 +3,34 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.families.conjugacy import pseudo_statistics
 from ember.inference.families.exponential_form import FamilyParameter
-from ember.inference.parameters.jacobians import pseudo_jacobian, stays_closed
+from ember.inference.families.kinds import Kind
+from ember.inference.families.links import IDENTITY, Link
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.superposed_rate import SuperposedRate
-from ember.inference.parameters.supports import is_natural, shown
+from ember.inference.parameters.supports import shown
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.priors import PriorSite
+from ember.inference.reading.site import Site
 
-__all__ = ["IN_SUPPORT", "Update", "Usage", "check_settable", "tied_factors_of", "updates"]
+__all__ = ["How", "Update", "Usage", "check_settable", "tied_factors_of", "updates"]
 
 
-EVENT_DIM = {"sticks": 1, "simplex": 1, "vector": 1, "matrix": 2}
-IN_SUPPORT = "closed form in support"
-CLOSED = ("closed form", IN_SUPPORT)
+class How(StrEnum):
+    """How an update is made.
+
+    "In support" is numerical where the closed form would leave the support that the model declares.
+    """
+
+    CLOSED = "closed form"
+    IN_SUPPORT = "closed form in support"
+    NUMERICAL = "numerical"
+    FIXED = "fixed"
 
 
 @dataclass(frozen=True)
@@ -37,17 +47,26 @@ class Usage:
 class Update:
     """How the M-step moves one parameter: in closed form, numerically, or not at all.
 
-    ``how`` is "closed form", "numerical", "fixed", or "closed form in support": numerical where
-    the closed form would leave the support that the model declares.
+    Only a closed form has a kind of parameter, and a link to it.
     """
 
     name: str
-    how: str
+    how: How
     reason: str
-    kind: str = ""
-    link: str = ""
+    kind: Kind | None = None
+    link: Link = IDENTITY
     usages: tuple[Usage, ...] = ()
     together: tuple[str, ...] = ()
+
+    @property
+    def goes_first(self) -> bool:
+        """Whether others are found given this one: a location before its scale."""
+        return self.kind is not None and self.kind.goes_first
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether it is one of several parameters that are updated together."""
+        return self.kind is not None and self.kind.is_joint
 
 
 def updates(plan: Plan) -> tuple[Update, ...]:
@@ -56,110 +75,137 @@ def updates(plan: Plan) -> tuple[Update, ...]:
 
 
 def _updates(plan: Plan) -> tuple[Update, ...]:
-    found = [_choose(plan, parameter) for parameter in plan.structure.parameters.values()]
-    found = _join_coefficients(plan, found)
-    found.sort(key=lambda update: update.kind not in ("location", "vector", "coefficients"))
-    return tuple(found)
+    chosen = [_choose(plan, parameter) for parameter in plan.structure.parameters.values()]
+    chosen = _join_coefficients(plan, chosen)
+    return tuple(sorted(chosen, key=lambda update: not update.goes_first))
 
 
-def _join_coefficients(plan: Plan, found: list[Update]) -> list[Update]:
+def _join_coefficients(plan: Plan, chosen: list[Update]) -> list[Update]:
     """Joins the updates of coefficients that share a linear predictor; all or none is closed."""
-    by_name = {update.name: update for update in found}
-    blocks: list[set[str]] = []
-    for update in found:
-        if update.kind == "coefficients":
-            names = {
-                s
-                for u in update.usages
-                for s in tied_factors_of(plan, u).parameters[u.position].sources
-            }
-            touching = [block for block in blocks if block & names]
-            blocks = [block for block in blocks if not block & names]
-            blocks.append(names.union(*touching))
-    for block in blocks:
-        other = [n for n in sorted(block) if by_name[n].kind != "coefficients"]
+    by_name = {update.name: update for update in chosen}
+    for block in _blocks(plan, chosen):
+        other = [name for name in sorted(block) if not by_name[name].is_joint]
+        members = tuple(name for name in by_name if name in block)
         for name in block:
-            update = by_name[name]
-            if other and update.kind == "coefficients":
+            if not other:
+                by_name[name] = dataclasses.replace(by_name[name], together=members)
+            elif by_name[name].is_joint:
                 reason = f"shares a weighted sum with '{other[0]}', which has no closed form"
-                by_name[name] = Update(name, "numerical", reason)
-            elif not other:
-                members = tuple(n for n in by_name if n in block)
-                by_name[name] = dataclasses.replace(update, together=members)
+                by_name[name] = Update(name, How.NUMERICAL, reason)
     return list(by_name.values())
 
 
+def _blocks(plan: Plan, chosen: list[Update]) -> list[set[str]]:
+    """The parameters that share linear predictors, with each other or by way of others."""
+    blocks: list[set[str]] = []
+    for update in chosen:
+        if update.is_joint:
+            names = {name for u in update.usages for name in _fed(plan, u).sources}
+            touching = [block for block in blocks if block & names]
+            blocks = [block for block in blocks if not block & names]
+            blocks.append(names.union(*touching))
+    return blocks
+
+
 def _choose(plan: Plan, parameter: Parameter) -> Update:
-    name = parameter.name
-    usages = tuple(_usages(plan, name))
+    """The update of one parameter, as if it were alone."""
+    name, support = parameter.name, parameter.support
     opaque = [site for site in plan.opaque_sites() if name in plan.dependencies(site)]
     if opaque:
         reason = plan.site(opaque[0]).reason
-        return Update(name, "numerical", f"site '{opaque[0]}': {reason}")
+        return Update(name, How.NUMERICAL, f"site '{opaque[0]}': {reason}")
+    usages = tuple(_usages(plan, name))
     if not usages:
         if plan.objective == "mle" or not parameter.has_prior:
-            return Update(name, "fixed", "does not enter the likelihood")
-        return Update(name, "numerical", "enters no factor but its own prior")
-    family_parameters = [
-        tied_factors_of(plan, usage).parameters[usage.position] for usage in usages
-    ]
-    first = family_parameters[0]
-    on = first.table.on if first.table else ""
-    if any(_way(family_parameter) != _way(first) for family_parameter in family_parameters):
-        return Update(name, "numerical", "it enters two sites in ways that do not combine")
+            return Update(name, How.FIXED, "does not enter the likelihood")
+        return Update(name, How.NUMERICAL, "enters no factor but its own prior")
+    first = _fed(plan, usages[0])
+    obstacle = _clash(plan, usages) or _obstacle(plan, parameter, first.kind, first.link)
+    if obstacle:
+        return Update(name, How.NUMERICAL, obstacle)
+    reason = _reason(plan, name, first.kind, first.link)
+    if first.kind.natural(support, first.link):
+        return Update(name, How.CLOSED, reason, first.kind, first.link, usages)
+    reason += f"; numerical where it leaves the support {shown(support)}"
+    return Update(name, How.IN_SUPPORT, reason, first.kind, first.link, usages)
+
+
+def _clash(plan: Plan, usages: tuple[Usage, ...]) -> str:
+    """Why the coefficients of all that a parameter feeds do not add up, if they do not."""
+    if len({(fed.kind, fed.link.name) for fed in (_fed(plan, usage) for usage in usages)}) > 1:
+        return "it enters two sites in ways that do not combine"
     if len({(usage.where, usage.prior) for usage in usages}) < len(usages):
-        return Update(name, "numerical", "it feeds two arguments of one site")
-    link = _link(first.kind, first.link, first.exponent, on)
-    sites = plan.factor_and_prior_names()
-    fed = sorted({argument for site in sites for argument in _arguments(plan, site, name)})
-    prior = plan.priors.get(name)
-    if prior is not None and not _is_conjugate(plan, name, first.kind, link):
+        return "it feeds two arguments of one site"
+    return ""
+
+
+def _obstacle(plan: Plan, parameter: Parameter, kind: Kind, link: Link) -> str:
+    """Why the prior of a parameter leaves it without a closed form, if it does."""
+    prior = plan.priors.get(parameter.name)
+    if prior is None:
+        return ""
+    if not _is_conjugate(plan, prior.site, kind, link):
         family = type(prior.site.density.base).__name__ if prior.site.density else "its prior"
-        return Update(name, "numerical", f"{family} prior is not conjugate to {', '.join(fed)}")
-    reason = f"conjugate: {', '.join(fed)}" if prior else f"exponential family: {', '.join(fed)}"
-    if prior is not None and prior.site.density is not None:
+        fed = ", ".join(_arguments(plan, parameter.name))
+        return f"{family} prior is not conjugate to {fed}"
+    if plan.unconstrained and not kind.stays_closed(parameter.support, link):
+        return f"the Jacobian of {shown(parameter.support)}"
+    return ""
+
+
+def _reason(plan: Plan, name: str, kind: Kind, link: Link) -> str:
+    """Why a parameter has a closed form."""
+    prior, fed = plan.priors.get(name), ", ".join(_arguments(plan, name))
+    if prior is None:
+        return f"exponential family: {fed}"
+    reason = f"conjugate: {fed}"
+    if prior.site.density is not None:
         reason += f" with {type(prior.site.density.base).__name__} prior"
-    if prior is not None and plan.unconstrained:
-        if not stays_closed(first.kind, link, parameter.support):
-            return Update(name, "numerical", f"the Jacobian of {shown(parameter.support)}")
-        reason += ", times the Jacobian" if pseudo_jacobian(first.kind, link) else ""
-    if is_natural(first.kind, link, parameter.support):
-        return Update(name, "closed form", reason, first.kind, link, usages)
-    reason += f"; numerical where it leaves the support {shown(parameter.support)}"
-    return Update(name, IN_SUPPORT, reason, first.kind, link, usages)
+    return f"{reason}, times the Jacobian" if plan.unconstrained and kind.jacobian(link) else reason
 
 
-def _arguments(plan: Plan, site: str, name: str) -> list[str]:
-    """The arguments of a site's distribution that a parameter feeds, for the table."""
-    density = plan.site(site).density
-    if density is None:
-        return []
-    family = type(density.base).__name__
-    return [
-        f"{family}.{arg}{' (superposition)' if isinstance(found, SuperposedRate) else ''}"
-        for arg, found in density.maps.values()
-        if name in found.sources
-    ]
+def _is_conjugate(plan: Plan, prior: Site, kind: Kind, link: Link) -> bool:
+    if prior.density is None:
+        return False
+    start = {name: parameter.start for name, parameter in plan.structure.parameters.items()}
+    added = pseudo_statistics(kind, link, prior.density.distribution(start))
+    if plan.unconstrained and added == [] and kind.jacobian(link):
+        return False  # a flat prior has no coefficients to which the Jacobian could add
+    return added is not None
+
+
+def _arguments(plan: Plan, name: str) -> list[str]:
+    """The arguments of distributions that a parameter feeds, for the table."""
+    fed = set[str]()
+    for site in plan.factor_and_prior_names():
+        density = plan.site(site).density
+        if density is None:
+            continue
+        for argument, source in density.maps.values():
+            if name in source.sources:
+                how = " (superposition)" if isinstance(source, SuperposedRate) else ""
+                fed.add(f"{type(density.base).__name__}.{argument}{how}")
+    return sorted(fed)
 
 
 def _usages(plan: Plan, name: str) -> list[Usage]:
-    groups: list[tuple[TieKey, str | None, TiedFactors]] = [
-        (key, None, tied) for key, tied in plan.tied.items()
+    """Where a parameter feeds parameters of families, in the likelihood and in priors."""
+    every: list[tuple[str | None, TiedFactors]] = [(None, tied) for tied in plan.tied.values()]
+    every += [(n, prior.tied) for n, prior in plan.priors.items() if prior.tied is not None]
+    return [
+        Usage(tied.key, prior, position, _first_row(plan, fed, name))
+        for prior, tied in every
+        for position, fed in enumerate(tied.parameters)
+        if name in fed.sources
     ]
-    groups += [(p.tied.key, n, p.tied) for n, p in plan.priors.items() if p.tied is not None]
-    found = []
-    for where, prior, group in groups:
-        for i, family_parameter in enumerate(group.parameters):
-            if name in family_parameter.sources:
-                assert family_parameter.table is not None
-                start = 0
-                for source in family_parameter.sources:
-                    if source == name:
-                        break
-                    shape = plan.structure.parameters[source].shape
-                    start += shape[: len(shape) - family_parameter.table.event_dim].numel()
-                found.append(Usage(where, prior, i, start))
-    return found
+
+
+def _first_row(plan: Plan, fed: FamilyParameter, name: str) -> int:
+    """The row of a table at which the rows of one of its sources begin."""
+    assert fed.table is not None
+    before = fed.sources[: fed.sources.index(name)]
+    shapes = [plan.structure.parameters[source].shape for source in before]
+    return sum(shape[: len(shape) - fed.table.event_dim].numel() for shape in shapes)
 
 
 class Tying(Protocol):
@@ -183,34 +229,9 @@ def tied_factors_of(plan: Tying, usage: Usage) -> TiedFactors:
     return tied
 
 
-def _way(family_parameter: FamilyParameter) -> tuple[str, str, float]:
-    """What family parameters have in common whose coefficients add up."""
-    is_itself = (
-        family_parameter.link == "exp"
-        and family_parameter.table is not None
-        and family_parameter.table.on == "log"
-    )
-    link = "identity" if is_itself and family_parameter.exponent == 1.0 else family_parameter.link
-    return family_parameter.kind, link, family_parameter.exponent
-
-
-def _link(kind: str, link: str, exponent: float, on: str) -> str:
-    if kind == "rate" and link == "identity":
-        return "power 1"
-    if link == "exp":
-        return f"power {exponent:g}" if on == "log" else "exp"
-    return "softmax" if on == "softmax" else link
-
-
-def _is_conjugate(plan: Plan, name: str, kind: str, link: str) -> bool:
-    site = plan.priors[name].site
-    if site.density is None:
-        return False
-    start = {n: p.start for n, p in plan.structure.parameters.items()}
-    found = pseudo_statistics(kind, link, site.density.distribution(start))
-    if plan.unconstrained and found == [] and pseudo_jacobian(kind, link):
-        return False  # a flat prior has no coefficients to which the Jacobian could add
-    return found is not None
+def _fed(plan: Plan, usage: Usage) -> FamilyParameter:
+    """The parameter of a family that is fed."""
+    return tied_factors_of(plan, usage).parameters[usage.position]
 
 
 def check_settable(plan: Plan) -> None:
@@ -224,7 +245,7 @@ def check_settable(plan: Plan) -> None:
     """
     for update in updates(plan):
         parameter = plan.structure.parameters[update.name]
-        if update.how == "fixed" and parameter.is_module_parameter:
+        if update.how is How.FIXED and parameter.is_module_parameter:
             raise ValueError(
                 f"parameter '{update.name}' is an ordinary torch.nn.Parameter, which cannot be set "
                 "from outside; make it a pyro.nn.PyroParam, for instance "

@@ -130,8 +130,9 @@ def frame_of(x: Tensor, y: Tensor, weights: Tensor) -> Frame:
     triangle, dependent = _triangle(root * centred / spread, rounding)
     frame = Frame(constant, centre, triangle * spread, nothing, dependent)
     weighted = root * frame.features(x)
-    line = torch.linalg.lstsq(weighted, root * y.unsqueeze(-1), driver="gelsd").solution[:, 0]
-    return dataclasses.replace(frame, line=line)
+    found = torch.linalg.lstsq(weighted, root * y.unsqueeze(-1), driver="gelsd").solution[:, 0]
+    # The solution stands in memory of the length of the data, which a frame should not keep.
+    return dataclasses.replace(frame, line=found.clone())
 
 
 def _triangle(columns: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
+
+from ember.inference.numerics.precision_normal import PrecisionNormal
 
 __all__ = ["Distribution", "remade"]
 
@@ -61,4 +64,6 @@ class Distribution(Protocol):
 def remade(fn: Distribution, arguments: Mapping[str, Tensor]) -> Distribution:
     """A distribution of the same class with other arguments, which are not validated again."""
     kind: Callable[..., Distribution] = type(fn)
+    if kind is dist.MultivariateNormal and "precision_matrix" in arguments:
+        kind = PrecisionNormal
     return kind(**arguments, validate_args=False)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.maximisation.objective import score
-from ember.inference.maximisation.updates import IN_SUPPORT, Update, updates
+from ember.inference.maximisation.updates import How, Update, updates
 from ember.inference.optimality.curvature import Curvature, EStep, evaluated
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.supports import EDGE, INFINITY, NATURAL, ends, shown
@@ -37,7 +37,6 @@ TRIED = 3  # coordinates asked one by one
 HALVINGS = 40  # of a way along which a fall is looked for
 SUDDEN = 0.2  # of two stretches towards a limit, the later over the earlier: less where it ends
 SHOWN = 4  # entries of a site that are named
-CLOSED = ("location", "vector", "matrix", "rate", "simplex", "probability")
 LEAST = 1e-30  # a scale of effects to begin with, whose square is still a number
 NARROWER = 1e-3  # a scale of effects at each of two steps, relative to the one before
 STRIDE = 5.0  # along a logarithm
@@ -90,8 +89,9 @@ def _named(
 
 def _may_run_away(update: Update) -> bool:
     """Whether an estimate can be infinite: it has no closed form of its own, or a link."""
-    natural = update.kind in CLOSED and update.link not in ("exp", "sigmoid", "softmax")
-    return update.how in ("numerical", IN_SUPPORT) or (update.how != "fixed" and not natural)
+    if update.kind is None:
+        return update.how is How.NUMERICAL
+    return update.how is How.IN_SUPPORT or update.kind.is_joint or update.link.is_free
 
 
 def _directions(

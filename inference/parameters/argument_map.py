@@ -1,7 +1,7 @@
 """Which entry of which parameter feeds which entry of an argument: gather and scatter."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,11 @@ class ParameterRows:
     sources: tuple[str, ...]
     on: str
     event_dim: int
+
+    @property
+    def untransformed(self) -> "ParameterRows":
+        """The rows as they are."""
+        return replace(self, on="raw")
 
     def rows(self, params: Mapping[str, Tensor]) -> Tensor:
         """All rows of all sources, shape ``(R, *event)``."""

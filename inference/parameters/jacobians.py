@@ -22,9 +22,9 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ember.inference.parameters.supports import base_support, is_natural, is_real
+from ember.inference.parameters.supports import base_support, is_real
 
-__all__ = ["log_jacobian", "pseudo_jacobian", "stays_closed", "total"]
+__all__ = ["log_jacobian", "total"]
 
 
 def log_jacobian(support: constraints.Constraint, value: Tensor) -> Tensor:
@@ -37,24 +37,6 @@ def log_jacobian(support: constraints.Constraint, value: Tensor) -> Tensor:
     transform = biject_to(base)
     found: Tensor = transform.log_abs_det_jacobian(transform.inv(value), value)
     return found
-
-
-def pseudo_jacobian(kind: str, link: str) -> list[float]:
-    """What the Jacobian adds to the coefficients of a parameter, ordered as in ``conjugacy.py``."""
-    if kind == "simplex" and link == "identity":
-        return [1.0]
-    if kind == "probability" and link == "identity":
-        return [1.0, 1.0]
-    if kind == "rate" and link.startswith("power "):
-        return [1.0 / float(link.removeprefix("power ")), 0.0]
-    return []
-
-
-def stays_closed(kind: str, link: str, support: constraints.Constraint) -> bool:
-    """Whether the closed form of a family parameter has room for the Jacobian of its parameter."""
-    if is_real(base_support(support)):
-        return True
-    return bool(pseudo_jacobian(kind, link)) and is_natural(kind, link, support)
 
 
 def total(supports: Mapping[str, constraints.Constraint], params: Mapping[str, Tensor]) -> Tensor:

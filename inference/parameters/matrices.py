@@ -1,7 +1,6 @@
 """Stored matrices as linear maps: dense or sparse, with their transpose."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -15,7 +14,7 @@ __all__ = ["Matrix", "MatrixOperator", "as_matrix"]
 class Matrix:
     """A dense or sparse matrix, its rows multiplied by numbers of their own."""
 
-    matrix: Any
+    matrix: Tensor | scipy.sparse.csr_matrix
     scale: Tensor | None = None
 
     @property
@@ -28,10 +27,10 @@ class Matrix:
         weights = self.matrix if isinstance(self.matrix, Tensor) else self.matrix.data
         if self.scale is None or bool((self.scale >= 0).all()):
             return bool((weights >= 0).all())
-        if self.is_sparse:
-            scale = np.repeat(self.scale.numpy(), np.diff(self.matrix.indptr))
-            return bool((scale * weights >= 0).all())
-        return bool((self.scale[:, None] * weights >= 0).all())
+        if isinstance(self.matrix, Tensor):
+            return bool((self.scale[:, None] * self.matrix >= 0).all())
+        scale = np.repeat(self.scale.numpy(), np.diff(self.matrix.indptr))
+        return bool((scale * self.matrix.data >= 0).all())
 
     def times(self, values: Tensor) -> Tensor:
         """The product with a vector of columns."""

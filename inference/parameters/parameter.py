@@ -1,10 +1,13 @@
 """A parameter of a model: its shape, its support, and where it starts."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
+
+from ember.inference.parameters.portable import packed, unpacked
 
 __all__ = ["Parameter"]
 
@@ -30,3 +33,9 @@ class Parameter:
         """The inverse of ``to_constrained``, up to what the map leaves free."""
         free: Tensor = transform_to(self.support).inv(value)
         return free
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "support": packed(self.support)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, support=unpacked(state["support"]))

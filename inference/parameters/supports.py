@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import pyro.distributions.constraints as constraints
 import torch
 from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from ember.inference.parameters.parameter import Parameter
 
 __all__ = [
     "EDGE",
@@ -14,9 +16,11 @@ __all__ = [
     "NATURAL",
     "all_within",
     "base_support",
+    "bounds",
     "ends",
-    "is_natural",
+    "is_matrix",
     "is_real",
+    "is_simplex",
     "off_open_bounds",
     "shown",
 ]
@@ -27,30 +31,33 @@ REAL = ("real", "real_vector")
 MATRICES = ("positive_definite", "lower_cholesky", "softplus_lower_cholesky")
 
 
-def is_natural(kind: str, link: str, support: Any) -> bool:
-    """Whether a parameter may take every value that the closed form of its family parameter can.
-
-    Args:
-        kind: The kind of the family parameter (see ``families/family.py``).
-        link: How the parameter feeds it.
-        support: The constraint under which the model declares the parameter.
-    """
-    base = base_support(support)
-    if kind in ("location", "vector", "coefficients") or link in ("exp", "sigmoid", "softmax"):
-        return is_real(base)
-    if kind == "rate":
-        return _bounds(base) == (0.0, None)
-    if kind in ("probability", "sticks"):
-        return _bounds(base) == (0.0, 1.0)
-    return _is_one_of(base, ("simplex",) if kind == "simplex" else MATRICES)
-
-
-def is_real(support: Any) -> bool:
+def is_real(support: Constraint) -> bool:
     """Whether a parameter's entries may be any real numbers."""
     return _is_one_of(base_support(support), REAL)
 
 
-def ends(support: Any) -> tuple[str, str]:
+def is_simplex(support: Constraint) -> bool:
+    """Whether a parameter holds the probabilities of categories."""
+    return _is_one_of(base_support(support), ("simplex",))
+
+
+def is_matrix(support: Constraint) -> bool:
+    """Whether a parameter holds positive-definite matrices, or Cholesky factors of such."""
+    return _is_one_of(base_support(support), MATRICES)
+
+
+def bounds(support: Constraint) -> tuple[float | None, float | None] | None:
+    """The least and the greatest value of a support that is an interval; None if it is none."""
+    base = base_support(support)
+    lower, upper = (getattr(base, name, None) for name in ("lower_bound", "upper_bound"))
+    if lower is None and upper is None:
+        return None
+    if any(bound is not None and torch.as_tensor(bound).numel() != 1 for bound in (lower, upper)):
+        return math.nan, None  # bounds that vary from entry to entry
+    return None if lower is None else float(lower), None if upper is None else float(upper)
+
+
+def ends(support: Constraint) -> tuple[str, str]:
     """Where the free reals of a support lead, downwards and upwards.
 
     Bounds, such as 0 of a rate or those of an interval, are estimates like any others, at a
@@ -59,35 +66,35 @@ def ends(support: Any) -> tuple[str, str]:
     base = base_support(support)
     if _is_one_of(base, REAL):
         return INFINITY, INFINITY
-    limits = _bounds(base)
+    limits = bounds(base)
     if limits is None:
         return (EDGE, INFINITY) if "Ordered" in type(base).__name__ else (NATURAL, NATURAL)
     return NATURAL, NATURAL if limits[0] is not None and limits[1] is not None else INFINITY
 
 
-def shown(support: Any) -> str:
+def shown(support: Constraint) -> str:
     """A support as a reader of the model knows it, such as "Interval(0.5, 2.5)"."""
     base = base_support(support)
     named = next((n for n in constraints.__all__ if getattr(constraints, n) is base), "")
-    bounds = [bound for bound in _bounds(base) or () if bound is not None and bound == bound]
-    limits = f"({', '.join(f'{bound:g}' for bound in bounds)})" if bounds else ""
-    return named or f"{type(base).__name__.strip('_')}{limits}"
+    limits = [bound for bound in bounds(base) or () if bound is not None and bound == bound]
+    interval = f"({', '.join(f'{bound:g}' for bound in limits)})" if limits else ""
+    return named or f"{type(base).__name__.strip('_')}{interval}"
 
 
-def base_support(support: Any) -> Any:
+def base_support(support: Constraint) -> Constraint:
     """The support of one entry (or vector, or matrix) of a parameter of many."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support
 
 
-def all_within(parameters: Mapping[str, Any], params: Mapping[str, Tensor]) -> bool:
+def all_within(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]) -> bool:
     """Whether every value lies in the support that the model declares for its parameter."""
     checks = (parameters[name].support.check(value) for name, value in params.items())
     return all(bool(torch.as_tensor(each).all()) for each in checks)
 
 
-def off_open_bounds(support: Any, value: Tensor) -> Tensor:
+def off_open_bounds(support: Constraint, value: Tensor) -> Tensor:
     """Values that rounding took to a bound that a support leaves out, moved off it by one rounding.
 
     Next to zero no rounding does so: there the numbers are as dense as logarithms ask.
@@ -104,15 +111,5 @@ def off_open_bounds(support: Any, value: Tensor) -> Tensor:
     return value
 
 
-def _is_one_of(support: Any, names: tuple[str, ...]) -> bool:
+def _is_one_of(support: Constraint, names: tuple[str, ...]) -> bool:
     return any(support is getattr(constraints, name) for name in names)
-
-
-def _bounds(support: Any) -> tuple[float | None, float | None] | None:
-    """The least and the greatest value of a support that is an interval; None if it is none."""
-    lower, upper = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
-    if lower is None and upper is None:
-        return None
-    if any(bound is not None and torch.as_tensor(bound).numel() != 1 for bound in (lower, upper)):
-        return math.nan, None  # bounds that vary from entry to entry
-    return None if lower is None else float(lower), None if upper is None else float(upper)

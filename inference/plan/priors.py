@@ -1,8 +1,10 @@
 """The priors of the parameters: their log density, and each as an observation of its own."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from ember.inference.factors.opaque import OpaqueFactors
 from ember.inference.factors.tied import TiedFactors
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.parameters import jacobians
+from ember.inference.parameters.portable import packed, unpacked
 from ember.inference.plan.tying import cells_of
 from ember.inference.reading.site import Site
 
@@ -28,6 +31,12 @@ class PriorSite:
     site: Site
     scale: Tensor
     tied: TiedFactors | None
+
+    @functools.cached_property
+    def cells(self) -> Tensor:
+        """The cell of every entry, over all batch dims."""
+        layout = self.site.layout
+        return prepend_dims(cells_of(self.site), len(layout.outer) + layout.inner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +59,7 @@ class Prior:
 
     def log_prob(self, params: Params) -> Tensor:
         """The log prior density of the parameter sites; zero for maximum likelihood."""
-        total = torch.as_tensor(self.held, dtype=torch.float64)
+        total: Tensor | float = self.held
         asked = {} if self.opaque is None else self.opaque.log_probs(params, self._asked)
         for name, prior in self.sites.items():
             if prior.site.density is not None:
@@ -60,7 +69,7 @@ class Prior:
             total = total + (log_prob * prior.scale).sum()
         if self.unconstrained:
             total = total + jacobians.total(self.supports, params)
-        return total
+        return total if isinstance(total, Tensor) else torch.tensor(total, dtype=torch.float64)
 
     @property
     def _asked(self) -> list[str]:
@@ -75,17 +84,23 @@ class Prior:
         tied, form = prior.tied, prior.site.form
         assert tied is not None
         assert form is not None
-        rank = len(prior.site.layout.outer) + prior.site.layout.inner
-        cells, reference = prepend_dims(cells_of(prior.site), rank), torch.zeros(())
+        cells, reference = prior.cells, params[name].new_zeros(())
         if form.centred is not None:
             locations = tied.locations(params)
             tied = dataclasses.replace(tied, reference=locations)
             reference = locations[cells]
         statistics, _ = statistics_of(prior.site, params[name], reference)
-        weights = append_dims(prior.scale, len(prior.site.inner_shape) + 1)
-        statistics = statistics * weights
+        statistics = statistics * append_dims(prior.scale, len(prior.site.inner_shape) + 1)
         cells = prepend_dims(cells, statistics.dim() - 1)
         shape = torch.broadcast_shapes(cells.shape, statistics.shape[:-1])
         rows = statistics.expand(*shape, -1).reshape(-1, statistics.shape[-1])
         total = statistics.new_zeros((len(tied.cells), statistics.shape[-1]))
         return tied, total.index_add_(0, cells.expand(shape).reshape(-1), rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        supports = {name: packed(support) for name, support in self.supports.items()}
+        return {**self.__dict__, "supports": supports}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        supports = {name: unpacked(support) for name, support in state["supports"].items()}
+        self.__dict__.update(state, supports=supports)

@@ -1,5 +1,6 @@
 """One site of the model as reading leaves it: its value, its dims by name, its distribution."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,8 +42,9 @@ class DistributionTemplate:
     mask: Tensor | None
     masked_log_prob: float
 
-    @property
+    @functools.cached_property
     def is_constant(self) -> bool:
+        """Whether no parameter feeds it."""
         return all(argument.is_constant for _, argument in self.maps.values())
 
     @property

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ember.inference.parameters.affine_map import joined
 from ember.inference.reading.distributions import arguments_of
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
@@ -16,7 +17,8 @@ __all__ = ["TracedOperator", "rate_of"]
 class TracedOperator:
     """The model itself: its rate forwards, the gradient of its rate backwards.
 
-    The graph of one run is kept: the map being linear, it is the same wherever it was recorded.
+    The graph of one run is kept: the map being linear, it is the same wherever it was recorded. It
+    does not pickle; a copy records its own when it first needs one.
     """
 
     def __init__(
@@ -27,7 +29,8 @@ class TracedOperator:
         rate: tuple[list[Tensor], Tensor],
     ) -> None:
         self._structure, self._site, self._sources = structure, site, tuple(sources)
-        self._leaves, self._recorded = rate
+        self._at = joined(self._sources, dict(zip(sources, rate[0], strict=True))).detach()
+        self._graph: tuple[list[Tensor], Tensor] | None = rate
 
     @property
     def how(self) -> str:
@@ -48,9 +51,23 @@ class TracedOperator:
         return params
 
     def transpose(self, weights: Tensor) -> Tensor:
-        weights = weights.reshape(self._recorded.shape)
-        gradients = torch.autograd.grad(self._recorded, self._leaves, weights, retain_graph=True)
+        leaves, rate = self._recorded()
+        weights = weights.reshape(rate.shape)
+        gradients = torch.autograd.grad(rate, leaves, weights, retain_graph=True)
         return torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+    def _recorded(self) -> tuple[list[Tensor], Tensor]:
+        """The parameters that feed the rate, and the rate with its graph."""
+        if self._graph is None:
+            with torch.enable_grad():
+                params = self.params(self._at)
+                leaves = [params[name].clone().requires_grad_() for name in self._sources]
+                params.update(zip(self._sources, leaves, strict=True))
+                self._graph = leaves, rate_of(self._structure.trace(params), self._site)
+        return self._graph
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_graph": None}
 
 
 def rate_of(trace: Trace, site: str) -> Tensor:

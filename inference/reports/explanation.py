@@ -50,7 +50,7 @@ def _parameter_row(plan: Plan, update: Update) -> list[str]:
         "parameter" if parameter.has_prior else "parameter (pyro.param)",
         ", ".join(parameter.plates) or "-",
         "-",
-        update.how,
+        update.how.value,
         update.reason,
     ]
 

@@ -13,7 +13,16 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.parameters.supports import is_natural, shown
+from ember.inference.families.kinds import (
+    LOCATION,
+    MATRIX,
+    PROBABILITY,
+    RATE,
+    SIMPLEX,
+    VECTOR,
+)
+from ember.inference.families.links import IDENTITY, PRECISION, SCALE_TRIL, Exponential, Power
+from ember.inference.parameters.supports import shown
 
 GENERATOR = torch.Generator().manual_seed(4)
 X = torch.cat(
@@ -175,20 +184,20 @@ def test_a_prior_that_is_flat_on_an_ordered_space() -> None:
 
 
 def test_which_supports_a_closed_form_cannot_leave() -> None:
-    assert is_natural("location", "identity", constraints.real)
-    assert is_natural("vector", "identity", constraints.real_vector)
-    assert is_natural("rate", "power -2", constraints.positive)
-    assert is_natural("rate", "power 1", constraints.independent(constraints.nonnegative, 1))
-    assert is_natural("rate", "power 1", constraints.softplus_positive)
-    assert is_natural("rate", "exp", constraints.real)
-    assert is_natural("probability", "identity", constraints.interval(0.0, 1.0))
-    assert is_natural("simplex", "identity", constraints.simplex)
-    assert is_natural("matrix", "outer", constraints.lower_cholesky)
-    assert not is_natural("location", "identity", constraints.positive)
-    assert not is_natural("rate", "power -2", constraints.greater_than(0.1))
-    assert not is_natural("rate", "power 1", constraints.interval(0.0, torch.ones(2)))
-    assert not is_natural("rate", "exp", constraints.positive)
-    assert not is_natural("matrix", "identity", constraints.corr_matrix)
+    assert LOCATION.natural(constraints.real, IDENTITY)
+    assert VECTOR.natural(constraints.real_vector, IDENTITY)
+    assert RATE.natural(constraints.positive, Power(-2.0))
+    assert RATE.natural(constraints.independent(constraints.nonnegative, 1), Power(1.0))
+    assert RATE.natural(constraints.softplus_positive, Power(1.0))
+    assert RATE.natural(constraints.real, Exponential())
+    assert PROBABILITY.natural(constraints.interval(0.0, 1.0), IDENTITY)
+    assert SIMPLEX.natural(constraints.simplex, IDENTITY)
+    assert MATRIX.natural(constraints.lower_cholesky, SCALE_TRIL)
+    assert not LOCATION.natural(constraints.positive, IDENTITY)
+    assert not RATE.natural(constraints.greater_than(0.1), Power(-2.0))
+    assert not RATE.natural(constraints.interval(0.0, torch.ones(2)), Power(1.0))
+    assert not RATE.natural(constraints.positive, Exponential())
+    assert not MATRIX.natural(constraints.corr_matrix, PRECISION)
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0], ids=["closed form", "numerical"])

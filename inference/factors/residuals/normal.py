@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ember.inference.factors.tied import TiedFactors
 from ember.inference.families.family import Family
+from ember.inference.families.links import MatrixLink
 from ember.inference.families.multivariate_normal import MultivariateNormal
 from ember.inference.families.normal import Location, Normal
 from ember.inference.numerics.log_space import IMPOSSIBLE, LOG_2PI, safe_log
@@ -58,17 +59,14 @@ class Cells:
 
     @staticmethod
     def of(group: TiedFactors, params: Mapping[str, Tensor]) -> "Cells":
-        family_parameter = group.parameters[-1]
-        values = (
-            family_parameter.roots(params)
-            if family_parameter.kind == "matrix"
-            else family_parameter.values(params)
-        )
+        scale = group.parameters[-1]
+        is_matrix = isinstance(scale.link, MatrixLink)
+        values = scale.roots(params) if is_matrix else scale.values(params)
         scales = values[group.cells[:, -1]]
         at = group.locations(params)
         if group.frame is not None:
             at = group.frame.relative(at)
-        return Cells(at, scales, family_parameter.link == "identity")
+        return Cells(at, scales, isinstance(scale.link, MatrixLink) and scale.link.is_precision)
 
     @functools.cached_property
     def whiteners(self) -> tuple[Tensor, Tensor]:

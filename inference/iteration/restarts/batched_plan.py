@@ -15,7 +15,7 @@ from torch import Tensor
 from ember.inference.factors.tied import TiedFactors
 from ember.inference.families.exponential_form import ExponentialForm, FamilyParameter
 from ember.inference.maximisation.m_step import MStep
-from ember.inference.maximisation.updates import Update, updates
+from ember.inference.maximisation.updates import How, Update, updates
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.parameters.affine_map import AffineMap, ParameterEntries
 from ember.inference.parameters.argument_map import ArgumentMap, ParameterRows
@@ -31,7 +31,7 @@ __all__ = ["batched_m_step", "batched_plan", "can_batch", "log_priors"]
 
 def can_batch(plan: Plan) -> bool:
     """Whether the M-step of several parameter values can be one: every update is closed form."""
-    return all(update.how in ("closed form", "fixed") for update in updates(plan)) and all(
+    return all(update.how in (How.CLOSED, How.FIXED) for update in updates(plan)) and all(
         _is_plain(prior.site) for prior in plan.priors.values()
     )
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ember.inference.families.kinds import PROBABILITY
+from ember.inference.families.links import IDENTITY
 from ember.inference.families.sticks import StickMap
 from ember.inference.numerics.shapes import unexpanded
 from ember.inference.parameters.argument_map import ParameterRows
-from ember.inference.parameters.supports import is_natural
 from ember.inference.reading.distributions import arguments_of
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
@@ -39,7 +40,7 @@ def match_sticks(
     """
     probs = [_probs(trace, site).detach() for trace in traces]
     for source, parameter in structure.parameters.items():
-        if not is_natural("probability", "identity", parameter.support):
+        if not PROBABILITY.natural(parameter.support, IDENTITY):
             continue
         one, two = (_derivatives(site, source, structure, at) for at in params[:2])
         if one is None or two is None:
