@@ -30,7 +30,7 @@ from ember.inference.reports.drawing.figure import draw_fit
 __all__ = ["Fit"]
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Fit(Run):
     """A fitted model.
 

@@ -1,6 +1,7 @@
 """The same models through Pyro's stochastic variational inference, for comparison with EM."""
 
 import copy
+import dataclasses
 import math
 import time
 import warnings
@@ -144,8 +145,8 @@ class SVI:
                 misread.update(wrong)
                 pyro.get_param_store().clear()
                 fit = self._attempt(model, args, kwargs, began, misread)
-        fit.seconds = time.perf_counter() - began
-        return fit.with_names(args, kwargs)
+        fit = fit.with_names(args, kwargs)
+        return dataclasses.replace(fit, seconds=time.perf_counter() - began)
 
     def _attempt(
         self,

@@ -76,7 +76,7 @@ class NormalData:
 
     def base(self, x: Tensor) -> Tensor:
         """The logarithm of the derivative of the values."""
-        return -safe_log(x) if self.is_log else torch.zeros(())
+        return -safe_log(x) if self.is_log else x.new_zeros(())
 
 
 @dataclass(frozen=True, eq=False)

@@ -94,9 +94,10 @@ def _dirichlet_multinomial(fn: dist.DirichletMultinomial, x: Tensor) -> Tensor:
 def _student(fn: dist.StudentT, x: Tensor) -> Tensor:
     df, scale = fn.df, fn.scale
     squared = ((x - fn.loc) / scale).square()
-    constant = log_rising(0.5 * df, torch.full((), 0.5, dtype=df.dtype))
+    constant = log_rising(0.5 * df, df.new_full((), 0.5))
     constant = constant - 0.5 * torch.log(math.pi * df) - torch.log(scale)
-    return torch.as_tensor(constant - 0.5 * (df + 1.0) * torch.log1p(squared / df))
+    density: Tensor = constant - 0.5 * (df + 1.0) * torch.log1p(squared / df)
+    return density
 
 
 def _zero_inflated(fn: dist.ZeroInflatedDistribution, x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
         start: Where to begin, ``(P,)``.
     """
     point, value = start.detach(), float(function(start.detach()))
-    held = torch.zeros(len(point), dtype=torch.bool)
+    held = torch.zeros_like(point, dtype=torch.bool)
     for _ in range(STEPS):
         gradient, hessian = _derivatives(function, point)
         if not bool(torch.isfinite(gradient).all()) or not bool(torch.isfinite(hessian).all()):
@@ -112,7 +112,7 @@ def _kinks(
     At such an edge (of a ``Laplace`` density, say) the derivative jumps, and a step along it
     leads nowhere; the coordinate is at its best value, and the others must go on without it.
     """
-    kinks = torch.zeros(len(point), dtype=torch.bool)
+    kinks = torch.zeros_like(point, dtype=torch.bool)
     with torch.no_grad():
         for i in range(len(point)):
             rises = []
@@ -147,7 +147,7 @@ def _downhill(gradient: Tensor, hessian: Tensor) -> Tensor:
     """
     scale = hessian.diagonal().abs().sqrt()
     scale = torch.where(scale > 0, scale, gradient.abs())
-    scale = torch.where(scale > 0, scale, torch.ones(()))
+    scale = torch.where(scale > 0, scale, 1.0)
     values, vectors = torch.linalg.eigh(hessian / scale / scale.unsqueeze(-1))
     size = values.abs()
     size = torch.where(size > 1e-12 * float(size.max()), size, 1.0)

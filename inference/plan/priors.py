@@ -49,6 +49,7 @@ class Prior:
         held: The log density of parameters held by ``pyro.condition``, a constant.
         unconstrained: Whether it is that of Pyro's unconstrained coordinates, Jacobian included.
         opaque: Asks the model for priors that no map describes; None if there are none.
+        starts: For how many parameter values at once, along a leading dim; None for one, without.
     """
 
     sites: dict[str, PriorSite]
@@ -56,6 +57,7 @@ class Prior:
     held: float = 0.0
     unconstrained: bool = False
     opaque: OpaqueFactors | None = None
+    starts: int | None = None
 
     def log_prob(self, params: Params) -> Tensor:
         """The log prior density of the parameter sites; zero for maximum likelihood."""
@@ -66,10 +68,19 @@ class Prior:
                 log_prob = prior.site.density.log_prob(params, params[name])
             else:
                 log_prob = asked[name]
-            total = total + (log_prob * prior.scale).sum()
+            total = total + self._summed(log_prob * prior.scale)
         if self.unconstrained:
-            total = total + jacobians.total(self.supports, params)
-        return total if isinstance(total, Tensor) else torch.tensor(total, dtype=torch.float64)
+            for name, support in self.supports.items():
+                total = total + self._summed(jacobians.log_jacobian(support, params[name]))
+        if not isinstance(total, Tensor):
+            total = torch.tensor(total, dtype=torch.float64)
+        return total if self.starts is None else total.expand(self.starts)
+
+    def _summed(self, value: Tensor) -> Tensor:
+        """A log density summed over all dims but that of the starts."""
+        if self.starts is None or not value.dim():
+            return value.sum()
+        return value.reshape(self.starts, -1).sum(1)
 
     @property
     def _asked(self) -> list[str]:

@@ -15,20 +15,61 @@ __all__ = ["Fitted"]
 class Fitted(Protocol):
     """A fit, however it was made; ``Fit`` says what each attribute is."""
 
-    method: str
-    objective: str
-    params: dict[str, Tensor]
-    log_likelihood: float
-    log_posterior: float
-    history: Tensor
-    times: Tensor
-    evaluations: int
-    plan: Plan
-    starts: Starts
-    guide: LearntGuide | None
-    seconds: float
-    columns: dict[str, tuple[str, ...]]
-    axes: dict[str, dict[int, tuple[str, ...]]]
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+
+    @property
+    def objective(self) -> str:
+        """The objective: "map" or "mle"."""
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The estimates."""
+
+    @property
+    def log_likelihood(self) -> float:
+        """Of the estimates."""
+
+    @property
+    def log_posterior(self) -> float:
+        """Of the estimates."""
+
+    @property
+    def history(self) -> Tensor:
+        """The objective at the start and after each iteration."""
+
+    @property
+    def times(self) -> Tensor:
+        """Seconds at each entry of the history."""
+
+    @property
+    def evaluations(self) -> int:
+        """Number of passes over the data."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of model and data."""
+
+    @property
+    def starts(self) -> Starts:
+        """What became of every start."""
+
+    @property
+    def guide(self) -> LearntGuide | None:
+        """For SVI the learnt guide."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the fit."""
+
+    @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """Names of columns."""
+
+    @property
+    def axes(self) -> dict[str, dict[int, tuple[str, ...]]]:
+        """Names of axes."""
 
     @property
     def stop_reason(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.inputs.arguments import prepare
 from ember.inference.inputs.shelter import sheltered
+from ember.inference.maximisation.m_step import MStep
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.matching.arguments import probe_values
@@ -54,3 +55,18 @@ def test_the_e_step_is_where_its_data_are(name: str, maximum: bool) -> None:
             assert sums.dtype == torch.float64
             assert torch.equal(sums, here.sums[key][1])
     assert math.isfinite(here.log_likelihood)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_m_step_is_where_its_statistics_are(name: str) -> None:
+    plan, params = read(name)
+    with sheltered(0):
+        statistics = LogEvidence(plan).statistics(params)
+        m_step = MStep(plan)
+        here = m_step(statistics)
+    if not plan.opaque.factors and plan.prior.opaque is None:
+        with elsewhere():
+            there = m_step(statistics)
+        for site, value in there.items():
+            assert value.dtype == here[site].dtype
+            assert torch.equal(value, here[site])
