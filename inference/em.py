@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
-from ember.inference.initialisation.starting_params import Init, check_params, starting_params
+from ember.inference.initialisation.given_params import check_params
+from ember.inference.initialisation.starting_params import Init, starting_params
 from ember.inference.inputs.arguments import Model
 from ember.inference.inputs.options import check_em_options
 from ember.inference.inputs.shelter import sheltered

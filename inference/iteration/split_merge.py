@@ -35,7 +35,7 @@ from ember.inference.iteration.loop import ImpossibleStart
 from ember.inference.iteration.run import Run
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.potentials import all_tensors
-from ember.inference.queries.relabelling import numberings
+from ember.inference.queries.component_axes import numberings
 
 __all__ = ["check_mixture", "split_and_merge"]
 

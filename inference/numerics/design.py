@@ -147,7 +147,7 @@ def _triangle(columns: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
     factor, failed = torch.linalg.cholesky_ex(columns.mT @ columns, upper=True)
     if not int(failed) and bool((factor.diagonal() > 1e-3).all()):
         return factor, columns.new_zeros(width, dtype=torch.bool)
-    # Gram and Schmidt, twice: other than reflections they let a dependent column take no direction.
+    # Gram-Schmidt, twice: unlike reflections it gives a dependent column no direction of its own.
     triangle, basis = torch.zeros_like(factor), torch.zeros_like(columns)
     for j in range(width):
         left = columns[:, j]

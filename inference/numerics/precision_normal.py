@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
@@ -35,6 +36,11 @@ class PrecisionNormal(dist.MultivariateNormal):
         self.loc = loc.expand(*batch, -1)
         Distribution.__init__(self, batch, loc.shape[-1:], validate_args)
 
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "PrecisionNormal":
+        """The same distribution for more rows."""
+        loc = self.loc.expand(*batch_shape, -1)
+        return PrecisionNormal(loc, self._precision, validate_args=False)
+
     @functools.cached_property
     def _unbroadcasted_scale_tril(self) -> Tensor:  # type: ignore[override] # torch reads it
         factor: Tensor = _precision_to_scale_tril(self._precision)
@@ -46,5 +52,5 @@ class PrecisionNormal(dist.MultivariateNormal):
         white = (factor.mT @ (value - self.loc).unsqueeze(-1)).squeeze(-1)
         half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         constant = half_log_det - 0.5 * value.shape[-1] * math.log(2.0 * math.pi)
-        found: Tensor = constant - 0.5 * white.square().sum(-1)
-        return found
+        log_prob: Tensor = constant - 0.5 * white.square().sum(-1)
+        return log_prob

@@ -1,12 +1,13 @@
 """What tables and pictures read of a fit."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from ember.inference.iteration.restarts.record import Starts
 from ember.inference.plan.plan import Plan
+from ember.inference.variational.guides import LearntGuide
 
 __all__ = ["Fitted"]
 
@@ -55,7 +56,7 @@ class Fitted(Protocol):
         """What became of every start."""
 
     @property
-    def guide(self) -> Any:
+    def guide(self) -> LearntGuide | None:
         """For SVI the learnt guide."""
 
     @property
@@ -102,7 +103,7 @@ class Fitted(Protocol):
     def deterministic(self) -> dict[str, Tensor]:
         """Values of the model's ``pyro.deterministic`` statements."""
 
-    def plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
+    def plan_for(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Plan:
         """The plan for other data."""
 
     def argument_names(self) -> list[str]:
