@@ -1,7 +1,6 @@
 """Numerical updates: Newton or L-BFGS on the expected log joint, in unconstrained space."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -19,6 +18,7 @@ from ember.inference.plan.statistics import Statistics
 __all__ = ["numerical_update"]
 
 
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 LEVEL = 1e-13  # change of a function, relative, that is rounding
 
 
@@ -29,62 +29,88 @@ def numerical_update(
 
     The search is for the way from the present parameters, along well-conditioned directions.
     """
-    coordinates = Coordinates({name: plan.parameters[name] for name in names})
-
-    start = coordinates.flatten(params).detach().nan_to_num(posinf=50.0, neginf=-50.0)
-    directed, unseen = directions(plan.parameters, plan.designs, names)
-    directed = directed.to(start)
-    along = directed
-
-    def objective(way: Tensor) -> Tensor:
-        moved = {**params, **coordinates.unflatten(start + along @ way)}
-        try:
-            # A flat prior, where that is all a parameter enters, has no gradient but zero.
-            return -expected_log_joint(statistics, moved) + 0.0 * way.sum()
-        except ValueError:  # rounding has taken a value to the edge of its prior's support
-            return way.sum() * 0.0 + torch.inf
-
-    def derivative(free: Tensor) -> tuple[float, Tensor]:
-        free = free.detach().requires_grad_()
-        value = objective(free)
-        (gradient,) = torch.autograd.grad(value, free)
-        if not bool(torch.isfinite(value)):
-            return float("inf"), torch.zeros_like(gradient)
-        if not bool(torch.isfinite(gradient).all()):
-            gradient = _differences(objective, free.detach())
-        return float(value.detach()), gradient
-
-    still = torch.zeros_like(start)
-    if bool(unseen.any()):
-        along = torch.where(_left_open(objective, unseen), 0.0, directed)
-    before, slope = derivative(still)
-    best = None
-    if len(start) <= newton.MOST_PARAMETERS and not _asks_the_model(statistics):
-        best = newton.minimise(objective, still)
+    search = _Search(plan, names, statistics, params)
+    best = search.newton()
     if best is not None:
-        reached = float(objective(best).detach())
+        reached = float(search(best).detach())
     else:
-        here = torch.linalg.solve_triangular(directed, start.unsqueeze(-1), upper=True)[:, 0]
-        units = coordinates.units(here, slope)
-
-        def negative(x: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
-            value, gradient = derivative(units * torch.from_numpy(x).to(units))
-            return value, (units * gradient).cpu().numpy()
-
-        found = scipy.optimize.minimize(
-            negative, still.cpu().numpy(), jac=True, method="L-BFGS-B",
-            options={"maxiter": 100, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
-        )  # fmt: skip
-        best, reached = units * torch.from_numpy(np.asarray(found.x)).to(units), found.fun
-    if not reached < before:
+        best, reached = search.lbfgs()
+    if not reached < search.before:
         return params
     with torch.no_grad():
-        moved = coordinates.unflatten(start + along @ best)
+        moved = search.at(best)
         for name, value in moved.items():
             if not all_within(plan.parameters, {name: value}):
                 # So near to an open edge of the support that rounding took it there.
                 moved[name] = torch.nextafter(value, params[name])
     return {**params, **{name: value.detach().clone() for name, value in moved.items()}}
+
+
+class _Search:
+    """The negative expected log joint as a function of the way from the present parameters."""
+
+    def __init__(
+        self,
+        plan: ParameterPlan,
+        names: list[str],
+        statistics: Statistics,
+        params: dict[str, Tensor],
+    ) -> None:
+        self._statistics, self._params = statistics, params
+        self._coordinates = Coordinates({name: plan.parameters[name] for name in names})
+        start = self._coordinates.flatten(params).detach()
+        self._start = start.nan_to_num(posinf=50.0, neginf=-50.0)
+        directed, unseen = directions(plan.parameters, plan.designs, names)
+        self._directed = self._along = directed.to(start)
+        if bool(unseen.any()):
+            self._along = torch.where(_left_open(self, unseen), 0.0, self._directed)
+        self._still = torch.zeros_like(start)
+        self.before, self._slope = self._derivative(self._still)
+
+    def at(self, way: Tensor) -> dict[str, Tensor]:
+        """The parameters at the end of a way."""
+        return self._coordinates.unflatten(self._start + self._along @ way)
+
+    def __call__(self, way: Tensor) -> Tensor:
+        try:
+            # A flat prior, where that is all a parameter enters, has no gradient but zero.
+            moved = {**self._params, **self.at(way)}
+            return -expected_log_joint(self._statistics, moved) + 0.0 * way.sum()
+        except ValueError:  # rounding has taken a value to the edge of its prior's support
+            return way.sum() * 0.0 + torch.inf
+
+    def newton(self) -> Tensor | None:
+        """The way found by Newton's method; None where that is too costly or fails."""
+        too_many = len(self._start) > newton.MOST_PARAMETERS
+        if too_many or _asks_the_model(self._statistics):
+            return None
+        return newton.minimise(self, self._still)
+
+    def lbfgs(self) -> tuple[Tensor, float]:
+        """The way found by L-BFGS, and the function there."""
+        end = self._start.unsqueeze(-1)
+        here = torch.linalg.solve_triangular(self._directed, end, upper=True)[:, 0]
+        units = self._coordinates.units(here, self._slope)
+
+        def scaled(x: Array) -> tuple[float, Array]:
+            value, gradient = self._derivative(units * torch.from_numpy(x).to(units))
+            return value, (units * gradient).cpu().numpy()
+
+        result = scipy.optimize.minimize(
+            scaled, self._still.cpu().numpy(), jac=True, method="L-BFGS-B",
+            options={"maxiter": 100, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
+        )  # fmt: skip
+        return units * torch.from_numpy(np.asarray(result.x)).to(units), result.fun
+
+    def _derivative(self, way: Tensor) -> tuple[float, Tensor]:
+        way = way.detach().requires_grad_()
+        value = self(way)
+        (gradient,) = torch.autograd.grad(value, way)
+        if not bool(torch.isfinite(value)):
+            return float("inf"), torch.zeros_like(gradient)
+        if not bool(torch.isfinite(gradient).all()):
+            gradient = _differences(self, way.detach())
+        return float(value.detach()), gradient
 
 
 def _left_open(objective: Callable[[Tensor], Tensor], unseen: Tensor) -> Tensor:

@@ -74,15 +74,11 @@ def build_plan(
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     tied, cells = tie_sites(sites)
     compiled = {name: (own.key, _compiled(sites[name], own)) for name, own in cells.items()}
-    factors = tuple(
-        Factor(
-            name,
-            compiled[name][1].dims if name in compiled else factor_dims(site, trace),
-            site.plates,
-            scales[name],
-        )
+    dims = {
+        name: compiled[name][1].dims if name in compiled else factor_dims(site, trace)
         for name, site in sites.items()
-    )
+    }
+    factors = tuple(Factor(n, dims[n], site.plates, scales[n]) for n, site in sites.items())
     sizes = _sizes(trace, structure, latent_symbols)
     chains = _chains(structure, sites, factors, trace)
     sizes.update({c.previous: sizes[c.state] for c in chains.values()})
@@ -103,7 +99,7 @@ def build_plan(
             opaque if any(prior.site.density is None for prior in priors.values()) else None,
         ),
         opaque=opaque,
-        residuals=ResidualFactors(sites, cells, {factor.name: factor.dims for factor in factors}),
+        residuals=ResidualFactors(sites, cells, dims),
         sizes=sizes,
         latent_symbols=latent_symbols,
         scales=scales,
