@@ -15,7 +15,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ember.models.parts.chains import CHAIN_KEYS, chain, own_steps
+from ember.models.parts.chains import CHAIN_KEYS, Sequences, chain
 from ember.models.parts.checks import (
     check_codes,
     check_counts,
@@ -27,7 +27,6 @@ from ember.models.parts.checks import (
     check_zeros_and_ones,
     item_levels,
     parameter_dtype,
-    step_frequency,
 )
 from ember.models.parts.emissions import (
     BERNOULLI_KEYS,
@@ -122,21 +121,16 @@ def hidden_markov_gaussian(
         x (4, 2)
     """
     x = check_tensor(x, {2: "(T, D)", 3: "(S, T, D)"}, "a single column is x.unsqueeze(-1)")
-    batched = x.dim() == 3
-    x, rows, mask, shown = own_steps(x, lengths, batched)
-    check_floats(rows, gaps=True)
+    data = Sequences.of(x, lengths, frequency, batched=x.dim() == 3)
+    check_floats(data.rows, gaps=True)
     check_size(states, "states")
     check_option(covariance, "covariance", tuple(COVARIANCES))
-    hyper = Hyperparameters(prior, (*CHAIN_KEYS, *GAUSSIAN_KEYS), x)
-    check_enough(len(rows), states, "states")
+    hyper = Hyperparameters(prior, (*CHAIN_KEYS, *GAUSSIAN_KEYS), data.x)
+    check_enough(len(data.rows), states, "states")
 
     plate = pyro.plate("states", states)
-    once = step_frequency(frequency, x, mask, batched)
-    emission = gaussian_emission(rows, once, states, covariance, hyper, plate)
-    chain(
-        x, states, emission(None), hyper, plate,
-        batched=batched, mask=mask, shown=shown, stationary_start=stationary, frequency=frequency,
-    )  # fmt: skip
+    emission = gaussian_emission(data.rows, data.once, states, covariance, hyper, plate)
+    chain(data, states, emission(None), hyper, plate, stationary_start=stationary)
 
 
 def hidden_markov_poisson(
@@ -199,21 +193,16 @@ def hidden_markov_poisson(
         x (2, 3)
     """
     x = check_tensor(x, {1: "(T,)", 2: "(S, T)"})
-    batched = x.dim() == 2
-    x, rows, mask, shown = own_steps(x, lengths, batched)
-    check_counts(rows, gaps=True)
+    data = Sequences.of(x, lengths, frequency, batched=x.dim() == 2)
+    check_counts(data.rows, gaps=True)
     check_size(states, "states")
-    x, rows = x.to(parameter_dtype(x)), rows.to(parameter_dtype(x))
-    hyper = Hyperparameters(prior, (*CHAIN_KEYS, *POISSON_KEYS), x)
-    check_enough(len(rows), states, "states")
+    data = data.map(lambda values: values.to(parameter_dtype(x)))
+    hyper = Hyperparameters(prior, (*CHAIN_KEYS, *POISSON_KEYS), data.x)
+    check_enough(len(data.rows), states, "states")
 
     plate = pyro.plate("states", states)
-    once = step_frequency(frequency, x, mask, batched)
-    emission = poisson_emission(rows, once, states, hyper, plate)
-    chain(
-        x, states, emission(None), hyper, plate,
-        batched=batched, mask=mask, shown=shown, stationary_start=stationary, frequency=frequency,
-    )  # fmt: skip
+    emission = poisson_emission(data.rows, data.once, states, hyper, plate)
+    chain(data, states, emission(None), hyper, plate, stationary_start=stationary)
 
 
 def hidden_markov_categorical(
@@ -279,22 +268,19 @@ def hidden_markov_categorical(
         x (6,)
     """
     x = check_tensor(x, {1: "(T,)", 2: "(S, T)"})
-    batched = x.dim() == 2
     like = torch.empty((), dtype=parameter_dtype(x), device=x.device)
-    x, rows, mask, shown = own_steps(x, lengths, batched)
-    check_codes(rows, gaps=True)
+    data = Sequences.of(x, lengths, frequency, batched=x.dim() == 2)
+    check_codes(data.rows, gaps=True)
     check_size(states, "states")
-    x, rows = (values if shown is None else values.nan_to_num(nan=0.0) for values in (x, rows))
-    (size,) = item_levels(levels, rows.unsqueeze(-1))
+    if data.shown is not None:
+        data = data.map(lambda values: values.nan_to_num(nan=0.0))
+    (size,) = item_levels(levels, data.rows.unsqueeze(-1))
     hyper = Hyperparameters(prior, (*CHAIN_KEYS, "probs"), like)
-    check_enough(len(rows), states, "states")
+    check_enough(len(data.rows), states, "states")
 
     plate = pyro.plate("states", states)
     emission = categorical_emission("probs", (states, size), hyper, plate)
-    chain(
-        x.long(), states, emission(None), hyper, plate,
-        batched=batched, mask=mask, shown=shown, stationary_start=stationary, frequency=frequency,
-    )  # fmt: skip
+    chain(data.map(Tensor.long), states, emission(None), hyper, plate, stationary_start=stationary)
 
 
 def hidden_markov_bernoulli(
@@ -355,17 +341,13 @@ def hidden_markov_bernoulli(
         x (3, 3)
     """
     x = check_tensor(x, {2: "(T, J)", 3: "(S, T, J)"}, "a single item is x.unsqueeze(-1)")
-    batched = x.dim() == 3
-    x, rows, mask, shown = own_steps(x, lengths, batched)
-    check_zeros_and_ones(rows, gaps=True)
+    data = Sequences.of(x, lengths, frequency, batched=x.dim() == 3)
+    check_zeros_and_ones(data.rows, gaps=True)
     check_size(states, "states")
-    x = x.to(parameter_dtype(x))
-    hyper = Hyperparameters(prior, (*CHAIN_KEYS, *BERNOULLI_KEYS), x)
-    check_enough(len(rows), states, "states")
+    data = data.map(lambda values: values.to(parameter_dtype(x)))
+    hyper = Hyperparameters(prior, (*CHAIN_KEYS, *BERNOULLI_KEYS), data.x)
+    check_enough(len(data.rows), states, "states")
 
     plate = pyro.plate("states", states)
-    emission = bernoulli_emission(rows.shape[-1], states, hyper, plate)
-    chain(
-        x, states, emission(None), hyper, plate,
-        batched=batched, mask=mask, shown=shown, stationary_start=stationary, frequency=frequency,
-    )  # fmt: skip
+    emission = bernoulli_emission(data.rows.shape[-1], states, hyper, plate)
+    chain(data, states, emission(None), hyper, plate, stationary_start=stationary)

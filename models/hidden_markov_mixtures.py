@@ -7,19 +7,19 @@ state_0 -> state_1 -> ... -> state_t -----> x_t                                (
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ember.models.parts.chains import CHAIN_KEYS, chain, own_steps
+from ember.models.parts.chains import CHAIN_KEYS, Sequences, chain
 from ember.models.parts.checks import (
     check_enough,
     check_floats,
     check_option,
     check_size,
     check_tensor,
-    step_frequency,
 )
 from ember.models.parts.emissions import COVARIANCES, GAUSSIAN_KEYS, gaussian_emission, select
 from ember.models.parts.missing import shown_steps
@@ -104,26 +104,22 @@ def hidden_markov_gaussian_mixture(
         x (5, 2)
     """
     x = check_tensor(x, {2: "(T, D)", 3: "(S, T, D)"}, "a single column is x.unsqueeze(-1)")
-    batched = x.dim() == 3
-    x, rows, mask, shown = own_steps(x, lengths, batched)
-    check_floats(rows, gaps=True)
+    data = Sequences.of(x, lengths, frequency, batched=x.dim() == 3)
+    check_floats(data.rows, gaps=True)
     check_size(states, "states")
     check_size(components, "components")
     check_option(covariance, "covariance", tuple(COVARIANCES))
-    hyper = Hyperparameters(prior, (*CHAIN_KEYS, "concentration", *GAUSSIAN_KEYS), x)
-    check_enough(len(rows), states * components, "states * components")
+    hyper = Hyperparameters(prior, (*CHAIN_KEYS, "concentration", *GAUSSIAN_KEYS), data.x)
+    check_enough(len(data.rows), states * components, "states * components")
 
     plate = pyro.plate("states", states)
     concentration = hyper.above("concentration", (states, components), WHOLE_COUNT)
     with plate:
         weights = pyro.sample("weights", dist.Dirichlet(concentration))
-    once = step_frequency(frequency, x, mask, batched)
     sizes = (states, components)
-    parts = gaussian_emission(rows, once, sizes, covariance, hyper, plate)(None)
-    parts, x = shown_steps(parts, x, shown, latents=2)
+    parts = gaussian_emission(data.rows, data.once, sizes, covariance, hyper, plate)(None)
+    parts, x = shown_steps(parts, data.x, data.shown, latents=2)
     kinds = dist.Categorical(select(weights, None, 1))
     emission = dist.MixtureSameFamily(kinds, parts, validate_args=False)  # gaps are no support
-    chain(
-        x, states, emission, hyper, plate,
-        batched=batched, mask=mask, stationary_start=stationary, frequency=frequency,
-    )  # fmt: skip
+    data = replace(data, x=x, shown=None)  # the parts know which entries are there
+    chain(data, states, emission, hyper, plate, stationary_start=stationary)

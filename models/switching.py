@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ember.models.parts.chains import CHAIN_KEYS, chain
+from ember.models.parts.chains import CHAIN_KEYS, Sequences, chain
 from ember.models.parts.checks import (
     check_enough,
     check_finite,
@@ -125,13 +125,9 @@ def hidden_markov_regression(
     emission = stepwise_emission(
         y[observed], design[observed], design, once, states, scale, hyper, plate
     )
-    y = torch.where(inside, y, 0.0)
-    chain(
-        y, states, emission, hyper, plate,
-        batched=y.dim() == 2, mask=mask, shown=shown_entries(y), stationary_start=stationary,
-        frequency=frequency,
-        name="y",
-    )  # fmt: skip
+    padded = torch.where(inside, y, 0.0)
+    data = Sequences(padded, y[inside], mask, shown_entries(padded), frequency, y.dim() == 2)
+    chain(data, states, emission, hyper, plate, stationary_start=stationary, name="y")
 
 
 def _designs(X: object, y: Tensor, inside: Tensor, intercept: bool) -> Tensor:

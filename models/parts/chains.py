@@ -1,7 +1,8 @@
 """What hidden Markov models share: the chain, and the distribution of a whole sequence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import pyro
 import pyro.distributions as dist
@@ -9,36 +10,79 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ember.models.parts.checks import row_frequency, step_mask
+from ember.models.parts.checks import row_frequency, step_frequency, step_mask
 from ember.models.parts.emissions import beside
 from ember.models.parts.missing import shown_entries, shown_steps
 from ember.models.parts.plates import data_plate
 from ember.models.parts.priors import HALF_COUNT, Hyperparameters
 
-__all__ = ["CHAIN_KEYS", "HiddenMarkov", "chain", "own_steps", "stationary"]
+__all__ = ["CHAIN_KEYS", "HiddenMarkov", "Sequences", "chain", "stationary"]
 
 CHAIN_KEYS = ("initial", "transition")
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """Data in steps: one sequence `(T, ...)`, or several `(S, T, ...)`.
+
+    Attributes:
+        x: the sequences; what lies beyond their own steps is harmless.
+        rows: their own steps, one after another.
+        mask: which steps are their own (S, T); None if all are.
+        shown: which entries are there, like `x`; None if all are.
+        frequency: how often each sequence counts (S,), as given.
+        batched: whether there are several.
+    """
+
+    x: Tensor
+    rows: Tensor
+    mask: Tensor | None
+    shown: Tensor | None
+    frequency: Tensor | Sequence[float] | None
+    batched: bool
+
+    @staticmethod
+    def of(
+        x: Tensor,
+        lengths: Tensor | Sequence[int] | None,
+        frequency: Tensor | Sequence[float] | None,
+        batched: bool,
+    ) -> "Sequences":
+        """Sequences padded to one length, of which each has so many steps of its own."""
+        mask = step_mask(lengths, x, batched)
+        if mask is None:
+            rows = x.flatten(0, 1) if batched else x
+            return Sequences(x, rows, None, shown_entries(x), frequency, batched)
+        inside = mask.reshape(*mask.shape, *[1] * (x.dim() - 2))
+        rows = x[mask]
+        padded = torch.where(inside, x, torch.where(rows[:1].isnan(), 0, rows[:1]))
+        return Sequences(padded, rows, mask, shown_entries(padded), frequency, batched)
+
+    @property
+    def once(self) -> Tensor:
+        """How often each of the rows counts."""
+        return step_frequency(self.frequency, self.x, self.mask, self.batched)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Sequences":
+        """The same with a function applied to the data and to the rows."""
+        return replace(self, x=function(self.x), rows=function(self.rows))
+
+
 def chain(
-    x: Tensor,
+    data: Sequences,
     states: int,
     emission: TorchDistribution,
     prior: Hyperparameters,
     plate: pyro.plate,
     *,
-    batched: bool,
-    mask: Tensor | None,
-    shown: Tensor | None = None,
     stationary_start: bool,
-    frequency: Tensor | Sequence[float] | None = None,
     name: str = "x",
 ) -> None:
-    """Declare `initial` (K), `transition` (K, K) and the sequences `x` with states `state`.
+    """Declare `initial` (K), `transition` (K, K) and the sequences with their states.
 
-    The steps of `x` are its first dimension, or the second where it is `batched`; `emission` has
-    the states in its last batch dimension and a dimension for steps to the left of them. Of `x`
-    only the steps of the `mask`, and of these the entries `shown` (like `x`), are looked at.
+    `emission` has the states in its last batch dimension and a dimension for steps to the left of
+    them. Of the data only the sequences' own steps, and of these the entries `shown`, are looked
+    at.
     """
     concentration = prior.above("transition", (states, states), HALF_COUNT)
     if not stationary_start:
@@ -48,28 +92,15 @@ def chain(
         transition: Tensor = pyro.sample("transition", dist.Dirichlet(concentration))
     if stationary_start:
         initial = pyro.deterministic("initial", stationary(transition))
-    emission, x = shown_steps(emission, x, shown)
-    if mask is not None:
-        emission = emission.mask(mask.unsqueeze(-1))
+    emission, x = shown_steps(emission, data.x, data.shown)
+    if data.mask is not None:
+        emission = emission.mask(data.mask.unsqueeze(-1))
     transition = beside(transition, 2)
-    steps = x.shape[1] if batched else x.shape[0]
+    steps = x.shape[1] if data.batched else x.shape[0]
     whole = HiddenMarkov(initial.log(), transition.log(), emission, duration=steps)  # type: ignore[no-untyped-call]
-    weights = None if frequency is None else row_frequency(frequency, x)
-    with data_plate(x.shape[0], weights, "sequences") if batched else nullcontext():
+    weights = None if data.frequency is None else row_frequency(data.frequency, x)
+    with data_plate(x.shape[0], weights, "sequences") if data.batched else nullcontext():
         pyro.sample(name, whole, obs=x)
-
-
-def own_steps(
-    x: Tensor, lengths: Tensor | Sequence[int] | None, batched: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Sequences with harmless padding, their own steps as rows, the mask of these, gaps in them."""
-    mask = step_mask(lengths, x, batched)
-    if mask is None:
-        return x, x.flatten(0, 1) if batched else x, None, shown_entries(x)
-    inside = mask.reshape(*mask.shape, *[1] * (x.dim() - 2))
-    rows = x[mask]
-    padded = torch.where(inside, x, torch.where(rows[:1].isnan(), 0, rows[:1]))
-    return padded, rows, mask, shown_entries(padded)
 
 
 class HiddenMarkov(dist.DiscreteHMM):
