@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.optimize
@@ -12,13 +12,8 @@ from torch import Tensor
 
 from ember.inference.expectation.posterior import marginals
 from ember.inference.plan.plan import Plan
-from ember.inference.queries.relabelling import (
-    Params,
-    component_axes,
-    is_same_density,
-    numberings,
-    permute,
-)
+from ember.inference.queries.component_axes import component_axes, numberings
+from ember.inference.queries.relabelling import Params, is_same_density, permute
 
 if TYPE_CHECKING:
     from ember.inference.fit import Fit
@@ -63,17 +58,17 @@ def _same_states(one: Plan, ones: Sequence[str], two: Plan, twos: Sequence[str])
 
 def _posterior(plan: Plan, params: Params, names: Sequence[str]) -> Tensor:
     """Posterior of all members of a numbering, one row for each entry: ``(M, K)``."""
-    found = marginals(plan, params, list(names))
-    return torch.cat([found[name].flatten(0, -2).nan_to_num() for name in names])
+    posteriors = marginals(plan, params, list(names))
+    return torch.cat([posteriors[name].flatten(0, -2).nan_to_num() for name in names])
 
 
-def _disagreement(reference: Fit, plan: Plan, params: Params, latent: str) -> Any:
+def _disagreement(reference: Fit, plan: Plan, params: Params, latent: str) -> np.ndarray | None:
     """Cost of calling state ``j`` of the params state ``i`` of the reference, ``(K, K)``."""
-    theirs = _posterior(reference.plan, reference.params, numberings(reference.plan)[latent])
-    ours = _posterior(plan, params, numberings(plan)[latent])
-    if theirs.shape == ours.shape and _same_data(reference.plan, plan):
-        return -(theirs.T @ ours).numpy()
-    cost = torch.zeros(ours.shape[1], ours.shape[1], dtype=torch.float64)
+    wanted = _posterior(reference.plan, reference.params, numberings(reference.plan)[latent])
+    given = _posterior(plan, params, numberings(plan)[latent])
+    if wanted.shape == given.shape and _same_data(reference.plan, plan):
+        return -(wanted.T @ given).numpy()
+    cost = torch.zeros(given.shape[1], given.shape[1], dtype=torch.float64)
     for name, axes in component_axes(plan, latent).items():
         other = reference.params.get(name)
         if other is None or other.shape != params[name].shape or len(axes) != 1:

@@ -1,8 +1,8 @@
 """Several methods on the same data: one table and one picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ class Method(Protocol):
         """What tables call the method."""
         ...
 
-    def fit(self, *args: Any, **kwargs: Any) -> Fit:
+    def fit(self, *args: object, **kwargs: object) -> Fit:
         """Fits the model to its arguments."""
         ...
 
@@ -78,7 +78,7 @@ class Comparison:
     __repr__ = __str__
 
 
-def compare(methods: Sequence[Method], *args: Any, **kwargs: Any) -> Comparison:
+def compare(methods: Sequence[Method], *args: object, **kwargs: object) -> Comparison:
     """Fits the same data by several methods and sets the results side by side.
 
     The states of latent sites are renumbered to match the first fit. A method that fails does
@@ -138,7 +138,7 @@ def compare(methods: Sequence[Method], *args: Any, **kwargs: Any) -> Comparison:
     return Comparison(fits, errors, params, table, _column_names(args, kwargs))
 
 
-def _named(methods: Any) -> dict[str, Method]:
+def _named(methods: object) -> dict[str, Method]:
     """The methods by name; a name that occurs again gets a number."""
     if isinstance(methods, (str, Mapping)) or not isinstance(methods, Sequence):
         raise TypeError("methods must be a list of methods, for example [EM(model), SVI(model)].")
@@ -157,7 +157,7 @@ def _named(methods: Any) -> dict[str, Method]:
     return named
 
 
-def _row(fit: Fit, params: Mapping[str, Tensor]) -> dict[str, Any]:
+def _row(fit: Fit, params: Mapping[str, Tensor]) -> dict[str, object]:
     entries = {
         entry_label(name, index): float(value[index])
         for name, value in params.items()
@@ -175,7 +175,7 @@ def _row(fit: Fit, params: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _failed(error: Exception) -> dict[str, Any]:
+def _failed(error: Exception) -> dict[str, object]:
     reason = f"failed: {error or type(error).__name__}"
     return {**dict.fromkeys(MEASURES), "converged": False, "stop reason": reason}
 
@@ -190,7 +190,7 @@ def _log_prior(fit: Fit) -> float:
         return float(plan.prior.log_prob(fit.params))
 
 
-def _column_names(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...] | None:
+def _column_names(args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[str, ...] | None:
     """Names of the columns of the first table among the arguments."""
     for value in (*args, *kwargs.values()):
         if isinstance(value, pd.DataFrame):
@@ -204,7 +204,7 @@ def _measures(table: pd.DataFrame) -> str:
     """The first block of the report: how well, how long, and how it ended."""
     shown = table[list(MEASURES)].copy()
     shown["ended"] = [str(reason).split(":")[0] for reason in table["stop reason"]]
-    formats: dict[str, Any] = {
+    formats: dict[str, Callable[[float], str]] = {
         "log likelihood": "{:.4f}".format,
         "log posterior": "{:.4f}".format,
         "seconds": "{:.3f}".format,
@@ -215,7 +215,7 @@ def _measures(table: pd.DataFrame) -> str:
     return shown.to_string(line_width=WIDTH) + "\n"
 
 
-def _shown(value: Any, show: Any) -> str:
+def _shown(value: float, show: Callable[[float], str]) -> str:
     return "-" if pd.isna(value) else str(show(value))
 
 

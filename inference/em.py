@@ -2,49 +2,38 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 import time
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
-from ember.inference.initialisation.starting_params import (
-    Init,
-    check_params,
-    has_states,
-    start_kinds,
-    starting_params,
-)
-from ember.inference.inputs.arguments import Model, prepare
-from ember.inference.inputs.options import (
-    OBJECTIVES,
-    check_choice,
-    check_em_options,
-)
+from ember.inference.initialisation.given_params import check_params
+from ember.inference.initialisation.starting_params import Init, starting_params
+from ember.inference.inputs.arguments import Model
+from ember.inference.inputs.options import check_em_options
 from ember.inference.inputs.shelter import sheltered
-from ember.inference.iteration.annealing import annealed
-from ember.inference.iteration.checks import check_local_parameters, check_rows, warn_of_cuts
-from ember.inference.iteration.convergence import Monitor, Movement, StopReason
-from ember.inference.iteration.loop import Loop, expectation
-from ember.inference.iteration.restarts.restarts import GIVEN, Start, best_of
+from ember.inference.iteration.acceleration.em_map import EMMap
+from ember.inference.iteration.acceleration.schemes import SCHEMES
+from ember.inference.iteration.checks import check_rows
+from ember.inference.iteration.convergence import Monitor, StopReason
+from ember.inference.iteration.kept_plan import KeptPlan, ReadingOptions, data_of
+from ember.inference.iteration.loop import Loop
+from ember.inference.iteration.progress import progress_bar
+from ember.inference.iteration.restarts.restarts import best_of
+from ember.inference.iteration.restarts.starting_points import starting_points
 from ember.inference.iteration.run import Run
 from ember.inference.iteration.split_merge import check_mixture, split_and_merge
-from ember.inference.maximisation.degeneracy import Degenerate
+from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.maximisation.m_step import MStep
-from ember.inference.maximisation.updates import check_settable
 from ember.inference.numerics.log_space import IMPOSSIBLE
-from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.queries.relabelling import in_canonical_order
-from ember.inference.reading.fingerprint import fingerprint
-from ember.inference.reading.model_errors import unevaluated
 from ember.inference.reports.explanation import Explanation, explain
 
 __all__ = ["EM"]
@@ -167,17 +156,13 @@ class EM:
         self.assignment, self.escape = assignment, escape
         self.accelerate, self.tol, self.max_iter = accelerate, tol, max_iter
         self.seed, self.progress = seed, progress
-        self._latest: tuple[Any, Plan] | None = None
+        self._kept = KeptPlan()
 
     @property
     def name(self) -> str:
         """How tables and pictures call this method."""
         mode = ", unconstrained" if self.mode == "unconstrained" else ""
         return f"EM ({self.objective.upper()}{mode})"
-
-    @property
-    def _hard(self) -> bool:
-        return self.assignment == "hard"
 
     # -- the four steps -----------------------------------------------------------------------
 
@@ -188,12 +173,12 @@ class EM:
         again to see whether it, or its data, have changed, which pays where data are large.
         """
         with sheltered(self.seed, (args, kwargs)):
-            return self._read(args, kwargs)
+            return self._options.read(args, kwargs)
 
     def initialise(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Starting parameters for the model's arguments: site name to constrained tensor."""
-        with sheltered(self.seed, _data(args, kwargs)):
-            return starting_params(self._kept(args, kwargs), self.init)
+        with sheltered(self.seed, data_of(args, kwargs)):
+            return starting_params(self._kept.plan_for(self._options, args, kwargs), self.init)
 
     def e_step(self, params: Mapping[str, Any], *args: Any, **kwargs: Any) -> Statistics:
         """Expected sufficient statistics and log likelihood of data at ``params``.
@@ -208,13 +193,15 @@ class EM:
                 f"e_step takes params first, as a dict, not {type(params).__name__}; then the "
                 "model's own arguments."
             )
-        with sheltered(self.seed, _data(args, kwargs)):
-            plan = self._kept(args, kwargs)
-            found = expectation(plan, self._hard)(check_params(plan, params))
-            found = dataclasses.replace(found, m_step=MStep.of(plan))
-        if found.log_likelihood <= 0.1 * IMPOSSIBLE:  # minus infinity in all but name
-            return dataclasses.replace(found, log_likelihood=-math.inf)
-        return found
+        with sheltered(self.seed, data_of(args, kwargs)):
+            plan = self._kept.plan_for(self._options, args, kwargs)
+            statistics = LogEvidence.of(plan).statistics(
+                check_params(plan, params), maximum=self._classification
+            )
+            statistics = dataclasses.replace(statistics, m_step=MStep.of(plan))
+        if statistics.log_likelihood <= 0.1 * IMPOSSIBLE:  # minus infinity in all but name
+            return dataclasses.replace(statistics, log_likelihood=-math.inf)
+        return statistics
 
     def m_step(self, stats: Statistics) -> dict[str, Tensor]:
         """Parameters that maximise the expected log joint (with the prior, for MAP).
@@ -238,12 +225,9 @@ class EM:
 
     def converged(self, history: Sequence[Statistics]) -> bool:
         """Whether plain EM steps have settled, judged by the results of all E-steps so far."""
-        monitor, reason, previous = Monitor(self.tol), None, 0.0
-        for before, after in itertools.pairwise(history):
-            length = Coordinates.distance(before.params, after.params)
-            movement = Movement(previous, length, after.objective - before.objective)
-            reason, previous = monitor.check(after.objective, movement), length
-        return reason is not None
+        if self._stopping_rule is None or not history:
+            return False
+        return self._stopping_rule(Trajectory.through(history)) is not None
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -257,131 +241,83 @@ class EM:
         """
         began = time.perf_counter()
         with sheltered(self.seed, (args, kwargs)):
-            best, misread = self._fit(self._read(args, kwargs), began), set[str]()
+            run, misread = self._fit(self._options.read(args, kwargs), began), set[str]()
             try:
                 # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
-                while found := best.plan.misread_sites(best.params):
-                    if best.stop is StopReason.INTERRUPTED:
+                while sites := run.plan.misread_sites(run.params):
+                    if run.stop is StopReason.INTERRUPTED:
                         break
-                    misread.update(found)
-                    best = self._fit(self._read(args, kwargs, misread), began)
+                    misread.update(sites)
+                    run = self._fit(self._options.read(args, kwargs, misread), began)
                 if misread:  # single steps need not find out again
-                    self._keep(best.plan)
-                self._put_in_order(best)
+                    self._kept.keep(run.plan, self._options)
+                run = self._in_order(run)
             except KeyboardInterrupt:
-                best.stop = StopReason.INTERRUPTED
-        fit = Fit.of(best).with_names(args, kwargs)
-        fit.seconds = time.perf_counter() - began
+                run = dataclasses.replace(run, stop=StopReason.INTERRUPTED)
+        fit = Fit.of(run).with_names(args, kwargs)
         if fit.warning:
             warnings.warn(fit.warning, RuntimeWarning, stacklevel=2)
-        return fit
+        return dataclasses.replace(fit, seconds=time.perf_counter() - began)
 
     def _fit(self, plan: Plan, began: float) -> Run:
-        """The best fit from all starts under one plan."""
+        """The best run from all starts under one plan."""
         check_rows(plan)
         if self.escape:
             check_mixture(plan)
-        run = functools.partial(self._run, plan, began)
-        close, hard = REACHED * (self.tol or TOLERANCE), self._hard
+        close = REACHED * (self.tol or TOLERANCE)
+        run = functools.partial(self._run, plan)
         best = best_of(
-            plan, self._starts(plan), run, self.max_iter, close, began,
-            maximum=hard, jumps=self.accelerate is not None and not hard,
-        )  # fmt: skip
+            plan,
+            starting_points(plan, self.init, self.restarts, self.anneal),
+            run,
+            self.max_iter,
+            close,
+            began,
+            self._classification,
+            accelerate=self.accelerate is not None and not self._classification,
+        )
         if self.escape and best.converged:
-            best = split_and_merge(plan, best, run, close)
-        best.evaluations += len(self.anneal)
-        return best
+            best = split_and_merge(plan, best, lambda start: run(Trajectory(start, began)), close)
+        return dataclasses.replace(best, evaluations=best.evaluations + len(self.anneal))
 
-    def _put_in_order(self, best: Run) -> None:
-        """Numbers the states by their share of the data, unless their numbers have a meaning."""
+    def _run(self, plan: Plan, way: Trajectory, limit: int | None = None) -> Run:
+        """The run from one start."""
+        limit = self.max_iter if limit is None else limit
+        with progress_bar(self.progress, limit, self.name) as tick:
+            loop = Loop(
+                plan,
+                EMMap.of(plan, self._classification),
+                self._stopping_rule,
+                SCHEMES[None if self._classification else self.accelerate],
+                on_step=lambda way: tick(way.history[-1]),
+                method=self.name,
+            )
+            return loop(way, limit)
+
+    @property
+    def _classification(self) -> bool:
+        return self.assignment == "hard"
+
+    @property
+    def _stopping_rule(self) -> Monitor | None:
+        """When to stop; with a tolerance of zero all iterations are made."""
+        return Monitor(self.tol) if self.tol else None
+
+    def _in_order(self, run: Run) -> Run:
+        """States numbered by their share of the data, unless their numbers have a meaning."""
         # A warning may name a component by its number, which must then stay.
-        named = best.warning and best.stop is not StopReason.MAX_ITER
-        if isinstance(self.init, str) and not named:
-            best.params = in_canonical_order(best.plan, best.params)
+        named = run.warning and run.stop is not StopReason.MAX_ITER
+        if not isinstance(self.init, str) or named:
+            return run
+        return dataclasses.replace(run, params=in_canonical_order(run.plan, run.params))
+
+    # -- the plan -------------------------------------------------------------------------------
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """The plan for these arguments, as a table: role, plates and update of every site."""
-        with sheltered(self.seed, _data(args, kwargs)):
-            return explain(self._kept(args, kwargs))
-
-    def _read(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], misread: Collection[str] = ()
-    ) -> Plan:
-        """The plan for these arguments, read from the model as it is now."""
-        check_choice("objective", self.objective, OBJECTIVES)
-        arguments = prepare(args, kwargs)
-        plan = build_plan(
-            self.model, arguments, self.objective, self.integrate, misread=misread,
-            unconstrained=self.mode == "unconstrained",
-        )  # fmt: skip
-        LogEvidence.of(plan)  # says now if its latents cannot be summed out
-        check_local_parameters(plan, self.integrate)
-        check_settable(plan)
-        warn_of_cuts(plan, 4)
-        return plan
-
-    def _kept(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
-        """A given plan, or the latest one as long as the model says what it said then."""
-        if len(args) == 1 and isinstance(args[0], Plan) and not kwargs:
-            return self._checked(args[0])
-        if self._latest is not None:
-            (before, mark), plan = self._latest
-            model, *options = self._options
-            same = before[0] is model and [*before[1:]] == options
-            now = dataclasses.replace(plan.structure, arguments=prepare(args, kwargs))
-            if same and mark is not None and fingerprint(now) == mark:
-                return plan
-        plan = self._read(args, kwargs)
-        self._keep(plan)
-        return plan
-
-    def _keep(self, plan: Plan) -> None:
-        self._latest = (self._options, fingerprint(plan.structure)), plan
+        with sheltered(self.seed, data_of(args, kwargs)):
+            return explain(self._kept.plan_for(self._options, args, kwargs))
 
     @property
-    def _options(self) -> tuple[Any, ...]:
-        """What a plan depends on, the model's own arguments aside."""
-        return self.model, self.objective, dict(self.integrate)
-
-    def _checked(self, plan: Plan) -> Plan:
-        if plan.structure.model is self.model and plan.objective == self.objective:
-            return plan
-        raise ValueError(
-            "the plan was read for another model or objective than this EM has; make it anew with "
-            "em.plan(...)."
-        )
-
-    def _starts(self, plan: Plan) -> list[Start]:
-        """The chosen start, then others; those that degenerate or fail at once drop."""
-        starts: list[Start] = []
-        failures: list[str] = []
-        for wish in start_kinds(self.init, self.restarts, bool(plan.chains)):
-            kind = wish if isinstance(wish, str) else GIVEN
-            try:
-                # Starts of one kind should differ, and all kinds are one where states do not.
-                varied = any(start.kind == kind or not has_states(plan) for start in starts)
-                params = starting_params(plan, wish, varied)
-                starts.append(Start(kind, annealed(plan, params, self.anneal)))
-            except Degenerate as error:
-                failures.append(str(error))
-            except (RuntimeError, ArithmeticError) as error:
-                if callable(wish):  # it may be at fault itself
-                    raise
-                failures.append(unevaluated(self.model, error))
-        if not starts:
-            raise ValueError(f"no start is possible: {failures[0]}")
-        return starts
-
-    def _run(
-        self, plan: Plan, began: float, params: dict[str, Tensor], limit: int | None = None
-    ) -> Run:
-        """The run from one start."""
-        loop = Loop(plan, self.name, self._hard, self.accelerate, self.tol, self.progress, began)
-        return loop(params, self.max_iter if limit is None else limit)
-
-
-def _data(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What the arguments hold, or what those hold that a plan was read for."""
-    if args and isinstance(args[0], Plan):
-        return tuple(args[0].structure.arguments)
-    return args, kwargs
+    def _options(self) -> ReadingOptions:
+        return ReadingOptions(self.model, self.objective, self.mode, dict(self.integrate))

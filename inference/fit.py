@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,26 +12,25 @@ import pandas as pd
 import pyro.distributions as dist
 import torch
 from matplotlib.figure import Figure
-from pyro import validation_enabled
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
-from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.arguments import Arguments
 from ember.inference.inputs.options import check_count
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.run import Run
-from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.queries import criteria, forecasting, imputation, prediction, relabelling
 from ember.inference.queries.deterministic import deterministic_values
 from ember.inference.queries.impossible import warn_if_impossible
+from ember.inference.queries.new_data import argument_names, plan_for
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
 
 __all__ = ["Fit"]
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Fit(Run):
     """A fitted model.
 
@@ -111,7 +109,7 @@ class Fit(Run):
         with sheltered(data=self._data):
             return deterministic_values(self.plan.structure, self.params)
 
-    def posterior(self, name: str, *args: Any, **kwargs: Any) -> dist.Categorical:
+    def posterior(self, name: str, *args: object, **kwargs: object) -> dist.Categorical:
         """Posterior of a discrete latent site given the data and the estimates.
 
         Args:
@@ -136,7 +134,7 @@ class Fit(Run):
             valid = False if probs.isnan().any() else None
             return dist.Categorical(probs=probs, validate_args=valid)
 
-    def posterior_pairs(self, name: str, *args: Any, **kwargs: Any) -> Tensor:
+    def posterior_pairs(self, name: str, *args: object, **kwargs: object) -> Tensor:
         """Posterior of each two neighbouring states of a chain given the data and the estimates.
 
         Args:
@@ -160,7 +158,7 @@ class Fit(Run):
             warn_if_impossible(plan, self.params, pairs)
             return pairs
 
-    def forecast(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def forecast(self, name: str, *args: object, **kwargs: object) -> Any:
         r"""One-step-ahead distributions of a chain: of its state, or of its data.
 
         Entry ``t`` is the distribution of step ``t`` given all data before it; the last entry is
@@ -196,7 +194,7 @@ class Fit(Run):
             warn_if_impossible(plan, self.params, states.probs)
             return ahead
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, *args: object, **kwargs: object) -> Any:
         """The most probable joint value of the latent sites (for a chain: the Viterbi path).
 
         Args:
@@ -217,7 +215,7 @@ class Fit(Run):
             warn_if_impossible(plan, self.params, values)
             return values
 
-    def log_prob(self, *args: Any, **kwargs: Any) -> Tensor:
+    def log_prob(self, *args: object, **kwargs: object) -> Tensor:
         """Log likelihood of each row, ``(N,)``, latents integrated out, weights left aside.
 
         Rows are those of the innermost plate that all data have in common; a model without such a
@@ -228,7 +226,7 @@ class Fit(Run):
             return LogEvidence.of(self.plan_for(args, kwargs)).rows(self.params)
 
     def impute(
-        self, *args: Any, draws: int | None = None, seed: int | None = None, **kwargs: Any
+        self, *args: object, draws: int | None = None, seed: int | None = None, **kwargs: object
     ) -> Any:
         """The data with their missing entries (NaN) filled in, given the observed ones of the row.
 
@@ -299,24 +297,12 @@ class Fit(Run):
             return draws
 
     @property
-    def _data(self) -> Any:
+    def _data(self) -> Arguments:
         return self.plan.structure.arguments
 
-    def plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
+    def plan_for(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Plan:
         """The plan for other data, the remaining arguments as in the fit."""
-        if not args and not kwargs:
-            return self.plan
-        model, old = self.plan.structure.model, self.plan.structure.arguments
-        names = list(_signature(model))[: len(args)]
-        rows = self.plan.sizes[self.plan.row] if self.plan.row else -1
-        stay = old.args[len(args) :]
-        others = {n: v for n, v in old.kwargs.items() if n not in names}
-        if args and all(_length(value) != rows for value in stay):
-            others = _without_rows(model, others, rows)
-        new = prepare((*args, *stay), {**others, **kwargs})
-        with validation_enabled(False):  # a single new row is enough where parameters are known
-            misread = self.plan.opaque.misread
-            return build_plan(model, new, "mle", start=self.params, misread=misread)
+        return plan_for(self.plan, self.params, args, kwargs)
 
     def relabel(self, order: Sequence[int] | str | None = None, latent: str | None = None) -> Fit:
         """The same fit with the states of a latent site renumbered.
@@ -375,9 +361,9 @@ class Fit(Run):
 
     def argument_names(self) -> list[str]:
         """The names of the model's arguments in their order, as far as they can be known."""
-        return list(_signature(self.plan.structure.model))
+        return argument_names(self.plan.structure.model)
 
-    def with_names(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Fit:
+    def with_names(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Fit:
         """The same fit, knowing the names of columns in the arguments as the user gave them."""
         named = [*zip(self.argument_names(), args, strict=False), *kwargs.items()]
         columns = naming.column_names(self.plan, dict(named))
@@ -393,33 +379,3 @@ class Fit(Run):
 def _fresh(seed: int | None) -> int:
     """The seed, or a new one at each call from torch's global random state."""
     return int(torch.randint(2**31, ())) if seed is None else seed
-
-
-def _signature(model: Any) -> Mapping[str, inspect.Parameter]:
-    """The model's arguments in their order, as far as they can be known."""
-    try:
-        return inspect.signature(model).parameters
-    except (TypeError, ValueError):
-        return {}
-
-
-def _without_rows(model: Any, kwargs: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Keyword arguments that can go with new data: weights of the old rows cannot.
-
-    Unless something that the model requires stays too and has these rows, as a design does.
-    """
-    parameters = _signature(model).items()
-    optional = {name for name, p in parameters if p.default is not inspect.Parameter.empty}
-    if any(_length(value) == rows for name, value in kwargs.items() if name not in optional):
-        return dict(kwargs)
-    return {
-        name: value
-        for name, value in kwargs.items()
-        if not (name in optional and _length(value) == rows)
-    }
-
-
-def _length(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return len(value) if value.dim() else -1
-    return len(value) if isinstance(value, (list, tuple)) else -1

@@ -3,9 +3,9 @@
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ember.inference.em import EM
 from ember.inference.fit import Fit
-from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.arguments import Model, prepare
 from ember.inference.inputs.options import check_choice
 from ember.inference.iteration.progress import progress_bar
 from ember.inference.plan.plan import Plan
@@ -57,7 +57,7 @@ class Selection:
     table: pd.DataFrame
     fits: dict[int, Fit]
     best: Fit
-    options: dict[str, Any]
+    options: dict[str, object]
     criterion: str
 
     def __str__(self) -> str:
@@ -73,8 +73,7 @@ class Selection:
         figure = Picture(figsize=(4.5 * len(shown), 3.8), layout="constrained")
         panels = np.atleast_1d(figure.subplots(1, len(shown)))
         for axes, criterion in zip(panels, shown, strict=True):
-            groups: Any = self.table.groupby(others, sort=False) if others else [("", self.table)]
-            for label, group in groups:
+            for label, group in self._lines(others):
                 text = ", ".join(map(str, label)) if isinstance(label, tuple) else str(label)
                 axes.plot(group[first].map(str), group[criterion], marker="o", label=text or None)
             better = "larger is better" if criterion == "held_out" else "smaller is better"
@@ -83,15 +82,19 @@ class Selection:
                 axes.legend(title=", ".join(others), frameon=False)
         return figure
 
+    def _lines(self, options: list[str]) -> Iterable[tuple[object, pd.DataFrame]]:
+        """The rows of the table for each combination of some options."""
+        return self.table.groupby(options, sort=False) if options else [("", self.table)]
+
 
 def select(
-    model: Callable[..., Any],
-    *args: Any,
+    model: Model,
+    *args: object,
     criterion: str = "bic",
     folds: int = 0,
     progress: bool = False,
     em: Mapping[str, Any] | None = None,
-    **options: Any,
+    **options: object,
 ) -> Selection:
     """Fits a model with every combination of some options and keeps the best.
 
@@ -134,18 +137,18 @@ def select(
         )
     cells = [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
     method = EM(model, **{**(em or {}), "progress": False})
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     fits: dict[int, Fit] = {}
     with progress_bar(progress, len(cells), "select") as tick:
         for i, cell in enumerate(cells):
-            row: dict[str, Any] = dict(cell)
+            measures: dict[str, float] = {}
             try:
                 fits[i], measures = _fit_cell(method, args, {**fixed, **cell}, folds)
-                row.update(measures, converged=fits[i].converged, error="")
+                outcome = {"converged": fits[i].converged, "error": ""}
             except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-                row.update(converged=False, error=str(error))
-            rows.append(row)
-            tick(row.get("log_likelihood", math.nan))
+                outcome = {"converged": False, "error": str(error)}
+            rows.append({**cell, **measures, **outcome})
+            tick(measures.get("log_likelihood", math.nan))
     if not fits:
         raise ValueError(f"every combination failed; the first said: {rows[0]['error']}")
     others = [column for column in COLUMNS if column != criterion]
@@ -155,12 +158,12 @@ def select(
     return Selection(table, fits, fits[best], cells[best], criterion)
 
 
-def _is_sweep(value: Any) -> bool:
+def _is_sweep(value: object) -> TypeGuard[Iterable[object]]:
     return isinstance(value, Iterable) and not isinstance(value, (str, Tensor, np.ndarray, Mapping))
 
 
 def _fit_cell(
-    method: EM, args: tuple[Any, ...], options: Mapping[str, Any], folds: int
+    method: EM, args: tuple[object, ...], options: Mapping[str, object], folds: int
 ) -> tuple[Fit, dict[str, float]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the table says what they say
@@ -185,18 +188,19 @@ def criteria(fit: Fit) -> dict[str, float]:
     }
 
 
-def _held_out(method: EM, args: tuple[Any, ...], options: Mapping[str, Any], folds: int) -> float:
+def _held_out(
+    method: EM, args: tuple[object, ...], options: Mapping[str, object], folds: int
+) -> float:
     """Mean log likelihood of a row under the model fitted without its fold."""
     given = prepare(args, options)
-    data: Sequence[Any] = given.args
-    rows = len(data[0])
+    rows = _row_count(given.args)
     fold = torch.arange(rows) % folds
     fold = fold[torch.randperm(rows, generator=torch.Generator().manual_seed(method.seed or 0))]
     total = 0.0
     for i in range(folds):
         inside, outside = (
             (
-                [_some(v, mask) for v in data],
+                [_some(v, mask) for v in given.args],
                 {name: _some(v, mask) for name, v in given.kwargs.items()},
             )
             for mask in (fold != i, fold == i)
@@ -205,6 +209,11 @@ def _held_out(method: EM, args: tuple[Any, ...], options: Mapping[str, Any], fol
             method.fit(*inside[0], **inside[1]).log_prob(*outside[0], **outside[1]).sum()
         )
     return total / rows
+
+
+def _row_count(args: tuple[object, ...]) -> int:
+    """How many rows the data have, which come first."""
+    return len(cast(Sized, args[0]))
 
 
 def _some(value: object, mask: Tensor) -> object:
@@ -219,8 +228,7 @@ def _check_rows(plan: Plan, folds: int) -> None:
     if not (plan.chains or plan.structure.steps):
         return
     row = plan.row_plate()
-    data = plan.structure.arguments.args[0]
-    if row is None or row[1] != len(data):
+    if row is None or row[1] != _row_count(plan.structure.arguments.args):
         raise ValueError(
             "a held-out score leaves whole sequences out, but there is a single one: leave folds "
             "out and choose by criterion='bic', or pass several sequences, x of shape (S, T)."

@@ -1,11 +1,11 @@
 """The same models through Pyro's stochastic variational inference, for comparison with EM."""
 
 import copy
+import dataclasses
 import math
 import time
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import pyro
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
 from ember.inference.initialisation.starting_params import Init, starting_params
-from ember.inference.inputs.arguments import Model, prepare
+from ember.inference.inputs.arguments import Arguments, Model, prepare
 from ember.inference.inputs.options import check_svi_options
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.checks import check_rows, warn_of_cuts
@@ -25,7 +25,7 @@ from ember.inference.iteration.progress import progress_bar
 from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
-from ember.inference.variational.elbo import NonFiniteLoss, PlanELBO
+from ember.inference.variational.elbo import GuideFunction, NonFiniteLoss, PlanELBO
 from ember.inference.variational.guides import (
     Guide,
     LearntGuide,
@@ -35,7 +35,8 @@ from ember.inference.variational.guides import (
     point_estimate,
 )
 from ember.inference.variational.interior import moved_inside
-from ember.inference.variational.step_sizes import ScaledAdam, curvatures, natural_lengths
+from ember.inference.variational.param_store import declare, learnt, restore
+from ember.inference.variational.step_sizes import ScaledAdam, lengths_by_name
 
 __all__ = ["SVI"]
 
@@ -120,7 +121,7 @@ class SVI:
         """How tables and pictures call this method."""
         return f"SVI ({guide_name(self.guide)})"
 
-    def fit(self, *args: Any, **kwargs: Any) -> Fit:
+    def fit(self, *args: object, **kwargs: object) -> Fit:
         """Takes all steps on the model's own arguments, from the start that ``init`` names.
 
         Returns:
@@ -139,16 +140,21 @@ class SVI:
             if isinstance(model, torch.nn.Module):
                 model = copy.deepcopy(model).double()  # training must not touch the user's own
             fit, misread = self._attempt(model, args, kwargs, began), set[str]()
-            # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
-            while found := fit.plan.misread_sites(fit.params):
-                misread.update(found)
+            # A model that branches where no probe was has been misread: fit it again.
+            while wrong := fit.plan.misread_sites(fit.params):
+                misread.update(wrong)
                 pyro.get_param_store().clear()
                 fit = self._attempt(model, args, kwargs, began, misread)
-        fit.seconds = time.perf_counter() - began
-        return fit.with_names(args, kwargs)
+        fit = fit.with_names(args, kwargs)
+        return dataclasses.replace(fit, seconds=time.perf_counter() - began)
 
     def _attempt(
-        self, model: Any, args: Any, kwargs: Any, began: float, misread: Collection[str] = ()
+        self,
+        model: Model,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        began: float,
+        misread: Collection[str] = (),
     ) -> Fit:
         plan = build_plan(model, prepare(args, kwargs), "map", misread=misread)
         check_rows(plan)
@@ -158,9 +164,10 @@ class SVI:
         guide = make_guide(self.guide, plan, start)
         return self._run(plan, guide, start, began)
 
-    def _run(self, plan: Plan, guide: Any, start: Mapping[str, Tensor], began: float) -> Fit:
-        arguments = plan.structure.arguments
-        _store(plan, start)
+    def _run(
+        self, plan: Plan, guide: GuideFunction, start: Mapping[str, Tensor], began: float
+    ) -> Fit:
+        declare(plan.structure.parameters, start)
         elbo = PlanELBO(plan, self.particles)
         optim = copy.deepcopy(self.optim) or self._default_optimiser(plan, guide, start)
         svi = pyro.infer.SVI(
@@ -170,19 +177,29 @@ class SVI:
             loss=elbo.loss,
             loss_and_grads=elbo.loss_and_grads,
         )
+        history, times, reason = self._climb(svi, plan.structure.arguments, began)
+        return self._fit(plan, guide, history, times, reason, elbo.evaluations)
+
+    def _climb(
+        self, svi: pyro.infer.SVI, arguments: Arguments, began: float
+    ) -> tuple[list[float], list[float], StopReason]:
+        """Takes all steps: the bound where each begins and at the end, the times, and why it ended.
+
+        What has been learnt is left in the parameter store, as it was where the bound was finite.
+        """
         history: list[float] = []
         times: list[float] = []
-        reason, good = StopReason.STEPS, _learnt()
+        reason, good = StopReason.STEPS, learnt()
         with progress_bar(self.progress, self.steps, self.name) as tick:
             try:
                 for _ in range(self.steps):
-                    before = _learnt()
+                    before = learnt()
                     # A step reports the bound where it begins.
                     history.append(-svi.step(*arguments.args, **arguments.kwargs))
                     times.append(time.perf_counter() - began)
                     good = before
                     tick(history[-1])
-                last = _learnt()
+                last = learnt()
                 bound = -svi.evaluate_loss(*arguments.args, **arguments.kwargs)
                 if not math.isfinite(bound):
                     raise NonFiniteLoss
@@ -197,13 +214,13 @@ class SVI:
                         "with init={...}, or check the model's supports."
                     ) from error
                 reason = StopReason.NON_FINITE
-        _restore(good)
-        return self._fit(plan, guide, history, times, reason, elbo.evaluations)
+        restore(good)
+        return history, times, reason
 
     def _fit(
         self,
         plan: Plan,
-        guide: Any,
+        guide: GuideFunction,
         history: list[float],
         times: list[float],
         reason: StopReason,
@@ -233,73 +250,10 @@ class SVI:
             guide=LearntGuide(guide, values, plan),
         )
 
-    def _default_optimiser(self, plan: Plan, guide: Any, start: Mapping[str, Tensor]) -> PyroOptim:
+    def _default_optimiser(
+        self, plan: Plan, guide: GuideFunction, start: Mapping[str, Tensor]
+    ) -> PyroOptim:
         rate = LEARNING_RATE if self.learning_rate is None else self.learning_rate
         fixed = {"lr": rate, "lrd": FINAL_RATE ** (1.0 / self.steps)}
-        lengths = _lengths(plan, guide, start)
+        lengths = lengths_by_name(plan, guide, start)
         return PyroOptim(ScaledAdam, lambda name: {**fixed, "length": lengths.get(name, 1.0)})
-
-
-def _lengths(plan: Plan, guide: Any, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Natural lengths by the name of what is optimised: a guide's locations, and model params.
-
-    As a side effect the scales of a normal guide start at what the curvature says of them.
-    """
-    is_delta = isinstance(guide, pyro.infer.autoguide.AutoDelta)
-    curvature = curvatures(plan, start, bijective=not is_delta)
-    length = natural_lengths(plan, curvature)
-    parameters = plan.structure.parameters
-    found = {name: length[name] for name, p in parameters.items() if not p.has_prior}
-    guided = [name for name, p in parameters.items() if p.has_prior]
-    prefix = getattr(guide, "_pyro_name", "")
-    if is_delta:
-        found |= {f"{prefix}.{name}": length[name] for name in guided}
-    elif isinstance(guide, pyro.infer.autoguide.AutoNormal):
-        for name in guided:
-            scale = _scale(getattr(guide.scales, name), curvature[name], length[name])
-            setattr(guide.scales, name, scale)
-            found[f"{prefix}.locs.{name}"] = length[name]
-            found[f"{prefix}.scales.{name}"] = scale.clamp_min(1.0)
-    elif isinstance(guide, pyro.infer.autoguide.AutoContinuous) and hasattr(guide, "loc"):
-        flat = torch.cat([length[name].reshape(-1) for name in guided])
-        found[f"{prefix}.loc"] = flat
-        if isinstance(getattr(guide, "scale", None), Tensor):
-            bends = torch.cat([curvature[name].reshape(-1) for name in guided])
-            guide.scale = _scale(guide.scale, bends, flat)
-            found[f"{prefix}.scale"] = guide.scale.detach().clamp_min(1.0)
-    return found
-
-
-def _scale(default: Tensor, curvature: Tensor, length: Tensor) -> Tensor:
-    """Where the scale of a normal guide starts: what the curvature says, or the default.
-
-    Its unconstrained coordinate is like the logarithm for small scales and like the scale itself
-    for large ones, which is why its natural length is the scale where that is above 1.
-    """
-    known = torch.minimum(curvature**-0.5, length)
-    return torch.where(torch.isfinite(curvature), known, default).detach()
-
-
-def _store(plan: Plan, start: Mapping[str, Tensor]) -> None:
-    """Puts the start of the model's own ``pyro.param`` statements into the parameter store.
-
-    Reading the model has left the values there that it declares.
-    """
-    for name, parameter in plan.structure.parameters.items():
-        if not parameter.has_prior:
-            if name in pyro.get_param_store():
-                del pyro.get_param_store()[name]
-            pyro.param(name, start[name].clone(), constraint=parameter.support)
-
-
-def _learnt() -> dict[str, Tensor]:
-    """A copy of everything in the parameter store, unconstrained."""
-    return {name: value.detach().clone() for name, value in pyro.get_param_store()._params.items()}
-
-
-def _restore(values: Mapping[str, Tensor]) -> None:
-    """Sets the parameters in the store back to a copy made by ``_learnt``."""
-    with torch.no_grad():
-        for name, parameter in pyro.get_param_store()._params.items():
-            if name in values:
-                parameter.copy_(values[name])

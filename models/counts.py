@@ -142,26 +142,13 @@ def count_mixture(
         share = pyro.sample(ZEROS[zeros], dist.Beta(ones, others))
     shape = hyper.above("shape", (components,), HALF_COUNT)
     rate = hyper.above("rate", (components,), lambda: shape / count_mean(x, counts))
+    concentrations = None
     with pyro.plate("components", components):
         rates = pyro.sample("rates", dist.Gamma(shape, rate))
         if overdispersed:
             above = hyper.above("dispersion_shape", (components,), HALF_COUNT)
             below = hyper.above("dispersion_rate", (components,), 0.1)
             concentrations = pyro.sample("concentrations", dist.Gamma(above, below))
-
-    def emission(z: Tensor, occurs: Tensor | None) -> TorchDistribution:
-        mean = select(rates, z, 0)
-        if not overdispersed:
-            if occurs is None:
-                return dist.Poisson(mean)
-            if zeros == "hurdle":
-                return PositivePoisson(mean, occurs)
-            return dist.Poisson(torch.where(occurs > 0, mean, 0.0))
-        concentration = select(concentrations, z, 0)
-        if occurs is None:
-            return GammaPoisson(concentration, concentration / mean)
-        gated = PositiveGammaPoisson if zeros == "hurdle" else GatedGammaPoisson
-        return gated(concentration, concentration / mean, occurs)
 
     with data_plate(len(x), None if frequency is None else counts):
         occurs, shown = None, torch.tensor(True)
@@ -172,4 +159,26 @@ def count_mixture(
             shown = x > 0  # rows without a count say nothing about its component
         with poutine.mask(mask=cast(BoolTensor, shown)):
             z = pyro.sample("assignment", dist.Categorical(weights))
-        pyro.sample("x", emission(z, occurs), obs=x)
+        mean = select(rates, z, 0)
+        if concentrations is None:
+            count = _poisson(mean, occurs, zeros)
+        else:
+            count = _gamma_poisson(mean, select(concentrations, z, 0), occurs, zeros)
+        pyro.sample("x", count, obs=x)
+
+
+def _poisson(mean: Tensor, occurs: Tensor | None, zeros: str | None) -> TorchDistribution:
+    if occurs is None:
+        return dist.Poisson(mean)
+    if zeros == "hurdle":
+        return PositivePoisson(mean, occurs)
+    return dist.Poisson(torch.where(occurs > 0, mean, 0.0))
+
+
+def _gamma_poisson(
+    mean: Tensor, concentration: Tensor, occurs: Tensor | None, zeros: str | None
+) -> TorchDistribution:
+    if occurs is None:
+        return GammaPoisson(concentration, concentration / mean)
+    gated = PositiveGammaPoisson if zeros == "hurdle" else GatedGammaPoisson
+    return gated(concentration, concentration / mean, occurs)

@@ -7,11 +7,12 @@ assignment (N) --------> continuous | counts | binary | nominal_j    (plate "dat
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from ember.models.parts.checks import (
@@ -39,6 +40,9 @@ from ember.models.parts.emissions import (
 )
 from ember.models.parts.plates import data_plate, mixture_weights
 from ember.models.parts.priors import HALF_COUNT, Hyperparameters, Prior, default_variance
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["columns_by_kind", "latent_profile"]
 
@@ -202,14 +206,21 @@ def _with_defaults(hyper: Hyperparameters, **defaults: Tensor) -> Hyperparameter
     return Hyperparameters({**defaults, **hyper.given}, KEYS, hyper.like)
 
 
-def _masked(fn: Any, mask: Tensor) -> Any:
+def _masked(fn: TorchDistributionMixin, mask: Tensor) -> TorchDistributionMixin:
     """A distribution of which some entries of the event are left out."""
     if bool(mask.all()):
         return fn
-    return fn.base_dist.mask(mask).to_event(1) if fn.event_dim else fn.mask(mask)
+    masked: TorchDistributionMixin
+    if isinstance(fn, dist.Independent):
+        masked = fn.base_dist.mask(mask).to_event(1)
+    else:
+        masked = fn.mask(mask)
+    return masked
 
 
-def columns_by_kind(frame: Any, kinds: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+def columns_by_kind(
+    frame: "pd.DataFrame", kinds: Mapping[str, str] | None = None
+) -> dict[str, Tensor]:
     """Sort the columns of a data frame into tensors by kind, for `latent_profile`.
 
     Floats are continuous, integers counts, booleans binary; categories and strings are nominal and
@@ -249,7 +260,7 @@ def columns_by_kind(frame: Any, kinds: Mapping[str, str] | None = None) -> dict[
     return {kind: torch.stack(found, 1) for kind, found in sorted_columns.items() if found}
 
 
-def _kind(name: str, column: Any) -> str:
+def _kind(name: str, column: "pd.Series") -> str:
     letter = getattr(column.dtype, "kind", "O")
     if hasattr(column, "cat") or letter in "OUST":
         return "nominal"

@@ -115,14 +115,16 @@ def hidden_markov_regression(
     check_option(scale, "scale", ("free", "tied"))
     design = _designs(X, y, inside, intercept)
     hyper = Hyperparameters(prior, (*CHAIN_KEYS, *regression_keys("gaussian")), y)
-    seen = inside & ~y.isnan()
+    observed = inside & ~y.isnan()
     with called("y"):
-        check_enough(int(seen.sum()), states, "states")
+        check_enough(int(observed.sum()), states, "states")
 
     plate = pyro.plate("states", states)
     with called("y"):
-        once = step_frequency(frequency, y, seen, y.dim() == 2)
-    emission = stepwise_emission(y[seen], design[seen], design, once, states, scale, hyper, plate)
+        once = step_frequency(frequency, y, observed, y.dim() == 2)
+    emission = stepwise_emission(
+        y[observed], design[observed], design, once, states, scale, hyper, plate
+    )
     y = torch.where(inside, y, 0.0)
     chain(
         y, states, emission, hyper, plate,

@@ -90,7 +90,7 @@ def emission_tomography(
         image (3,)
         counts (2,)
     """
-    counts, seen = _check_counts(counts)
+    counts, observed = _check_counts(counts)
     dtype = parameter_dtype(counts)
     _check_system(system, len(counts))
     system, counts = system.to(counts.device, dtype), counts.to(dtype)
@@ -100,11 +100,13 @@ def emission_tomography(
     pixels = (system.shape[1],)
     hyper = Hyperparameters(prior, ("shape", "rate"), counts)
     shape = hyper.above("shape", pixels, HALF_COUNT)
-    rate = hyper.above("rate", pixels, lambda: shape / _level(counts, system, known, seen))
+    rate = hyper.above("rate", pixels, lambda: shape / _level(counts, system, known, observed))
 
     with pyro.plate("pixels", *pixels):
         image = pyro.sample("image", dist.Gamma(shape, rate))
-    measured = nullcontext() if bool(seen.all()) else poutine.mask(mask=cast(BoolTensor, seen))
+    measured = (
+        nullcontext() if bool(observed.all()) else poutine.mask(mask=cast(BoolTensor, observed))
+    )
     with pyro.plate("rays", len(counts)), measured:
         pyro.sample("counts", dist.Poisson(_project(system, image) + known), obs=counts)
 
@@ -117,12 +119,12 @@ def _project(system: Tensor, image: Tensor) -> Tensor:
     return (system @ columns).T.reshape(*image.shape[:-1], system.shape[0])
 
 
-def _level(counts: Tensor, system: Tensor, background: Tensor, seen: Tensor) -> Tensor:
+def _level(counts: Tensor, system: Tensor, background: Tensor, observed: Tensor) -> Tensor:
     """The intensity of the uniform image with as many counts, half a count at least."""
     reach = _project(system, counts.new_ones(system.shape[1]))
-    own = (counts - background)[seen].sum().clamp_min(0.5)
-    total = reach[seen].sum()
-    return own / torch.where(total > 0, total, 1.0)
+    emitted = (counts - background)[observed].sum().clamp_min(0.5)
+    total = reach[observed].sum()
+    return emitted / torch.where(total > 0, total, 1.0)
 
 
 def _check_counts(counts: object) -> tuple[Tensor, Tensor]:
@@ -141,8 +143,8 @@ def _check_counts(counts: object) -> tuple[Tensor, Tensor]:
         )
     if not len(counts):
         raise ValueError("`counts` is empty: pass at least two rays.")
-    seen = ~counts.isnan()
-    if not bool(seen.any()):
+    observed = ~counts.isnan()
+    if not bool(observed.any()):
         raise ValueError("`counts` is NaN along every ray: nothing was measured.")
     counts = counts.nan_to_num(nan=0.0, posinf=-1.0) if counts.is_floating_point() else counts
     if bool((counts < 0).any()) or (
@@ -153,7 +155,7 @@ def _check_counts(counts: object) -> tuple[Tensor, Tensor]:
             "negative, fractional or infinite values: pass the counts before any correction, which "
             "belongs into `system` and `background`."
         )
-    return counts, seen
+    return counts, observed
 
 
 def _check_system(system: object, rays: int) -> None:

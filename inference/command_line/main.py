@@ -8,15 +8,16 @@ import argparse
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from ember.inference.command_line.model_data import ModelData, UsageError, model_data
 from ember.inference.command_line.output_files import write, write_fit
 from ember.inference.command_line.parser import help_text, parse
 from ember.inference.comparison import Comparison, Method, compare
 from ember.inference.em import EM
+from ember.inference.inputs.arguments import Model
 from ember.inference.inputs.tables import check_path, old_faithful
 from ember.inference.svi import SVI
 
@@ -72,7 +73,7 @@ def _demo(options: argparse.Namespace) -> None:
     _save_picture(comparison, output)
 
 
-def _warm_up(model: Callable[..., Any]) -> None:
+def _warm_up(model: Model) -> None:
     """Short fits that let torch load what it loads on first use: no method should pay for that."""
     rows = old_faithful().iloc[::8]
     EM(model, max_iter=1, seed=0).fit(rows, components=2)
@@ -100,12 +101,12 @@ def _fit(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     model, output, data = _prepared(options, (".png",))
-    common: dict[str, Any] = {"seed": options.seed, "progress": sys.stderr.isatty()}
+    seed, progress = options.seed, sys.stderr.isatty()
     methods: list[Method] = [
-        EM(model, "mle", restarts=options.restarts, **common),
-        EM(model, "map", restarts=options.restarts, **common),
-        SVI(model, "delta", steps=options.steps, **common),
-        SVI(model, "normal", steps=options.steps, **common),
+        EM(model, "mle", restarts=options.restarts, seed=seed, progress=progress),
+        EM(model, "map", restarts=options.restarts, seed=seed, progress=progress),
+        SVI(model, "delta", steps=options.steps, seed=seed, progress=progress),
+        SVI(model, "normal", steps=options.steps, seed=seed, progress=progress),
     ]
     comparison = compare(methods, *data.args, **data.kwargs)
     data.say_notes(_say)
@@ -117,7 +118,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _prepared(
     options: argparse.Namespace, suffixes: Sequence[str]
-) -> tuple[Callable[..., Any], Path | None, ModelData]:
+) -> tuple[Model, Path | None, ModelData]:
     """The model, where the result goes, and the data: all that can be wrong before any work."""
     check_path(options.data)
     model = _model(options.model)
@@ -128,14 +129,14 @@ def _prepared(
 
 
 # -- what the user names ------------------------------------------------------------------------
-def _model(name: str) -> Callable[..., Any]:
+def _model(name: str) -> Model:
     if ":" in name:
         path, _, function = name.rpartition(":")
         return _function(_module(Path(path)), function, path)
     return _named_model(name)
 
 
-def _named_model(name: str) -> Callable[..., Any]:
+def _named_model(name: str) -> Model:
     models = importlib.import_module(MODELS)
     known = sorted(models.__all__)
     if name not in known:
@@ -143,11 +144,11 @@ def _named_model(name: str) -> Callable[..., Any]:
             f"there is no model '{name}'; choose one of {', '.join(known)}, or give a function of "
             "your own as path/to/file.py:function."
         )
-    model: Callable[..., Any] = getattr(models, name)
+    model: Model = getattr(models, name)
     return model
 
 
-def _module(path: Path) -> Any:
+def _module(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"there is no file {path} to take the model from.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -161,11 +162,10 @@ def _module(path: Path) -> Any:
     return module
 
 
-def _function(module: Any, name: str, path: str) -> Callable[..., Any]:
-    found = getattr(module, name, None)
-    if not callable(found):
+def _function(module: ModuleType, name: str, path: str) -> Model:
+    function: Model | None = getattr(module, name, None)
+    if not callable(function):
         raise UsageError(f"{path} has no function '{name}'.")
-    function: Callable[..., Any] = found
     return function
 
 

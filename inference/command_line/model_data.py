@@ -5,11 +5,11 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 import torch
 
+from ember.inference.inputs.arguments import Model
 from ember.inference.inputs.tables import read_raw, select_columns
 
 __all__ = ["ModelData", "UsageError", "model_data"]
@@ -37,12 +37,12 @@ class ModelData:
 
     raw: pd.DataFrame
     columns: tuple[str, ...]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
     labels: Mapping[str, Sequence[str]]
     notes: Sequence[str]
 
-    def say_notes(self, say: Callable[[str], Any]) -> None:
+    def say_notes(self, say: Callable[[str], object]) -> None:
         """Tells how the file was read, once it is known that this led to something."""
         for note in self.notes:
             say(note)
@@ -50,13 +50,13 @@ class ModelData:
     def legend(self) -> str:
         """Which code stands for which label."""
         lines = [
-            f"  {name}: {', '.join(f'{code} = {label}' for code, label in enumerate(found))}"
-            for name, found in self.labels.items()
+            f"  {name}: {', '.join(f'{code} = {label}' for code, label in enumerate(labels))}"
+            for name, labels in self.labels.items()
         ]
         return "\n".join(["Labels", *lines])
 
 
-def model_data(options: argparse.Namespace, model: Callable[..., Any]) -> ModelData:
+def model_data(options: argparse.Namespace, model: Model) -> ModelData:
     """Reads the file, then checks that the model gets all it needs.
 
     Raises:
@@ -70,8 +70,8 @@ def model_data(options: argparse.Namespace, model: Callable[..., Any]) -> ModelD
     beside = [name for name in (options.response, options.frequency) if name is not None]
     if columns is not None:
         columns += [name for name in beside if name not in columns]
-    own = ":" in options.model  # a model of the user's own may be one of categories
-    categories = options.model in CATEGORIES or (own and columns is not None)
+    from_file = ":" in options.model  # such a model may be one of categories
+    categories = options.model in CATEGORIES or (from_file and columns is not None)
     table = select_columns(raw, options.data, columns, notes.append, categories)
     labels = table.attrs["labels"]
     if options.model in YES_OR_NO:
@@ -80,12 +80,12 @@ def model_data(options: argparse.Namespace, model: Callable[..., Any]) -> ModelD
         column = _taken(table, options.frequency, "--frequency", labels)
         kwargs["frequency"] = torch.from_numpy(column.to_numpy(copy=True))
     if options.response is not None:
-        args: tuple[Any, ...] = (_taken(table, options.response, "--response", labels), table)
+        args: tuple[object, ...] = (_taken(table, options.response, "--response", labels), table)
     elif options.model in VECTORS and table.shape[1] == 1:
         args = (table.iloc[:, 0],)
     else:
         args = (table,)
-    used = {name: found for name, found in labels.items() if name in table}
+    used = {name: levels for name, levels in labels.items() if name in table}
     return ModelData(raw, tuple(map(str, table.columns)), args, kwargs, used, notes)
 
 
@@ -93,7 +93,7 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def _keywords(options: argparse.Namespace, model: Callable[..., Any]) -> dict[str, Any]:
+def _keywords(options: argparse.Namespace, model: Model) -> dict[str, object]:
     """The model's keyword arguments, checked against its signature."""
     kwargs = dict(_option(text) for text in options.option)
     parameters = inspect.signature(model).parameters
@@ -132,7 +132,7 @@ def _give(name: str) -> str:
     return "--response COLUMN" if name == "X" else f"--option {name}=..."
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _option(text: str) -> tuple[str, object]:
     """``key=value``, the value read as JSON where it is JSON, else as a word."""
     key, equals, value = text.partition("=")
     if not key or not equals:
@@ -156,9 +156,9 @@ def _taken(
 
 
 def _check_two(labels: Mapping[str, Sequence[str]], model: str) -> None:
-    for name, found in labels.items():
-        if len(found) > 2:
+    for name, levels in labels.items():
+        if len(levels) > 2:
             raise UsageError(
-                f"column '{name}' has {len(found)} labels, but {model} takes yes-or-no items; "
+                f"column '{name}' has {len(levels)} labels, but {model} takes yes-or-no items; "
                 "use categorical_mixture, or choose other columns."
             )

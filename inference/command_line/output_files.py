@@ -3,9 +3,9 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ember.inference.command_line.model_data import ModelData, UsageError
@@ -36,7 +36,7 @@ def write_fit(fit: Fit, data: ModelData, path: Path) -> None:
             write(path, lambda: rows.to_csv(path, index=False))
 
 
-def write(path: Path, save: Callable[[], Any]) -> None:
+def write(path: Path, save: Callable[[], object]) -> None:
     """Runs what saves a file.
 
     Raises:
@@ -66,13 +66,13 @@ def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
         probs = fit.posterior(name).probs
         if values.shape != (len(table),) or probs.dim() != 2:
             continue
-        own = name
-        while own in table.columns:
-            own += "_"
+        column = name
+        while column in table.columns:
+            column += "_"
         whole = bool(values.isfinite().all()) and not bool((values % 1).any())
-        out[own] = (values.long() if whole else values).numpy()
+        out[column] = (values.long() if whole else values).numpy()
         for state in range(probs.shape[1]):
-            out[f"{own}_probability_{state}"] = probs[:, state].numpy()
+            out[f"{column}_probability_{state}"] = probs[:, state].numpy()
     if len(out.columns) == len(table.columns):
         raise UsageError("the model has no latent site with a value for each row of the table.")
     return out
@@ -92,7 +92,7 @@ def _site_name(fit: Fit) -> str:
     return first.rpartition("_")[0] if others else first
 
 
-def _picture(fit: Fit, data: ModelData) -> Any:
+def _picture(fit: Fit, data: ModelData) -> Figure:
     """The fit's own picture; of a model that has none, how its fit went."""
     try:
         return fit.plot()
@@ -100,11 +100,11 @@ def _picture(fit: Fit, data: ModelData) -> Any:
         return draw_fits({fit.method: fit}, {fit.method: fit.params}, data.columns)
 
 
-def _as_json(fit: Fit, data: ModelData) -> dict[str, Any]:
+def _as_json(fit: Fit, data: ModelData) -> dict[str, object]:
     return {
         "method": fit.method,
         "columns": list(data.columns),
-        "labels": {name: list(found) for name, found in data.labels.items()},
+        "labels": {name: list(levels) for name, levels in data.labels.items()},
         "params": {name: value.tolist() for name, value in fit.params.items()},
         "deterministic": {name: value.tolist() for name, value in fit.deterministic.items()},
         "log_likelihood": fit.log_likelihood,

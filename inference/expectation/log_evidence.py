@@ -21,6 +21,7 @@ Reference: Celeux & Govaert (1992), *A classification EM algorithm for clusterin
 versions*, Computational Statistics & Data Analysis 14, 315-332.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -38,6 +39,7 @@ from ember.inference.plan.statistics import Statistics
 __all__ = ["LogEvidence"]
 
 Pooled = dict[TieKey, tuple[TiedFactors, Tensor]]
+STARTS = "0"  # the dim of starts: before all letters, so that it comes first among the plates
 
 
 class LogEvidence:
@@ -45,17 +47,26 @@ class LogEvidence:
 
     Args:
         plan: The plan.
+        starts: For how many parameter values at once: the outermost plate of every factor. Then
+            ``gradients`` alone is of use. None for one value, without such a plate.
 
     Raises:
         ValueError: If the latents cannot be summed out; see ``Contraction``.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.contraction = Contraction(
-            plan.factors, plan.latents(), plan.sizes, list(plan.chains.values())
-        )
-        self.kernel = mixture_kernel(plan.factors, plan.compiled, list(plan.latents()), plan.row)
+    def __init__(self, plan: Plan, starts: int | None = None) -> None:
+        self.plan, self.along = plan, None if starts is None else STARTS
+        factors, sizes, latents = plan.factors, plan.sizes, plan.latents()
+        self.kernel = None
+        if starts is None:
+            self.kernel = mixture_kernel(factors, plan.compiled, list(latents), plan.row)
+        else:
+            factors = tuple(
+                dataclasses.replace(f, dims=(STARTS, *f.dims), plates=f.plates | {STARTS})
+                for f in factors
+            )
+            sizes = {**sizes, STARTS: starts}
+        self.contraction = Contraction(factors, latents, sizes, list(plan.chains.values()))
 
     @staticmethod
     def of(plan: Plan) -> "LogEvidence":
@@ -116,7 +127,7 @@ class LogEvidence:
             with torch.no_grad():
                 exact = plan.residuals.log_probs(near, plan.tied, params)
             smooth = {key: eta for key, eta in natural.items() if key not in near}
-            total, by_tie, by_factor = self._gradients(smooth, {**other, **exact}, temper, maximum)
+            total, by_tie, by_factor = self.gradients(smooth, {**other, **exact}, temper, maximum)
             sums = {
                 key: plan.residuals.sums(tied, params, by_factor)
                 if key in near
@@ -125,33 +136,38 @@ class LogEvidence:
             }
             lost = plan.residuals.lost(sums) - near
             if not lost:
-                return self._statistics(params, total, sums, {n: by_factor[n] for n in other})
+                weights = {name: by_factor[name] for name in other}
+                return self._statistics(params, float(total), sums, weights)
             near = near | lost
 
-    def _gradients(
+    def gradients(
         self,
         natural: Mapping[TieKey, Tensor],
         other: Mapping[str, Tensor],
-        temper: float,
-        maximum: bool,
-    ) -> tuple[float, dict[TieKey, Tensor], dict[str, Tensor]]:
-        """The log evidence, and its gradients by natural parameters and by log probabilities."""
+        temper: float = 1.0,
+        maximum: bool = False,
+    ) -> tuple[Tensor, dict[TieKey, Tensor], dict[str, Tensor]]:
+        """The log evidence, and its gradients by natural parameters and by log probabilities.
+
+        With several starts everything has a leading dim for them, the log evidence too.
+        """
         etas = {key: value.detach().requires_grad_() for key, value in natural.items()}
         log_probs = {name: value.detach().requires_grad_() for name, value in other.items()}
         with torch.enable_grad():
             each = tensors(self.plan, etas, log_probs)
             if temper != 1.0:
                 each = [temper * tensor for tensor in each]
-            total = self.contraction.total(self.contraction(each, maximum)) / temper
+            parts = self.contraction(each, maximum)
+            total = self.contraction.total(parts, along=self.along) / temper
             leaves = [*etas.values(), *log_probs.values()]
-            found = torch.autograd.grad(total, leaves, allow_unused=True)
+            found = torch.autograd.grad(total.sum(), leaves, allow_unused=True)
         gradients = [
             torch.zeros_like(leaf) if g is None else g
             for leaf, g in zip(leaves, found, strict=True)
         ]
         by_tie = dict(zip(etas, gradients[: len(etas)], strict=True))
         by_factor = dict(zip(log_probs, gradients[len(etas) :], strict=True))
-        return float(total.detach()), by_tie, by_factor
+        return total.detach(), by_tie, by_factor
 
     def completed(
         self, params: Params, weights: Mapping[str, Tensor], naive: bool = False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -62,18 +62,18 @@ class TiedFactors(Memo):
 
     def parameter_values(self, params: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The value of each parameter in each cell; a location is relative to the reference."""
-        values = []
-        for i, (parameter, in_order) in enumerate(
-            zip(self.parameters, self._in_order, strict=True)
-        ):
-            rows = parameter.values(params)
-            is_whole = in_order and len(rows) == len(self.cells)
-            values.append(rows if is_whole else rows[self.cells[:, i]])
+        return tuple(self.value(i, params) for i in range(len(self.parameters)))
+
+    def value(self, position: int, params: Mapping[str, Tensor]) -> Tensor:
+        """The value of one parameter in each cell."""
+        rows = self.parameters[position].values(params)
+        if not self._in_order[position] or len(rows) != len(self.cells):
+            rows = rows[self.cells[:, position]]
+        if position > 0:
+            return rows
         if self.frame is not None:
-            values[0] = self.frame.relative(values[0])
-        if self.reference is not None:
-            values[0] = values[0] - self.reference
-        return tuple(values)
+            rows = self.frame.relative(rows)
+        return rows if self.reference is None else rows - self.reference
 
     @functools.cached_property
     def _in_order(self) -> tuple[bool, ...]:
@@ -94,23 +94,24 @@ class TiedFactors(Memo):
 
     def contribution(
         self,
-        family_parameter: int,
+        position: int,
         statistics: Tensor,
         params: Mapping[str, Tensor],
         origin: Tensor | None = None,
     ) -> list[Tensor]:
-        """The canonical coefficients of one family parameter in each cell.
+        """The coefficients of one parameter of the family in each cell; see ``kinds.py``.
 
         Those of a location are of its difference from the ``origin``, one for each cell.
         """
-        values = self.parameter_values(params)
-        coefficients = self.family.contribution(family_parameter, statistics, values)
-        if family_parameter == 0 and origin is not None:
+        values = CellValues(self, params)
+        coefficients = self.family.contribution(position, statistics, values)
+        if position == 0 and origin is not None:
             linear, precision = coefficients
             moved = -origin if self.reference is None else self.reference - origin
             return [linear + self.parameters[0].kind.times(precision, moved), precision]
         return coefficients
 
+    @functools.cached_property
     def resolution(self) -> Tensor | None:
         """The variance of the rounding of each cell's data, for families with location and scale.
 
@@ -138,3 +139,23 @@ def _rows_read(
     inside = (rows >= 0) & (rows < count) & (tied.cells[:, position] >= 0)
     cells = inside.nonzero().reshape(-1)
     return cells, rows[cells]
+
+
+@dataclass(frozen=True, eq=False)
+class CellValues(Sequence[Tensor]):
+    """The values of the parameters in each cell, each computed when it is asked for."""
+
+    tied: TiedFactors
+    params: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.tied.parameters)
+
+    @overload
+    def __getitem__(self, position: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, position: slice) -> tuple[Tensor, ...]: ...
+    def __getitem__(self, position: int | slice) -> Tensor | tuple[Tensor, ...]:
+        if isinstance(position, slice):
+            return self.tied.parameter_values(self.params)[position]
+        return self.tied.value(position, self.params)

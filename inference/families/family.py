@@ -12,6 +12,7 @@ Reference: Barndorff-Nielsen (1978), *Information and Exponential Families*, Wil
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -21,7 +22,7 @@ from ember.inference.families.kinds import Kind
 __all__ = ["Family", "Values"]
 
 
-Values = tuple[Tensor, ...]
+Values = Sequence[Tensor]
 
 
 class Family(ABC):

@@ -36,7 +36,7 @@ class MultivariateNormal(Family):
         log_det = 2.0 * log_diagonal(precision).sum(-1)
         linear = (precision @ m.unsqueeze(-1)).squeeze(-1)
         constant = 0.5 * (log_det - (m * linear).sum(-1) - dim * LOG_2PI)
-        rows, columns, halves = vech_indices(dim)
+        rows, columns, halves = vech_indices(dim, m.device)
         quadratic = halves * precision[..., rows, columns]
         shape = torch.broadcast_shapes(constant.shape, quadratic.shape[:-1])
         return torch.cat(
@@ -49,10 +49,12 @@ class MultivariateNormal(Family):
         )
 
     def contribution(self, position: int, statistics: Tensor, values: Values) -> list[Tensor]:
-        m, precision = values
-        n, s, q = self.moments(statistics, m.shape[-1])
         if position == 0:
+            precision = values[1]
+            n, s, _ = self.moments(statistics, precision.shape[-1])
             return [(precision @ s.unsqueeze(-1)).squeeze(-1), n[:, None, None] * precision]
+        m = values[0]
+        n, s, q = self.moments(statistics, m.shape[-1])
         cross = s.unsqueeze(-1) * m.unsqueeze(-2)
         scatter = q - cross - cross.mT + n[:, None, None] * m.unsqueeze(-1) * m.unsqueeze(-2)
         return [n, scatter]
@@ -63,19 +65,19 @@ class MultivariateNormal(Family):
         cross = s.unsqueeze(-1) * by.unsqueeze(-2)
         square = by.unsqueeze(-1) * by.unsqueeze(-2)
         moved = q + cross + cross.mT + n[:, None, None] * square
-        rows, columns, _ = vech_indices(dim)
+        rows, columns, _ = vech_indices(dim, statistics.device)
         return torch.cat([n[:, None], s + n[:, None] * by, moved[:, rows, columns]], -1)
 
     @staticmethod
     def statistics(x: Tensor) -> Tensor:
         """``T(x)`` of shape ``(..., P)`` with ``P = 1 + D + D(D+1)/2``."""
-        rows, columns, _ = vech_indices(x.shape[-1])
+        rows, columns, _ = vech_indices(x.shape[-1], x.device)
         return torch.cat([torch.ones_like(x[..., :1]), x, x[..., rows] * x[..., columns]], -1)
 
     @staticmethod
     def moments(statistics: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Count ``(C,)``, sum ``(C, D)`` and sum of squares ``(C, D, D)``."""
-        q = statistics[..., 1 + dim + vech_positions(dim)]
+        q = statistics[..., 1 + dim + vech_positions(dim, statistics.device)]
         return statistics[..., 0], statistics[..., 1 : 1 + dim], q
 
 

@@ -52,9 +52,10 @@ class Normal(Family):
 
     def contribution(self, position: int, statistics: Tensor, values: Values) -> list[Tensor]:
         n, s, q = statistics.unbind(-1)
-        m, r = values
         if position == 0:
+            r = values[1]
             return [r * s, r * n]
+        m = values[0]
         scatter = q - 2.0 * m * s + n * m * m
         return [0.5 * n, 0.5 * scatter.clamp_min(0.0)]
 
@@ -76,7 +77,7 @@ class NormalData:
 
     def base(self, x: Tensor) -> Tensor:
         """The logarithm of the derivative of the values."""
-        return -safe_log(x) if self.is_log else torch.zeros(())
+        return -safe_log(x) if self.is_log else x.new_zeros(())
 
 
 @dataclass(frozen=True, eq=False)

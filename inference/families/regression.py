@@ -84,17 +84,17 @@ class Regression(Family):
 
     def natural_parameters(self, *values: Tensor) -> Tensor:
         b, r = values
-        rows, columns, halves = vech_indices(b.shape[-1] + 1)
+        rows, columns, halves = vech_indices(b.shape[-1] + 1, b.device)
         w = torch.cat([-b, torch.ones_like(b[..., :1])], -1)
         quadratic = halves * r.unsqueeze(-1) * w[..., rows] * w[..., columns]
         constant = (0.5 * (safe_log(r) - LOG_2PI)).unsqueeze(-1)
         return torch.cat([constant.expand_as(quadratic[..., :1]), quadratic], -1)
 
     def contribution(self, position: int, statistics: Tensor, values: Values) -> list[Tensor]:
-        b, r = values
+        b = values[0]
         squares = self.products(statistics, b.shape[-1] + 1)
         if position == 0:
-            weight = r[:, None, None]
+            weight = values[1][:, None, None]
             return [(weight * squares)[:, :-1, -1], weight * squares[:, :-1, :-1]]
         w = torch.cat([-b, torch.ones_like(b[..., :1])], -1)
         residual = (w.unsqueeze(-2) @ squares @ w.unsqueeze(-1)).reshape(-1)
@@ -103,18 +103,18 @@ class Regression(Family):
     @staticmethod
     def statistics(u: Tensor) -> Tensor:
         """``T`` of shape ``(..., P)`` with ``P = 1 + (F + 1)(F + 2) / 2``."""
-        rows, columns, _ = vech_indices(u.shape[-1])
+        rows, columns, _ = vech_indices(u.shape[-1], u.device)
         return torch.cat([torch.ones_like(u[..., :1]), u[..., rows] * u[..., columns]], -1)
 
     @staticmethod
     def products(statistics: Tensor, dim: int) -> Tensor:
         """The sum of ``u u'`` of each cell, ``(C, F + 1, F + 1)``."""
-        return statistics[..., 1 + vech_positions(dim)]
+        return statistics[..., 1 + vech_positions(dim, statistics.device)]
 
     @staticmethod
     def turned(statistics: Tensor, turn: Tensor) -> Tensor:
         """Statistics of ``turn @ u`` from those of ``u``, with a matrix for each cell."""
         dim = turn.shape[-1]
-        rows, columns, _ = vech_indices(dim)
+        rows, columns, _ = vech_indices(dim, statistics.device)
         squares = turn @ Regression.products(statistics, dim) @ turn.mT
         return torch.cat([statistics[..., :1], squares[..., rows, columns]], -1)

@@ -13,7 +13,6 @@ References:
 
 import math
 import warnings
-from typing import Any
 
 import numpy as np
 import scipy.spatial.distance
@@ -28,7 +27,7 @@ WARD_ROWS = 2_000  # rows that are agglomerated: time and memory grow with their
 KMEANS_TRIES = 5
 ITERATIONS = 20
 EVENNESS = 5.0  # of randomly cut levels: the concentration of their shares of the rows
-Array = np.ndarray[Any, np.dtype[Any]]
+Array = np.ndarray
 
 
 def cluster(data: Tensor, states: int, how: str, tries: int = 1) -> Tensor:

@@ -1,5 +1,6 @@
 """The data below each latent as rows: what the clusters of a start are made of."""
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:
         value = value.masked_fill(site.missing, 0)
     value = value.expand([plan.sizes[s] if s in site.plates else 1 for s in outer] + list(event))
     shape = value.shape
-    if site.density is not None and type(site.density.base).__name__ == "Categorical":
+    if site.density is not None and isinstance(site.density.base, dist.Categorical):
         # All levels that there are: the steps of a loop, each with a value of its own, are pooled.
         value = torch.nn.functional.one_hot(value.long().clamp_min(0), levels_of(site))
     value = value.to(torch.float64)

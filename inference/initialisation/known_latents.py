@@ -17,14 +17,15 @@ def with_known(plan: Plan, responsibilities: Mapping[str, Tensor]) -> dict[str, 
 
     A start numbers its clusters at will: they are renumbered to agree best with what is known.
     """
-    found = dict(responsibilities)
+    certain = dict(responsibilities)
     owner = {symbol: name for name, symbol in plan.latent_symbols.items()}
     for channel in filter(plan.structure.is_channel, plan.structure.observed):
         names = [owner[s] for s in plan.sites[channel].layout.outer if s in owner]
-        own = [name for name in names if _shows(plan, channel, name)]
-        if len(own) == 1 and own[0] in found:
-            found[own[0]] = _agreeing(plan, channel, own[0], found[own[0]])
-    return found
+        latents = [name for name in names if _shows(plan, channel, name)]
+        if len(latents) == 1 and latents[0] in certain:
+            (latent,) = latents
+            certain[latent] = _agreeing(plan, channel, latent, certain[latent])
+    return certain
 
 
 def _shows(plan: Plan, channel: str, latent: str) -> bool:
@@ -34,17 +35,17 @@ def _shows(plan: Plan, channel: str, latent: str) -> bool:
 
 def _agreeing(plan: Plan, channel: str, latent: str, soft: Tensor) -> Tensor:
     """The responsibilities of one latent, known entries certain."""
-    site, places = plan.sites[channel], plan.places(latent)
-    full = [plan.sizes[s] if s in places else 1 for s in site.layout.outer]
+    site, plates = plan.sites[channel], plan.places(latent)
+    full = [plan.sizes[s] if s in plates else 1 for s in site.layout.outer]
 
-    def over_places(tensor: Tensor) -> Tensor:
+    def over_plates(tensor: Tensor) -> Tensor:
         moved = prepend_dims(tensor, len(full)).expand(full)
-        order = [site.layout.outer.index(s) for s in places]
+        order = [site.layout.outer.index(s) for s in plates]
         rest = [i for i in range(len(full)) if i not in order]
-        return moved.permute(*order, *rest).reshape([plan.sizes[s] for s in places])
+        return moved.permute(*order, *rest).reshape([plan.sizes[s] for s in plates])
 
-    codes = over_places(site.value)
-    known = over_places(torch.ones((), dtype=torch.bool) if site.mask is None else site.mask)
+    codes = over_plates(site.value)
+    known = over_plates(torch.ones((), dtype=torch.bool) if site.mask is None else site.mask)
     exact = torch.nn.functional.one_hot(codes, soft.shape[-1]).to(soft.dtype)
     overlap = exact[known].T @ soft[known]
     order = scipy.optimize.linear_sum_assignment(-overlap.numpy())[1]

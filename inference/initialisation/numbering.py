@@ -17,7 +17,8 @@ from torch import Tensor
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.initialisation.features import features
 from ember.inference.plan.plan import Plan
-from ember.inference.queries.relabelling import exchangeable, numberings
+from ember.inference.queries.component_axes import numberings
+from ember.inference.queries.relabelling import exchangeable
 
 __all__ = ["best_numbering"]
 
@@ -42,12 +43,12 @@ def best_numbering(
     """
     best, params, rows = dict(responsibilities), start(responsibilities), features(plan)
     for names in numberings(plan).values():
-        mine = {name: rows[name] for name in names if name in rows}
-        if not mine or best[names[0]].shape[-1] < 2 or exchangeable(plan, names[0], params):
+        data = {name: rows[name] for name in names if name in rows}
+        if not data or best[names[0]].shape[-1] < 2 or exchangeable(plan, names[0], params):
             continue
         reached = _objective(plan, params)
         usual = best
-        for order in _orders(usual, mine):
+        for order in _orders(usual, data):
             turned = {**usual, **{name: usual[name][..., order] for name in names}}
             try:
                 moved = start(turned)
@@ -73,7 +74,7 @@ def _orders(
     responsibilities: Mapping[str, Tensor], rows: Mapping[str, Tensor]
 ) -> Iterator[list[int]]:
     """Numberings to try besides the one that there is, none of them twice."""
-    posterior = torch.cat([responsibilities[n].reshape(len(own), -1) for n, own in rows.items()])
+    posterior = torch.cat([responsibilities[n].reshape(len(r), -1) for n, r in rows.items()])
     states = posterior.shape[1]
     if states <= FEW:
         yield from (list(order) for order in itertools.permutations(range(states)))

@@ -1,7 +1,6 @@
 """A start drawn from the model's own priors."""
 
 import warnings
-from typing import Any
 
 import torch
 from pyro import poutine, validation_enabled
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from ember.inference.inputs.shelter import Promoted
 from ember.inference.plan.plan import Plan
+from ember.inference.reading.trace import TraceNode, typed
 
 __all__ = ["check_priors", "draw_from_priors"]
 
@@ -23,7 +23,7 @@ def check_priors(plan: Plan) -> None:
         if not parameter.has_prior:
             raise ValueError(_no_draw(name, "is a pyro.param statement, which has no prior"))
 
-        # An improper prior is found out by its own refusal to sample, in ``draw_from_priors``.
+        # An improper prior refuses to be sampled: see ``draw_from_priors``.
 
 
 def draw_from_priors(plan: Plan) -> dict[str, Tensor]:
@@ -39,7 +39,7 @@ def draw_from_priors(plan: Plan) -> dict[str, Tensor]:
     class _Watch(poutine.messenger.Messenger):
         """Remembers the parameter that is being drawn; skips latents, whose values do not count."""
 
-        def _pyro_sample(self, msg: Any) -> None:
+        def _pyro_sample(self, msg: TraceNode) -> None:
             nonlocal current
             if msg["name"] in structure.parameters:
                 current = msg["name"]
@@ -60,8 +60,7 @@ def draw_from_priors(plan: Plan) -> dict[str, Tensor]:
             structure.model(*structure.arguments.args, **structure.arguments.kwargs)
         except NotImplementedError as error:
             raise ValueError(_no_draw(current, "has an improper prior")) from error
-    nodes: Any = tracer.trace.nodes
-    drawn = {}
+    drawn, nodes = {}, typed(tracer.trace).nodes
     for name, parameter in structure.parameters.items():
         value = nodes[name]["value"].detach().to(torch.float64)
         inside = torch.as_tensor(parameter.support.check(value)).all()

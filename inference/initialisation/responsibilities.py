@@ -32,8 +32,8 @@ def weights_of(
         union = (*latents, *plates)
         weight = torch.ones([plan.sizes[s] if s in plates else 1 for s in union])
         for symbol in latents:
-            own = responsibilities[owner[symbol]]
-            weight = weight * align(own, dims_of(plan, owner[symbol]), union)
+            latent = owner[symbol]
+            weight = weight * align(responsibilities[latent], dims_of(plan, latent), union)
         for name, chain in plan.chains.items():
             if chain.previous in factor.dims:  # data that depend on two neighbouring states
                 before = _one_before(responsibilities[name], plan.places(name).index(chain.time))
@@ -81,14 +81,14 @@ def _chain_weights(
         pairs = (
             torch.cat([torch.zeros_like(pairs[:1]), pairs]) if len(pairs) else pairs.sum(0, True)
         )
-    found = {}
-    for place, tensor, union in (
+    weights = {}
+    for position, tensor, union in (
         (chain.initial, weighed[0], (*plates, state)),
         (chain.move, pairs, (time, *plates, chain.previous, state)),
     ):
-        factor = plan.factors[place]
+        factor = plan.factors[position]
         gone = [i for i, symbol in enumerate(union) if symbol not in factor.dims]
         total = tensor.sum(gone) if gone else tensor
         kept = tuple(symbol for symbol in union if symbol in factor.dims)
-        found[factor.name] = align(total, kept, factor.dims)
-    return found
+        weights[factor.name] = align(total, kept, factor.dims)
+    return weights

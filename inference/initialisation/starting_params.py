@@ -37,15 +37,14 @@ References:
 import contextlib
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.initialisation.clustering import KMEANS_TRIES, cluster, levels, standardise
 from ember.inference.initialisation.features import dims_of, features, windows
+from ember.inference.initialisation.given_params import check_params
 from ember.inference.initialisation.known_latents import with_known
 from ember.inference.initialisation.numbering import best_numbering
 from ember.inference.initialisation.prior_draws import draw_from_priors
@@ -55,11 +54,10 @@ from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.updates import How, updates
 from ember.inference.optimality.curvature import Curvature
 from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.parameters.supports import base_support, shown
 from ember.inference.plan.plan import Near, Plan
 from ember.inference.queries.coincidence import coinciding
 
-__all__ = ["Init", "check_params", "has_states", "params_from", "start_kinds", "starting_params"]
+__all__ = ["Init", "has_states", "params_from", "start_kinds", "starting_params"]
 
 
 Init = str | Mapping[str, Tensor] | Callable[..., Mapping[str, Tensor]]
@@ -126,52 +124,6 @@ def starting_params(plan: Plan, init: Init, varied: bool = False) -> dict[str, T
     if given.keys() == default.keys():
         return given
     return {**_from_responsibilities(plan, default, "kmeans", varied), **given}
-
-
-def check_params(plan: Plan, params: Mapping[str, Any], partial: bool = False) -> dict[str, Tensor]:
-    """Given parameters as float64 tensors, after checking names, shapes and supports."""
-    known = plan.structure.parameters
-    for name in params:
-        if name not in known:
-            raise ValueError(
-                f"'{name}' is not a parameter of the model; its parameters are {sorted(known)}."
-            )
-    missing = sorted(known.keys() - params.keys())
-    if missing and not partial:
-        raise ValueError(f"values for the parameters {missing} are missing; give all of them.")
-    checked = {}
-    for name in [name for name in known if name in params]:
-        value = _tensor(name, params[name])
-        parameter = known[name]
-        if value.shape != parameter.shape:
-            raise ValueError(
-                f"parameter '{name}' has shape {tuple(value.shape)} but the model declares "
-                f"{tuple(parameter.shape)}; pass a tensor of that shape."
-            )
-        if not _within(parameter.support, value):
-            raise ValueError(
-                f"parameter '{name}' lies outside its support ({shown(parameter.support)}); pass "
-                "values in the constrained space in which the model declares the site."
-            )
-        checked[name] = value
-    return checked
-
-
-def _within(support: Any, value: Tensor) -> bool:
-    """Whether a value lies in a support or at its lower bound, which an M-step may reach."""
-    support = base_support(support)
-    if isinstance(support, constraints.greater_than):
-        return bool((value >= support.lower_bound).all())
-    return bool(torch.as_tensor(support.check(value)).all())
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    try:
-        return torch.as_tensor(value).detach().to(torch.float64).clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"parameter '{name}' was given as {type(value).__name__}; pass a tensor of numbers."
-        ) from error
 
 
 def _from_responsibilities(
@@ -273,8 +225,8 @@ def _widths(plan: Plan, names: tuple[str, ...], near: Near) -> Tensor:
 
 
 def _random(plan: Plan, name: str) -> Tensor:
-    *plates, own = (plan.sizes[symbol] for symbol in dims_of(plan, name))
-    concentration = torch.full((*plates, own), 0.5)
+    *plates, states = (plan.sizes[symbol] for symbol in dims_of(plan, name))
+    concentration = torch.full((*plates, states), 0.5)
     return torch.distributions.Dirichlet(concentration, validate_args=False).sample()
 
 
@@ -291,7 +243,7 @@ def _clusters(plan: Plan, how: str, varied: bool) -> dict[str, Tensor]:
             rows = windows(plan, name, rows)
         states = plan.sizes[plan.latent_symbols[name]]
         pools.setdefault((states, rows.shape[1], kind), []).append((name, rows))
-    found = {}
+    responsibilities = {}
     for (states, _, kind), members in pools.items():
         rows = standardise(torch.cat([rows for _, rows in members]))
         if kind == "sticky":
@@ -302,5 +254,5 @@ def _clusters(plan: Plan, how: str, varied: bool) -> dict[str, Tensor]:
         soft = (1.0 - BLEND) * one_hot + BLEND / states
         pieces = soft.split([len(rows) for _, rows in members])
         for (name, _), piece in zip(members, pieces, strict=True):
-            found[name] = piece.reshape([plan.sizes[s] for s in dims_of(plan, name)])
-    return found
+            responsibilities[name] = piece.reshape([plan.sizes[s] for s in dims_of(plan, name)])
+    return responsibilities

@@ -4,5 +4,5 @@ In: the arguments of a model, the options of ``EM``, ``SVI`` and ``select``, fil
 float64 tensors; one sentence about each mistake, before work begins; and for the time of a call the
 global state (dtype, seed, threads) that Pyro and torch need.
 
-To add an option: check it in ``options.py``. To add a kind of argument: ``arguments.py``.
+To add an option: a line in a table of ``options.py``. To add a kind of argument: ``arguments.py``.
 """

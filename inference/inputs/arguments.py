@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import pandas as pd
@@ -25,11 +25,11 @@ class Arguments(NamedTuple):
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor among the arguments, containers opened."""
-        found: list[Tensor] = []
+        tensors: list[Tensor] = []
 
         def visit(value: object) -> None:
             if isinstance(value, Tensor):
-                found.append(value)
+                tensors.append(value)
             elif isinstance(value, Mapping):
                 for item in value.values():
                     visit(item)
@@ -39,7 +39,7 @@ class Arguments(NamedTuple):
 
         visit(self.args)
         visit(self.kwargs)
-        return found
+        return tensors
 
 
 def prepare(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Arguments:
@@ -90,7 +90,7 @@ def _convert(value: object, where: str) -> object:
             value = np.ma.filled(value.astype("float64"), np.nan)
         value = torch.from_numpy(np.array(value, order="C"))
     if scipy.sparse.issparse(value):
-        value = _sparse_tensor(value)
+        value = _sparse_tensor(cast(_SparseMatrix, value))
     if isinstance(value, Tensor):
         # Data are constants, with respect to which no gradient is recorded; and what was read from
         # them must go with them, whatever the user does to his own tensor later.
@@ -114,7 +114,13 @@ def _table(value: pd.DataFrame | pd.Series) -> np.ndarray:
     return array
 
 
-def _sparse_tensor(matrix: scipy.sparse.spmatrix) -> Tensor:
+class _SparseMatrix(Protocol):
+    """Any of SciPy's sparse matrices and arrays."""
+
+    def tocsr(self) -> scipy.sparse.csr_matrix: ...
+
+
+def _sparse_tensor(matrix: _SparseMatrix) -> Tensor:
     """A SciPy matrix as PyTorch's of compressed rows, without a copy where it is that already."""
     rows = matrix.tocsr()
     if not rows.has_canonical_format:

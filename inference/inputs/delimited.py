@@ -210,20 +210,20 @@ def _has_names(first: Sequence[str], body: Rows) -> bool:
 
 def _unique(names: Sequence[str]) -> list[str]:
     """The names, a number after those that occur again; marked where there is none."""
-    found: list[str] = []
+    unique: list[str] = []
     for i, name in enumerate(names):
-        own, count = name or f"\0x{i + 1}", 0
-        while own in found:
+        candidate, count = name or f"\0x{i + 1}", 0
+        while candidate in unique:
             count += 1
-            own = f"{name}.{count}"
-        found.append(own)
-    return found
+            candidate = f"{name}.{count}"
+        unique.append(candidate)
+    return unique
 
 
 def _column(cells: Sequence[str], decimal: str) -> pd.Series:
-    found = numbers(cells, decimal)
-    if found is None:
-        found = flags(cells)
-    if found is not None:
-        return pd.Series(found, dtype="float64")
+    values = numbers(cells, decimal)
+    if values is None:
+        values = flags(cells)
+    if values is not None:
+        return pd.Series(values, dtype="float64")
     return pd.Series([None if is_missing(cell) else cell for cell in cells], dtype=object)

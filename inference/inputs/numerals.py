@@ -89,7 +89,7 @@ def decimal_mark(columns: Iterable[Sequence[str]], sep: str, path: Path) -> str:
     unclear: dict[str, str] = {}
     for cells in columns:
         marked = [cell for cell in cells if "," in cell or "." in cell]
-        # A column with words in it has no say.
+        # A column with words in it does not tell the decimal mark.
         if not marked or not all(is_number(c) or c.casefold() in NO_NUMBER for c in marked):
             continue
         for cell in marked:
@@ -99,10 +99,10 @@ def decimal_mark(columns: Iterable[Sequence[str]], sep: str, path: Path) -> str:
             elif readings:
                 unclear.setdefault("," if "," in cell else ".", cell)
     if len(shown) == 2 or (not shown and len(unclear) == 2):
-        found = shown if len(shown) == 2 else unclear
+        examples = shown if len(shown) == 2 else unclear
         raise ValueError(
-            f"{path} holds {found['.']!r} and {found[',']!r}, which have different decimal marks; "
-            "say which is meant (--decimal)."
+            f"{path} holds {examples['.']!r} and {examples[',']!r}, which have different decimal "
+            "marks; say which is meant (--decimal)."
         )
     if shown:
         return next(iter(shown))

@@ -144,12 +144,12 @@ def _coded(
     table, labels = table.copy(), {}
     for name in words:
         known = table[name].dropna()
-        found = sorted(map(str, known.unique()))
-        if not found or not (named or 2 * len(found) <= len(known)):
+        levels = sorted(map(str, known.unique()))
+        if not levels or not (named or 2 * len(levels) <= len(known)):
             continue
-        codes = {label: float(code) for code, label in enumerate(found)}
+        codes = {label: float(code) for code, label in enumerate(levels)}
         table[name] = [math.nan if pd.isna(v) else codes[str(v)] for v in table[name]]
-        labels[str(name)] = tuple(found)
+        labels[str(name)] = tuple(levels)
     return table, labels
 
 

@@ -6,21 +6,34 @@ A small step therefore means little when ``r`` is near 1. From the last two step
 to go, ``d2 r / (1 - r)``; the objective, being quadratic at its top, has
 ``gain r^2 / (1 - r^2)`` still to win.
 
+A stopping rule is any function that says, from the trajectory so far, why to stop, or None to go
+on; ``Monitor`` is the one of the loop. Whoever wants another passes it to ``Loop`` or
+``run_batched``.
+
 Reference: McLachlan & Krishnan (2008), *The EM Algorithm and Extensions*, section 4.9.
 """
 
 import enum
 import math
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
-__all__ = ["Monitor", "Movement", "StopReason"]
+from ember.inference.iteration.trajectory import Iteration, Trajectory
+
+__all__ = [
+    "AtRest",
+    "Ending",
+    "LittleGain",
+    "Monitor",
+    "StopReason",
+    "StoppingRule",
+    "failure",
+]
 
 
 ROUNDING = 2e-15  # relative change of an objective that is rounding, not progress
 FALL = 1e-9  # a relative fall of the objective larger than this is an error of ours
 DRIFT = 1e-3  # relative way still to go beyond which a parameter counts as drifting
-NOTHING = 1e-12  # a relative step that is rounding
 STALL = 30  # iterations without progress beyond rounding
 PARAMETER_FACTOR = 10.0  # parameters are asked to settle to this multiple of tol, relative
 
@@ -47,86 +60,124 @@ class StopReason(enum.Enum):
     ROUNDED = "stopped: the objective fell by rounding; these are the last good parameters"
     STEPS = "finished: all steps were taken"
 
+    @property
+    def is_convergence(self) -> bool:
+        """Whether it claims that nothing is left to gain."""
+        return self in (
+            StopReason.CONVERGED,
+            StopReason.ROUNDING,
+            StopReason.FLAT,
+            StopReason.NO_LATENTS,
+            StopReason.NO_PARAMETERS,
+        )
+
+
+StoppingRule = Callable[[Trajectory], StopReason | None]
+Ending = tuple[StopReason, str]  # and a warning that says more, or nothing
+
 
 @dataclass(frozen=True)
-class Movement:
-    """Two successive EM steps: their lengths, and what the objective gained over the last."""
-
-    previous: float
-    last: float
-    gain: float
-
-
-@dataclass
 class Monitor:
-    """Watches the loop and says when it has converged.
+    """Stops where next to nothing is left to gain, or where the objective has come to a halt.
 
-    Args:
+    Attributes:
         tol: Tolerance: relative to the objective for the gain still to come, and ten times it,
-            relative, for the parameters. At 0 there is no reason to stop.
+            relative, for the parameters.
     """
 
     tol: float
-    _best: float = field(default=-math.inf)
-    _stalled: int = 0
-    _settled: int = 0
-    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=STALL))
 
-    def check(self, objective: float, movement: Movement) -> StopReason | None:
+    def __call__(self, way: Trajectory) -> StopReason | None:
         """The reason to stop after an iteration, or None to go on."""
-        if not self.tol:
+        if not way.iterations:
             return None
-        scale = 1.0 + abs(objective)
-        progress = objective - self._best
-        self._stalled = 0 if progress > ROUNDING * scale else self._stalled + 1
-        self._best = max(self._best, objective)
-        settled = (
-            self.remaining_step(movement) <= PARAMETER_FACTOR * self.tol
-            and self.remaining_gain(movement) <= 0.1 * self.tol * scale
-        )
-        self._settled = self._settled + 1 if settled else 0
-        # A rate can look small by accident (from one long first step), but hardly twice.
-        if self._settled >= 2 or (settled and movement.last <= NOTHING):
-            return StopReason.CONVERGED
-        crawls = self._crawls(objective, movement, scale)
-        if self._stalled < STALL and not crawls:
+        last = way.iterations[-1]
+        if self._is_settled(last):
+            # A rate can look small by accident (from one long first step), but hardly twice.
+            twice = all(self._is_settled(before) for before in way.iterations[-2:-1])
+            if last.movement.is_nothing or (twice and len(way.iterations) > 1):
+                return StopReason.CONVERGED
+        if not self._crawls(way) and not _stalls(way, STALL):
             return None
-        drifts = self.remaining_step(movement) > DRIFT
+        drifts = last.movement.remaining_step > DRIFT
         return StopReason.FLAT if drifts else StopReason.ROUNDING
 
-    def _crawls(self, objective: float, movement: Movement, scale: float) -> bool:
+    def _is_settled(self, iteration: Iteration) -> bool:
+        objective, _, movement = iteration
+        return (
+            movement.remaining_step <= PARAMETER_FACTOR * self.tol
+            and movement.remaining_gain <= 0.1 * self.tol * (1.0 + abs(objective))
+        )
+
+    def _crawls(self, way: Trajectory) -> bool:
         """Whether EM creeps along a direction in which there is (next to) nothing to gain.
 
         Where two components merge, or a parameter is not identified, steps shrink slower than
         any geometric series, and no estimate of what is left exists.
         """
-        first = self._recent[0] if len(self._recent) == STALL else -math.inf
-        self._recent.append(objective)
+        if len(way.iterations) <= STALL:
+            return False
+        objective, _, movement = way.iterations[-1]
+        gain = objective - way.iterations[-1 - STALL].objective
         slow = movement.last > 0.999 * movement.previous
-        return slow and objective - first <= 1e-3 * self.tol * scale
+        return slow and gain <= 1e-3 * self.tol * (1.0 + abs(objective))
 
-    @staticmethod
-    def failure(before: float, after: float) -> StopReason | None:
-        """Whether an iteration went wrong: a value that is not finite, or a fall."""
-        if not math.isfinite(after):
-            return StopReason.NON_FINITE
-        if after < before - FALL * (1.0 + abs(before)):
-            return StopReason.DECREASED
-        return None
 
-    @staticmethod
-    def remaining_step(movement: Movement) -> float:
-        """Estimated relative distance of the parameters from the limit."""
-        if movement.last <= NOTHING:
-            return movement.last
-        rate = movement.last / movement.previous if movement.previous > 0 else math.inf
-        return movement.last * rate / (1.0 - rate) if rate < 1.0 else math.inf
+@dataclass(frozen=True)
+class AtRest:
+    """Stops M-steps that are repeated on the same statistics once they move nothing.
 
-    @staticmethod
-    def remaining_gain(movement: Movement) -> float:
-        """Estimated gain of the objective that further iterations would bring."""
-        gain = max(movement.gain, 0.0)
-        if movement.last <= NOTHING:
-            return gain
-        rate = movement.last / movement.previous if movement.previous > 0 else math.inf
-        return gain * rate**2 / (1.0 - rate**2) if rate < 1.0 else math.inf
+    Attributes:
+        step: The largest relative change of a parameter that is none.
+        times: As many steps without progress beyond rounding are a halt.
+    """
+
+    step: float = 1e-13
+    times: int = 3
+
+    def __call__(self, way: Trajectory) -> StopReason | None:
+        """The reason to stop after an iteration, or None to go on."""
+        rests = way.iterations[-1].movement.last <= self.step or _stalls(way, self.times)
+        return StopReason.NO_LATENTS if rests else None
+
+
+@dataclass(frozen=True)
+class LittleGain:
+    """Stops by the objective alone: where the latest steps have gained next to nothing.
+
+    Attributes:
+        share: Of the objective; a gain below it is next to nothing.
+        window: The number of steps.
+    """
+
+    share: float
+    window: int = 5
+
+    def __call__(self, way: Trajectory) -> StopReason | None:
+        """The reason to stop after a step, or None to go on."""
+        history = way.history
+        if len(history) <= self.window:
+            return None
+        gain = history[-1] - history[-1 - self.window]
+        settled = gain <= self.share * (1.0 + abs(history[-1]))
+        return StopReason.CONVERGED if settled else None
+
+
+def failure(before: float, after: float) -> StopReason | None:
+    """Whether an iteration went wrong: an objective that is not finite, or a fall."""
+    if not math.isfinite(after):
+        return StopReason.NON_FINITE
+    if after < before - FALL * (1.0 + abs(before)):
+        return StopReason.DECREASED
+    return None
+
+
+def _stalls(way: Trajectory, times: int) -> bool:
+    """Whether the last so many iterations made no progress beyond rounding."""
+    recent = way.iterations[-times:]
+    return len(recent) == times and not any(map(_progressed, reversed(recent)))
+
+
+def _progressed(iteration: Iteration) -> bool:
+    objective, best, _ = iteration
+    return objective - best > ROUNDING * (1.0 + abs(objective))

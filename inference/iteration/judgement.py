@@ -10,19 +10,18 @@ from dataclasses import dataclass, field
 import torch
 
 from ember.inference.initialisation.starting_params import starting_params
-from ember.inference.iteration.convergence import StopReason
+from ember.inference.iteration.acceleration.em_map import EMMap
+from ember.inference.iteration.convergence import Ending, StopReason
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.objective import score
 from ember.inference.optimality.curvature import (
     Curvature,
-    EStep,
     beyond_edges,
     climbed,
     peaks,
     way_out,
 )
 from ember.inference.optimality.infinity import at_infinity, collapsed_effects, without_bound
-from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.supports import shown
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
@@ -35,12 +34,12 @@ __all__ = ["Judge"]
 SUSPECT = (StopReason.UNSETTLED, StopReason.NON_FINITE, StopReason.FAILED)
 GAIN = 1e-6  # of a Newton step, relative to the objective, that a converged fit may leave
 LITTLE, LEAST = 1e-3, 1e-7  # of that: worth a step of Newton's
-SAME, TOGETHER = 1e-6, 1e-3  # differences of log probabilities of states that coincide
+SAME, NEARLY_SAME = 1e-6, 1e-3  # differences of log probabilities of states that coincide
 KINDS = ("points", "random")  # of starts that may lead above a place where they do
 STEPS = 30  # of EM from there
 
 
-_TOGETHER = (
+COINCIDENCE = (
     "states {1} and {2} of latent site '{0}' have come to the same estimates: the data (or a "
     "constraint that holds them together) do not tell them apart; use fewer states, or another "
     "start."
@@ -53,42 +52,38 @@ class Judge:
 
     Attributes:
         plan: The plan of the model.
-        e_step: One pass over the data.
-        coordinates: The free reals of the parameters.
-        hard: Whether the objective is that of hard assignments, which has no curvature.
+        em: Its EM map; the objective of a classification has no curvature.
     """
 
     plan: Plan
-    e_step: EStep
-    coordinates: Coordinates
-    hard: bool
-    _searched: dict[str, tuple[Statistics, Statistics | None]] = field(default_factory=dict)
+    em: EMMap
+    _edges: tuple[Statistics, Statistics | None] | None = field(default=None, init=False)
 
     def higher(self, current: Statistics) -> Statistics | None:
         """A place above the one where the loop has come to rest, if that is no maximum."""
-        curvature = self._curvature(current)
+        em, curvature = self.em, self._curvature(current)
         if curvature is None:
             return None
         # Without latents Newton's steps are those of the objective itself: they end at its top.
         little = LITTLE if self.plan.is_incomplete else LEAST
         if curvature.gain > little * _tolerated(current):
-            found = climbed(self.e_step, self.coordinates, current, curvature)
-            if found is not None:
-                return found
+            above = climbed(em.e_step, em.coordinates, current, curvature)
+            if above is not None:
+                return above
         if self._is_steep(current, curvature):
-            found = self._beyond_edges(current, curvature)
-            if found is not None or curvature.gain > _tolerated(current):
-                return found
-        found = way_out(self.e_step, self.coordinates, current, curvature)
-        if found is None and coinciding(self.plan, current.params, SAME):
-            found = self._apart(current)
-        return found
+            above = self._beyond_edges(current, curvature)
+            if above is not None or curvature.gain > _tolerated(current):
+                return above
+        above = way_out(em.e_step, em.coordinates, current, curvature)
+        if above is None and coinciding(self.plan, current.params, SAME):
+            above = self._apart(current)
+        return above
 
     def _curvature(self, current: Statistics) -> Curvature | None:
-        if self.hard:
+        if self.em.classification:
             return None
         try:
-            return Curvature.at(self.coordinates, current)
+            return Curvature.at(self.em.coordinates, current)
         except (RuntimeError, ValueError):  # a model without derivatives has no certificate
             return None
 
@@ -100,19 +95,19 @@ class Judge:
         """
         if curvature.gain > _tolerated(current):
             return True
-        units = self.coordinates.units(curvature.point, curvature.gradient)
+        units = self.em.coordinates.units(curvature.point, curvature.gradient)
         promised = curvature.gradient * units
         return bool((promised.abs() > _tolerated(current))[curvature.flat].any())
 
     def _beyond_edges(self, current: Statistics, curvature: Curvature) -> Statistics | None:
         """A place noticeably above this one, for a density with edges; looked for once a place."""
-        place, found = self._searched.get("edges", (None, None))
-        if place is not current:
-            found = beyond_edges(self.e_step, self.coordinates, current, curvature)
-            if found is not None and found.objective - current.objective <= _tolerated(current):
-                found = None
-            self._searched["edges"] = (current, found)
-        return found
+        if self._edges is not None and self._edges[0] is current:
+            return self._edges[1]
+        above = beyond_edges(self.em.e_step, self.em.coordinates, current, curvature)
+        if above is not None and above.objective - current.objective <= _tolerated(current):
+            above = None
+        self._edges = current, above
+        return above
 
     def _apart(self, current: Statistics) -> Statistics | None:
         """A place above one at which states coincide, reached from where they are apart, if any.
@@ -123,33 +118,36 @@ class Judge:
         plan, floor = self.plan, current.objective + _tolerated(current)
         for kind in KINDS:
             try:
-                statistics = self.e_step(starting_params(plan, kind, varied=True))
+                statistics = self.em.e_step(starting_params(plan, kind, varied=True))
                 for _ in range(STEPS):
-                    statistics = self.e_step(MStep.of(plan)(statistics))
+                    statistics = self.em.e_step(MStep.of(plan)(statistics))
             except (RuntimeError, ValueError, ArithmeticError):
                 continue
             if statistics.objective > floor:
                 return statistics
         return None
 
-    def verdict(self, current: Statistics, reason: StopReason) -> tuple[StopReason, str]:
+    def verdict(self, current: Statistics, reason: StopReason) -> Ending:
         """The reason to stop where nothing higher was found, and a warning if there is one."""
-        if self.hard:
+        em = self.em
+        if em.classification:
             return reason, ""
         try:
             stop, warning = self._unsettled(current, reason)
             if stop is reason and not warning:
-                warning, infinite = at_infinity(self.plan, self.e_step, self.coordinates, current)
+                warning, infinite = at_infinity(self.plan, em.e_step, em.coordinates, current)
                 stop = StopReason.INFINITE if infinite else reason
         except (RuntimeError, ValueError):
             return reason, ""
-        return stop, warning or (_together(self.plan, current) if stop is reason else "")
+        if stop is reason and not warning:
+            warning = _coincidence_warning(self.plan, current)
+        return stop, warning
 
-    def _unsettled(self, current: Statistics, reason: StopReason) -> tuple[StopReason, str]:
+    def _unsettled(self, current: Statistics, reason: StopReason) -> Ending:
         """The same reason where the gradient has vanished, another one where it has not."""
-        curvature, tolerated = self._curvature(current), _tolerated(current)
-        slopes = score(current, self.coordinates, everywhere=True)
-        rests = self.coordinates.at_rest(self.coordinates.flatten(current.params))
+        em, curvature, tolerated = self.em, self._curvature(current), _tolerated(current)
+        slopes = score(current, em.coordinates, everywhere=True)
+        rests = em.coordinates.at_rest(em.coordinates.flatten(current.params))
         if not bool(torch.isfinite(torch.where(rests, 0.0, slopes)).all()):
             stop, why = self.failed(current, StopReason.NON_FINITE, "")
             return (stop, why) if why else (reason, "")
@@ -157,24 +155,23 @@ class Judge:
         if curvature is None or (curvature.gain <= tolerated and not slides):
             return reason, ""
         stop, why = self.failed(current, StopReason.UNSETTLED, "")
-        if why or slides or not peaks(self.e_step, self.coordinates, curvature):
+        if why or slides or not peaks(em.e_step, em.coordinates, curvature):
             return stop, why
-        found = self._beyond_edges(current, curvature)
-        return (stop, why) if found is not None else (reason, "")
+        above = self._beyond_edges(current, curvature)
+        return (stop, why) if above is not None else (reason, "")
 
-    def failed(
-        self, current: Statistics, reason: StopReason, warning: str
-    ) -> tuple[StopReason, str]:
+    def failed(self, current: Statistics, reason: StopReason, warning: str) -> Ending:
         """The reason to stop where an iteration went wrong: perhaps there is no maximum."""
-        if self.hard:
+        em = self.em
+        if em.classification:
             return reason, warning
-        why = collapsed_effects(self.plan, self.e_step, current)
+        why = collapsed_effects(self.plan, em.e_step, current)
         if not why and reason in SUSPECT:
-            why = without_bound(self.plan, self.e_step, self.coordinates, current)
+            why = without_bound(self.plan, em.e_step, em.coordinates, current)
         return (StopReason.UNBOUNDED, why) if why else (reason, warning)
 
 
-def _together(plan: Plan, current: Statistics) -> str:
+def _coincidence_warning(plan: Plan, current: Statistics) -> str:
     """A warning about states that coincide though they are no mere names.
 
     A constraint, such as an order, may have merged them. States that are mere names may well share
@@ -182,10 +179,10 @@ def _together(plan: Plan, current: Statistics) -> str:
     """
     if any(shown(p.support).startswith("Interval") for p in plan.structure.parameters.values()):
         return ""  # at a bound that they share, states are alike by the user's own wish
-    found = coinciding(plan, current.params, TOGETHER)
-    if found is None or exchangeable(plan, found[0], current.params):
+    states = coinciding(plan, current.params, NEARLY_SAME)
+    if states is None or exchangeable(plan, states[0], current.params):
         return ""
-    return _TOGETHER.format(*found)
+    return COINCIDENCE.format(*states)
 
 
 def _tolerated(current: Statistics) -> float:

@@ -1,4 +1,4 @@
-"""The record of a run of EM: where it ended, the way there, and why it ended."""
+"""The result of a run of EM: where it ended, the way there, and why it ended."""
 
 from __future__ import annotations
 
@@ -12,17 +12,10 @@ from ember.inference.plan.plan import Plan
 
 __all__ = ["Run"]
 
-CONVERGED = (
-    StopReason.CONVERGED,
-    StopReason.ROUNDING,
-    StopReason.FLAT,
-    StopReason.NO_LATENTS,
-    StopReason.NO_PARAMETERS,
-)
 NAMED = (StopReason.DEGENERATE, StopReason.INFINITE, StopReason.UNBOUNDED)  # the warning says where
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Run:
     """Estimates, and how they were reached; see ``Fit`` for what each attribute is."""
 
@@ -47,7 +40,7 @@ class Run:
     @property
     def converged(self) -> bool:
         """Whether the fit ended because nothing was left to gain."""
-        return self.stop in CONVERGED
+        return self.stop.is_convergence
 
     @property
     def is_degenerate(self) -> bool:

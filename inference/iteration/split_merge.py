@@ -31,11 +31,11 @@ from ember.inference.initialisation.clustering import KMEANS_TRIES, cluster, sta
 from ember.inference.initialisation.features import features
 from ember.inference.initialisation.starting_params import BLEND, params_from
 from ember.inference.iteration.convergence import StopReason
-from ember.inference.iteration.restarts.restarts import ImpossibleStart
+from ember.inference.iteration.loop import ImpossibleStart
 from ember.inference.iteration.run import Run
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.potentials import all_tensors
-from ember.inference.queries.relabelling import numberings
+from ember.inference.queries.component_axes import numberings
 
 __all__ = ["check_mixture", "split_and_merge"]
 
@@ -75,10 +75,10 @@ def split_and_merge(plan: Plan, fit: Run, run: Callable[[Params], Run], toleranc
 
     An interrupt ends it with the best fit so far.
     """
-    found: Run | None = fit
+    better: Run | None = fit
     try:
-        while found is not None:
-            fit, found = found, None
+        while better is not None:
+            fit, better = better, None
             spent = 0
             for triple in _candidates(plan, fit.params):
                 try:
@@ -89,15 +89,15 @@ def split_and_merge(plan: Plan, fit: Run, run: Callable[[Params], Run], toleranc
                 last = float(fit.history[-1])
                 rise = float(attempt.history[-1]) - last
                 if not attempt.is_degenerate and rise > tolerance * (1.0 + abs(last)):
-                    found = _continued(fit, attempt, spent)
+                    better = _continued(fit, attempt, spent)
                 if attempt.stop is StopReason.INTERRUPTED:
                     raise KeyboardInterrupt
-                if found is not None:
+                if better is not None:
                     break
             else:
                 fit = dataclasses.replace(fit, evaluations=fit.evaluations + spent)
     except KeyboardInterrupt:
-        return dataclasses.replace(found or fit, stop=StopReason.INTERRUPTED)
+        return dataclasses.replace(better or fit, stop=StopReason.INTERRUPTED)
     return fit
 
 
@@ -132,8 +132,8 @@ def _posterior(plan: Plan, params: Params) -> tuple[Tensor, Tensor]:
     scale = plan.scales[latent]
     rows = plan.sizes[plan.row]
     weight = torch.ones(rows) if scale is None else align(scale.tensor, scale.dims, (plan.row,))
-    found = marginals(plan, params, [latent])[latent].nan_to_num()  # rows of weight zero
-    return found, weight.expand(rows).unsqueeze(1)
+    posterior = marginals(plan, params, [latent])[latent].nan_to_num()  # rows of weight zero
+    return posterior, weight.expand(rows).unsqueeze(1)
 
 
 def _misfit(plan: Plan, params: Params, posterior: Tensor, weight: Tensor) -> Tensor:
@@ -144,11 +144,11 @@ def _misfit(plan: Plan, params: Params, posterior: Tensor, weight: Tensor) -> Te
         names = [factor.name for factor in plan.factors]
         at = names.index(latent)
         union = (str(plan.row), plan.latent_symbols[latent])
-        own = align(tensors[at], plan.factors[at].dims, union)
+        log_weights = align(tensors[at], plan.factors[at].dims, union)
         log_joint = posterior.log() + LogEvidence.of(plan).rows(params).unsqueeze(1)
     held = (posterior * weight).sum(0).clamp_min(torch.finfo(weight.dtype).tiny)
     share = posterior * weight / held
-    terms = share * (posterior.log() - held.log() - (log_joint - own))
+    terms = share * (posterior.log() - held.log() - (log_joint - log_weights))
     return torch.where(share > 0, terms, torch.zeros(())).sum(0)
 
 
@@ -170,9 +170,9 @@ def _exchanged(plan: Plan, params: Params, triple: Triple) -> Params:
     shared[:, split] = posterior[:, split] * (1.0 - side)
     for _ in range(PARTIAL):
         params = params_from(plan, params, {latent: shared})
-        own = marginals(plan, params, [latent])[latent][:, trio]
-        own = own.clamp_min(torch.finfo(own.dtype).tiny)
-        renewed = held * own / own.sum(1, keepdim=True)
+        shares = marginals(plan, params, [latent])[latent][:, trio]
+        shares = shares.clamp_min(torch.finfo(shares.dtype).tiny)
+        renewed = held * shares / shares.sum(1, keepdim=True)
         change = float((renewed - shared[:, trio]).abs().max())
         shared[:, trio] = renewed
         if change < SETTLED:
@@ -182,12 +182,12 @@ def _exchanged(plan: Plan, params: Params, triple: Triple) -> Params:
 
 def _sides(plan: Plan, weight: Tensor) -> Tensor:
     """The share of one half in each row when rows of these weights are cut in two, ``(N,)``."""
-    mine = weight > 0.5 * weight.max()
+    heavy = weight > 0.5 * weight.max()
     side = torch.full_like(weight, 0.5)
-    found = list(features(plan).values())
-    if found and int(mine.sum()) > 1:
-        labels = cluster(standardise(found[0][mine]), 2, "kmeans", KMEANS_TRIES)
-        side[mine] = BLEND + (1.0 - 2.0 * BLEND) * labels.to(weight.dtype)
+    columns = list(features(plan).values())
+    if columns and int(heavy.sum()) > 1:
+        labels = cluster(standardise(columns[0][heavy]), 2, "kmeans", KMEANS_TRIES)
+        side[heavy] = BLEND + (1.0 - 2.0 * BLEND) * labels.to(weight.dtype)
     else:
         side = torch.rand(weight.shape)
     return side

@@ -40,15 +40,21 @@ def directions(
         own = []
         for source in table.sources:
             size = parameters[source].shape.numel()
-            own.append(places[source] if source in names else total + torch.arange(size))
+            own.append(
+                places[source]
+                if source in names
+                else total + torch.arange(size, device=places[names[0]].device)
+            )
             total += 0 if source in names else size
-        joined.append((determined, torch.cat(own)[torch.tensor(table.entries)]))
+        entries = torch.tensor(table.entries, device=determined.device)
+        joined.append((determined, torch.cat(own)[entries]))
     if not joined:
-        return torch.eye(count, dtype=torch.float64), torch.zeros(count, dtype=torch.bool)
+        one = torch.eye(count, dtype=torch.float64, device=places[names[0]].device)
+        return one, one.new_zeros(count, dtype=torch.bool)
     matrix, seen_along = joint_coordinates(joined, total)
     entries = torch.cat([own.reshape(-1) for _, own in joined])
     unseen = torch.stack([(columns == 0.0).all(0).all(0) for columns in seen_along]).all(0)
-    unseen &= torch.zeros(total, dtype=torch.bool).index_fill_(0, entries, True)
+    unseen &= matrix.new_zeros(total, dtype=torch.bool).index_fill_(0, entries, True)
     return matrix[:count, :count], unseen[:count]
 
 
@@ -72,7 +78,7 @@ def designs_of(plan: Plan) -> tuple[Design, ...]:
 def _rows(site: Site, found: AffineMap) -> tuple[Tensor, Tensor]:
     """The features of every row, and whether it counts."""
     features = found.features
-    weights = torch.ones(features.shape[:-1], dtype=torch.float64)
+    weights = features.new_ones(features.shape[:-1])
     if site.mask is not None and not found.event_dim:
         weights = weights * site.mask
     features = features.expand(*weights.shape, features.shape[-1])

@@ -111,7 +111,7 @@ def uncertainty(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor
 def check_scales(statistics: Statistics, params: Mapping[str, Tensor], objective: str) -> None:
     """Raises ``Degenerate`` if a scale found numerically has shrunk to nothing."""
     for tied, _ in statistics.sums.values():
-        scale, least = tied.parameters[-1], tied.resolution()
+        scale, least = tied.parameters[-1], tied.resolution
         if scale.table is None or least is None:
             continue
         collapsed = scale.kind.collapsed(tied.parameter_values(params)[-1], least)

@@ -86,8 +86,8 @@ def _joint(
     designs = []
     for usage, tied in pooled:
         entries = _entries(tied, usage.position, sizes, many)
-        eye = torch.eye(entries.shape[1], dtype=torch.float64)
-        designs.append((eye if tied.frame is None else tied.frame.determined, entries))
+        one = torch.eye(entries.shape[1], dtype=torch.float64, device=entries.device)
+        designs.append((one if tied.frame is None else tied.frame.determined, entries))
     return joint_coordinates(designs, sum(size for _, size in sizes))
 
 
@@ -100,8 +100,13 @@ def _entries(
     size, first, total = dict(sizes), dict[str, int](), 0
     for name, count in sizes:
         first[name], total = total, total + count
-    every = [first[source] + torch.arange(size[source]) for source in table.sources]
-    entries = torch.cat([each.repeat(many) for each in every])[torch.tensor(table.entries)]
+    every = [
+        first[source] + torch.arange(size[source], device=tied.cells.device)
+        for source in table.sources
+    ]
+    entries = torch.cat([each.repeat(many) for each in every])[
+        torch.tensor(table.entries, device=tied.cells.device)
+    ]
     return entries[: len(entries) // many]
 
 

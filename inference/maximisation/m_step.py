@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ember.inference.maximisation.closed_form import closed_form, coefficients_update
+from ember.inference.maximisation.closed_form import ClosedForm, coefficients_update
 from ember.inference.maximisation.degeneracy import check_scales
 from ember.inference.maximisation.numerical import numerical_update
 from ember.inference.maximisation.parameter_plan import ParameterPlan
@@ -41,6 +41,16 @@ class MStep:
         self.updates = updates(plan) if chosen is None else tuple(chosen)
         numerical = any(update.how in (How.NUMERICAL, How.IN_SUPPORT) for update in self.updates)
         self.plan = ParameterPlan.of(plan, numerical)
+        self._closed = {
+            update.name: ClosedForm(self.plan, update)
+            for update in self.updates
+            if update.kind is not None and not update.is_joint
+        }
+        self._bounded = [
+            name
+            for name, prior in plan.priors.items()
+            if prior.site.density is not None and isinstance(prior.site.density.base, dist.Uniform)
+        ]
 
     @staticmethod
     def of(plan: Plan) -> "MStep":
@@ -62,7 +72,7 @@ class MStep:
                 if update.is_joint:
                     found = coefficients_update(plan, update, self.updates, statistics, params)
                 else:
-                    found = {update.name: closed_form(plan, update, statistics, params)}
+                    found = {update.name: self._closed[update.name](statistics, params)}
                 if update.how is How.IN_SUPPORT and not all_within(plan.parameters, found):
                     numeric += found
                 else:
@@ -70,20 +80,19 @@ class MStep:
         if numeric:
             params = numerical_update(plan, numeric, statistics, params)
             check_scales(statistics, params, plan.objective)
-        return _below_upper_bounds(plan, params)
+        return self._below_upper_bounds(params)
 
+    def _below_upper_bounds(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Estimates at the upper bound of a ``Uniform`` prior, moved off it by one rounding.
 
-def _below_upper_bounds(plan: ParameterPlan, params: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Estimates at the upper bound of a ``Uniform`` prior, moved off it by one rounding.
-
-    Torch counts the lower bound to the support and the upper one not: there the density is zero.
-    """
-    for name, prior in plan.priors.items():
-        density = prior.site.density
-        if density is None or not isinstance(density.base, dist.Uniform):
-            continue
-        bounds = density.distribution(params)
-        assert isinstance(bounds, dist.Uniform)
-        inside = torch.nextafter(bounds.high, bounds.low).expand_as(params[name])
-        params[name] = torch.where(params[name] < bounds.high, params[name], inside)
-    return params
+        Torch counts the lower bound to the support and the upper one not: there the density is
+        zero.
+        """
+        for name in self._bounded:
+            template = self.plan.priors[name].site.density
+            assert template is not None
+            bounds = template.distribution(params)
+            assert isinstance(bounds, dist.Uniform)
+            inside = torch.nextafter(bounds.high, bounds.low).expand_as(params[name])
+            params[name] = torch.where(params[name] < bounds.high, params[name], inside)
+        return params

@@ -68,14 +68,14 @@ def numerical_update(
         units = coordinates.units(here, slope)
 
         def negative(x: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, Any]:
-            value, gradient = derivative(units * torch.from_numpy(x))
-            return value, (units * gradient).numpy()
+            value, gradient = derivative(units * torch.from_numpy(x).to(units))
+            return value, (units * gradient).cpu().numpy()
 
         found = scipy.optimize.minimize(
-            negative, still.numpy(), jac=True, method="L-BFGS-B",
+            negative, still.cpu().numpy(), jac=True, method="L-BFGS-B",
             options={"maxiter": 100, "ftol": 1e-15, "gtol": 1e-10, "maxcor": 20},
         )  # fmt: skip
-        best, reached = units * torch.from_numpy(np.asarray(found.x)), found.fun
+        best, reached = units * torch.from_numpy(np.asarray(found.x)).to(units), found.fun
     if not reached < before:
         return params
     with torch.no_grad():
@@ -94,9 +94,11 @@ def _left_open(objective: Callable[[Tensor], Tensor], unseen: Tensor) -> Tensor:
     """
     found = unseen.clone()
     with torch.no_grad():
-        value = float(objective(torch.zeros(len(unseen), dtype=torch.float64)))
+        nothing = torch.zeros_like(unseen, dtype=torch.float64)
+        value = float(objective(nothing))
         for i in unseen.nonzero()[:, 0].tolist():
-            step = torch.zeros(len(unseen), dtype=torch.float64).index_fill_(0, torch.tensor(i), 1)
+            step = nothing.clone()
+            step[i] = 1.0
             moved = [float(objective(step)), float(objective(-step))]
             found[i] = all(abs(each - value) <= LEVEL * (1.0 + abs(value)) for each in moved)
     return found
@@ -112,7 +114,7 @@ def _differences(objective: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     with torch.no_grad():
         for i in range(len(at)):
             step = torch.zeros_like(at)
-            size = at[i].abs() if bool(at[i].abs() > 0.0) else torch.ones(())
+            size = at[i].abs() if bool(at[i].abs() > 0.0) else at.new_ones(())
             step[i] = torch.finfo(at.dtype).eps ** (1 / 3) * size
             gradient[i] = (objective(at + step) - objective(at - step)) / (2.0 * step[i])
     return gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

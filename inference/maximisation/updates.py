@@ -11,6 +11,7 @@ from ember.inference.families.conjugacy import pseudo_statistics
 from ember.inference.families.exponential_form import FamilyParameter
 from ember.inference.families.kinds import Kind
 from ember.inference.families.links import IDENTITY, Link
+from ember.inference.parameters.argument_map import row_count
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.superposed_rate import SuperposedRate
 from ember.inference.parameters.supports import shown
@@ -205,7 +206,7 @@ def _first_row(plan: Plan, fed: FamilyParameter, name: str) -> int:
     assert fed.table is not None
     before = fed.sources[: fed.sources.index(name)]
     shapes = [plan.structure.parameters[source].shape for source in before]
-    return sum(shape[: len(shape) - fed.table.event_dim].numel() for shape in shapes)
+    return sum(row_count(shape, fed.table.event_dim) for shape in shapes)
 
 
 class Tying(Protocol):

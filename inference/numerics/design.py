@@ -58,7 +58,7 @@ class Frame:
 
     def _recentring(self, centre: Tensor) -> Tensor:
         """What moves the height of a line from the origin to the centre of the features."""
-        moved = torch.eye(len(centre), dtype=torch.float64)
+        moved = torch.eye(len(centre), dtype=torch.float64, device=centre.device)
         if self.constant is not None:
             place, value = self.constant
             moved[place] += centre / value
@@ -89,7 +89,9 @@ class Frame:
     def from_other(self, other: "Frame") -> Tensor:
         """The matrices that take the other's ``(q, z)`` to these, ``(C, F + 1, F + 1)``."""
         turn = self._turn(other)
-        full = torch.eye(len(turn) + 1, dtype=torch.float64).repeat(len(self.line), 1, 1)
+        full = torch.eye(len(turn) + 1, dtype=torch.float64, device=turn.device).repeat(
+            len(self.line), 1, 1
+        )
         full[:, :-1, :-1] = turn
         full[:, -1, :-1] = other.line - self.line @ turn
         return full
@@ -111,7 +113,7 @@ def frame_of(x: Tensor, y: Tensor, weights: Tensor) -> Frame:
     shown = (weights > 0) & x.isfinite().all(-1) & y.isfinite()
     x, y, weights = x[shown], y[shown], weights[shown]
     width = x.shape[-1]
-    nothing, eye = torch.zeros(width, dtype=x.dtype), torch.eye(width, dtype=x.dtype)
+    nothing, eye = x.new_zeros(width), torch.eye(width, dtype=x.dtype, device=x.device)
     if not len(x):
         return Frame(None, nothing, eye, nothing, nothing == 0)
     weights = weights / weights.sum()
@@ -120,7 +122,7 @@ def frame_of(x: Tensor, y: Tensor, weights: Tensor) -> Frame:
     centre = nothing
     if constant is not None:
         mean = x[0] + weights @ (x - x[0])
-        centre = torch.where(torch.arange(width) == constant[0], 0.0, mean)
+        centre = torch.where(torch.arange(width, device=x.device) == constant[0], 0.0, mean)
     frame = Frame(constant, centre, eye, nothing, nothing == 0)
     centred, root = frame.features(x), weights.sqrt().unsqueeze(-1)
     spread = (root * centred).norm(dim=0)
@@ -144,8 +146,8 @@ def _triangle(columns: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:
     width = columns.shape[1]
     factor, failed = torch.linalg.cholesky_ex(columns.mT @ columns, upper=True)
     if not int(failed) and bool((factor.diagonal() > 1e-3).all()):
-        return factor, torch.zeros(width, dtype=torch.bool)
-    # Gram and Schmidt, twice: other than reflections they let a dependent column take no direction.
+        return factor, columns.new_zeros(width, dtype=torch.bool)
+    # Gram-Schmidt, twice: unlike reflections it gives a dependent column no direction of its own.
     triangle, basis = torch.zeros_like(factor), torch.zeros_like(columns)
     for j in range(width):
         left = columns[:, j]
@@ -176,17 +178,17 @@ def joint_coordinates(
     """
     blocks = []
     for matrix, places in rows:
-        block = torch.zeros(len(places), len(matrix), count, dtype=torch.float64)
+        block = matrix.new_zeros(len(places), len(matrix), count)
         spread = places.unsqueeze(1).expand(-1, len(matrix), -1)
         blocks.append(block.scatter_(2, spread, matrix.expand(len(places), -1, -1)))
     stacked = torch.cat([block.flatten(0, 1) for block in blocks])
     scale = stacked.norm(dim=0)
     scale = torch.where(scale > 0, scale, 1.0)
-    triangle, dependent = _triangle(stacked / scale, torch.full((count,), DEPENDENT * count))
+    triangle, dependent = _triangle(stacked / scale, scale.new_full((count,), DEPENDENT * count))
     turned = torch.linalg.solve_triangular(triangle, stacked / scale, upper=True, left=False)
     turned = torch.where(dependent, 0.0, turned)
     inverse = torch.linalg.solve_triangular(
-        triangle, torch.eye(count, dtype=torch.float64), upper=True
+        triangle, torch.eye(count, dtype=scale.dtype, device=scale.device), upper=True
     )
     sizes = [block.shape[0] * block.shape[1] for block in blocks]
     pieces = turned.split(sizes)

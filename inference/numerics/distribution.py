@@ -3,9 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
+
+from ember.inference.numerics.precision_normal import PrecisionNormal
 
 __all__ = ["Distribution", "remade"]
 
@@ -35,7 +38,13 @@ class Distribution(Protocol):
     def has_enumerate_support(self) -> bool: ...
 
     @property
+    def has_rsample(self) -> bool: ...
+
+    @property
     def mean(self) -> Tensor: ...
+
+    @property
+    def variance(self) -> Tensor: ...
 
     def shape(self) -> torch.Size: ...
 
@@ -45,7 +54,7 @@ class Distribution(Protocol):
 
     def enumerate_support(self, expand: bool = ...) -> Tensor: ...
 
-    def expand(self, batch_shape: torch.Size, /) -> "Distribution": ...
+    def expand(self, batch_shape: tuple[int, ...], /) -> "Distribution": ...
 
     def mask(self, mask: Tensor, /) -> "Distribution": ...
 
@@ -55,4 +64,6 @@ class Distribution(Protocol):
 def remade(fn: Distribution, arguments: Mapping[str, Tensor]) -> Distribution:
     """A distribution of the same class with other arguments, which are not validated again."""
     kind: Callable[..., Distribution] = type(fn)
+    if kind is dist.MultivariateNormal and "precision_matrix" in arguments:
+        kind = PrecisionNormal
     return kind(**arguments, validate_args=False)

@@ -3,7 +3,7 @@ r"""Densities that are ratios of gamma functions, exact where they approach thei
 Data without overdispersion lead a negative binomial to a Poisson, a beta-binomial to a binomial,
 normal data a Student's t to a normal: some parameter grows without bound. The textbook formula is
 then a difference of numbers so much larger than itself that nothing but rounding is left of it,
-which a maximisation takes for gold. All of them can be written with
+and a maximisation would climb that rounding. All of them can be written with
 
 .. math:: \log r^{\overline{x}} = \log\Gamma(r + x) - \log\Gamma(r),
 
@@ -40,39 +40,39 @@ def log_rising(r: Tensor, x: Tensor) -> Tensor:
 def _negative_binomial(fn: dist.NegativeBinomial, x: Tensor) -> Tensor:
     r, logits = fn.total_count, fn.logits
     occurs = r * F.logsigmoid(-logits) + x * F.logsigmoid(logits)
-    # No failures are awaited: the count is zero for certain.
+    # Where total_count is 0 the count is 0 for certain.
     certain = (r + x) == 0.0
     rising = log_rising(torch.where(certain, 1.0, r), x)
-    found = occurs + rising - torch.lgamma(x + 1.0)
-    return _with_large(found, r, r * torch.exp(logits), x)
+    direct = occurs + rising - torch.lgamma(x + 1.0)
+    return _with_large(direct, r, r * torch.exp(logits), x)
 
 
-def _with_large(found: Tensor, r: Tensor, mean: Tensor, x: Tensor) -> Tensor:
+def _with_large(direct: Tensor, r: Tensor, mean: Tensor, x: Tensor) -> Tensor:
     """Log probabilities of counts, those of large ones without a difference of large numbers."""
     many = (x > MANY) & (r > 0.0)
     if not bool(many.any()):
-        return found
+        return direct
     safe = torch.where(r > 0.0, r, 1.0)
-    return torch.where(many, gamma_poisson(safe, mean, torch.where(many, x, 1.0)), found)
+    return torch.where(many, gamma_poisson(safe, mean, torch.where(many, x, 1.0)), direct)
 
 
 def _gamma_poisson(fn: dist.GammaPoisson, x: Tensor) -> Tensor:
     r, rate = fn.concentration, fn.rate
     counts = log_rising(r, x) - torch.lgamma(x + 1.0)
-    found = counts - r * torch.log1p(1.0 / rate) - x * torch.log1p(rate)
-    return _with_large(found, r, r / rate, x)
+    direct = counts - r * torch.log1p(1.0 / rate) - x * torch.log1p(rate)
+    return _with_large(direct, r, r / rate, x)
 
 
 def _beta_binomial(fn: dist.BetaBinomial, x: Tensor) -> Tensor:
     a, b, n = fn.concentration1, fn.concentration0, fn.total_count
     rest = n - x
     choices = torch.lgamma(n + 1.0) - torch.lgamma(x + 1.0) - torch.lgamma(rest + 1.0)
-    found = choices + log_rising(a, x) + log_rising(b, rest) - log_rising(a + b, n)
+    direct = choices + log_rising(a, x) + log_rising(b, rest) - log_rising(a + b, n)
     if not bool((n > MANY).any()):
-        return found
+        return direct
     ways = _over_factorial(x, a) + _over_factorial(rest, b) - _over_factorial(n, a + b)
     large = ways + torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)
-    return torch.where((n > MANY) & (n > a + b), large, found)
+    return torch.where((n > MANY) & (n > a + b), large, direct)
 
 
 def _over_factorial(x: Tensor, a: Tensor) -> Tensor:
@@ -83,20 +83,21 @@ def _over_factorial(x: Tensor, a: Tensor) -> Tensor:
 def _dirichlet_multinomial(fn: dist.DirichletMultinomial, x: Tensor) -> Tensor:
     a, n = fn.concentration, x.sum(-1)
     ways = torch.lgamma(n + 1.0) - torch.lgamma(x + 1.0).sum(-1)
-    found = ways + log_rising(a, x).sum(-1) - log_rising(a.sum(-1), n)
+    direct = ways + log_rising(a, x).sum(-1) - log_rising(a.sum(-1), n)
     if not bool((n > MANY).any()):
-        return found
+        return direct
     large = _over_factorial(x, a).sum(-1) - _over_factorial(n, a.sum(-1))
     large = large + torch.lgamma(a.sum(-1)) - torch.lgamma(a).sum(-1)
-    return torch.where((n > MANY) & (n > a.sum(-1)), large, found)
+    return torch.where((n > MANY) & (n > a.sum(-1)), large, direct)
 
 
 def _student(fn: dist.StudentT, x: Tensor) -> Tensor:
     df, scale = fn.df, fn.scale
     squared = ((x - fn.loc) / scale).square()
-    constant = log_rising(0.5 * df, torch.full((), 0.5, dtype=df.dtype))
+    constant = log_rising(0.5 * df, df.new_full((), 0.5))
     constant = constant - 0.5 * torch.log(math.pi * df) - torch.log(scale)
-    return torch.as_tensor(constant - 0.5 * (df + 1.0) * torch.log1p(squared / df))
+    density: Tensor = constant - 0.5 * (df + 1.0) * torch.log1p(squared / df)
+    return density
 
 
 def _zero_inflated(fn: dist.ZeroInflatedDistribution, x: Tensor) -> Tensor:

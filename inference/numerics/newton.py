@@ -21,7 +21,7 @@ ROUNDING = 1e-14  # relative to the function
 PROMISE = 1e-10  # of a gain, relative, that a step does not keep where the function has an edge
 KINK = 1e-6  # a step, in units, that is long beside the distance to an edge, and short otherwise
 LONGEST = 1e30  # of a unit
-SHORTENINGS = 60  # by four each: where the curvature is e^-50, so is its word on the step
+SHORTENINGS = 60  # to a quarter each: almost without curvature a step is far too long
 
 
 def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | None:
@@ -36,7 +36,7 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
         start: Where to begin, ``(P,)``.
     """
     point, value = start.detach(), float(function(start.detach()))
-    held = torch.zeros(len(point), dtype=torch.bool)
+    held = torch.zeros_like(point, dtype=torch.bool)
     for _ in range(STEPS):
         gradient, hessian = _derivatives(function, point)
         if not bool(torch.isfinite(gradient).all()) or not bool(torch.isfinite(hessian).all()):
@@ -91,7 +91,7 @@ def _shortened(
     slope: float,
     trials: int,
 ) -> tuple[Tensor, float]:
-    """The first place along a direction, from far to near, where the function falls enough."""
+    """The first point along a direction, from far to near, where the function falls enough."""
     for trial in range(trials):
         length = 0.25**trial
         moved = point + length * direction
@@ -110,9 +110,9 @@ def _kinks(
     """Coordinates along which the function rises both ways, however short the step.
 
     At such an edge (of a ``Laplace`` density, say) the derivative jumps, and a step along it
-    leads nowhere; the coordinate is at its best place, and the others must go on without it.
+    leads nowhere; the coordinate is at its best value, and the others must go on without it.
     """
-    found = torch.zeros(len(point), dtype=torch.bool)
+    kinks = torch.zeros_like(point, dtype=torch.bool)
     with torch.no_grad():
         for i in range(len(point)):
             rises = []
@@ -121,8 +121,8 @@ def _kinks(
                 step[i] = size * units[i]
                 rises += [float(function(point + sign * step)) - value for sign in (1.0, -1.0)]
             # Where there is no edge, the sum of both ways falls as the square of the step.
-            found[i] = min(rises) > 0.0 and sum(rises[2:]) > 0.05 * sum(rises[:2])
-    return found
+            kinks[i] = min(rises) > 0.0 and sum(rises[2:]) > 0.05 * sum(rises[:2])
+    return kinks
 
 
 def _derivatives(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,7 @@ def _downhill(gradient: Tensor, hessian: Tensor) -> Tensor:
     """
     scale = hessian.diagonal().abs().sqrt()
     scale = torch.where(scale > 0, scale, gradient.abs())
-    scale = torch.where(scale > 0, scale, torch.ones(()))
+    scale = torch.where(scale > 0, scale, 1.0)
     values, vectors = torch.linalg.eigh(hessian / scale / scale.unsqueeze(-1))
     size = values.abs()
     size = torch.where(size > 1e-12 * float(size.max()), size, 1.0)

@@ -3,7 +3,7 @@
 Newton's method and L-BFGS come to a halt at the first edge that they meet. BFGS with a line search
 that asks no more than a slope that has lessened does not: it learns the edge as a direction of
 large curvature and goes on along it. Where it stops too, gradients are sampled nearby; the shortest
-vector of their convex hull leads down unless the place is stationary.
+vector of their convex hull leads down unless the point is stationary.
 
 Reference: Lewis & Overton (2013), *Nonsmooth optimization via quasi-Newton methods*, Mathematical
 Programming 141, 135-163. Burke, Lewis & Overton (2005), *A robust gradient sampling algorithm for
@@ -34,14 +34,14 @@ WORTH = 1e-10  # a gain, relative, after which another is tried
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Point:
     x: Tensor
     value: float
     gradient: Tensor
 
 
 def search(derivative: Derivative, start: Tensor, units: Tensor) -> Tensor:
-    """A local minimiser near ``start``, below all places that sampled directions lead to.
+    """A local minimiser near ``start``, below all points that sampled directions lead to.
 
     Args:
         derivative: The function and its gradient, of a vector of free reals.
@@ -49,19 +49,19 @@ def search(derivative: Derivative, start: Tensor, units: Tensor) -> Tensor:
         units: Of the free reals: a step that changes the function by about one, ``(P,)``.
     """
     function = _in_units(derivative, start, units)
-    place = _place(function, torch.zeros_like(start))
+    point = _point_at(function, torch.zeros_like(start))
     for _ in range(ROUNDS):
-        before = place.value
-        place = _sampled(function, _quasi_newton(function, place))
-        if not before - place.value > WORTH * (1.0 + abs(before)):
+        before = point.value
+        point = _sampled(function, _quasi_newton(function, point))
+        if not before - point.value > WORTH * (1.0 + abs(before)):
             break
-    return start + units * place.x
+    return start + units * point.x
 
 
 def descend(derivative: Derivative, start: Tensor, units: Tensor) -> Tensor:
     """The first part of the search alone: quasi-Newton steps."""
     function = _in_units(derivative, start, units)
-    return start + units * _quasi_newton(function, _place(function, torch.zeros_like(start))).x
+    return start + units * _quasi_newton(function, _point_at(function, torch.zeros_like(start))).x
 
 
 def _in_units(derivative: Derivative, start: Tensor, units: Tensor) -> Derivative:
@@ -72,40 +72,40 @@ def _in_units(derivative: Derivative, start: Tensor, units: Tensor) -> Derivativ
     return function
 
 
-def _place(function: Derivative, x: Tensor) -> _Place:
-    return _Place(x, *function(x))
+def _point_at(function: Derivative, x: Tensor) -> _Point:
+    return _Point(x, *function(x))
 
 
-def _quasi_newton(function: Derivative, place: _Place) -> _Place:
-    inverse, stalled = torch.eye(len(place.x), dtype=place.x.dtype), 0
+def _quasi_newton(function: Derivative, point: _Point) -> _Point:
+    inverse, stalled = torch.eye(len(point.x), dtype=point.x.dtype), 0
     for _ in range(STEPS):
-        direction = -(inverse @ place.gradient)
-        found = _line_search(function, place, direction)
-        if found is place:
+        direction = -(inverse @ point.gradient)
+        moved = _line_search(function, point, direction)
+        if moved is point:
             break
-        gained = place.value - found.value > NOTHING * (1.0 + abs(place.value))
+        gained = point.value - moved.value > NOTHING * (1.0 + abs(point.value))
         stalled = 0 if gained else stalled + 1
         if stalled >= STALLS:
-            return found
-        inverse = _updated(inverse, found.x - place.x, found.gradient - place.gradient)
-        place = found
-    return place
+            return moved
+        inverse = _updated(inverse, moved.x - point.x, moved.gradient - point.gradient)
+        point = moved
+    return point
 
 
-def _line_search(function: Derivative, place: _Place, direction: Tensor) -> _Place:
+def _line_search(function: Derivative, point: _Point, direction: Tensor) -> _Point:
     """A step of which the function falls and the slope lessens: the weak conditions of Wolfe."""
-    slope = float(place.gradient @ direction)
+    slope = float(point.gradient @ direction)
     if not slope < 0.0:
-        return place
-    near, far, length, best = 0.0, math.inf, 1.0, place
+        return point
+    near, far, length, best = 0.0, math.inf, 1.0, point
     for _ in range(TRIALS):
-        moved = _place(function, place.x + length * direction)
-        if not moved.value <= place.value + LOWERS * length * slope:
+        moved = _point_at(function, point.x + length * direction)
+        if not moved.value <= point.value + LOWERS * length * slope:
             far = length
         else:
             best = moved if moved.value < best.value else best
             if not float(moved.gradient @ direction) < LESSENS * slope:
-                return moved if moved.value < place.value else place
+                return moved if moved.value < point.value else point
             near = length
         length = 2.0 * length if far == math.inf else (near + far) / 2.0
     return best
@@ -119,39 +119,39 @@ def _updated(inverse: Tensor, step: Tensor, change: Tensor) -> Tensor:
     along = inverse @ change
     factor = (1.0 + float(change @ along) / product) / product
     cross = torch.outer(along, step) / product
-    found: Tensor = inverse + factor * torch.outer(step, step) - cross - cross.mT
-    return found if bool(found.isfinite().all()) else torch.eye(len(step), dtype=step.dtype)
+    updated: Tensor = inverse + factor * torch.outer(step, step) - cross - cross.mT
+    return updated if bool(updated.isfinite().all()) else torch.eye(len(step), dtype=step.dtype)
 
 
-def _sampled(function: Derivative, place: _Place) -> _Place:
-    """A lower place along directions sampled nearby, or the same one."""
+def _sampled(function: Derivative, point: _Point) -> _Point:
+    """A lower point along directions sampled nearby, or the same one."""
     generator = torch.Generator().manual_seed(0)
     for radius in RADII:
-        for direction in _directions(function, place, radius, generator):
+        for direction in _directions(function, point, radius, generator):
             length = radius
             for _ in range(4):
-                moved = _place(function, place.x + length * direction)
-                if moved.value < place.value - NOTHING * (1.0 + abs(place.value)):
+                moved = _point_at(function, point.x + length * direction)
+                if moved.value < point.value - NOTHING * (1.0 + abs(point.value)):
                     return moved
                 length *= 0.25
-    return place
+    return point
 
 
 def _directions(
-    function: Derivative, place: _Place, radius: float, generator: torch.Generator
+    function: Derivative, point: _Point, radius: float, generator: torch.Generator
 ) -> Iterator[Tensor]:
     """Unit vectors: down the hull of gradients nearby, down each of them, and the coordinates."""
-    count = len(place.x)
-    gradients = [place.gradient]
+    count = len(point.x)
+    gradients = [point.gradient]
     for _ in range(min(2 * count, SAMPLES)):
-        step = torch.randn(count, generator=generator, dtype=place.x.dtype)
-        moved = _place(function, place.x + radius * step / math.sqrt(count))
+        step = torch.randn(count, generator=generator, dtype=point.x.dtype)
+        moved = _point_at(function, point.x + radius * step / math.sqrt(count))
         if math.isfinite(moved.value):
             gradients.append(moved.gradient)
-    for candidate in (_shortest(torch.stack(gradients)), place.gradient):
+    for candidate in (_shortest(torch.stack(gradients)), point.gradient):
         if float(candidate.norm()) > 0.0:
             yield -candidate / candidate.norm()
-    for axis in torch.eye(count, dtype=place.x.dtype):
+    for axis in torch.eye(count, dtype=point.x.dtype):
         yield axis
         yield -axis
 

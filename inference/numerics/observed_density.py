@@ -42,15 +42,15 @@ def row_patterns(hidden: Tensor) -> tuple[Tensor, Tensor]:
 def _by_covariance(loc: Tensor, covariance: Tensor, value: Tensor) -> Tensor:
     hidden = value.isnan()
     dim, batch = value.shape[-1], value.shape[:-1]
-    own = prepend_dims(covariance, max(covariance.dim(), len(batch) + 2))
-    rows = prepend_dims(hidden, own.dim() - 1).shape[:-1]
-    if any(a > 1 and b > 1 for a, b in zip(own.shape[:-2], rows, strict=True)):
-        factor = _padded_factor(own, hidden)
+    matrices = prepend_dims(covariance, max(covariance.dim(), len(batch) + 2))
+    rows = prepend_dims(hidden, matrices.dim() - 1).shape[:-1]
+    if any(a > 1 and b > 1 for a, b in zip(matrices.shape[:-2], rows, strict=True)):
+        factor = _padded_factor(matrices, hidden)
     else:
         # Rows share their matrix: factorise by matrix and pattern, then spread over the rows.
         patterns, index = row_patterns(hidden.reshape(-1, dim))
-        cells = torch.arange(own.shape[:-2].numel()).reshape(own.shape[:-2])
-        factor = _padded_factor(own.reshape(-1, 1, dim, dim), patterns)
+        cells = torch.arange(matrices.shape[:-2].numel()).reshape(matrices.shape[:-2])
+        factor = _padded_factor(matrices.reshape(-1, 1, dim, dim), patterns)
         factor = factor[cells, index.reshape(batch)]
     residual = torch.where(hidden, 0.0, torch.where(hidden, 0.0, value) - loc)
     shape = torch.broadcast_shapes(factor.shape[:-1], residual.shape)

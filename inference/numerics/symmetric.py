@@ -11,23 +11,25 @@ __all__ = ["log_diagonal", "vech_indices", "vech_positions"]
 
 
 @functools.cache
-def vech_indices(dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def vech_indices(dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Rows and columns of the upper triangle, and -1/2 on the diagonal, -1 off it.
 
     An entry off the diagonal stands for two equal entries of ``x x'``.
     """
-    rows, columns = torch.triu_indices(dim, dim)
+    rows, columns = torch.triu_indices(dim, dim, device=device)
     halves = torch.where(rows == columns, -0.5, -1.0).to(torch.float64)
     return rows, columns, halves
 
 
 @functools.cache
-def vech_positions(dim: int) -> Tensor:
+def vech_positions(dim: int, device: torch.device) -> Tensor:
     """Where each entry of a symmetric matrix stands in its upper triangle, ``(D, D)``."""
-    rows, columns = torch.triu_indices(dim, dim)
-    positions = torch.zeros(dim, dim, dtype=torch.long)
-    positions[rows, columns] = positions[columns, rows] = torch.arange(len(rows))
-    return positions
+    rows, columns = torch.triu_indices(dim, dim, device=device)
+    positions = rows.new_zeros(dim, dim)
+    every = torch.arange(len(rows), device=device)
+    positions[rows, columns] = positions[columns, rows] = every
+    found: Tensor = positions
+    return found
 
 
 def log_diagonal(precision: Tensor) -> Tensor:

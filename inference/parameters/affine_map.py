@@ -27,7 +27,8 @@ class ParameterEntries:
 
     def rows(self, params: Mapping[str, Tensor]) -> Tensor:
         """The coefficients of every row, shape ``(R, F)``."""
-        return joined(self.sources, params, self.logs)[torch.tensor(self.entries)]
+        values = joined(self.sources, params, self.logs)
+        return values[torch.tensor(self.entries, device=values.device)]
 
 
 @dataclass(frozen=True)

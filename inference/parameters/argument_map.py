@@ -41,8 +41,12 @@ class ParameterRows:
 
     def rows(self, params: Mapping[str, Tensor]) -> Tensor:
         """All rows of all sources, shape ``(R, *event)``."""
-        flat = [rows_of(params[name], self.event_dim) for name in self.sources]
-        return ON[self.on](flat[0] if len(flat) == 1 else torch.cat(flat))
+        if len(self.sources) == 1:
+            value = params[self.sources[0]]
+            rows = value.reshape(-1, *value.shape[value.dim() - self.event_dim :])
+        else:
+            rows = torch.cat([rows_of(params[name], self.event_dim) for name in self.sources])
+        return rows if self.on == "raw" else ON[self.on](rows)
 
 
 @dataclass(frozen=True)

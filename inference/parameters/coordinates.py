@@ -36,8 +36,8 @@ class Coordinates:
             torch.Size(transform_to(p.support).inverse_shape(p.shape)) for p in self._parameters
         ]
         each = zip(self._parameters, self._shapes, strict=True)
-        bounds = [torch.full((shape.numel(),), self._bound(p)) for p, shape in each]
-        self._bounds = torch.cat(bounds) if bounds else torch.empty(0)
+        bounds = [p.start.new_full((shape.numel(),), self._bound(p)) for p, shape in each]
+        self._bounds = torch.cat(bounds) if bounds else torch.empty(0, dtype=torch.float64)
 
     def _bound(self, parameter: Parameter) -> float:
         """The size from which on a coordinate is at rest; a real one never is."""
@@ -52,7 +52,7 @@ class Coordinates:
     def slices(self) -> dict[str, Tensor]:
         """Where the coordinates of each parameter stand in the vector."""
         sizes = [shape.numel() for shape in self._shapes]
-        every = torch.arange(sum(sizes)).split(sizes)
+        every = torch.arange(sum(sizes), device=self._bounds.device).split(sizes)
         return {p.name: own for p, own in zip(self._parameters, every, strict=True)}
 
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
@@ -94,14 +94,17 @@ class Coordinates:
 
     def places(self, names: Container[str]) -> Tensor:
         """Which coordinates belong to some of the parameters."""
-        each = zip(self._parameters, self._shapes, strict=True)
-        marks = [torch.full((shape.numel(),), p.name in names) for p, shape in each]
-        return torch.cat(marks) if marks else torch.zeros(0, dtype=torch.bool)
+        marked = torch.zeros_like(self._bounds, dtype=torch.bool)
+        for name, places in self.slices().items():
+            marked[places] = name in names
+        return marked
 
     def jittered(self, params: Mapping[str, Tensor], by: float = 0.01) -> dict[str, Tensor]:
         """Parameters with a little noise, relative to the size of each coordinate."""
         flat = self.flatten(params)
-        noisy = flat + by * flat.abs().clamp_min(by) * torch.randn(flat.shape)
+        noisy = flat + by * flat.abs().clamp_min(by) * torch.randn(
+            flat.shape, dtype=flat.dtype, device=flat.device
+        )
         return self.unflatten(torch.where(torch.isfinite(flat), noisy, flat))
 
     def units(self, vector: Tensor, gradient: Tensor) -> Tensor:
@@ -114,10 +117,12 @@ class Coordinates:
         sizes = [shape.numel() for shape in self._shapes]
         pieces = zip(self._parameters, vector.split(sizes), gradient.split(sizes), strict=True)
         for parameter, values, slopes in pieces:
-            largest = values.abs().amax() if len(values) else torch.zeros(())
+            largest = values.abs().amax() if len(values) else values.new_zeros(())
             if base_support(parameter.support) not in (constraints.real, constraints.real_vector):
-                largest = largest.clamp_min(1.0) if bool(largest > UNITLESS) else torch.ones(())
-            step = 1.0 / slopes.abs().amax() if len(values) else torch.ones(())
+                largest = (
+                    largest.clamp_min(1.0) if bool(largest > UNITLESS) else values.new_ones(())
+                )
+            step = 1.0 / slopes.abs().amax() if len(values) else values.new_ones(())
             own = largest if bool(largest > 0.0) else step
             units.append(own.nan_to_num(nan=1.0, posinf=1.0).expand(len(values)))
         return torch.cat(units)

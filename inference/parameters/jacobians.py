@@ -15,33 +15,22 @@ mode is finite and inside the support for every concentration above 0, where the
 none if one is below 1.
 """
 
-from collections.abc import Mapping
-
-import torch
 from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
 from ember.inference.parameters.supports import base_support, is_real
 
-__all__ = ["log_jacobian", "total"]
+__all__ = ["log_jacobian"]
 
 
 def log_jacobian(support: constraints.Constraint, value: Tensor) -> Tensor:
     """The log Jacobian of every entry (or vector, or matrix) of a value; it broadcasts to zero."""
     base = base_support(support)
     if is_real(base):
-        return torch.zeros(())
+        return value.new_zeros(())
     if base is constraints.simplex:
         return value.log().sum(-1)
     transform = biject_to(base)
     found: Tensor = transform.log_abs_det_jacobian(transform.inv(value), value)
-    return found
-
-
-def total(supports: Mapping[str, constraints.Constraint], params: Mapping[str, Tensor]) -> Tensor:
-    """The log Jacobian of several parameters together."""
-    found = torch.zeros((), dtype=torch.float64)
-    for name, support in supports.items():
-        found = found + log_jacobian(support, params[name]).sum()
     return found

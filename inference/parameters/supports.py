@@ -91,7 +91,7 @@ def base_support(support: Constraint) -> Constraint:
 def all_within(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]) -> bool:
     """Whether every value lies in the support that the model declares for its parameter."""
     checks = (parameters[name].support.check(value) for name, value in params.items())
-    return all(bool(torch.as_tensor(each).all()) for each in checks)
+    return all(bool(each.all() if isinstance(each, Tensor) else each) for each in checks)
 
 
 def off_open_bounds(support: Constraint, value: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def off_open_bounds(support: Constraint, value: Tensor) -> Tensor:
         ((constraints.less_than, constraints.half_open_interval), "upper_bound", -math.inf),
     ):
         if isinstance(base, kinds):
-            bound = torch.as_tensor(getattr(base, name), dtype=value.dtype)
+            bound = torch.as_tensor(getattr(base, name), dtype=value.dtype, device=value.device)
             inside = torch.nextafter(bound, torch.full_like(bound, way))
             value = torch.where((value == bound) & (bound != 0.0), inside, value)
     return value

@@ -1,6 +1,7 @@
 """The priors of the parameters: their log density, and each as an observation of its own."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,12 @@ class PriorSite:
     scale: Tensor
     tied: TiedFactors | None
 
+    @functools.cached_property
+    def cells(self) -> Tensor:
+        """The cell of every entry, over all batch dims."""
+        layout = self.site.layout
+        return prepend_dims(cells_of(self.site), len(layout.outer) + layout.inner)
+
 
 @dataclass(frozen=True, eq=False)
 class Prior:
@@ -42,6 +49,7 @@ class Prior:
         held: The log density of parameters held by ``pyro.condition``, a constant.
         unconstrained: Whether it is that of Pyro's unconstrained coordinates, Jacobian included.
         opaque: Asks the model for priors that no map describes; None if there are none.
+        starts: For how many parameter values at once, along a leading dim; None for one, without.
     """
 
     sites: dict[str, PriorSite]
@@ -49,20 +57,30 @@ class Prior:
     held: float = 0.0
     unconstrained: bool = False
     opaque: OpaqueFactors | None = None
+    starts: int | None = None
 
     def log_prob(self, params: Params) -> Tensor:
         """The log prior density of the parameter sites; zero for maximum likelihood."""
-        total = torch.as_tensor(self.held, dtype=torch.float64)
+        total: Tensor | float = self.held
         asked = {} if self.opaque is None else self.opaque.log_probs(params, self._asked)
         for name, prior in self.sites.items():
             if prior.site.density is not None:
                 log_prob = prior.site.density.log_prob(params, params[name])
             else:
                 log_prob = asked[name]
-            total = total + (log_prob * prior.scale).sum()
+            total = total + self._summed(log_prob * prior.scale)
         if self.unconstrained:
-            total = total + jacobians.total(self.supports, params)
-        return total
+            for name, support in self.supports.items():
+                total = total + self._summed(jacobians.log_jacobian(support, params[name]))
+        if not isinstance(total, Tensor):
+            total = torch.tensor(total, dtype=torch.float64)
+        return total if self.starts is None else total.expand(self.starts)
+
+    def _summed(self, value: Tensor) -> Tensor:
+        """A log density summed over all dims but that of the starts."""
+        if self.starts is None or not value.dim():
+            return value.sum()
+        return value.reshape(self.starts, -1).sum(1)
 
     @property
     def _asked(self) -> list[str]:
@@ -77,15 +95,13 @@ class Prior:
         tied, form = prior.tied, prior.site.form
         assert tied is not None
         assert form is not None
-        rank = len(prior.site.layout.outer) + prior.site.layout.inner
-        cells, reference = prepend_dims(cells_of(prior.site), rank), torch.zeros(())
+        cells, reference = prior.cells, params[name].new_zeros(())
         if form.centred is not None:
             locations = tied.locations(params)
             tied = dataclasses.replace(tied, reference=locations)
             reference = locations[cells]
         statistics, _ = statistics_of(prior.site, params[name], reference)
-        weights = append_dims(prior.scale, len(prior.site.inner_shape) + 1)
-        statistics = statistics * weights
+        statistics = statistics * append_dims(prior.scale, len(prior.site.inner_shape) + 1)
         cells = prepend_dims(cells, statistics.dim() - 1)
         shape = torch.broadcast_shapes(cells.shape, statistics.shape[:-1])
         rows = statistics.expand(*shape, -1).reshape(-1, statistics.shape[-1])

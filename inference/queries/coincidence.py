@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.potentials import all_tensors
-from ember.inference.queries.relabelling import component_axes, numberings
+from ember.inference.queries.component_axes import component_axes, numberings
 
 __all__ = ["coinciding"]
 
@@ -52,13 +52,13 @@ def _candidates(
 ) -> list[tuple[int, int]]:
     """Pairs of states whose own parameters are about equal; all pairs where there are none."""
     alike = torch.ones(states, states, dtype=torch.bool).triu(1)
-    own = set[str]()
+    of_weights = set[str]()  # parameters that say how probable the states are
     for name in names:
         density = plan.sites[name].density
-        own |= {s for _, m in density.maps.values() for s in m.sources} if density else set()
+        of_weights |= {s for _, m in density.maps.values() for s in m.sources} if density else set()
     for name, axes in component_axes(plan, label).items():
         value = params[name]
-        if name in own or len(axes) != 1 or not value.numel():
+        if name in of_weights or len(axes) != 1 or not value.numel():
             continue
         rows = value.movedim(axes[0], 0).reshape(states, -1)
         apart = (rows.unsqueeze(0) - rows.unsqueeze(1)).abs().amax(-1)
@@ -70,7 +70,7 @@ def _coincide(
     plan: Plan, tensors: list[Tensor], names: tuple[str, ...], i: int, j: int, tolerance: float
 ) -> bool:
     """Whether every factor below two states, or after them in a chain, is the same at both."""
-    seen = False
+    is_below = False
     for factor, tensor in zip(plan.factors, tensors, strict=True):
         for name in names:
             symbols = {plan.latent_symbols[name]} if factor.name != name else set[str]()
@@ -81,15 +81,15 @@ def _coincide(
                 axis = factor.dims.index(symbol)
                 if tensor.size(axis) <= max(i, j):
                     continue
-                seen = True
+                is_below = True
                 apart = (tensor.select(axis, i) - tensor.select(axis, j)).abs()
                 if not bool((apart <= tolerance).all()):
                     return False
-    return seen
+    return is_below
 
 
 def _firsts(plan: Plan, name: str, factor: str) -> set[str]:
     """The dim of the state in a factor that only says how probable the first states are."""
     chain = plan.chains[name]
-    own = {plan.factors[chain.initial].name, plan.factors[chain.move].name}
-    return {plan.latent_symbols[name]} if factor in own else set()
+    of_chain = {plan.factors[chain.initial].name, plan.factors[chain.move].name}
+    return {plan.latent_symbols[name]} if factor in of_chain else set()

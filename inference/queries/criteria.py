@@ -53,8 +53,8 @@ def free_parameters(plan: Plan) -> int:
 def _sources(plan: Plan, name: str) -> frozenset[str]:
     """The parameters that a factor reads."""
     if plan.sites[name].density is None and name in plan.compiled:
-        own = plan.tied[plan.compiled[name][0]].parameters
-        return frozenset(source for parameter in own for source in parameter.sources)
+        parameters = plan.tied[plan.compiled[name][0]].parameters
+        return frozenset(source for parameter in parameters for source in parameter.sources)
     return plan.dependencies(name)
 
 
@@ -87,19 +87,19 @@ def observations(plan: Plan) -> float:
         mask = plan.sites[site].mask
         stacked = plan.structure.composites or plan.structure.loops
         if stacked and mask is not None and plan.scales[site] is None:
-            total += float(_seen(plan, site, mask))
+            total += float(_steps_with_data(plan, site, mask))
             continue
-        places = float(math.prod(plan.sizes[s] for s in plan.sites[site].plates))
+        count = float(math.prod(plan.sizes[s] for s in plan.sites[site].plates))
         scale = plan.scales[site]
         if scale is not None:
             missing = math.prod(plan.sizes[s] for s in plan.sites[site].plates - set(scale.dims))
-            places = float(scale.tensor.sum()) * missing
-        total += places
+            count = float(scale.tensor.sum()) * missing
+        total += count
     return total
 
 
-def _seen(plan: Plan, name: str, mask: Tensor) -> Tensor:
-    """How many places of a composite site's plates hold data."""
+def _steps_with_data(plan: Plan, name: str, mask: Tensor) -> Tensor:
+    """How many entries of a composite site's plates hold data."""
     site = plan.sites[name]
     outer = [plan.sizes[s] if s in site.plates else 1 for s in site.layout.outer]
     shown = mask.expand(*outer, *site.inner_shape) if mask.dim() else mask.expand(outer)
@@ -112,13 +112,13 @@ def entropy(plan: Plan, params: Mapping[str, Tensor]) -> float:
     if not latents:
         return total
     for name, t in marginals(plan, params, latents).items():
-        own = -torch.special.xlogy(t, t).sum(-1).nan_to_num()  # impossible rows have none
+        entropies = -torch.special.xlogy(t, t).sum(-1).nan_to_num()  # impossible rows have none
         if name in plan.chains:
-            own = own * _inside(plan, name)
+            entropies = entropies * _inside(plan, name)
         scale = plan.scales[name]
-        if scale is not None and own.dim() == scale.tensor.dim():
-            own = own * scale.tensor
-        total += float(own.sum())
+        if scale is not None and entropies.dim() == scale.tensor.dim():
+            entropies = entropies * scale.tensor
+        total += float(entropies.sum())
     return total
 
 

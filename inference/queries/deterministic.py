@@ -1,13 +1,12 @@
 """The values of a model's ``pyro.deterministic`` statements at given parameters."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace, is_computed
 
 __all__ = ["deterministic_values"]
 
@@ -34,11 +33,8 @@ def deterministic_values(structure: Structure, params: Mapping[str, Tensor]) -> 
 
 
 def _statements(trace: Trace) -> dict[str, Tensor]:
-    nodes: Any = trace.nodes.items()
     return {
         name: site["value"]
-        for name, site in nodes
-        if site["type"] == "sample"
-        and site["infer"].get("_deterministic")
-        and isinstance(site["value"], Tensor)
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and is_computed(site) and isinstance(site["value"], Tensor)
     }

@@ -3,7 +3,6 @@
 import itertools
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -13,9 +12,11 @@ from ember.inference.expectation.chains.evidence import pair_marginals, predicti
 from ember.inference.expectation.posterior import chain_potentials, expectations
 from ember.inference.factors.factor import Factor
 from ember.inference.families.sticks import StickMap
+from ember.inference.numerics.distribution import Distribution, remade
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
+from ember.inference.parameters.map import ParameterMap
 from ember.inference.parameters.superposed_rate import SuperposedRate
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.composites import Composite
@@ -46,7 +47,7 @@ def posterior_pairs(plan: Plan, params: Params, name: str) -> Tensor:
     return _unrolled_pairs(plan, params, steps)
 
 
-def forecast(plan: Plan, params: Params, name: str) -> Any:
+def forecast(plan: Plan, params: Params, name: str) -> dist.Categorical | dist.MixtureSameFamily:
     """The distribution of a chain's state, or of its data, one step ahead.
 
     Warns:
@@ -56,18 +57,18 @@ def forecast(plan: Plan, params: Params, name: str) -> Any:
         ValueError: If ``name`` is neither the latent nor the data of a chain, or the data of the
             next step cannot be told because emissions vary in time.
     """
-    found = [c for c in plan.structure.chains if name in (c.latent, *_data_of(plan, c))]
-    if not found:
+    candidates = [c for c in plan.structure.chains if name in (c.latent, *_data_of(plan, c))]
+    if not candidates:
         raise ValueError(_no_chain(plan, name))
-    chain = found[0]
+    chain = candidates[0]
     chains, rest = chain_potentials(plan, params, chain.latent)
     ahead = predictions(chains)
     ahead = ahead if chain.at_once else ahead[1:]
     probs = _rows_first(plan, chain.latent, rest, ahead, 1)
     valid = False if probs.isnan().any() else None  # NaN follows impossible data
     states = dist.Categorical(probs=probs, validate_args=valid)
-    own = plan.chains[chain.latent]
-    if own.time in plan.factors[own.move].dims:
+    compiled = plan.chains[chain.latent]
+    if compiled.time in plan.factors[compiled.move].dims:
         warnings.warn(
             f"the moves of site '{chain.latent}' vary in time and the one past the data is not "
             "known, so the last entry of the forecast repeats the last move; for its own, pass the "
@@ -99,7 +100,7 @@ def _data_of(plan: Plan, chain: Composite | Loop) -> list[str]:
     return [name for name in names if not plan.structure.is_channel(name)]
 
 
-def _emission_of_loop(plan: Plan, params: Params, loop: Loop, name: str) -> Any:
+def _emission_of_loop(plan: Plan, params: Params, loop: Loop, name: str) -> Distribution:
     """The distribution of the data of a loop in each state, batch ``(*plates, T or 1, K)``."""
     site, chain = plan.sites[name], plan.sites[loop.latent]
     outer, inner = site.layout.outer, len(site.inner_shape)
@@ -112,9 +113,9 @@ def _emission_of_loop(plan: Plan, params: Params, loop: Loop, name: str) -> Any:
     order = [*first, outer.index(loop.time), outer.index(loop.symbol)]
     rest = [i for i in range(len(outer)) if i not in order]
     arguments = {}
-    for by, found in site.density.maps.values():
-        value = found.evaluate(params)
-        event = value.dim() - _batch_dims(found)
+    for by, argument in site.density.maps.values():
+        value = argument.evaluate(params)
+        event = value.dim() - _batch_dims(argument)
         value = prepend_dims(value, len(outer) + inner + event)
         if any(value.size(i) > 1 for i in rest):
             raise ValueError(
@@ -123,31 +124,35 @@ def _emission_of_loop(plan: Plan, params: Params, loop: Loop, name: str) -> Any:
             )
         moved = value.permute(*rest, *order, *range(len(outer), value.dim()))
         arguments[by] = moved.reshape(moved.shape[len(rest) :])
-    fn = type(site.density.base)(**arguments, validate_args=False)
+    fn = remade(site.density.base, arguments)
     return fn.to_event(inner) if inner else fn
 
 
-def _batch_dims(found: ArgumentMap | AffineMap | StickMap | SuperposedRate) -> int:
+def _batch_dims(argument: ParameterMap) -> int:
     """How many batch dims an argument has; a superposed rate has no others."""
-    if isinstance(found, SuperposedRate):
-        return len(found.shape)
-    return found.index.dim() - (found.event_dim if isinstance(found, AffineMap) else 0)
+    if isinstance(argument, SuperposedRate):
+        return len(argument.shape)
+    if isinstance(argument, AffineMap):
+        return argument.index.dim() - argument.event_dim
+    assert isinstance(argument, (ArgumentMap, StickMap))
+    return argument.index.dim()
 
 
-def _emission(plan: Plan, params: Params, name: str) -> Any:
+def _emission(plan: Plan, params: Params, name: str) -> Distribution:
     """The distribution of the data of a chain in each state, batch ``(..., K)``."""
     site = plan.sites[name]
     parts = [c.latent for c in plan.structure.composites if c.site == name and not c.time]
-    members = [site, *(plan.sites[part] for part in parts)]
-    if any(each.density is None for each in members):
+    densities = [each.density for each in (site, *(plan.sites[part] for part in parts))]
+    if any(density is None for density in densities):
         raise ValueError(
             f"the emissions of site '{name}' have no distribution to forecast with; forecast "
             "the state of its chain and go on from its probabilities."
         )
-    emission, *weights = (each.density.distribution(params) for each in members if each.density)
+    emission, *weights = (density.distribution(params) for density in densities if density)
     if site.inner_shape:
         emission = emission.to_event(len(site.inner_shape))
     for choice in weights:  # at most one: the state's emission is itself a mixture
+        assert isinstance(choice, dist.Categorical)
         count = (*choice.batch_shape, choice.probs.shape[-1])
         shape = torch.broadcast_shapes(emission.batch_shape, count)
         emission = dist.MixtureSameFamily(

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,9 @@ def _unanswered(values: Tensor) -> Tensor:
     return values.isnan() if values.is_floating_point() else values == NO_STATE
 
 
-def warn_if_impossible(plan: Plan, params: Mapping[str, Tensor], found: Any) -> None:
+def warn_if_impossible(
+    plan: Plan, params: Mapping[str, Tensor], found: Tensor | Mapping[str, Tensor]
+) -> None:
     """Says which rows have no answer, if there are any: NaN among what was found tells of them.
 
     Warns:

@@ -16,7 +16,6 @@ Rubin (1987), *Multiple imputation for nonresponse in surveys*, Wiley.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from ember.inference.expectation.posterior import expectations
 from ember.inference.factors.factor import Factor, align
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.observed_density import row_patterns
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.plan.plan import Plan
@@ -31,12 +31,15 @@ from ember.inference.queries.impossible import blank
 from ember.inference.queries.latent_draws import Latents, States
 from ember.inference.reading.sequences import stack
 from ember.inference.reading.site import Site
+from ember.inference.reading.trace import is_factor_statement
 from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["impute"]
 
 
-def impute(plan: Plan, params: Mapping[str, Tensor], draws: int | None = None) -> Any:
+def impute(
+    plan: Plan, params: Mapping[str, Tensor], draws: int | None = None
+) -> Tensor | dict[str, Tensor]:
     """The observed sites with their missing entries filled in.
 
     Args:
@@ -76,19 +79,19 @@ def impute(plan: Plan, params: Mapping[str, Tensor], draws: int | None = None) -
         values.update({name: fillings[name].blank(values[name], weights[name]) for name in gappy})
     lead = 0 if draws is None else 1
     leading = {name: lead + len(fillings[name].plate_sizes) for name in values}
-    own: dict[str, Tensor] = {}
+    by_site: dict[str, Tensor] = {}
     for name, value in values.items():
         family = plan.structure.family(name)
-        found = {name: value} if family is None else family.apart(value, leading[name] - 1)
-        own.update(found)
-        leading.update(dict.fromkeys(found.keys() - leading.keys(), leading[name] - 1))
-    joined = stack(own, leading, plan.structure.steps)
+        apart = {name: value} if family is None else family.apart(value, leading[name] - 1)
+        by_site.update(apart)
+        leading.update(dict.fromkeys(apart.keys() - leading.keys(), leading[name] - 1))
+    joined = stack(by_site, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined
 
 
 def _is_statement(site: Site) -> bool:
     """Whether a site is a ``pyro.factor``: it has no data."""
-    return site.density is not None and type(site.density.base).__name__ == "Unit"
+    return site.density is not None and is_factor_statement(site.density.base)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class _Filling:
     """
 
     site: Site
-    fn: Any
+    fn: Distribution
     latents: tuple[str, ...]
     latent_sizes: tuple[int, ...]
     plates: tuple[str, ...]
@@ -145,7 +148,7 @@ class _Filling:
     def mean(self, weights: Tensor) -> Tensor:
         """Conditional means, given the latents' posterior ``(Z, R)``; of categories the mode."""
         if isinstance(self.fn, dist.MultivariateNormal):
-            return self._shaped(self._normal(lambda own, rows: own.mean(weights[:, rows]))[0])
+            return self._shaped(self._normal(lambda rest, rows: rest.mean(weights[:, rows]))[0])
         if isinstance(self.fn, dist.Categorical):
             probs = self._by_state(self.fn.probs, 1)  # (Z, R or 1, J, L)
             best = (weights[:, :, None, None] * probs).sum(0).argmax(-1).unsqueeze(-1)
@@ -169,7 +172,7 @@ class _Filling:
             joint = joint * size + align(state, ("draws", *dims), ("draws", *self.plates))
         joint = joint.flatten(1) if self.plates else joint.unsqueeze(1)
         if isinstance(self.fn, dist.MultivariateNormal):
-            return self._shaped(self._normal(lambda own, rows: own.draw(joint[:, rows]), draws))
+            return self._shaped(self._normal(lambda rest, rows: rest.draw(joint[:, rows]), draws))
         return self._shaped(torch.stack([self._draw_entries(row) for row in joint]))
 
     def _draw_entries(self, states: Tensor) -> Tensor:
@@ -190,25 +193,25 @@ class _Filling:
 
     def _normal(self, fill: "Callable[[_Conditional, Tensor], Tensor]", copies: int = 1) -> Tensor:
         """Copies of the rows of a multivariate normal, filled pattern by pattern."""
+        assert isinstance(self.fn, dist.MultivariateNormal)
         loc = self._by_state(self.fn.loc, 1)
         precision = self._by_state(self.fn.precision_matrix, 2)
         items = self.value.shape[1]
         out = self.value.expand(copies, *self.value.shape).clone()
         for item in range(items):
-            own = min(item, loc.shape[2] - 1), min(item, precision.shape[2] - 1)
+            i, j = min(item, loc.shape[2] - 1), min(item, precision.shape[2] - 1)
             patterns, index = row_patterns(self.missing[:, item])
             for number, hidden in enumerate(patterns):
                 if not bool(hidden.any()):
                     continue
                 rows = (index == number).nonzero().reshape(-1)
-                one = loc.shape[1] == 1, precision.shape[1] == 1
                 conditional = _Conditional.of(
-                    loc[:, :, own[0]] if one[0] else loc[:, rows, own[0]],
-                    precision[:, :, own[1]] if one[1] else precision[:, rows, own[1]],
+                    loc[:, :, i] if loc.shape[1] == 1 else loc[:, rows, i],
+                    precision[:, :, j] if precision.shape[1] == 1 else precision[:, rows, j],
                     self.value[rows, item], hidden,
                 )  # fmt: skip
-                place = hidden.nonzero().reshape(-1)
-                out[:, rows[:, None], item, place] = fill(conditional, rows)
+                columns = hidden.nonzero().reshape(-1)
+                out[:, rows[:, None], item, columns] = fill(conditional, rows)
         return out
 
     def _by_state(self, tensor: Tensor, event_dim: int) -> Tensor:
@@ -242,11 +245,10 @@ class _Filling:
         return value.reshape((*lead, *(given if whole else self.plate_sizes), *event))
 
 
-def _event_sizes(event: torch.Size, fn: Any) -> tuple[int, int]:
+def _event_sizes(event: torch.Size, fn: Distribution) -> tuple[int, int]:
     """Numbers of independent events and of entries in each."""
-    own = len(fn.event_shape)
-    lead = event[: len(event) - own]
-    return math.prod(lead), math.prod(event[len(event) - own :])
+    lead = len(event) - len(fn.event_shape)
+    return math.prod(event[:lead]), math.prod(event[lead:])
 
 
 @dataclass(frozen=True)
@@ -289,8 +291,8 @@ def _weights(
         Factor(f.site.name, (*f.latents, *f.plates), f.site.plates, plan.scales[f.site.name])
         for f in fillings
     ]
-    found = expectations(plan, params, probes)
+    posteriors = expectations(plan, params, probes)
     return {
         f.site.name: w.reshape(math.prod(f.latent_sizes), math.prod(f.plate_sizes))
-        for f, w in zip(fillings, found, strict=True)
+        for f, w in zip(fillings, posteriors, strict=True)
     }

@@ -38,12 +38,12 @@ class Latents:
         states: States = {}
         for i, probe in enumerate(self.probes):
             if i:
-                found = torch.cat([self._given(states, i, draw) for draw in range(draws)])
+                drawn = torch.cat([self._given(states, i, draw) for draw in range(draws)])
             elif probe.name in self.plan.chains:
-                found = self._paths(probe, self.marginals[0], draws)
+                drawn = self._paths(probe, self.marginals[0], draws)
             else:
-                found = _states(self.marginals[0], draws)
-            states[probe.dims[0]] = (probe.dims[1:], found)
+                drawn = _states(self.marginals[0], draws)
+            states[probe.dims[0]] = (probe.dims[1:], drawn)
         return states
 
     def _paths(self, probe: Factor, marginals: Tensor, draws: int) -> Tensor:
@@ -74,9 +74,9 @@ class Latents:
         time = probe.dims.index(self.plan.chains[probe.name].time)
         path = []
         for t in range(self.plan.sizes[probe.dims[time]]):
-            found = posterior.expectations(self.plan, self.params, self.probes, tensors)[i]
-            path.append(_states(found.select(time, t), 1))
-            tensors[i].select(time, t).copy_(_clamp(path[-1][0], len(found)))
+            given = posterior.expectations(self.plan, self.params, self.probes, tensors)[i]
+            path.append(_states(given.select(time, t), 1))
+            tensors[i].select(time, t).copy_(_clamp(path[-1][0], len(given)))
         return torch.stack(path, time)
 
 

@@ -1,7 +1,6 @@
 """What a plan says about latent values and new draws, at given parameters."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.impossible import blank
 from ember.inference.reading.sequences import members, stack
+from ember.inference.reading.trace import TraceNode, plates_of
 
 __all__ = ["posterior", "predict", "sample"]
 
@@ -25,19 +25,19 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
     if name in latents:
         return marginals(plan, params, [name])[name]
     for whole in latents:
-        own = plan.structure.own_names(whole)
-        if name in own:  # a step of a loop
-            return marginals(plan, params, [whole])[whole].select(-2, own.index(name))
+        steps_of_loop = plan.structure.own_names(whole)
+        if name in steps_of_loop:
+            return marginals(plan, params, [whole])[whole].select(-2, steps_of_loop.index(name))
     steps = members(name, latents)
     if not steps:
         raise ValueError(
             f"'{name}' is not a latent site of the model; its latent sites are {list(latents)}."
         )
-    found = marginals(plan, params, steps)
-    return torch.stack([found[step] for step in steps], -2)
+    by_step = marginals(plan, params, steps)
+    return torch.stack([by_step[step] for step in steps], -2)
 
 
-def predict(plan: Plan, params: Mapping[str, Tensor]) -> Any:
+def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
     """The most probable joint value of all latent sites; NaN or -1 for impossible data.
 
     Raises:
@@ -69,7 +69,7 @@ def _support(plan: Plan, name: str) -> Tensor:
     if symbol not in site.layout.outer:  # a single state
         return site.value.reshape(1, *site.value.shape[site.value.dim() - site.event_dim :])
     value = prepend_dims(site.value, len(site.layout.outer) + site.event_dim)
-    index: list[Any] = [0] * len(site.layout.outer)
+    index: list[int | slice] = [0] * len(site.layout.outer)
     index[site.layout.outer.index(symbol)] = slice(None)
     return value[tuple(index)]
 
@@ -90,8 +90,8 @@ def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor
                     f"the model holds a distribution without a sampler ({error})."
                 ) from error
             for name in _drawn(plan):
-                for own in plan.structure.own_names(name):
-                    drawn.setdefault(own, []).append(_by_row(trace.nodes[own], row))
+                for site in plan.structure.own_names(name):
+                    drawn.setdefault(site, []).append(_by_row(trace.nodes[site], row))
     joined = {
         name: torch.stack(values) if row is None else torch.cat(values)[:n]
         for name, values in drawn.items()
@@ -110,15 +110,15 @@ def _drawn(plan: Plan) -> list[str]:
     ]
 
 
-def _by_row(node: Any, row: tuple[str, int] | None) -> Tensor:
+def _by_row(node: TraceNode, row: tuple[str, int] | None) -> Tensor:
     """A site's draw with the plate of rows as its first dim."""
-    value: Tensor = node["value"]
+    value = node["value"]
     if row is None:
         return value
     event = node["fn"].event_dim
     batch = torch.broadcast_shapes(node["fn"].batch_shape, value.shape[: value.dim() - event])
     value = value.expand(*batch, *value.shape[value.dim() - event :])
-    plates = {f.name: f.dim + len(batch) for f in node["cond_indep_stack"] if f.vectorized}
+    plates = {plate.name: plate.dim + len(batch) for plate in plates_of(node)}
     rest = [dim for dim in sorted(plates.values()) if dim != plates[row[0]]]
     # Dims left of or between plates are of size 1: nothing is lost by leaving them out.
     kept = value.permute(

@@ -114,7 +114,7 @@ def _chosen(fn: Distribution, choice: Tensor, hidden: list[Tensor]) -> Tensor:
     states = fn.batch_shape[-1]
     each = fn.expand((*choice.shape, states))
     event = len(fn.event_shape)
-    if isinstance(fn, dist.MixtureSameFamily):
+    if isinstance(each, dist.MixtureSameFamily):
         mixture = each.mixture_distribution.sample()
         component = mixture.gather(-1, choice.unsqueeze(-1))
         hidden.append(component.squeeze(-1))

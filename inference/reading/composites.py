@@ -180,7 +180,8 @@ def _latent(
     left = 1 + max(len(fn.batch_shape), *(-dim for dim in symbols), 0)
     named = {**symbols, -left: composite.symbol}
     part = _part(node, fn, values.reshape(-1, *(1,) * (left - 1)), named, shift)
-    part["infer"].update(_enumerate_symbol=composite.symbol, _enumerate_dim=-left)
+    part["infer"]["_enumerate_symbol"] = composite.symbol
+    part["infer"]["_enumerate_dim"] = -left
     part["is_observed"] = False
     return part
 

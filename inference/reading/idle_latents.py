@@ -12,25 +12,17 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.observed_density import observed_log_prob
-from ember.inference.numerics.shapes import append_dims
+from ember.inference.reading.masks import full_mask
 from ember.inference.reading.site import finish
 from ember.inference.reading.structure import Structure
-from ember.inference.reading.trace import Mask, Trace, TraceNode, plates_of, symbols_of
+from ember.inference.reading.trace import Trace, TraceNode, plates_of, symbols_of
 from ember.inference.reading.unwrapping import unwrap
 
-__all__ = ["full_mask", "idle_entries"]
+__all__ = ["idle_entries"]
 
 
 ENOUGH = 2  # runs to look at
 SAME = 1e-12  # relative
-
-
-def full_mask(inside: Tensor | None, outside: Mask, inner: int) -> Tensor | None:
-    """Masks of the distribution and of ``poutine.mask`` as one, over outer and event dims."""
-    if outside is None or outside is True:
-        return inside
-    full = append_dims(torch.as_tensor(outside), inner)
-    return full if inside is None else full & inside
 
 
 def idle_entries(structure: Structure, traces: Sequence[Trace]) -> dict[str, Tensor]:

@@ -251,7 +251,7 @@ def _gappy(name: str, shown: TraceNode, hidden: TraceNode) -> TraceNode:
     value = shown["value"].to(torch.float64)
     batch = value.shape[: value.dim() - fn.event_dim]
     full = torch.broadcast_shapes(inside.shape, batch)
-    # Entries that another mask takes out are not there at all: what they hold makes no odds.
+    # Entries that another mask takes out are not there at all: their value does not matter.
     gone = (outer & ~inside).expand(full).reshape((*full, *(1,) * fn.event_dim))
     return {
         **shown, "name": name, "value": torch.where(gone, torch.nan, value),

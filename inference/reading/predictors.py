@@ -7,9 +7,9 @@ are: a probability near one has lost the digits that tell how near.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 from ember.inference.families.discrete import COUNTED
@@ -45,12 +45,12 @@ def predictors_of(base: Distribution, argument: str, domain: str) -> list[Predic
     if isinstance(base, COUNTED):
         return [Predictor("logits", "simplex", "raw", _centred_logits, 1)]
     if isinstance(base, BINARY) and argument == "probs" and "logits" in base.__dict__:
-        return [Predictor("logits", "unit", "raw", lambda fn: fn.logits)]
+        return [Predictor("logits", "unit", "raw", attrgetter("logits"))]
     spaces = {"real": ("raw",), "positive": ("raw", "log"), "unit": ("logit",)}.get(domain, ())
-    return [Predictor(argument, domain, s, lambda fn: getattr(fn, argument)) for s in spaces]
+    return [Predictor(argument, domain, space, attrgetter(argument)) for space in spaces]
 
 
 def _centred_logits(fn: Distribution) -> Tensor:
     """Logits less their mean: what is left of a linear predictor by the normalisation, linear."""
-    logits: Tensor = fn.logits
-    return torch.as_tensor(logits - logits.mean(-1, keepdim=True))
+    assert isinstance(fn, COUNTED)
+    return fn.logits - fn.logits.mean(-1, keepdim=True)

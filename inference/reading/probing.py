@@ -6,7 +6,6 @@ from typing import TypeVar
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 
 from ember.inference.families.discrete import COUNTED
@@ -14,7 +13,7 @@ from ember.inference.families.exponential_form import ExponentialForm
 from ember.inference.families.recognition import recognise
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.observed_density import observed_log_prob
-from ember.inference.numerics.shapes import append_dims, compact
+from ember.inference.numerics.shapes import compact
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.map import ParameterMap
@@ -22,7 +21,12 @@ from ember.inference.reading.checks.enumeration import check_each_value
 from ember.inference.reading.checks.repeatability import check_repeatable
 from ember.inference.reading.distributions import Alternatives, arguments_of
 from ember.inference.reading.hidden_parameters import Gradients
-from ember.inference.reading.idle_latents import full_mask
+from ember.inference.reading.masks import (
+    full_mask,
+    masked_log_prob,
+    missing_entries,
+    whole_events,
+)
 from ember.inference.reading.matching.affine import match_affine
 from ember.inference.reading.matching.arguments import (
     PROBES,
@@ -36,7 +40,7 @@ from ember.inference.reading.matching.superposition import match_superposition
 from ember.inference.reading.predictors import predictors_of
 from ember.inference.reading.site import DistributionTemplate, NamedDims, Site, fill_masked
 from ember.inference.reading.structure import Structure
-from ember.inference.reading.trace import Mask, Trace, TraceNode, plates_of, symbols_of
+from ember.inference.reading.trace import Trace, TraceNode, plates_of, symbols_of
 from ember.inference.reading.unwrapping import Unwrapped, unwrap
 
 __all__ = ["Probes", "probe", "read_site"]
@@ -106,77 +110,33 @@ def read_site(
     outer = tuple(symbols.get(i - len(batch), "") for i in range(len(batch)))
     plates = frozenset(symbols[plate.dim] for plate in plates_of(site))
     inner = tuple(fn.event_shape[: unwrapped.reinterpreted]) if unwrapped.reinterpreted else ()
-    if name in structure.latent and not any(c.latent == name for c in structure.composites):
-        # poutine.mask takes no prior off an enumerated latent; see reading/idle_latents.py.
-        mask = unwrapped.mask if idle is None else ~idle
-    else:
-        mask = full_mask(unwrapped.mask, site["mask"], len(inner))
-    missing = None
-    if name in structure.observed:
-        event_dim = len(unwrapped.base.event_shape)
-        outside = site["mask"]
-        if any(c.site == name and c.steps is not None for c in structure.composites):
-            outside = _steps_there(fn, outside)
-        missing = _missing(value, unwrapped.mask, outside, len(inner), event_dim)
-        if missing is not None:
-            gone = missing.flatten(missing.dim() - event_dim).all(-1) if event_dim else missing
-            mask = ~gone if mask is None else mask & ~gone
-        mask = None if mask is None else compact(mask)  # a row's mask is that of all its states
-    masked_log_prob = _masked_log_prob(site, unwrapped.mask, mask)
-    form, density, reason = _family(name, structure, probes, inner, mask, masked_log_prob)
+    mask, missing = _masks(name, site, value, structure, idle)
+    constant = masked_log_prob(site, unwrapped.mask, mask)
+    form, density, reason = _family(name, structure, probes, inner, mask, constant)
     return Site(
-        name, value, NamedDims(outer, len(inner)), plates, inner, mask, masked_log_prob,
-        fn.event_dim, form, density, reason, missing,
+        name, value, NamedDims(outer, len(inner)), plates, inner, mask, constant, fn.event_dim,
+        form, density, reason, missing,
     )  # fmt: skip
 
 
-def _missing(
-    value: Tensor, inside: Tensor | None, outside: Mask, inner: int, event_dim: int
-) -> Tensor | None:
-    """Entries of data that are NaN or masked by the distribution, rows masked from outside aside.
-
-    ``poutine.mask`` says that a row is not there at all, such as a step past the end of a sequence.
-    """
-    missing = value.isnan() if value.is_floating_point() else torch.zeros_like(value).bool()
-    if inside is not None:
-        missing = missing | ~_at_value(append_dims(inside, event_dim), value)
-    if outside is not None and outside is not True:
-        there = append_dims(torch.as_tensor(outside), inner + event_dim)
-        missing = missing & _at_value(there, value)
-    missing = missing.expand(value.shape)
-    return missing if bool(missing.any()) else None
-
-
-def _at_value(mask: Tensor, value: Tensor) -> Tensor:
-    """A mask without the dims, of states of latents, in which it goes beyond the value."""
-    beyond = mask.dim() - value.dim()
-    mask = mask.flatten(0, beyond - 1).any(0) if beyond > 0 else mask
-    for dim in range(-mask.dim(), 0):
-        if mask.size(dim) > value.size(dim):
-            mask = mask.any(dim, keepdim=True)
-    return mask
-
-
-def _steps_there(fn: Distribution, outside: Mask) -> Mask:
-    """The steps of a chain that are not masked as a whole: they are past the end of a sequence."""
-    while isinstance(fn, (MaskedDistribution, ExpandedDistribution)):
-        if isinstance(fn, MaskedDistribution) and fn._mask is not True:
-            mask = torch.as_tensor(fn._mask)
-            outside = mask if outside is None or outside is True else outside & mask
-        fn = fn.base_dist
-    return outside
-
-
-def _masked_log_prob(site: TraceNode, inside: Tensor | None, mask: Tensor | None) -> float:
-    """The log probability of a masked entry: a latent that is not there must still sum to one.
-
-    One that its own distribution masks counts once for each of its values, as in Pyro.
-    """
-    dim = site["infer"].get("_enumerate_dim")
-    if mask is None or inside is not None or dim is None:
-        return 0.0
-    levels = site["value"].size(dim - site["fn"].event_dim)
-    return -float(torch.tensor(float(levels), dtype=torch.float64).log())
+def _masks(
+    name: str, site: TraceNode, value: Tensor, structure: Structure, idle: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Which entries of a site count, and which entries of data are to be integrated out."""
+    unwrapped = unwrap(site["fn"])
+    if name in structure.latent and not any(c.latent == name for c in structure.composites):
+        # poutine.mask takes no prior off an enumerated latent; see reading/idle_latents.py.
+        return (unwrapped.mask if idle is None else ~idle), None
+    inner = site["fn"].event_shape[: unwrapped.reinterpreted]
+    mask = full_mask(unwrapped.mask, site["mask"], len(inner))
+    if name not in structure.observed:
+        return mask, None
+    of_chain = any(c.site == name and c.steps is not None for c in structure.composites)
+    missing = missing_entries(site, value, unwrapped, of_chain)
+    if missing is not None:
+        gone = whole_events(missing, len(unwrapped.base.event_shape))
+        mask = ~gone if mask is None else mask & ~gone
+    return (None if mask is None else compact(mask)), missing  # one mask for all states of a row
 
 
 def _family(
@@ -185,7 +145,7 @@ def _family(
     probes: Probes,
     inner: tuple[int, ...],
     mask: Tensor | None,
-    masked_log_prob: float,
+    constant: float,
 ) -> tuple[ExponentialForm | None, DistributionTemplate | None, str]:
     """The site's form and density as far as the probes reveal them, and why no further."""
     if probes.refusal:
@@ -205,7 +165,7 @@ def _family(
     rebuildable = bool(maps) or not base.arg_constraints
     if not rebuildable or (not maps and not _is_fixed(unwrapped, sites, mask)):
         return None, None, f"{type(base).__name__} cannot be rebuilt from its arguments"
-    density = DistributionTemplate(base, maps, inner, mask, masked_log_prob)
+    density = DistributionTemplate(base, maps, inner, mask, constant)
     form = recognise(base, maps)
     relied_on = isinstance(form, str) or name in structure.parameters
     if relied_on and not _rebuilds(density, probes.params[-1], sites[-1], unwrapped[-1]):

@@ -1,6 +1,7 @@
 """The role of a site: *observed* has data, *latent* is summed over, *parameter* is maximised."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -56,7 +57,7 @@ def param_parameter(name: str, site: TraceNode, model: Model) -> Parameter:
     """The parameter of a ``pyro.param`` statement."""
     # A PyroModule states its constraints to the parameter store, not at the site.
     given = site["kwargs"].get("constraint", constraints.real)
-    support = pyro.get_param_store()._constraints.get(name, given)
+    support = cast(constraints.Constraint, pyro.get_param_store()._constraints.get(name, given))
     if "$$$" in name:
         module = name.split("$$$")[0]
         raise ValueError(

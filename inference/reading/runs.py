@@ -33,7 +33,21 @@ __all__ = ["At", "default_value", "is_conditioned", "is_continuous", "statements
 
 
 class At(Messenger):
-    """Fixes parameter sites at given values, others at their default start; never draws them."""
+    """Fixes parameter sites at given values, others at their default start; never draws them.
+
+    Args:
+        params: Values of parameters.
+        fix_latents: Whether each latent site takes one value instead of being enumerated.
+        draw_data: Whether observed sites are drawn anew.
+        first: The number of the first latent's value; the others' follow, each by one.
+        given: Other values for some observed sites.
+        held: Observed sites that are never drawn: parameters held at a value.
+        partly: Sites that are observed in part.
+
+    Attributes:
+        chosen: The number of the value of each latent that has been fixed.
+        conditioned: The observed sites that ``pyro.condition`` gives a value.
+    """
 
     def __init__(
         self,
@@ -47,55 +61,57 @@ class At(Messenger):
     ) -> None:
         super().__init__()
         self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
-        self.first = first  # number of the first latent's value; the others' follow, each by one
+        self.first, self.given, self.held = first, given or {}, held
         self.chosen: dict[str, int] = {}
-        self.given, self.held = given or {}, held
         self.conditioned: set[str] = set()
         self.partly = partly or Partly()
         self._whole: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: TraceNode) -> None:
         name = msg["name"]
-        if msg["is_observed"] and _is_boolean(msg):
-            msg["value"] = msg["value"].long()
-        if msg["is_observed"] and is_conditioned(name):
-            self.conditioned.add(name)
-        if name in self.given and msg["is_observed"]:
-            msg["value"] = self.given[name]
+        if msg["is_observed"]:
+            self._look_at_data(msg)
         draws = self.draw_data and name not in self.held and not _is_statement(msg)
         if draws and msg["is_observed"]:
             data = _taken(msg)
             msg["is_observed"], msg["done"] = False, False
             draw_composite(msg, data)
-            return
-        if msg["name"] in self._whole and not self.draw_data:
-            msg["value"] = self._whole[msg["name"]]  # all values, where it is known as well
-            return
-        if msg["name"] in self.partly.given and not self.draw_data:
+        elif name in self._whole and not self.draw_data:
+            msg["value"] = self._whole[name]  # all values, where it is known as well
+        elif name in self.partly.given and not self.draw_data:
             msg["infer"]["_given"], msg["infer"]["enumerate"] = _taken(msg), "parallel"
             msg["is_observed"] = False
+        elif msg["is_observed"] or msg["done"]:
             return
-        if msg["is_observed"] or msg["done"]:
-            return
-        if msg["name"] in self.partly.undrawn:
+        elif name in self.partly.undrawn:
             if not self.draw_data:
                 msg["value"] = nothing(msg)
-            return
-        if not is_continuous(msg["fn"]):
-            msg["infer"]["enumerate"] = "parallel"  # whatever the model asks for
-            if self.fix_latents and getattr(msg["fn"], "has_enumerate_support", False):
-                # One value for all rows: a draw for each would gather a parameter for each.
-                values = msg["fn"].enumerate_support(expand=False)
-                number = 0 if self.first is None else (self.first + len(self.chosen)) % len(values)
-                msg["value"], self.chosen[msg["name"]] = values[number], number
-                msg["done"] = True
-            return
-        # A site with a value is not drawn. It is not "done" either: Pyro's enumeration passes over
-        # such sites, and would not know of a parameter inside pyro.markov when a later site asks.
-        if msg["name"] in self.params:
-            msg["value"] = self.params[msg["name"]]
+        elif not is_continuous(msg["fn"]):
+            self._enumerate(msg)
         else:
-            msg["value"] = default_value(msg["fn"])
+            # A site with a value is not drawn. It is not "done" either: Pyro's enumeration passes
+            # over such sites, and would not know of a parameter inside pyro.markov when a later
+            # site asks.
+            msg["value"] = self.params[name] if name in self.params else default_value(msg["fn"])
+
+    def _look_at_data(self, msg: TraceNode) -> None:
+        name = msg["name"]
+        if _is_boolean(msg):
+            msg["value"] = msg["value"].long()
+        if is_conditioned(name):
+            self.conditioned.add(name)
+        if name in self.given:
+            msg["value"] = self.given[name]
+
+    def _enumerate(self, msg: TraceNode) -> None:
+        """Marks a latent as enumerated, or gives it one value."""
+        msg["infer"]["enumerate"] = "parallel"  # whatever the model asks for
+        if self.fix_latents and getattr(msg["fn"], "has_enumerate_support", False):
+            # One value for all rows: a draw for each would gather a parameter for each.
+            values = msg["fn"].enumerate_support(expand=False)
+            number = 0 if self.first is None else (self.first + len(self.chosen)) % len(values)
+            msg["value"], self.chosen[msg["name"]] = values[number], number
+            msg["done"] = True
 
     def _pyro_post_sample(self, msg: TraceNode) -> None:
         if msg["name"] in self.partly.whole:

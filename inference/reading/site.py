@@ -1,5 +1,6 @@
 """One site of the model as reading leaves it: its value, its dims by name, its distribution."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,8 +42,9 @@ class DistributionTemplate:
     mask: Tensor | None
     masked_log_prob: float
 
-    @property
+    @functools.cached_property
     def is_constant(self) -> bool:
+        """Whether no parameter feeds it."""
         return all(argument.is_constant for _, argument in self.maps.values())
 
     @property
@@ -59,7 +61,9 @@ class DistributionTemplate:
 
     def log_prob(self, params: Mapping[str, Tensor], value: Tensor) -> Tensor:
         """Log probability over the outer batch dims."""
-        fn = self.distribution(params)
+        fn = self.base if self.is_constant else self.distribution(params)
+        if self.mask is None and not self.inner_shape:
+            return observed_log_prob(fn, value).clamp_min(IMPOSSIBLE)
         value = fill_masked(value, self.mask, len(fn.event_shape))
         return finish(
             observed_log_prob(fn, value), self.mask, self.inner_shape, self.masked_log_prob

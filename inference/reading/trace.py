@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.subsample_messenger import _Subsample
+from pyro.poutine.trace_struct import Trace as PyroTrace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
@@ -31,6 +32,7 @@ __all__ = [
     "record",
     "record_enumerated",
     "symbols_of",
+    "typed",
 ]
 
 
@@ -103,8 +105,7 @@ class Trace(Protocol):
 
 def record(model: Model, arguments: Arguments) -> Trace:
     """Runs a model once, under whatever handlers are active."""
-    trace = poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs)
-    return cast(Trace, trace)
+    return typed(poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs))
 
 
 def record_enumerated(model: Model, arguments: Arguments) -> Trace:
@@ -112,6 +113,11 @@ def record_enumerated(model: Model, arguments: Arguments) -> Trace:
     enumerated = poutine.trace(config_enumerate(model, default="parallel"))
     trace = prune_subsample_sites(enumerated.get_trace(*arguments.args, **arguments.kwargs))
     trace.symbolize_dims()
+    return typed(trace)
+
+
+def typed(trace: PyroTrace) -> Trace:
+    """A trace of Pyro's, its nodes known."""
     return cast(Trace, trace)
 
 

@@ -1,12 +1,11 @@
 """The plan as a table that an analyst can read."""
 
 from collections.abc import Container
-from typing import Any
 
 import pandas as pd
 
 from ember.inference.families.superposition import SuperposedForm
-from ember.inference.maximisation.updates import updates
+from ember.inference.maximisation.updates import Update, updates
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.sequences import base_name, members
 
@@ -20,7 +19,7 @@ class Explanation(pd.DataFrame):
     """A data frame with a row for every site; prints in full."""
 
     @property
-    def _constructor(self) -> Any:
+    def _constructor(self) -> type["Explanation"]:
         return Explanation
 
     def __str__(self) -> str:
@@ -44,7 +43,7 @@ def explain(plan: Plan) -> Explanation:
     return Explanation(_fold(rows, plan.structure.steps), columns=list(COLUMNS))
 
 
-def _parameter_row(plan: Plan, update: Any) -> list[str]:
+def _parameter_row(plan: Plan, update: Update) -> list[str]:
     parameter = plan.structure.parameters[update.name]
     return [
         update.name,
@@ -82,8 +81,8 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
     else:
         statistics, why = "numerical", f"evaluated by the model: {site.reason}"
     why += _gaps(plan, name)
-    own = plan.structure.own_names(name)
-    label = own[0] if len(own) == 1 else f"{own[0]} ... {own[-1]}"
+    names = plan.structure.own_names(name)
+    label = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
     return [label, "latent" if latent else "observed", plates, how, statistics, why]
 
 

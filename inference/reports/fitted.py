@@ -1,12 +1,13 @@
 """What tables and pictures read of a fit."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from ember.inference.iteration.restarts.record import Starts
 from ember.inference.plan.plan import Plan
+from ember.inference.variational.guides import LearntGuide
 
 __all__ = ["Fitted"]
 
@@ -14,20 +15,61 @@ __all__ = ["Fitted"]
 class Fitted(Protocol):
     """A fit, however it was made; ``Fit`` says what each attribute is."""
 
-    method: str
-    objective: str
-    params: dict[str, Tensor]
-    log_likelihood: float
-    log_posterior: float
-    history: Tensor
-    times: Tensor
-    evaluations: int
-    plan: Plan
-    starts: Starts
-    guide: Any
-    seconds: float
-    columns: dict[str, tuple[str, ...]]
-    axes: dict[str, dict[int, tuple[str, ...]]]
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+
+    @property
+    def objective(self) -> str:
+        """The objective: "map" or "mle"."""
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The estimates."""
+
+    @property
+    def log_likelihood(self) -> float:
+        """Of the estimates."""
+
+    @property
+    def log_posterior(self) -> float:
+        """Of the estimates."""
+
+    @property
+    def history(self) -> Tensor:
+        """The objective at the start and after each iteration."""
+
+    @property
+    def times(self) -> Tensor:
+        """Seconds at each entry of the history."""
+
+    @property
+    def evaluations(self) -> int:
+        """Number of passes over the data."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of model and data."""
+
+    @property
+    def starts(self) -> Starts:
+        """What became of every start."""
+
+    @property
+    def guide(self) -> LearntGuide | None:
+        """For SVI the learnt guide."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the fit."""
+
+    @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """Names of columns."""
+
+    @property
+    def axes(self) -> dict[str, dict[int, tuple[str, ...]]]:
+        """Names of axes."""
 
     @property
     def stop_reason(self) -> str:
@@ -61,7 +103,7 @@ class Fitted(Protocol):
     def deterministic(self) -> dict[str, Tensor]:
         """Values of the model's ``pyro.deterministic`` statements."""
 
-    def plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
+    def plan_for(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Plan:
         """The plan for other data."""
 
     def argument_names(self) -> list[str]:

@@ -1,7 +1,6 @@
 """Which axis of a parameter runs along the columns of the data, and what the columns are called."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 import torch
@@ -21,7 +20,7 @@ WHOLE = -1
 Names = tuple[str, ...]
 
 
-def column_names(plan: Plan, arguments: Mapping[str, Any]) -> dict[str, Names]:
+def column_names(plan: Plan, arguments: Mapping[str, object]) -> dict[str, Names]:
     """The columns of every argument, and observed site, that came as a data frame or series."""
     given: dict[str, Names] = {}
     for name, value in arguments.items():
@@ -31,27 +30,27 @@ def column_names(plan: Plan, arguments: Mapping[str, Any]) -> dict[str, Names]:
     return given | _site_columns(plan, arguments)
 
 
-def _site_columns(plan: Plan, arguments: Mapping[str, Any]) -> dict[str, Names]:
-    found: dict[str, Names] = {}
+def _site_columns(plan: Plan, arguments: Mapping[str, object]) -> dict[str, Names]:
+    columns: dict[str, Names] = {}
     for table in _tables(tuple(arguments.values())):
         names = tuple(map(str, table.columns))
         if all(isinstance(name, int) for name in table.columns):
             continue  # what pandas calls columns without a name
         for site in plan.structure.observed:
-            if site in found:
+            if site in columns:
                 continue
             if _holds(plan.sites[site], table):
-                found[site] = names
+                columns[site] = names
                 continue
             parts = ((n, table.iloc[:, [i]]) for i, n in enumerate(names))
-            own = next((n for n, column in parts if _holds(plan.sites[site], column)), None)
-            if own is not None:
-                found[site] = (own,)
-    return found
+            single = next((n for n, column in parts if _holds(plan.sites[site], column)), None)
+            if single is not None:
+                columns[site] = (single,)
+    return columns
 
 
 def axis_labels(
-    plan: Plan, arguments: Mapping[str, Any], columns: Mapping[str, Names]
+    plan: Plan, arguments: Mapping[str, object], columns: Mapping[str, Names]
 ) -> dict[str, dict[int, Names]]:
     """For every parameter, the names along those of its axes that run over columns.
 
@@ -70,25 +69,40 @@ def axis_labels(
         return labels
     for name in plan.structure.observed:
         density = plan.sites[name].density
-        for _, found in density.maps.values() if density is not None else ():
-            if isinstance(found, ArgumentMap) and name in columns and len(found.sources) == 1:
-                own = labels.setdefault(found.sources[0], {})
-                axes = _column_axes(plan, plan.sites[name], found, len(columns[name]))
-                own.update(dict.fromkeys(axes, columns[name]))
-                if not axes and len(columns[name]) == 1:
-                    shared = own.get(WHOLE, columns[name]) != columns[name]
-                    own[WHOLE] = () if shared else columns[name]
-                    own.update(_levels(plan, found, columns[name][0], designs))
-            elif isinstance(found, AffineMap) and len(found.sources) == 1:
-                features = _feature_names(found, designs)
-                shape = plan.structure.parameters[found.sources[0]].shape
+        for _, argument in density.maps.values() if density is not None else ():
+            if len(argument.sources) != 1:
+                continue
+            (source,) = argument.sources
+            if isinstance(argument, ArgumentMap) and name in columns:
+                axes = labels.setdefault(source, {})
+                _label_columns(axes, plan, name, argument, columns[name], designs)
+            elif isinstance(argument, AffineMap):
+                features = _feature_names(argument, designs)
+                shape = plan.structure.parameters[source].shape
                 if features and shape and shape[-1] == len(features):
-                    labels.setdefault(found.sources[0], {})[len(shape) - 1] = features
+                    labels.setdefault(source, {})[len(shape) - 1] = features
     kept = {name: {a: n for a, n in axes.items() if n} for name, axes in labels.items()}
     return {name: axes for name, axes in kept.items() if axes}
 
 
-def _tables(values: Sequence[Any]) -> Iterator[pd.DataFrame]:
+def _label_columns(
+    axes: dict[int, Names],
+    plan: Plan,
+    site: str,
+    argument: ArgumentMap,
+    columns: Names,
+    designs: Sequence[pd.DataFrame],
+) -> None:
+    """Adds the names of a site's columns along the axes of the parameter behind an argument."""
+    along = _column_axes(plan, plan.sites[site], argument, len(columns))
+    axes.update(dict.fromkeys(along, columns))
+    if not along and len(columns) == 1:
+        shared = axes.get(WHOLE, columns) != columns
+        axes[WHOLE] = () if shared else columns
+        axes.update(_levels(plan, argument, columns[0], designs))
+
+
+def _tables(values: Sequence[object]) -> Iterator[pd.DataFrame]:
     """The data frames among a model's arguments; a series is one of a single column."""
     for value in values:
         if isinstance(value, pd.DataFrame):
@@ -119,42 +133,42 @@ def _numbers(table: pd.DataFrame) -> Tensor | None:
         return None
 
 
-def _column_axes(plan: Plan, site: Site, found: ArgumentMap, columns: int) -> list[int]:
+def _column_axes(plan: Plan, site: Site, argument: ArgumentMap, columns: int) -> list[int]:
     """The axes of the one parameter behind an argument along which the site's columns run."""
-    if found.table is None or len(found.sources) != 1:
+    if argument.table is None or len(argument.sources) != 1:
         return []
-    shape, event = plan.structure.parameters[found.sources[0]].shape, found.table.event_dim
+    shape, event = plan.structure.parameters[argument.sources[0]].shape, argument.table.event_dim
     if not site.inner_shape:  # a vector or matrix of the distribution itself
         whole = all(size == columns for size in shape[len(shape) - event :])
         return list(range(len(shape) - event, len(shape))) if event and whole else []
     batch = shape[: len(shape) - event]
-    if not found.index.dim() or found.index.shape[-1] != columns or not batch:
+    if not argument.index.dim() or argument.index.shape[-1] != columns or not batch:
         return []
-    places = torch.unravel_index(found.index, batch)
+    coordinates = torch.unravel_index(argument.index, batch)
     column = torch.arange(columns)
-    return [a for a, place in enumerate(places) if bool((place == column).all())][-1:]
+    return [a for a, along in enumerate(coordinates) if bool((along == column).all())][-1:]
 
 
 def _levels(
-    plan: Plan, found: ArgumentMap, column: str, tables: Sequence[pd.DataFrame]
+    plan: Plan, argument: ArgumentMap, column: str, tables: Sequence[pd.DataFrame]
 ) -> dict[int, Names]:
     """The labels behind the codes of a column of categories, along the axis of its levels."""
-    shape = plan.structure.parameters[found.sources[0]].shape
+    shape = plan.structure.parameters[argument.sources[0]].shape
     for table in tables:
         labels = tuple(map(str, table.attrs.get("labels", {}).get(column, ())))
-        if labels and found.domain == "simplex" and shape and shape[-1] == len(labels):
+        if labels and argument.domain == "simplex" and shape and shape[-1] == len(labels):
             return {len(shape) - 1: labels}
     return {}
 
 
-def _feature_names(found: AffineMap, tables: Sequence[pd.DataFrame]) -> Names | None:
+def _feature_names(line: AffineMap, tables: Sequence[pd.DataFrame]) -> Names | None:
     """The covariate behind each coefficient of a line: a column by its name, or the intercept."""
-    entries = found.table.entries[0]
+    entries = line.table.entries[0]
     if entries != tuple(range(entries[0], entries[0] + len(entries))):
         return None
-    shape = torch.broadcast_shapes(found.index.shape, found.features.shape[:-1])
-    index = found.index.expand(shape)
-    rows = found.features.expand(*shape, -1)[index == index.reshape(-1)[0]]
+    shape = torch.broadcast_shapes(line.index.shape, line.features.shape[:-1])
+    index = line.index.expand(shape)
+    rows = line.features.expand(*shape, -1)[index == index.reshape(-1)[0]]
     known = [
         (str(name), column)
         for table in tables

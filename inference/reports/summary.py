@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,15 +53,15 @@ def estimates(params: Mapping[str, Tensor], labels: Mapping[str, Axes]) -> str:
 
 def named_labels(params: Mapping[str, Tensor], labels: Mapping[str, Axes]) -> dict[str, str]:
     """The label of every entry, with names of columns in the place of their numbers."""
-    found = {}
+    named = {}
     for name, value in params.items():
         axes = labels.get(name, {})
         for index in np.ndindex(*value.shape):
-            own = [str(axes[a][i]) if a in axes else str(i) for a, i in enumerate(index)]
-            text = f"{name}[{', '.join(own)}]" if own else name
+            entry = [str(axes[a][i]) if a in axes else str(i) for a, i in enumerate(index)]
+            text = f"{name}[{', '.join(entry)}]" if entry else name
             whole = f" ({axes[WHOLE][0]})" if WHOLE in axes else ""
-            found[entry_label(name, index)] = text + whole
-    return found
+            named[entry_label(name, index)] = text + whole
+    return named
 
 
 def _block(name: str, value: Tensor, axes: Axes) -> str:
@@ -73,7 +72,9 @@ def _block(name: str, value: Tensor, axes: Axes) -> str:
     return "\n".join([f"  {name}:{first} ({axes[WHOLE][0]})", *lines])
 
 
-def entry_rows(params: Mapping[str, Tensor], labels: Mapping[str, Axes]) -> Iterator[Any]:
+def entry_rows(
+    params: Mapping[str, Tensor], labels: Mapping[str, Axes]
+) -> Iterator[tuple[str, str, float]]:
     """Label, name of the column, and value of every entry of every parameter."""
     for name, value in params.items():
         axes = labels.get(name, {})

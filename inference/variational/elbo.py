@@ -1,6 +1,6 @@
 """The evidence lower bound with the latents summed out by the plan: a loss for Pyro's SVI."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import pyro
 import torch
@@ -9,8 +9,12 @@ from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.plan.plan import Plan
+from ember.inference.reading.trace import Trace, typed
 
-__all__ = ["NonFiniteLoss", "PlanELBO", "parameter_values"]
+__all__ = ["GuideFunction", "NonFiniteLoss", "PlanELBO", "parameter_values"]
+
+
+GuideFunction = Callable[..., object]
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -42,12 +46,14 @@ class PlanELBO:
         self.plan, self.num_particles = plan, num_particles
         self.evaluations = 0
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: object, guide: GuideFunction, *args: object, **kwargs: object) -> float:
         """The negative bound, estimated from ``num_particles`` draws; the model is not run."""
         with torch.no_grad():
             return float(self._negative_bound(guide, args, kwargs))
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(
+        self, model: object, guide: GuideFunction, *args: object, **kwargs: object
+    ) -> float:
         """The negative bound; its gradients are added to those of the guide's parameters.
 
         Raises:
@@ -57,8 +63,8 @@ class PlanELBO:
             loss = self._negative_bound(guide, args, kwargs)
         if loss.requires_grad:
             loss.backward()
-        nodes: dict[str, Any] = dict(captured.trace.nodes)
-        gradients = [site["value"].unconstrained().grad for site in nodes.values()]
+        values = [node["value"] for node in captured.trace.nodes.values()]
+        gradients = [value.unconstrained().grad for value in values if value is not None]
         finite = torch.isfinite(loss) & all(
             bool(torch.isfinite(g).all()) for g in gradients if g is not None
         )
@@ -66,12 +72,14 @@ class PlanELBO:
             raise NonFiniteLoss
         return float(loss.detach())
 
-    def _negative_bound(self, guide: Any, args: Any, kwargs: Any) -> Tensor:
+    def _negative_bound(
+        self, guide: GuideFunction, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         for _ in range(self.num_particles):
             trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            params = parameter_values(self.plan, trace)
-            # A plan may run the model; what it says then is no business of the optimiser's.
+            params = parameter_values(self.plan, typed(trace))
+            # A plan may run the model: its statements must not reach the optimiser.
             with poutine.block():
                 log_joint = LogEvidence.of(self.plan)(params) + self.plan.prior.log_prob(params)
             total = total + trace.log_prob_sum() - log_joint
@@ -79,7 +87,7 @@ class PlanELBO:
         return total / self.num_particles
 
 
-def parameter_values(plan: Plan, trace: Any) -> dict[str, Tensor]:
+def parameter_values(plan: Plan, trace: Trace) -> dict[str, Tensor]:
     """The plan's parameters: guided sites from a trace of the guide, others from the store."""
     values = {}
     for name, parameter in plan.structure.parameters.items():

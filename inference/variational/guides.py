@@ -2,8 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import pyro
 import torch
@@ -16,7 +15,8 @@ from torch import Tensor
 from ember.inference.inputs.options import check_choice
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.runs import default_value
-from ember.inference.variational.elbo import parameter_values
+from ember.inference.reading.trace import TraceNode, is_subsample, record
+from ember.inference.variational.elbo import GuideFunction, parameter_values
 
 __all__ = [
     "GUIDES",
@@ -36,7 +36,7 @@ GUIDES: dict[str, type[AutoGuide]] = {
 }
 
 
-Guide = str | type[AutoGuide] | Callable[..., Any]
+Guide = str | type[AutoGuide] | GuideFunction  # what a user may pass
 
 
 class _At(Messenger):
@@ -46,7 +46,7 @@ class _At(Messenger):
         super().__init__()
         self.values = values
 
-    def _pyro_param(self, msg: Any) -> None:
+    def _pyro_param(self, msg: TraceNode) -> None:
         if msg["name"] in self.values:
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
@@ -54,8 +54,8 @@ class _At(Messenger):
 class _AtMean(Messenger):
     """Sets every sampled site to the mean of its distribution."""
 
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample":
+    def _pyro_sample(self, msg: TraceNode) -> None:
+        if not msg["is_observed"] and not is_subsample(msg):
             msg["value"], msg["done"] = default_value(msg["fn"]), True
 
 
@@ -68,7 +68,7 @@ class LearntGuide:
         plan: The plan of the model, for its arguments and the names of its parameters.
     """
 
-    def __init__(self, guide: Callable[..., Any], values: Mapping[str, Tensor], plan: Plan) -> None:
+    def __init__(self, guide: GuideFunction, values: Mapping[str, Tensor], plan: Plan) -> None:
         self.guide, self.values, self._plan = guide, dict(values), plan
 
     @property
@@ -76,7 +76,7 @@ class LearntGuide:
         """Whether the guide is a point, so that the bound is the log posterior density."""
         return isinstance(self.guide, autoguide.AutoDelta) or self.guide is _nothing
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """Runs the guide, as Pyro's ``Predictive`` and ``Importance`` do."""
         with _At(self.values):
             return self.guide(*args, **kwargs)
@@ -87,13 +87,13 @@ class LearntGuide:
         drawn: dict[str, list[Tensor]] = {}
         with torch.no_grad(), _At(self.values):
             for _ in range(n):
-                trace = poutine.trace(self.guide).get_trace(*arguments.args, **arguments.kwargs)
+                trace = record(self.guide, arguments)
                 for name, value in parameter_values(self._plan, trace).items():
                     drawn.setdefault(name, []).append(value)
         return {name: torch.stack(values) for name, values in drawn.items()}
 
 
-def check_guide(guide: Any) -> None:
+def check_guide(guide: object) -> None:
     """Refuses what is no guide.
 
     Raises:
@@ -118,7 +118,7 @@ def guide_name(guide: Guide) -> str:
     return getattr(guide, "__name__", type(guide).__name__)
 
 
-def make_guide(choice: Guide, plan: Plan, start: Mapping[str, Tensor]) -> Callable[..., Any]:
+def make_guide(choice: Guide, plan: Plan, start: Mapping[str, Tensor]) -> GuideFunction:
     """A fresh guide over the parameter sites with a prior, begun at ``start`` where it can be.
 
     Raises:
@@ -127,7 +127,7 @@ def make_guide(choice: Guide, plan: Plan, start: Mapping[str, Tensor]) -> Callab
     """
     guided = [name for name, p in plan.structure.parameters.items() if p.has_prior]
     kind = GUIDES[choice] if isinstance(choice, str) else choice
-    guide: Any
+    guide: GuideFunction
     if isinstance(kind, type) and issubclass(kind, AutoGuide):
         if not guided:
             return _nothing  # every parameter is a pyro.param: there is nothing to guide
@@ -140,30 +140,28 @@ def make_guide(choice: Guide, plan: Plan, start: Mapping[str, Tensor]) -> Callab
     else:
         guide = kind
     _check_sites(guide, plan, guided)
-    made: Callable[..., Any] = guide
-    return made
+    return guide
 
 
 def _copy(guide: torch.nn.Module) -> torch.nn.Module:
     """A copy of a guide. Copying an ``AutoGuide`` makes it, and the copy, forget their models."""
-    models: list[Any] = [getattr(module, "_model", None) for module in guide.modules()]
+    models = [m._model if isinstance(m, AutoGuide) else None for m in guide.modules()]
     copied = copy.deepcopy(guide)
     for either in (guide, copied):
         for module, model in zip(either.modules(), models, strict=True):
-            if isinstance(module, AutoGuide):
+            if isinstance(module, AutoGuide) and model is not None:
                 module._model = model
     return copied
 
 
-def _check_sites(guide: Any, plan: Plan, guided: list[str]) -> None:
+def _check_sites(guide: GuideFunction, plan: Plan, guided: list[str]) -> None:
     """Runs the guide once and looks at what it samples."""
-    arguments = plan.structure.arguments
-    trace = poutine.trace(guide).get_trace(*arguments.args, **arguments.kwargs)
+    trace = record(guide, plan.structure.arguments)
     # Plates are sites as well, of no interest here.
     sites = {
-        name: trace.nodes[name]
-        for name in trace.stochastic_nodes
-        if type(trace.nodes[name]["fn"]).__name__ != "_Subsample"
+        name: node
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not node["is_observed"] and not is_subsample(node)
     }
     for name in guided:
         if name not in sites:
@@ -189,11 +187,11 @@ def _check_sites(guide: Any, plan: Plan, guided: list[str]) -> None:
             )
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
+def _nothing(*args: object, **kwargs: object) -> None:
     """The guide of a model whose parameters are all ``pyro.param`` statements."""
 
 
-def point_estimate(guide: Any, plan: Plan) -> dict[str, Tensor]:
+def point_estimate(guide: GuideFunction, plan: Plan) -> dict[str, Tensor]:
     """Constrained parameters in the middle of the guide.
 
     A delta gives its value, a normal guide its median, which passes through the transforms; a
@@ -212,6 +210,6 @@ def point_estimate(guide: Any, plan: Plan) -> dict[str, Tensor]:
                     for name, p in plan.structure.parameters.items()
                 }
         with _AtMean():
-            trace = poutine.trace(guide).get_trace(*arguments.args, **arguments.kwargs)
+            trace = record(guide, arguments)
         values = parameter_values(plan, trace)
         return {name: value.detach().clone() for name, value in values.items()}

@@ -15,10 +15,10 @@ optimization*, NeurIPS 28.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
+from pyro.infer import autoguide
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
@@ -26,8 +26,9 @@ from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.supports import base_support
 from ember.inference.plan.plan import Plan
+from ember.inference.variational.elbo import GuideFunction
 
-__all__ = ["ScaledAdam", "curvatures", "natural_lengths"]
+__all__ = ["ScaledAdam", "curvatures", "lengths_by_name"]
 
 
 ROUNDS = 4  # each round measures in the units that the one before it found
@@ -54,7 +55,7 @@ class ScaledAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: Iterable[Tensor],
         lr: float,
         lrd: float = 1.0,
         length: Tensor | float = 1.0,
@@ -63,7 +64,7 @@ class ScaledAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "lrd": lrd, "length": length, "betas": betas})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         """Takes one step, then lowers the learning rate."""
         for group in self.param_groups:
             (decay, decay_square), length = group["betas"], group["length"]
@@ -118,16 +119,16 @@ def curvatures(
             product = (
                 _hessian_product(leaves, gradient) if twice else _differences(leaves, gradient)
             )
-            found = _row_norms(product, leaves)
+            norms = _row_norms(product, leaves)
     except RuntimeError:
         return unknown  # a density that can be differentiated only once
     return {
         name: torch.where(torch.isfinite(d) & (d > 0), d, torch.inf)
-        for name, d in zip(free, found, strict=True)
+        for name, d in zip(free, norms, strict=True)
     }
 
 
-def natural_lengths(plan: Plan, curvature: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _natural_lengths(plan: Plan, curvature: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The natural length of every unconstrained coordinate; see the module."""
     count = min(max(_observations(plan), 1.0), INFORMATIVE)
     lengths = {}
@@ -136,6 +137,48 @@ def natural_lengths(plan: Plan, curvature: Mapping[str, Tensor]) -> dict[str, Te
         has_units = _has_units(plan.structure.parameters[name], d.shape)
         lengths[name] = torch.where(has_units, data, torch.ones(()))
     return lengths
+
+
+def lengths_by_name(
+    plan: Plan, guide: GuideFunction, start: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Natural lengths by the name of what is optimised: a guide's locations, and model params.
+
+    As a side effect the scales of a normal guide start at what the curvature says of them.
+    """
+    is_delta = isinstance(guide, autoguide.AutoDelta)
+    curvature = curvatures(plan, start, bijective=not is_delta)
+    length = _natural_lengths(plan, curvature)
+    parameters = plan.structure.parameters
+    lengths = {name: length[name] for name, p in parameters.items() if not p.has_prior}
+    guided = [name for name, p in parameters.items() if p.has_prior]
+    prefix = getattr(guide, "_pyro_name", "")
+    if is_delta:
+        lengths |= {f"{prefix}.{name}": length[name] for name in guided}
+    elif isinstance(guide, autoguide.AutoNormal):
+        for name in guided:
+            scale = _scale(getattr(guide.scales, name), curvature[name], length[name])
+            setattr(guide.scales, name, scale)
+            lengths[f"{prefix}.locs.{name}"] = length[name]
+            lengths[f"{prefix}.scales.{name}"] = scale.clamp_min(1.0)
+    elif isinstance(guide, autoguide.AutoContinuous) and hasattr(guide, "loc"):
+        flat = torch.cat([length[name].reshape(-1) for name in guided])
+        lengths[f"{prefix}.loc"] = flat
+        if isinstance(getattr(guide, "scale", None), Tensor):
+            bends = torch.cat([curvature[name].reshape(-1) for name in guided])
+            guide.scale = _scale(guide.scale, bends, flat)
+            lengths[f"{prefix}.scale"] = guide.scale.detach().clamp_min(1.0)
+    return lengths
+
+
+def _scale(default: Tensor, curvature: Tensor, length: Tensor) -> Tensor:
+    """Where the scale of a normal guide starts: what the curvature says, or the default.
+
+    Its unconstrained coordinate is like the logarithm for small scales and like the scale itself
+    for large ones, which is why its natural length is the scale where that is above 1.
+    """
+    known = torch.minimum(curvature**-0.5, length)
+    return torch.where(torch.isfinite(curvature), known, default).detach()
 
 
 Gradient = Callable[[list[Tensor]], tuple[Tensor, ...]]
@@ -165,10 +208,10 @@ def _hessian_product(leaves: list[Tensor], gradient: Gradient) -> Product:
 
     def product(vectors: list[Tensor]) -> list[Tensor]:
         along = torch.stack([(g * v).sum() for g, v in zip(gradients, vectors, strict=True)]).sum()
-        found = torch.autograd.grad(along, leaves, retain_graph=True, allow_unused=True)
+        products = torch.autograd.grad(along, leaves, retain_graph=True, allow_unused=True)
         return [
             torch.zeros_like(leaf) if g is None else g
-            for leaf, g in zip(leaves, found, strict=True)
+            for leaf, g in zip(leaves, products, strict=True)
         ]
 
     return product

@@ -1,10 +1,12 @@
 """Counts behind a gate: zero where it is shut; where it is open any count, or a positive one."""
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
@@ -22,13 +24,13 @@ class _Gated(TorchDistribution):
         shut = torch.where(value == 0, 0.0, -torch.inf)
         return torch.where(self.occurs > 0, self._open_log_prob(value), shut)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw counts."""
         with torch.no_grad():
             expanded = self.expand(torch.Size(sample_shape) + self.batch_shape)
             return torch.where(expanded.occurs > 0, expanded._open_sample(), 0.0)
 
-    def whole(self) -> Any:
+    def whole(self) -> TorchDistributionMixin:
         """The distribution of a count behind an open gate, before any truncation."""
         raise NotImplementedError
 
@@ -69,7 +71,7 @@ class _Positive(_Gated):
 class PositivePoisson(_Positive):
     """A Poisson count truncated at zero where `occurs` is 1, zero where it is 0."""
 
-    arg_constraints: ClassVar[dict[str, Any]] = {
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "rate": constraints.positive,
         "occurs": constraints.boolean,
     }
@@ -78,10 +80,10 @@ class PositivePoisson(_Positive):
         self.rate, self.occurs = broadcast_all(rate, occurs)
         super().__init__(self.rate.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "PositivePoisson":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "PositivePoisson":
         return PositivePoisson(self.rate.expand(batch_shape), self.occurs.expand(batch_shape))
 
-    def whole(self) -> Any:
+    def whole(self) -> TorchDistributionMixin:
         return dist.Poisson(self.rate, validate_args=False)
 
     def _clusters(self) -> Tensor:
@@ -103,7 +105,7 @@ class GammaPoisson(dist.GammaPoisson):
     ) -> None:
         super().__init__(concentration, rate, validate_args)  # type: ignore[no-untyped-call]
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "GammaPoisson":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "GammaPoisson":
         return GammaPoisson(self.concentration.expand(batch_shape), self.rate.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ def _log_rising(r: Tensor, x: Tensor) -> Tensor:
 class GatedGammaPoisson(_Gated):
     """A Gamma-Poisson (negative binomial) count where `occurs` is 1, zero where it is 0."""
 
-    arg_constraints: ClassVar[dict[str, Any]] = {
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "concentration": constraints.positive,
         "rate": constraints.positive,
         "occurs": constraints.boolean,
@@ -148,12 +150,12 @@ class GatedGammaPoisson(_Gated):
         self.concentration, self.rate, self.occurs = broadcast_all(concentration, rate, occurs)
         super().__init__(self.rate.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "GatedGammaPoisson":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "GatedGammaPoisson":
         parts = (self.concentration, self.rate, self.occurs)
         concentration, rate, occurs = (part.expand(batch_shape) for part in parts)
         return type(self)(concentration, rate, occurs)
 
-    def whole(self) -> Any:
+    def whole(self) -> TorchDistributionMixin:
         return GammaPoisson(self.concentration, self.rate, validate_args=False)
 
 

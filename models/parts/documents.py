@@ -1,6 +1,6 @@
 """Counts of words in documents, each document of its own length."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
@@ -20,11 +20,11 @@ class Multinomial(dist.Multinomial):
         self.lengths = lengths
         super().__init__(int(lengths.max()), probs, validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "Multinomial":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "Multinomial":
         batch = torch.Size(batch_shape)
         return Multinomial(self.lengths.expand(batch), self.probs.expand(batch + self.event_shape))
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw as many words for each row as it is long, and count them."""
         with torch.no_grad():
             batch = torch.broadcast_shapes(self.batch_shape, self.lengths.shape)

@@ -6,7 +6,6 @@ moments of the data, so an integer frequency gives what repeated rows give.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -24,7 +23,7 @@ __all__ = [
     "weighted_mean",
 ]
 
-Prior = Mapping[str, Any]
+Prior = Mapping[str, object]
 Default = float | Callable[[], Tensor]
 
 # A Dirichlet, Beta or Gamma with this shape adds half a count, so that the posterior mode is the

@@ -20,9 +20,13 @@ from torch import Tensor
 from ember.inference import EM
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.inputs.shelter import sheltered
-from ember.inference.iteration.restarts.batched_run import run_together
+from ember.inference.iteration.convergence import LittleGain
+from ember.inference.iteration.restarts.batched_run import run_batched
 from ember.inference.iteration.restarts.batched_steps import BatchedSteps
-from ember.inference.iteration.restarts.restarts import Start, best_of
+from ember.inference.iteration.restarts.restarts import best_of
+from ember.inference.iteration.restarts.starting_points import Start, starting_points
+from ember.inference.iteration.run import Run
+from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.plan.plan import Plan
 from ember.models import (
@@ -75,7 +79,8 @@ def main() -> None:
             em = EM(model, objective, restarts=STARTS, seed=0)
             with sheltered(0, (args, kwargs)):
                 plan = em.plan(*args, **kwargs)
-                print(f"{name:>29} {objective:>9} {line(em, plan, em._starts(plan), len(args[0]))}")
+                starts = starting_points(plan, em.init, em.restarts, em.anneal)
+                print(f"{name:>29} {objective:>9} {line(em, plan, starts, len(args[0]))}")
 
 
 def simulate(rows: int) -> Tensor:
@@ -90,11 +95,12 @@ def line(em: EM, plan: Plan, starts: list[Start], rows: int) -> str:
     """The two ratios, the times of the fits and the difference of what they found."""
     count = 5 if rows > 10_000 else 50
 
-    def run(params: dict[str, Tensor], limit: int = 1000) -> Any:
-        return em._run(plan, time.perf_counter(), params, limit)
+    def run(way: Trajectory, limit: int = 1000) -> Run:
+        return em._run(plan, way, limit)
 
     def stacked() -> None:
-        run_together(BatchedSteps(plan), [s.params for s in starts], count, -1.0, jumps=False)
+        ways = [Trajectory(start.params) for start in starts]
+        run_batched(BatchedSteps(plan), ways, count, LittleGain(-1.0), accelerate=False)
 
     def one_by_one() -> None:
         for start in starts:
@@ -106,7 +112,7 @@ def line(em: EM, plan: Plan, starts: list[Start], rows: int) -> str:
         return float(best_of(plan, starts, run, 1000, 1e-7).history[-1])
 
     def in_turn() -> float:
-        fits = [run(start.params) for start in starts]
+        fits = [run(Trajectory(start.params)) for start in starts]
         return max(float(fit.history[-1]) for fit in fits if not fit.is_degenerate)
 
     steps = [(clocked(stacked)[0], clocked(one_by_one)[0]) for _ in range(ROUNDS)]

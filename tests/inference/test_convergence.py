@@ -11,10 +11,15 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference import EM
-from ember.inference.iteration.acceleration.em_map import EMMap
-from ember.inference.iteration.acceleration.lbfgs import Lbfgs as _Lbfgs
+from ember.inference.iteration.acceleration.lbfgs import (
+    LbfgsState,
+    ascent_direction,
+    remembered,
+)
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.parameter import Parameter
+from ember.inference.plan.priors import Prior
+from ember.inference.plan.statistics import Statistics
 from ember.inference.queries.relabelling import in_canonical_order
 from ember.models import hidden_markov_poisson
 from tests.inference import brute_force
@@ -278,11 +283,12 @@ def test_quasi_newton_keeps_no_pair_whose_curvature_vanishes() -> None:
     coordinates = Coordinates(
         {"x": Parameter("x", constraints.real, torch.Size([2]), (), False, torch.zeros(2))}
     )
-    scheme = _Lbfgs(EMMap(lambda _: None, lambda _: {}), coordinates)  # type: ignore[arg-type, return-value]
+    zero, one = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
     tiny = torch.tensor([1e-170, 0.0], dtype=torch.float64)
-    scheme._remember(torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
-    scheme._remember(torch.ones(2, dtype=torch.float64), -tiny)
-    assert not scheme._pairs
-    scheme._remember(2.0 * torch.ones(2, dtype=torch.float64), -tiny - 1.0)
-    assert len(scheme._pairs) == 1
-    assert bool(scheme._direction(tiny).isfinite().all())
+    nowhere = Statistics(0.0, 0.0, {"x": zero}, {}, (), Prior({}, {}))
+    state = remembered(LbfgsState(nowhere), coordinates, zero, zero)
+    state = remembered(state, coordinates, one, -tiny)
+    assert not state.pairs
+    state = remembered(state, coordinates, 2.0 * one, -tiny - 1.0)
+    assert len(state.pairs) == 1
+    assert bool(ascent_direction(state.pairs, tiny).isfinite().all())

@@ -1,5 +1,6 @@
 """The E-step against every joint value of the latents, one run of the model for each."""
 
+import dataclasses
 from typing import Any
 
 import pyro
@@ -38,8 +39,7 @@ def fit_at(example: Example, params: dict[str, Tensor]) -> Any:
         fit = EM(example.model, init=params, max_iter=1, accelerate=None).fit(
             *example.args, **example.kwargs
         )
-    fit.params = params
-    return fit
+    return dataclasses.replace(fit, params=params)
 
 
 def close(left: Tensor, right: Tensor, tolerance: float = TOLERANCE) -> None:

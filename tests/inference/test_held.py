@@ -62,6 +62,13 @@ def test_map_counts_it_as_autodelta_does(method: Any) -> None:
     assert fit.log_likelihood == pytest.approx(truth, rel=1e-10)
 
 
+def test_several_starts_count_it_at_every_step() -> None:
+    fit = EM(pyro.condition(chain, data={"transition": MOVES}), seed=0, restarts=4).fit(X)
+    assert float(fit.history[-1]) == pytest.approx(fit.log_posterior, rel=1e-12)
+    assert fit.starts.best == pytest.approx(fit.log_posterior, rel=1e-12)
+    assert bool((fit.starts.objectives <= fit.log_posterior + 1e-6).all())
+
+
 def test_map_at_a_value_of_prior_density_zero() -> None:
     fit = EM(pyro.condition(chain, data={"transition": FORWARD}), seed=0).fit(X)
     truth = pyro_evidence.log_evidence(chain, {"transition": FORWARD, **fit.params}, X)

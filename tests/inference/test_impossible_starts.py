@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.iteration.restarts.restarts import GIVEN
+from ember.inference.iteration.restarts.starting_points import GIVEN
 
 
 def correlated(x: Tensor, spread: float = 0.1) -> None:
@@ -58,7 +58,8 @@ def test_where_no_start_is_possible_one_sentence_says_why(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Every start shall be the given one.
-    monkeypatch.setattr("ember.inference.em.start_kinds", lambda init, count, _: [init] * count)
+    kinds = "ember.inference.iteration.restarts.starting_points.start_kinds"
+    monkeypatch.setattr(kinds, lambda init, count, _: [init] * count)
     with pytest.raises(ValueError, match=r"LinAlgError.*line.*covariance.*init=.*constraint") as e:
         EM(correlated, init={"r": torch.tensor(2.0)}, seed=0, **options).fit(rows())
     assert "\n" not in str(e.value)

@@ -18,7 +18,8 @@ from ember.inference.inputs.arguments import prepare
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
-from ember.inference.queries.relabelling import canonical_order, component_axes, numberings, permute
+from ember.inference.queries.component_axes import component_axes, numberings
+from ember.inference.queries.relabelling import canonical_order, permute
 from ember.models import gaussian_mixture, poisson_mixture
 from tests.inference.catalogue import CASES, NUMERICAL, WITH_STATES, Case, case_id, model_of
 

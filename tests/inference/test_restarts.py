@@ -19,11 +19,14 @@ from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.initialisation.starting_params import start_kinds, starting_params
 from ember.inference.inputs.arguments import prepare
 from ember.inference.inputs.shelter import sheltered
-from ember.inference.iteration.convergence import StopReason
+from ember.inference.iteration.convergence import LittleGain, StopReason
 from ember.inference.iteration.restarts import restarts
-from ember.inference.iteration.restarts.batched_run import run_together
-from ember.inference.iteration.restarts.batched_steps import BatchedSteps, can_batch_steps, joined
+from ember.inference.iteration.restarts.batched_run import BatchedRun, run_batched
+from ember.inference.iteration.restarts.batched_statistics import joined
+from ember.inference.iteration.restarts.batched_steps import BatchedSteps, can_batch_steps
+from ember.inference.iteration.restarts.starting_points import starting_points
 from ember.inference.iteration.run import Run
+from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.updates import updates
 from ember.inference.plan.building import build_plan
@@ -89,6 +92,16 @@ ONE_STEP = (  # of these the M-step of all starts is one
 )
 
 
+def ran(
+    steps: BatchedSteps,
+    starts: list[dict[str, Tensor]],
+    limit: int,
+    share: float,
+    jump: bool = True,
+) -> BatchedRun:
+    return run_batched(steps, [Trajectory(s) for s in starts], limit, LittleGain(share), jump)
+
+
 def plan_of(model: Any, args: Any, kwargs: Any, objective: str = "map") -> Plan:
     return build_plan(model, prepare(args, kwargs), objective)
 
@@ -105,24 +118,24 @@ def test_the_batch_takes_the_steps_of_each_start_alone(name: str, objective: str
         stack = BatchedSteps(plan)
         assert stack.is_closed or name not in ONE_STEP
         starts = [starting_params(plan, "random") for _ in range(4)]
-        tracks, interrupted = run_together(stack, starts, 4, -1.0, jumps=False)
-        assert not interrupted
-        assert any(not track.degenerate for track in tracks)
+        batch = ran(stack, starts, 4, -1.0, jump=False)
+        assert not batch.interrupted
+        assert len(batch.degenerate) < len(starts)
         # A numerical update comes to within 1e-8 of its optimum, by a way that rounding can turn.
         close = 1e-7 if any(update.how == "numerical" for update in updates(plan)) else 1e-10
-        for params, track in zip(starts, tracks, strict=True):
-            if track.degenerate:
+        for i, (params, way) in enumerate(zip(starts, batch.ways, strict=True)):
+            if i in batch.degenerate:
                 continue
-            assert len(track.history) == 5 or track.alone
-            for value in track.history[:-1]:
+            assert len(way.history) == 5 or i in batch.alone
+            for value in way.history[:-1]:
                 statistics = LogEvidence.of(plan).statistics(params)
                 assert value == pytest.approx(statistics.objective, rel=close)
                 params = MStep.of(plan)(statistics)
-            assert track.history[-1] == pytest.approx(
+            assert way.history[-1] == pytest.approx(
                 LogEvidence.of(plan).statistics(params).objective, rel=close
             )
             for site, own in params.items():
-                torch.testing.assert_close(track.params[site], own, rtol=100 * close, atol=close)
+                torch.testing.assert_close(way.params[site], own, rtol=100 * close, atol=close)
 
 
 @pytest.mark.parametrize("name", ["mixture", "chain", "gaps", "nested_plates"])
@@ -131,9 +144,9 @@ def test_hard_steps_go_together_too(name: str) -> None:
     with sheltered(3, (args, kwargs)):
         plan = plan_of(model, args, kwargs)
         starts = [starting_params(plan, kind) for kind in ("points", "random")]
-        tracks, _ = run_together(BatchedSteps(plan, maximum=True), starts, 2, -1.0, jumps=False)
-        for params, track in zip(starts, tracks, strict=True):
-            for value in track.history:
+        batch = ran(BatchedSteps(plan, classification=True), starts, 2, -1.0, jump=False)
+        for params, way in zip(starts, batch.ways, strict=True):
+            for value in way.history:
                 statistics = LogEvidence.of(plan).statistics(params, maximum=True)
                 assert value == pytest.approx(statistics.objective, rel=1e-10)
                 params = MStep.of(plan)(statistics)
@@ -153,8 +166,9 @@ def test_starts_are_contracted_in_portions_where_they_are_large(
         )
         parts = BatchedSteps(plan).e_step(params)
     torch.testing.assert_close(parts.objectives, whole.objectives, rtol=1e-13, atol=0.0)
-    for key, value in whole.expected.items():
-        torch.testing.assert_close(parts.expected[key], value, rtol=1e-12, atol=1e-12)
+    assert whole.sums
+    for key, value in whole.sums.items():
+        torch.testing.assert_close(parts.sums[key], value, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -165,11 +179,10 @@ def test_jumps_never_lower_an_objective_and_end_at_fixed_points(name: str) -> No
     with sheltered(3, (args, kwargs)):
         plan = plan_of(model, args, kwargs)
         starts = [starting_params(plan, "random") for _ in range(5)]
-        tracks, _ = run_together(BatchedSteps(plan), starts, 300, 1e-13)
-        for track in tracks:
-            history = torch.tensor(track.history)
+        for way in ran(BatchedSteps(plan), starts, 300, 1e-13).ways:
+            history = torch.tensor(way.history)
             assert bool((history.diff() >= 0).all())
-            statistics = LogEvidence.of(plan).statistics(track.params)
+            statistics = LogEvidence.of(plan).statistics(way.params)
             assert history[-1] == pytest.approx(statistics.objective, rel=1e-10)
             after = LogEvidence.of(plan).statistics(MStep.of(plan)(statistics)).objective
             assert after - statistics.objective < 1e-6 * (1.0 + abs(after))
@@ -195,14 +208,15 @@ def test_a_start_that_degenerates_spoils_no_other() -> None:
     with sheltered(0, x):
         plan = plan_of(model, (x,), {}, "mle")
         stack = BatchedSteps(plan)
-        both, _ = run_together(stack, [good[0], bad[0], bad[1], good[1]], 40, 1e-9)
-        alone, _ = run_together(stack, good, 40, 1e-9)
-    assert [track.degenerate or track.alone for track in both] == [False, True, True, False]
+        batch = ran(stack, [good[0], bad[0], bad[1], good[1]], 40, 1e-9)
+        alone = ran(stack, good, 40, 1e-9).ways
+    assert batch.degenerate | batch.alone == {1, 2}
+    both = batch.ways
     assert both[1].history
     assert all(bool(v.isfinite().all()) for v in both[1].params.values())
     assert not both[2].history
-    for mine, theirs in zip((both[0], both[3]), alone, strict=True):
-        assert mine.history == pytest.approx(theirs.history, rel=1e-12)
+    for with_others, without in zip((both[0], both[3]), alone, strict=True):
+        assert with_others.history == pytest.approx(without.history, rel=1e-12)
 
 
 @pytest.fixture
@@ -241,7 +255,8 @@ def test_the_few_carried_on_find_what_all_would(
     with warnings.catch_warnings(), sheltered(1, x):
         warnings.simplefilter("ignore")
         plan = em.plan(x, **options)
-        every = [em._run(plan, 0.0, start.params) for start in em._starts(plan)]
+        starts = starting_points(plan, em.init, em.restarts, em.anneal)
+        every = [em._run(plan, Trajectory(start.params)) for start in starts]
     best = max(float(one.history[-1]) for one in every if not one.is_degenerate)
     assert fit.log_posterior >= best - 1e-6 * (1.0 + abs(best))
     assert len(fit.starts) == 5
@@ -313,20 +328,20 @@ def test_where_those_carried_on_degenerate_the_next_best_follow(
     em = EM(EXAMPLES["mixture"].model, seed=0, restarts=5)
     with sheltered(0, x):
         plan = em.plan(x)
-        starts = em._starts(plan)
-        ran: list[Run] = []
+        starts = starting_points(plan, em.init, em.restarts, em.anneal)
+        runs: list[Run] = []
 
-        def run(params: dict[str, Tensor], limit: int) -> Run:
-            fit = em._run(plan, 0.0, params, limit)
-            ran.append(replace(fit, stop=StopReason.DEGENERATE) if len(ran) < 3 else fit)
-            return ran[-1]
+        def run(way: Trajectory, limit: int) -> Run:
+            fit = em._run(plan, way, limit)
+            runs.append(replace(fit, stop=StopReason.DEGENERATE) if len(runs) < 3 else fit)
+            return runs[-1]
 
         fit = restarts.best_of(plan, starts, run, 1000, 1e-7)
-    assert len(ran) == 4
+    assert len(runs) == 4
     assert sum(fit.starts.carried) == 4
     assert sum(fit.starts.degenerate) == 3
     assert not fit.is_degenerate
-    assert fit.log_posterior == ran[-1].log_posterior
+    assert fit.log_posterior == runs[-1].log_posterior
 
 
 @pytest.mark.parametrize("model", ["mixture", "chain"])
@@ -334,14 +349,16 @@ def test_an_interrupt_keeps_what_was_reached(model: str, monkeypatch: pytest.Mon
     calls = 0
     example = EXAMPLES[model]
 
-    def interrupt(plan: Plan, statistics: Any) -> dict[str, Tensor]:
+    m_step = BatchedSteps.m_step
+
+    def interrupt(*given: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls > 9:
             raise KeyboardInterrupt
-        return MStep.of(plan)(statistics)
+        return m_step(*given)
 
-    monkeypatch.setattr("ember.inference.iteration.restarts.batched_steps.maximise", interrupt)
+    monkeypatch.setattr(BatchedSteps, "m_step", interrupt)
     fit = EM(example.model, seed=0, restarts=4).fit(*example.args, **example.kwargs)
     assert "interrupted" in fit.stop_reason
     assert fit.iterations >= 1

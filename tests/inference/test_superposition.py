@@ -89,9 +89,7 @@ def seen_through(project: Callable[[Tensor, Tensor], Tensor]) -> Model:
 
 
 def plan_of(em: EM, *args: Any, **kwargs: Any) -> Plan:
-    em.explain(*args, **kwargs)
-    assert em._latest is not None
-    return em._latest[1]
+    return em.plan(*args, **kwargs)
 
 
 def operator_of(em: EM, *args: Any, **kwargs: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Schemes that take longer steps than EM's own, each a wrapper around the EM map."""
+"""Schemes that take longer steps than EM's own; each wraps the EM map and keeps its own state."""

@@ -1,58 +1,61 @@
-"""Anderson acceleration: the next point from a least-squares fit to the last few EM steps."""
+"""Anderson acceleration: the next point from a least-squares fit to the last few EM steps.
 
-from collections.abc import Mapping
+Reference: Walker & Ni (2011), *Anderson acceleration for fixed-point iterations*, SIAM Journal on
+Numerical Analysis 49, 1715-1735.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ember.inference.iteration.acceleration.em_map import EMMap, Step, is_finite
-from ember.inference.iteration.convergence import Movement
-from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.iteration.acceleration.em_map import EMMap, State, is_finite
+from ember.inference.iteration.trajectory import Movement
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["Anderson"]
 
 
+MEMORY = 5  # differences of EM steps
+
+
+@dataclass(frozen=True)
+class AndersonState(State):
+    """With the last few points, and their images under the EM map."""
+
+    points: tuple[Tensor, ...] = ()
+    images: tuple[Tensor, ...] = ()
+
+
 class Anderson:
-    """Anderson acceleration of the EM map with a short memory and a monotone guard.
+    """Anderson acceleration of the EM map with a short memory and a monotone guard."""
 
-    Reference: Walker & Ni (2011), SIAM Journal on Numerical Analysis 49, 1715-1735.
-    """
+    def init(self, current: Statistics) -> AndersonState:
+        """The state where an iteration begins."""
+        return AndersonState(current)
 
-    MEMORY = 5
-
-    def __init__(self, em: EMMap, coordinates: Coordinates) -> None:
-        self._em, self._coordinates = em, coordinates
-        self._points: list[Tensor] = []
-        self._images: list[Tensor] = []
-        self._previous = 0.0
-
-    def __call__(self, current: Statistics) -> Step:
-        image = self._em.m_step(current)
-        length = Coordinates.distance(current.params, image)
-        mixed = self._mix(self._coordinates.flatten(current.params), image)
-        after = self._em.e_step(mixed) if mixed is not None else None
+    def step(self, em: EMMap, state: AndersonState) -> tuple[AndersonState, Movement]:
+        """The state after one iteration, and the EM movement seen in it."""
+        current, points, images, after = state.current, state.points, state.images, None
+        image = em.m_step(current)
+        point, flat = em.coordinates.flatten(current.params), em.coordinates.flatten(image)
+        if bool(torch.isfinite(flat).all() and torch.isfinite(point).all()):
+            points, images = (*points, point)[-MEMORY - 1 :], (*images, flat)[-MEMORY - 1 :]
+            mixed = em.coordinates.unflatten(_mixed(points, images)) if len(points) > 1 else None
+            after = em.e_step(mixed) if mixed is not None and is_finite(mixed) else None
         if after is not None and not after.objective >= current.objective:
-            self._points, self._images, after = [], [], None  # start the memory afresh
+            points, images, after = (), (), None  # start the memory afresh
         if after is None:
-            after = self._em.e_step(image)
-        movement = Movement(self._previous, length, after.objective - current.objective)
-        self._previous = length
-        return Step(after, movement)
+            after = em.e_step(image)
+        gain = after.objective - current.objective
+        movement = Movement.over(current.params, image, gain, state.length)
+        return AndersonState(after, movement.last, points, images), movement
 
-    def _mix(self, point: Tensor, image: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """The combination of past images whose combined residual is smallest."""
-        flat = self._coordinates.flatten(image)
-        if not bool(torch.isfinite(flat).all() and torch.isfinite(point).all()):
-            return None
-        self._points = [*self._points, point][-self.MEMORY - 1 :]
-        self._images = [*self._images, flat][-self.MEMORY - 1 :]
-        if len(self._points) < 2:
-            return None
-        residuals = torch.stack(self._images) - torch.stack(self._points)
-        differences = (residuals[1:] - residuals[:-1]).T
-        weights = torch.linalg.lstsq(differences, residuals[-1], driver="gelsd").solution
-        images = torch.stack(self._images)
-        mixed = flat - (images[1:] - images[:-1]).T @ weights
-        params = self._coordinates.unflatten(mixed)
-        return params if is_finite(params) else None
+
+def _mixed(points: tuple[Tensor, ...], images: tuple[Tensor, ...]) -> Tensor:
+    """The combination of past images whose combined residual is smallest."""
+    all_images = torch.stack(images)
+    residuals = all_images - torch.stack(points)
+    differences = (residuals[1:] - residuals[:-1]).T
+    weights: Tensor = torch.linalg.lstsq(differences, residuals[-1], driver="gelsd").solution
+    return images[-1] - (all_images[1:] - all_images[:-1]).T @ weights

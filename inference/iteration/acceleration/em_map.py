@@ -1,43 +1,91 @@
-"""One EM iteration seen as a map of parameters, and what a step of it reports."""
+"""One EM iteration seen as a map of parameters, and what a scheme of acceleration makes of it."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from ember.inference.iteration.convergence import Movement
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.iteration.trajectory import Movement, Trajectory
+from ember.inference.maximisation.m_step import MStep
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["EMMap", "Iterate", "Step", "is_finite"]
+__all__ = ["EMMap", "Scheme", "State", "is_finite"]
 
 
-class EMMap:
-    """The two halves of an EM iteration, and a count of passes over the data."""
-
-    def __init__(
-        self,
-        e_step: Callable[[Mapping[str, Tensor]], Statistics],
-        m_step: Callable[[Statistics], dict[str, Tensor]],
-    ) -> None:
-        self._e_step, self.m_step = e_step, m_step
-        self.evaluations = 0
-
-    def e_step(self, params: Mapping[str, Tensor]) -> Statistics:
-        """One pass over the data."""
-        self.evaluations += 1
-        return self._e_step(params)
+Params = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Step:
-    """Where an iteration ended, and the EM movement seen on the way."""
+class EMMap:
+    """The two halves of an EM iteration, and the coordinates in which it is a map of vectors.
 
-    statistics: Statistics
-    movement: Movement
+    Attributes:
+        e_step: One pass over the data.
+        m_step: The maximiser of what it returns.
+        coordinates: The free reals of the parameters.
+        classification: Whether the E-step takes the latents' most probable joint value. The
+            objective has no curvature then.
+    """
+
+    e_step: Callable[[Mapping[str, Tensor]], Statistics]
+    m_step: Callable[[Statistics], Params]
+    coordinates: Coordinates
+    classification: bool = False
+
+    @classmethod
+    def of(cls, plan: Plan, classification: bool = False) -> Self:
+        """The map of a plan."""
+        parameters = plan.structure.parameters
+        return cls(
+            functools.partial(LogEvidence.of(plan).statistics, maximum=classification),
+            lambda statistics: MStep.of(plan)(statistics),  # its updates are chosen in a step
+            Coordinates(parameters, plan.superposed_parameters()),
+            classification,
+        )
+
+    def counted(self, way: Trajectory) -> Self:
+        """The same map; passes over the data are counted by the trajectory."""
+
+        def e_step(params: Mapping[str, Tensor]) -> Statistics:
+            way.evaluations += 1
+            return self.e_step(params)
+
+        return dataclasses.replace(self, e_step=e_step)
 
 
-Iterate = Callable[[Statistics], Step]
+@dataclass(frozen=True)
+class State:
+    """Where a scheme is; one that has a memory adds it.
+
+    Attributes:
+        current: The result of the last E-step.
+        length: That of the last EM step, 0 before the first.
+    """
+
+    current: Statistics
+    length: float = 0.0
+
+
+S = TypeVar("S", bound=State)
+
+
+class Scheme(Protocol[S]):
+    """A way to iterate: plain EM, or one that takes longer steps."""
+
+    def init(self, current: Statistics) -> S:
+        """The state where an iteration begins."""
+        ...
+
+    def step(self, em: EMMap, state: S) -> tuple[S, Movement]:
+        """The state after one iteration, and the EM movement seen in it."""
+        ...
 
 
 def is_finite(params: Mapping[str, Tensor]) -> bool:

@@ -1,74 +1,74 @@
 r"""SQUAREM: a longer step along what two EM steps have in common, kept only where it helps.
 
+Plain EM moves along ``theta -> M(theta)``. SQUAREM takes two EM steps, ``r = M(theta) - theta`` and
+``v = M(M(theta)) - M(theta) - r``, and jumps to
+
+.. math:: \theta' = \theta + 2 a r + a^2 v, \qquad a = \|r\| / \|v\| \ge 1,
+
+in unconstrained coordinates. ``a = 1`` is the second EM step itself. The jump is kept only if
+the objective there is at least that of the first EM step; otherwise the second EM step is taken
+and the largest ``a`` allowed shrinks. The objective therefore never falls.
+
 Reference: Varadhan & Roland (2008), *Simple and globally convergent methods for accelerating the
 convergence of any EM algorithm*, Scandinavian Journal of Statistics 35, 335-353.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ember.inference.iteration.acceleration.em_map import EMMap, Step, is_finite
-from ember.inference.iteration.convergence import Movement
+from ember.inference.iteration.acceleration.em_map import EMMap, State, is_finite
+from ember.inference.iteration.trajectory import Movement
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["Squarem", "extrapolated"]
+__all__ = ["Squarem", "bound_after", "extrapolated"]
+
+
+GROWTH = 4.0  # of the bound on the length of a jump
+Steps = tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class SquaremState(State):
+    """With the largest length that a jump may have."""
+
+    largest: Tensor = field(default_factory=lambda: torch.ones((), dtype=torch.float64))
 
 
 class Squarem:
     """SQUAREM's third scheme, with an adaptive bound on the step and a monotone guard."""
 
-    GROWTH = 4.0
+    def init(self, current: Statistics) -> SquaremState:
+        """The state where an iteration begins."""
+        return SquaremState(current)
 
-    def __init__(self, em: EMMap, coordinates: Coordinates) -> None:
-        self._em, self._coordinates = em, coordinates
-        self._largest = 1.0
-
-    def __call__(self, current: Statistics) -> Step:
-        em = self._em
+    def step(self, em: EMMap, state: SquaremState) -> tuple[SquaremState, Movement]:
+        """The state after one iteration, and the EM movement seen in it."""
+        current = state.current
         first = em.e_step(em.m_step(current))
-        second_params = em.m_step(first)
-        movement = Movement(
-            Coordinates.distance(current.params, first.params),
-            Coordinates.distance(first.params, second_params),
+        second = em.m_step(first)
+        movement = Movement.over(
+            first.params,
+            second,
             first.objective - current.objective,
+            Coordinates.distance(current.params, first.params),
         )
-        length, jumped = self._jump(current.params, first.params, second_params)
-        if jumped is not None:
-            landed = em.e_step(jumped)
-            if landed.objective >= first.objective:  # also false for NaN
-                if length == self._largest:
-                    self._largest *= self.GROWTH
-                return Step(landed, movement)
-            self._largest = max(1.0, self._largest / self.GROWTH)
-        elif length == self._largest:
-            self._largest *= self.GROWTH
-        return Step(em.e_step(second_params), movement)
-
-    def _jump(
-        self,
-        start: Mapping[str, Tensor],
-        first: Mapping[str, Tensor],
-        second: Mapping[str, Tensor],
-    ) -> tuple[float, dict[str, Tensor] | None]:
-        """The length ``a`` and the parameters there; None where ``a`` is 1 or nothing moves."""
-        largest = torch.tensor(self._largest, dtype=torch.float64)
-        reached, x = extrapolated(self._coordinates, (start, first, second), largest)
-        length = float(reached)
-        if length == 1.0:
-            return 1.0, None
-        params = self._coordinates.unflatten(x)
-        return length, params if is_finite(params) else None
+        steps = (current.params, first.params, second)
+        length, target = extrapolated(em.coordinates, steps, state.largest)
+        jumped = em.coordinates.unflatten(target) if bool(length != 1.0) else None
+        landed = em.e_step(jumped) if jumped is not None and is_finite(jumped) else None
+        worse = landed is not None and not landed.objective >= first.objective  # also for NaN
+        after = em.e_step(second) if landed is None or worse else landed
+        refused = torch.tensor(worse)
+        largest = bound_after(state.largest, length, ~refused, refused)
+        return SquaremState(after, movement.last, largest), movement
 
 
-def extrapolated(
-    coordinates: Coordinates,
-    steps: tuple[Mapping[str, Tensor], Mapping[str, Tensor], Mapping[str, Tensor]],
-    largest: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The length ``a`` of SQUAREM's jump and the coordinates there, for any leading dims.
+def extrapolated(coordinates: Coordinates, steps: Steps, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """The length ``a`` of a jump and the coordinates there, for any leading dims.
 
     Coordinates on the boundary cannot be extrapolated; they take the second EM step.
 
@@ -86,3 +86,16 @@ def extrapolated(
     length = torch.minimum(length.clamp_min(1.0), largest)
     a = length.unsqueeze(-1)
     return length, torch.where(usable, x0 + 2.0 * a * r + a**2 * v, x2)
+
+
+def bound_after(largest: Tensor, length: Tensor, kept: Tensor, refused: Tensor) -> Tensor:
+    """The largest length allowed from now on: it grows where it held a good jump back.
+
+    Args:
+        largest: The bound so far, of any shape.
+        length: Of the jump.
+        kept: Whether where it led to was kept.
+        refused: Whether a jump was tried in vain.
+    """
+    grown = torch.where(kept & (length == largest), GROWTH * largest, largest)
+    return torch.where(refused, (largest / GROWTH).clamp_min(1.0), grown)

@@ -1,1 +1,1 @@
-"""Several starts: a short run of all of them, together where that can be, the best carried on."""
+"""Several starts: a short run of all of them, one batch where that can be, the best carried on."""

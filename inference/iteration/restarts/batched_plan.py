@@ -19,14 +19,13 @@ from ember.inference.maximisation.updates import How, Update, updates
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.parameters.affine_map import AffineMap, ParameterEntries
 from ember.inference.parameters.argument_map import ArgumentMap, ParameterRows
-from ember.inference.parameters.jacobians import log_jacobian
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.priors import PriorSite
 from ember.inference.plan.tying import tie_of_site
 from ember.inference.reading.site import DistributionTemplate, NamedDims, Site
 from ember.inference.reading.structure import Structure
 
-__all__ = ["batched_m_step", "batched_plan", "can_batch", "log_priors"]
+__all__ = ["batched_m_step", "batched_plan", "can_batch"]
 
 
 def can_batch(plan: Plan) -> bool:
@@ -51,7 +50,7 @@ def batched_plan(plan: Plan, count: int) -> Plan:
         plan,
         structure=_structure(plan.structure, count),
         tied={key: _tied(tied, shapes, count) for key, tied in plan.tied.items()},
-        prior=dataclasses.replace(plan.prior, sites=priors),
+        prior=dataclasses.replace(plan.prior, sites=priors, starts=count),
         starts=count,
     )
 
@@ -59,19 +58,6 @@ def batched_plan(plan: Plan, count: int) -> Plan:
 def batched_m_step(plan: Plan, batched: Plan) -> MStep:
     """The M-step of a batched plan, with the updates of the plan that it was made from."""
     return MStep(batched, [_update(update, batched.starts) for update in updates(plan)])
-
-
-def log_priors(plan: Plan, params: Mapping[str, Tensor], count: int) -> Tensor:
-    """The log prior density of each value, ``(R,)``, by a replicated plan."""
-    total = torch.zeros(count)
-    for name, prior in plan.priors.items():
-        assert prior.site.density is not None
-        log_prob = prior.site.density.log_prob(params, params[name]) * prior.scale
-        total = total + log_prob.reshape(count, -1).sum(1)
-        if plan.unconstrained:
-            extra = log_jacobian(plan.structure.parameters[name].support, params[name])
-            total = total + (extra.reshape(count, -1).sum(1) if extra.dim() else extra)
-    return total
 
 
 def _structure(structure: Structure, count: int) -> Structure:
@@ -90,23 +76,22 @@ def _update(update: Update, count: int) -> Update:
     return dataclasses.replace(update, usages=usages)
 
 
-def _tied(group: TiedFactors, shapes: Mapping[str, torch.Size], count: int) -> TiedFactors:
+def _tied(tied: TiedFactors, shapes: Mapping[str, torch.Size], count: int) -> TiedFactors:
     columns = [
-        _moved(group.cells[:, i], _sizes(family_parameter.table, shapes), count).reshape(-1)
-        for i, family_parameter in enumerate(group.parameters)
+        _moved(tied.cells[:, i], _sizes(family_parameter.table, shapes), count).reshape(-1)
+        for i, family_parameter in enumerate(tied.parameters)
     ]
-    about = [
+    reference, reach = (
         None if each is None else each.repeat(count, *(1,) * (each.dim() - 1))
-        for each in (group.reference, group.reach)
-    ]
-    family_parameters = tuple(
-        _family_parameter(family_parameter, shapes, count) for family_parameter in group.parameters
+        for each in (tied.reference, tied.reach)
     )
-    cells, (reference, reach) = torch.stack(columns, 1), about
-    frame = group.frame
+    family_parameters = tuple(
+        _family_parameter(family_parameter, shapes, count) for family_parameter in tied.parameters
+    )
+    cells, frame = torch.stack(columns, 1), tied.frame
     if frame is not None:
         frame = frame.about(frame.line.repeat(count, 1))
-    return TiedFactors(group.key, group.family, family_parameters, cells, reference, reach, frame)
+    return TiedFactors(tied.key, tied.family, family_parameters, cells, reference, reach, frame)
 
 
 def _family_parameter(

@@ -1,7 +1,7 @@
 """Several starts: a short run of all of them, the best carried on to their end.
 
-Most starts show early what they will come to, and EM steps on a stack of parameters cost little
-more than on one. So all starts take a short run together, until they have all but settled; the best
+Most starts show early what they will come to, and EM steps on a batch of parameters cost little
+more than on one. So all starts take a short run at once, until they have all but settled; the best
 third, and no fewer than three, are then run to the end by the accelerated loop. A start that
 degenerates in its short run is set aside; should all those carried on degenerate, the next best
 take their place.
@@ -13,96 +13,84 @@ Data Analysis 41, 561-575.
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from ember.inference.iteration.convergence import StopReason
-from ember.inference.iteration.restarts.batched_run import run_together
+from ember.inference.iteration.convergence import LittleGain, StopReason
+from ember.inference.iteration.loop import ImpossibleStart
+from ember.inference.iteration.restarts.batched_run import run_batched
 from ember.inference.iteration.restarts.batched_steps import BatchedSteps, can_batch_steps
 from ember.inference.iteration.restarts.record import Starts
+from ember.inference.iteration.restarts.starting_points import GIVEN, Start
 from ember.inference.iteration.run import Run
+from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.plan.plan import Plan
 
-__all__ = ["ImpossibleStart", "Start", "best_of"]
+__all__ = ["best_of"]
 
 
 SHORT = 100  # iterations of the short run at most
 FEW = 30  # the same where the M-step is taken start by start
-SETTLED = 1e-7  # relative gain below which a start has settled
+SETTLED = LittleGain(1e-7)  # when a start has settled
 SHARE, FEWEST = 3, 3  # one start in so many is carried on, and at least so many
-GIVEN = "given"  # a start of the user's own is always carried on
-Runner = Callable[[dict[str, Tensor], int], Run]
-
-
-class ImpossibleStart(ValueError):
-    """The data have no finite density at the starting parameters, or the model fails there."""
+UNFINISHED = (StopReason.MAX_ITER, StopReason.STEPS)
+Runner = Callable[[Trajectory, int], Run]
 
 
 @dataclass(frozen=True)
-class Start:
-    """Parameters to start from, and how they were made."""
+class _Attempt:
+    """A start, and how far it has been run.
+
+    Attributes:
+        kind: How it was made.
+        way: The record of it; empty if the data have no finite density there.
+        degenerate: Whether a component collapsed or emptied on the way.
+        run: The result of the loop, once it has been there.
+        carried: Whether it has been run to its end.
+    """
 
     kind: str
-    params: dict[str, Tensor]
-
-
-@dataclass
-class _Runner:
-    """A start on its way: what it has reached, and its fit once it has been run to its end."""
-
-    kind: str
-    params: dict[str, Tensor]
-    history: list[float]
-    times: list[float]
-    passes: int = 0
+    way: Trajectory
     degenerate: bool = False
-    fit: Run | None = None
+    run: Run | None = None
     carried: bool = False
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the data have a finite density at the start."""
+        return bool(self.way.history)
 
     @property
     def rank(self) -> tuple[bool, float]:
         """Sound results first, then by the objective."""
-        return not self.degenerate, self.history[-1]
+        return not self.degenerate, self.way.history[-1]
 
-    def carry_on(self, run: Runner, limit: int) -> None:
-        """Runs the start to its end, unless its short run was the end."""
-        self.carried = True
-        short = len(self.history) - 1
-        ended = self.fit is not None and self.fit.stop not in (
-            StopReason.MAX_ITER,
-            StopReason.STEPS,
-        )
-        if ended or (self.fit is not None and short >= limit):
-            return
+    def after(self, run: Run, carried: bool) -> "_Attempt":
+        """The same start after a run of the loop."""
+        return dataclasses.replace(self, run=run, degenerate=run.is_degenerate, carried=carried)
+
+    def carried_on(self, run: Runner, limit: int) -> "_Attempt":
+        """The start run to its end, unless its short run was the end."""
+        short = len(self.way.history) - 1
+        if self.run is not None and (self.run.stop not in UNFINISHED or short >= limit):
+            return dataclasses.replace(self, carried=True)
         try:
-            fit = run(self.params, max(limit - short, 0))
+            result = run(self.way, max(limit - short, 0))
         except KeyboardInterrupt:  # before its first step: what the short run reached counts
-            fit = dataclasses.replace(run(self.params, 0), stop=StopReason.INTERRUPTED)
-        # The first E-step of the long run repeats the last one of the short run.
-        history = torch.tensor([*self.history[:-1], *fit.history.tolist()], dtype=torch.float64)
-        self.fit = dataclasses.replace(
-            fit,
-            history=history.cummax(0).values,
-            times=torch.tensor([*self.times[:-1], *fit.times.tolist()], dtype=torch.float64),
-            evaluations=self.passes + fit.evaluations,
-        )
-        self.params, self.history = self.fit.params, self.fit.history.tolist()
-        self.degenerate = self.fit.is_degenerate
+            result = dataclasses.replace(run(self.way, 0), stop=StopReason.INTERRUPTED)
+        return self.after(result, carried=True)
 
-    def go_alone(self, run: Runner, steps: int) -> bool:
-        """A few steps by itself of a start that left the batch; whether they were interrupted."""
+    def gone_alone(self, run: Runner, steps: int) -> "_Attempt":
+        """A few steps by itself of a start that left the batch."""
         try:
-            self.carry_on(run, len(self.history) - 1 + steps)
+            attempt = self.carried_on(run, len(self.way.history) - 1 + steps)
         except ImpossibleStart:
-            self.history = []
-            return False
-        assert self.fit is not None
-        self.carried, self.passes = self.fit.converged, self.fit.evaluations
-        self.times = self.fit.times.tolist()
-        return self.fit.stop is StopReason.INTERRUPTED
+            return dataclasses.replace(self, way=Trajectory(self.way.params, self.way.began))
+        assert attempt.run is not None
+        return dataclasses.replace(attempt, carried=attempt.run.converged)
 
 
 def best_of(
@@ -111,9 +99,9 @@ def best_of(
     run: Runner,
     limit: int,
     tolerance: float,
-    began: float = 0.0,
-    maximum: bool = False,
-    jumps: bool = True,
+    began: float | None = None,
+    classification: bool = False,
+    accelerate: bool = True,
 ) -> Run:
     """The best fit over all starts, with the record of what became of each.
 
@@ -123,96 +111,95 @@ def best_of(
         run: The whole loop from given parameters, for a number of iterations at most.
         limit: The largest number of iterations for each start.
         tolerance: Share of the objective by which a start may miss the best and have reached it.
-        began: When the fit began, by ``time.perf_counter``.
-        maximum: Whether the E-step takes the latents' best joint value.
-        jumps: Whether to accelerate the short run.
+        began: When the fit began, by ``time.perf_counter``; now unless given.
+        classification: Whether the E-step takes the latents' most probable joint value.
+        accelerate: Whether to accelerate the short run.
 
     Raises:
         ImpossibleStart: If the data have a finite density at no start.
         KeyboardInterrupt: If interrupted before the first start was found to have one.
     """
-    runners, interrupted = list[_Runner](), False
+    began = time.perf_counter() if began is None else began
+    attempts, interrupted = list[_Attempt](), False
     if len(starts) > 1 and can_batch_steps(plan):
-        runners, interrupted = _together(
-            BatchedSteps(plan, maximum), starts, run, limit, began, jumps
-        )
-    if not any(runner.history for runner in runners):
+        steps = BatchedSteps(plan, classification)
+        attempts, interrupted = _at_once(steps, _attempts(starts, began), run, limit, accelerate)
+    if not any(attempt.is_possible for attempt in attempts):
         # There is no batch, or it could not begin, perhaps for one start alone.
-        steps = limit if len(starts) == 1 else min(FEW, limit)
-        runners, interrupted = _in_turn(starts, run, steps)
-    possible = sorted((r for r in runners if r.history), key=lambda r: r.rank, reverse=True)
+        few = limit if len(starts) == 1 else min(FEW, limit)
+        attempts, interrupted = _in_turn(_attempts(starts, began), run, few)
+    possible = [i for i, attempt in enumerate(attempts) if attempt.is_possible]
     if not possible:
-        run(starts[0].params, 0)  # says why
+        run(Trajectory(starts[0].params, began), 0)  # says why
     count = max(FEWEST, len(starts) // SHARE)
-    for place, runner in enumerate(possible):
-        sound = any(other.carried and not other.degenerate for other in possible)
-        if place < count or not sound or runner.kind == GIVEN:
-            runner.carry_on(run, 0 if interrupted else limit)
-            assert runner.fit is not None
-            interrupted = interrupted or runner.fit.stop is StopReason.INTERRUPTED
+    possible.sort(key=lambda i: attempts[i].rank, reverse=True)
+    for place, i in enumerate(possible):
+        sound = any(attempts[j].carried and not attempts[j].degenerate for j in possible)
+        if place < count or not sound or attempts[i].kind == GIVEN:
+            attempts[i] = attempts[i].carried_on(run, 0 if interrupted else limit)
+            interrupted = interrupted or _is_interrupted(attempts[i])
             if interrupted:
                 break
-    return _recorded(runners, tolerance, interrupted)
+    return _recorded(attempts, tolerance, interrupted)
 
 
-def _together(
-    stack: BatchedSteps, starts: Sequence[Start], run: Runner, limit: int, began: float, jumps: bool
-) -> tuple[list[_Runner], bool]:
+def _attempts(starts: Sequence[Start], began: float) -> list[_Attempt]:
+    return [_Attempt(start.kind, Trajectory(start.params, began)) for start in starts]
+
+
+def _is_interrupted(attempt: _Attempt) -> bool:
+    return attempt.run is not None and attempt.run.stop is StopReason.INTERRUPTED
+
+
+def _at_once(
+    steps: BatchedSteps, attempts: Sequence[_Attempt], run: Runner, limit: int, accelerate: bool
+) -> tuple[list[_Attempt], bool]:
     """A short run of all starts as one batch; whether it was interrupted."""
-    steps = min(SHORT if stack.is_closed else FEW, limit)
-    tracks, interrupted = run_together(stack, [s.params for s in starts], steps, SETTLED, jumps)
-    runners = [
-        _Runner(
-            start.kind,
-            track.params,
-            track.history,
-            [moment - began for moment in track.moments[: len(track.history)]],
-            track.passes,
-            track.degenerate,
-        )
-        for start, track in zip(starts, tracks, strict=True)
+    short = min(SHORT if steps.is_closed else FEW, limit)
+    batch = run_batched(steps, [each.way for each in attempts], short, SETTLED, accelerate)
+    attempts = [
+        dataclasses.replace(attempt, degenerate=i in batch.degenerate)
+        for i, attempt in enumerate(attempts)
     ]
-    for runner, track in zip(runners, tracks, strict=True):
-        if track.alone and not interrupted:
-            interrupted = runner.go_alone(run, min(FEW, limit))
-    return runners, interrupted
+    interrupted = batch.interrupted
+    for i in sorted(batch.alone):
+        if not interrupted:
+            attempts[i] = attempts[i].gone_alone(run, min(FEW, limit))
+            interrupted = _is_interrupted(attempts[i])
+    return attempts, interrupted
 
 
-def _in_turn(starts: Sequence[Start], run: Runner, steps: int) -> tuple[list[_Runner], bool]:
+def _in_turn(attempts: list[_Attempt], run: Runner, steps: int) -> tuple[list[_Attempt], bool]:
     """A short run of each start, one after another; whether one was interrupted."""
-    runners = []
-    for start in starts:
-        runner = _Runner(start.kind, start.params, [], [])
-        runners.append(runner)
+    for i, attempt in enumerate(attempts):
         try:
-            fit = run(start.params, steps)
+            result = run(attempt.way, steps)
         except ImpossibleStart:
             continue
         except KeyboardInterrupt:
-            if not any(each.history for each in runners):
+            if not any(each.is_possible for each in attempts):
                 raise
-            return runners, True
-        runner.params, runner.fit, runner.degenerate = fit.params, fit, fit.is_degenerate
-        runner.history, runner.times = fit.history.tolist(), fit.times.tolist()
-        runner.passes, runner.carried = fit.evaluations, fit.converged
-        if fit.stop is StopReason.INTERRUPTED:
-            return runners, True
-    return runners, False
+            return attempts[: i + 1], True
+        attempts[i] = attempt.after(result, carried=result.converged)
+        if _is_interrupted(attempts[i]):
+            return attempts[: i + 1], True
+    return attempts, False
 
 
-def _recorded(runners: Sequence[_Runner], tolerance: float, interrupted: bool) -> Run:
+def _recorded(attempts: Sequence[_Attempt], tolerance: float, interrupted: bool) -> Run:
     """The best fit of those carried on, and the record of all starts."""
-    best = max((r for r in runners if r.carried), key=lambda r: r.rank)
-    assert best.fit is not None
-    last = best.history[-1]
+    best = max((each for each in attempts if each.carried), key=lambda each: each.rank)
+    assert best.run is not None
+    last = best.way.history[-1]
+    ends = [each.way.history[-1] if each.is_possible else -math.inf for each in attempts]
     starts = Starts(
-        torch.tensor([r.history[-1] if r.history else -math.inf for r in runners]).double(),
-        tuple(r.carried for r in runners),
-        tuple(r.kind for r in runners),
-        tuple(r.degenerate for r in runners),
+        torch.tensor(ends).double(),
+        tuple(each.carried for each in attempts),
+        tuple(each.kind for each in attempts),
+        tuple(each.degenerate for each in attempts),
         last,
         tolerance * (1.0 + abs(last)),
     )
-    stop = StopReason.INTERRUPTED if interrupted else best.fit.stop
-    warning = "" if interrupted else best.fit.warning
-    return dataclasses.replace(best.fit, starts=starts, stop=stop, warning=warning)
+    stop = StopReason.INTERRUPTED if interrupted else best.run.stop
+    warning = "" if interrupted else best.run.warning
+    return dataclasses.replace(best.run, starts=starts, stop=stop, warning=warning)

@@ -7,8 +7,10 @@ a run with one value for each latent that says something else than the enumerate
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 import torch
+from pyro.poutine.runtime import Message
 from pyro.util import check_site_shape
 from torch import Tensor
 
@@ -68,7 +70,8 @@ def check_dims(name: str, site: TraceNode, nesting: int, latents: list[str]) -> 
     try:
         shape = torch.broadcast_shapes(*shapes)
         # Pyro's own shape rules; they look at the shape of the log probability only.
-        check_site_shape({**site, "log_prob": torch.empty(()).expand(shape)}, nesting)
+        message = cast("Message[..., Tensor]", {**site, "log_prob": torch.empty(()).expand(shape)})
+        check_site_shape(message, nesting)
     except (RuntimeError, ValueError) as error:
         raise ValueError(_misplaced(name, latents, shapes[0])) from error
     if has_unknown_dims(site, shape, nesting):
@@ -138,9 +141,9 @@ def _pairs(one: TraceNode, other: TraceNode) -> Iterator[tuple[Batched, Batched]
         yield (a, inner + event_dim), (b, inner + event_dim)
     if left.mask is not None and right.mask is not None:
         yield (left.mask, inner), (right.mask, inner)
-    for a, b in ((one["mask"], other["mask"]), (one["scale"], other["scale"])):
-        if isinstance(a, Tensor) and isinstance(b, Tensor):
-            yield (a, 0), (b, 0)
+    for first, second in ((one["mask"], other["mask"]), (one["scale"], other["scale"])):
+        if isinstance(first, Tensor) and isinstance(second, Tensor):
+            yield (first, 0), (second, 0)
 
 
 def _agree(one: Batched, every: Batched, index: Mapping[int, int], nesting: int) -> bool:

@@ -217,7 +217,7 @@ def _observed_mask(site: TraceNode) -> Tensor:
         reinterpreted = fn.reinterpreted_batch_ndims if isinstance(fn, Independent) else 0
         fn = fn.base_dist
         if reinterpreted and isinstance(fn, MaskedDistribution):
-            # Entries masked inside an event are the plan's to drop; here they excuse the row.
+            # The plan drops entries that are masked inside an event; here they excuse the row.
             inside = torch.as_tensor(fn._mask).expand(fn.batch_shape)
             masks.append(inside.flatten(inside.dim() - reinterpreted).all(-1))
     mask = masks[0]

@@ -205,9 +205,6 @@ def _check_order(sites: _Sites, step_of: Mapping[str, int], chain: set[str]) -> 
         _require(all(n in chain or n not in step_of for n in sites.needs[name]))
 
 
-# -- data -----------------------------------------------------------------------------------------
-
-
 def _data(sites: _Sites, step_of: Mapping[str, int], steps: int) -> list[Family]:
     """The families of data: sites of one kind, at most one for each step."""
     numbered = {name: _numbered(name) for name in sites.observed}
@@ -256,9 +253,6 @@ def _steps_of_data(
             if 0 <= parts.number - shift < steps:
                 found[name] = parts.number - shift
     return found
-
-
-# -- what can be stacked --------------------------------------------------------------------------
 
 
 def _kind(node: TraceNode) -> _Kind:

@@ -103,36 +103,21 @@ def _match(
     if not names:
         return None
     to_space = {"raw": ON["raw"], "log": ON["log"], "logit": torch.logit}[space]
-    seen = torch.stack([to_space(v).reshape(-1, event_shape.numel()) for v in values])
+    entries = torch.stack([to_space(v).reshape(-1, event_shape.numel()) for v in values])
     table = ParameterRows(names, on, event_dim)
     rows = torch.stack([table.rows(p).reshape(-1, event_shape.numel()) for p in probes])
-    index = _nearest(_quotient(seen[..., 0]), _quotient(rows[..., 0]))
-    if event_dim and _alike(seen, rows[:, index]):
+    index = _nearest(_quotient(entries[..., 0]), _quotient(rows[..., 0]))
+    if event_dim and _alike(entries, rows[:, index]):
         # Whole rows as they are, the common case: no need to look for numbers that move them.
         table, index = _prune(table, index, torch.unique(index), parameters)
         one, nothing = torch.ones(batch_shape), torch.zeros((1,) * values[0].dim())
         index = index.reshape(batch_shape)
         return ArgumentMap(argument.domain, space, table, index, one, nothing)
-    partner = rows[:, index]
-    away = partner[0, :, 0] - partner[1, :, 0]
-    coefficient = (seen[0, :, 0] - seen[1, :, 0]) / away
-    constant = (seen == seen[0]).all(0).all(-1)
-    coefficient = torch.where(constant, torch.zeros(()), coefficient)
-    size = seen.abs().amax(0) + (0.0 if space == "raw" else 1.0)
-    if event_dim:
-        # Vectors, simplices and matrices are taken whole: at most scaled, never moved.
-        offset = torch.where(constant[:, None], seen[0], torch.zeros(()))
-    else:
-        offset = (seen[0, :, 0] - coefficient * partner[0, :, 0]).unsqueeze(-1)
-        lever = 1.0 + (partner[0, :, 0] / away).abs().nan_to_num(nan=0.0, posinf=0.0)
-        offset = torch.where(constant[:, None], seen[0], _tidy(offset, size * lever[:, None]))
-    coefficient = _tidy(coefficient, coefficient.abs() * TOLERANCE / ROUNDING)
-    predicted = coefficient[None, :, None] * partner + offset
-    # The error is measured by how far the argument moves, not by how large it is.
-    moves = seen.amax(0) - seen.amin(0)
-    error = (predicted - seen).abs().amax(0)
-    if not bool((error.isfinite() & (error <= TOLERANCE * moves + ROUNDING * size)).all()):
+    line = _line(entries, rows[:, index], space, event_dim)
+    if line is None:
         return None
+    coefficient, offset = line
+    constant = (entries == entries[0]).all(0).all(-1)
     used = torch.unique(index[~constant])
     index = torch.where(constant, used[0], index)
     table, index = _prune(table, index, used, parameters)
@@ -144,6 +129,42 @@ def _match(
         coefficient.reshape(batch_shape),
         offset.reshape(values[0].shape) if event_dim else offset.reshape(batch_shape),
     )
+
+
+def _line(
+    entries: Tensor, partner: Tensor, space: str, event_dim: int
+) -> tuple[Tensor, Tensor] | None:
+    """The coefficient and the offset of each entry of an argument, as a line in its partner.
+
+    Args:
+        entries: The argument in each probe, ``(probes, entries, numbers of an event)``.
+        partner: The row of parameters that each entry may follow, of the same shape.
+        space: The space in which it may.
+        event_dim: The number of dims of an event.
+
+    Returns:
+        None if it is no such line in some probe.
+    """
+    away = partner[0, :, 0] - partner[1, :, 0]
+    coefficient = (entries[0, :, 0] - entries[1, :, 0]) / away
+    constant = (entries == entries[0]).all(0).all(-1)
+    coefficient = torch.where(constant, torch.zeros(()), coefficient)
+    size = entries.abs().amax(0) + (0.0 if space == "raw" else 1.0)
+    if event_dim:
+        # Vectors, simplices and matrices are taken whole: at most scaled, never moved.
+        offset = torch.where(constant[:, None], entries[0], torch.zeros(()))
+    else:
+        offset = (entries[0, :, 0] - coefficient * partner[0, :, 0]).unsqueeze(-1)
+        lever = 1.0 + (partner[0, :, 0] / away).abs().nan_to_num(nan=0.0, posinf=0.0)
+        offset = torch.where(constant[:, None], entries[0], _tidy(offset, size * lever[:, None]))
+    coefficient = _tidy(coefficient, coefficient.abs() * TOLERANCE / ROUNDING)
+    predicted = coefficient[None, :, None] * partner + offset
+    # The error is measured by how far the argument moves, not by how large it is.
+    moves = entries.amax(0) - entries.amin(0)
+    error = (predicted - entries).abs().amax(0)
+    if not bool((error.isfinite() & (error <= TOLERANCE * moves + ROUNDING * size)).all()):
+        return None
+    return coefficient, offset
 
 
 def _eligible(
@@ -208,9 +229,9 @@ def _constant(argument: ArgumentValues, value: Tensor) -> ArgumentMap:
     return ArgumentMap(argument.domain, "raw", None, index, torch.zeros(batch_shape), value)
 
 
-def _alike(seen: Tensor, rows: Tensor) -> bool:
+def _alike(entries: Tensor, rows: Tensor) -> bool:
     """Whether the entries of an argument are those of rows of a table, in every run."""
-    return bool(((rows - seen).abs().amax(0) <= ROUNDING * seen.abs().amax(0)).all())
+    return bool(((rows - entries).abs().amax(0) <= ROUNDING * entries.abs().amax(0)).all())
 
 
 def _tidy(value: Tensor, uncertain: Tensor) -> Tensor:

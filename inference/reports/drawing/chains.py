@@ -9,7 +9,7 @@ from matplotlib.figure import FigureBase
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from ember.inference.reports.drawing.emissions import Emission
+from ember.inference.reports.drawing.emission import Emission
 from ember.inference.reports.drawing.palette import state_colours
 
 __all__ = ["SEQUENCES", "draw_chain", "panel_count"]

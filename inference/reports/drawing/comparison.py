@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ember.inference.expectation.posterior import marginals
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.site import Site
@@ -91,7 +91,7 @@ def _data(plan: Plan) -> Tensor | None:
     return rows.to(torch.float64) if _batch(plan, site, start) is not None else None
 
 
-def _batch(plan: Plan, site: Site, params: Params) -> Any:
+def _batch(plan: Plan, site: Site, params: Params) -> Distribution | None:
     """The site's base distribution if it varies with the latent alone, else None."""
     assert site.density is not None
     fn = site.density.distribution(params)
@@ -108,6 +108,7 @@ def _components(plan: Plan, params: Params) -> Components:
     """Weights ``(K,)``, means ``(K, D)`` and covariances ``(K, D, D)`` of the fitted mixture."""
     site = plan.sites[plan.structure.observed[0]]
     fn = _batch(plan, site, params)
+    assert fn is not None
     inner, event = len(site.inner_shape), len(fn.event_shape)
     dim = int(np.prod(site.value.shape[site.value.dim() - inner - event :] or (1,)))
     full = torch.Size((*fn.batch_shape, *fn.event_shape))
@@ -149,9 +150,9 @@ def _draw_ellipses(
     )
     for i, name in enumerate(fits):
         with torch.no_grad():
-            found = _components(fits[name].plan, params[name])
+            components = _components(fits[name].plan, params[name])
         style = method_style(i)
-        for mean, covariance in zip(found.means, found.covariances, strict=True):
+        for mean, covariance in zip(components.means, components.covariances, strict=True):
             variances, directions = np.linalg.eigh(covariance.numpy())
             width, height = 2.0 * DEVIATIONS * np.sqrt(np.maximum(variances, 0.0))
             angle = float(np.degrees(np.arctan2(directions[1, 0], directions[0, 0])))
@@ -162,7 +163,7 @@ def _draw_ellipses(
             )  # fmt: skip
             axes.add_patch(ellipse)
         axes.plot(
-            *found.means.T.numpy(), "+", color=style["color"], markersize=10,
+            *components.means.T.numpy(), "+", color=style["color"], markersize=10,
             markeredgewidth=style["linewidth"], alpha=style["alpha"], zorder=2 + i,
         )  # fmt: skip
     axes.autoscale_view()
@@ -187,7 +188,7 @@ def _draw_density(
     low, high = float(values.min()), float(values.max())
     if discrete:
         grid = torch.arange(low, high + 1.0, dtype=torch.float64)
-        bins: Any = np.arange(low - 0.5, high + 1.5)
+        bins: list[float] | str | int = np.arange(low - 0.5, high + 1.5).tolist()
     else:
         margin = 0.05 * (high - low)
         grid = torch.linspace(low - margin, high + margin, 400, dtype=torch.float64)
@@ -196,8 +197,10 @@ def _draw_density(
     for i, name in enumerate(fits):
         with torch.no_grad():
             density = _mixture_density(fits[name].plan, params[name], grid)
-        marker: dict[str, Any] = {"marker": "o", "markersize": 4} if discrete else {}
-        axes.plot(grid.numpy(), density.numpy(), **method_style(i), **marker, zorder=2 + i)
+        axes.plot(
+            grid.numpy(), density.numpy(), **method_style(i), marker="o" if discrete else "",
+            markersize=4, zorder=2 + i,
+        )  # fmt: skip
     axes.set(xlabel=labels[0], ylabel="relative frequency" if discrete else "density")
     axes.xaxis.set_major_locator(MaxNLocator(integer=discrete))
     axes.set_title("Data and fitted " + ("probabilities" if discrete else "density"))
@@ -207,10 +210,11 @@ def _mixture_density(plan: Plan, params: Params, grid: Tensor) -> Tensor:
     """The density of one new row at each point of a grid, ``(G,)``."""
     site = plan.sites[plan.structure.observed[0]]
     fn = _batch(plan, site, params)
+    assert fn is not None
     tail = len(site.inner_shape) + len(fn.event_shape)
     # The grid takes a dim of its own on the left; every other dim but the latent's has size 1.
     rank = len(fn.batch_shape) + len(fn.event_shape)
-    log_prob: Tensor = fn.log_prob(grid.reshape(-1, *(1,) * max(rank, tail)))
+    log_prob = fn.log_prob(grid.reshape(-1, *(1,) * max(rank, tail)))
     by_state = log_prob.exp().reshape(len(grid), -1)
     return by_state @ _weights(plan, params).to(by_state.dtype)
 

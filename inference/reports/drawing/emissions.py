@@ -1,10 +1,9 @@
-"""An observed site as a picture sees it: its rows, and the fitted distribution of each state."""
+"""Reads the observed sites of a fit as pictures see them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -12,79 +11,21 @@ from torch import Tensor
 
 from ember.inference.expectation.posterior import expectations
 from ember.inference.factors.factor import Factor
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import append_dims, compact, prepend_dims
 from ember.inference.plan.plan import Plan
 from ember.inference.queries import prediction
 from ember.inference.reading.sequences import base_name, members
 from ember.inference.reading.site import Site
 from ember.inference.reading.unwrapping import unwrap
+from ember.inference.reports.drawing.emission import Emission
 
-__all__ = ["Emission", "read_emissions"]
+__all__ = ["read_emissions"]
 
 
 LEVELS = (dist.Categorical, dist.Bernoulli)
 PARTS = (dist.Multinomial, dist.OneHotCategorical)
-
-
-@dataclass(frozen=True)
-class Emission:
-    """The data of an observed site beside what its states say of them.
-
-    Attributes:
-        site: Name of the site; of steps put together, without their numbers.
-        columns: Name of each of its ``D`` columns.
-        kind: "real", "counts", "levels" (categories and yes-or-no) or "parts" (of a total).
-        values: The data ``(*places, D)``, NaN where missing.
-        latent: The latent site that it depends on; None if there is none.
-        posterior: Probability of each state, ``(*places, K)``.
-        means: Mean of each column in each state, ``(K, *places, D)``; dims of places are 1 where
-            all places are alike. Of levels and parts: probabilities ``(K, D, L)``.
-        covariances: ``(K, D, D)``; None where places differ.
-        weights: How much each row counts, ``(N,)``; None if all count alike.
-        base: The distribution of single entries or vectors, its batch dims as in ``axes``.
-        axes: For every batch dim of ``base``: "state", "column", "place" or "" (of size 1).
-        is_chain: Whether the last place is time.
-    """
-
-    site: str
-    columns: tuple[str, ...]
-    kind: str
-    values: Tensor
-    latent: str | None
-    posterior: Tensor
-    means: Tensor
-    covariances: Tensor | None
-    weights: Tensor | None
-    base: Any
-    axes: tuple[str, ...]
-    is_chain: bool
-
-    @property
-    def states(self) -> int:
-        return self.posterior.shape[-1]
-
-    @property
-    def is_alike(self) -> bool:
-        """Whether a state says the same of every row: a mixture, and no regression."""
-        return self.covariances is not None or self.kind in ("levels", "parts")
-
-    @property
-    def rows(self) -> Tensor:
-        """The data as ``(N, D)``."""
-        return self.values.reshape(-1, self.values.shape[-1])
-
-    @property
-    def row_posterior(self) -> Tensor:
-        """Probability of each state for every row, ``(N, K)``."""
-        return self.posterior.reshape(-1, self.states)
-
-    @property
-    def shares(self) -> Tensor:
-        """The share of each state among the rows, ``(K,)``."""
-        rows = self.row_posterior
-        weights = torch.ones(len(rows)) if self.weights is None else self.weights
-        shares: Tensor = weights @ rows / weights.sum()
-        return shares
+WITH_PROBS = (dist.Categorical, dist.Bernoulli, dist.Multinomial, dist.OneHotCategorical)
 
 
 def read_emissions(
@@ -96,28 +37,32 @@ def read_emissions(
     is then summed out, as the components of a chain of mixtures are.
     """
     trace = plan.structure.trace(params)
-    found: dict[str, Emission] = {}
+    emissions: dict[str, Emission] = {}
     for name in plan.structure.observed:
         if f"{name.removesuffix('_observed')}_unobserved" in plan.structure.latent:
             continue  # labels that are known, and no data of their own
         emission = _read(plan, params, name, trace.nodes[name]["fn"], columns)
         if emission is not None:
-            found[name] = emission
-    return _joined_steps(plan, params, found)
+            emissions[name] = emission
+    return _joined_steps(plan, emissions)
 
 
 def _read(
-    plan: Plan, params: Mapping[str, Tensor], name: str, fn: Any, columns: Mapping[str, Any]
+    plan: Plan,
+    params: Mapping[str, Tensor],
+    name: str,
+    fn: Distribution,
+    columns: Mapping[str, Sequence[str]],
 ) -> Emission | None:
     site, base = plan.sites[name], unwrap(fn).base
     if site.density is not None and not isinstance(base, PARTS):
         base = site.density.distribution(params)  # not repeated for every row
     kind, layout = _kind(base), _batch_dims(plan, site, base)
-    if len(layout.own) > 2 or not site.value.numel():
+    if len(layout.state_dims) > 2 or not site.value.numel():
         return None
     values = _places(_shown(site), layout, site.event_dim)
     try:
-        tensor = base.mean if kind in ("real", "counts") else base.probs
+        tensor = base.probs if isinstance(base, WITH_PROBS) else base.mean
         means, spread = _by_state(base, tensor, layout), None
     except (NotImplementedError, AttributeError, RuntimeError):
         return None
@@ -125,8 +70,8 @@ def _read(
         means, spread = _moments(base, means, site, layout)
     else:
         means = _probabilities(base, means, layout.inner)
-    latent = layout.latents[0] if layout.own else _only_latent(plan)
-    if len(layout.own) == 2:
+    latent = layout.latents[0] if layout.state_dims else _only_latent(plan)
+    if len(layout.state_dims) == 2:
         if kind not in ("real", "counts") or not (latent in plan.chains or base.event_shape):
             return None
         posterior, means, spread = _summed(plan, params, site, layout, (means, spread))
@@ -151,12 +96,12 @@ def _read(
 class _BatchDims:
     """Which batch dims of a site are states (chains first), places and columns.
 
-    ``own`` are the dims of its latents, ``sizes`` their sizes and ``latents`` their names.
+    ``state_dims`` are those of its latents, ``sizes`` their sizes and ``latents`` their names.
     """
 
     rank: int
     inner: int
-    own: tuple[int, ...]
+    state_dims: tuple[int, ...]
     sizes: tuple[int, ...]
     latents: tuple[str, ...]
     places: tuple[int, ...]
@@ -164,23 +109,23 @@ class _BatchDims:
     @property
     def axes(self) -> tuple[str, ...]:
         """What each dim is, columns last."""
-        kinds = dict.fromkeys(self.own, "state") | dict.fromkeys(self.places, "place")
+        kinds = dict.fromkeys(self.state_dims, "state") | dict.fromkeys(self.places, "place")
         return tuple(kinds.get(i, "") for i in range(self.rank)) + ("column",) * self.inner
 
 
-def _batch_dims(plan: Plan, site: Site, base: Any) -> _BatchDims:
+def _batch_dims(plan: Plan, site: Site, base: Distribution) -> _BatchDims:
     outer, inner = site.layout.outer, len(site.inner_shape)
     names = {symbol: latent for latent, symbol in plan.latent_symbols.items()}
     batch = prepend_dims(torch.empty(base.batch_shape), len(outer) + inner).shape
-    own = [i for i, symbol in enumerate(outer) if symbol in names and batch[i] > 1]
-    own.sort(key=lambda i: names[outer[i]] not in plan.chains)
+    states = [i for i, symbol in enumerate(outer) if symbol in names and batch[i] > 1]
+    states.sort(key=lambda i: names[outer[i]] not in plan.chains)
     times = {chain.time for chain in plan.chains.values()}
     return _BatchDims(
         len(outer),
         inner,
-        tuple(own),
-        tuple(batch[i] for i in own),
-        tuple(names[outer[i]] for i in own),
+        tuple(states),
+        tuple(batch[i] for i in states),
+        tuple(names[outer[i]] for i in states),
         tuple(i for i, symbol in enumerate(outer) if symbol in site.plates | times),
     )
 
@@ -194,7 +139,7 @@ def _summed(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Posterior and moments of the first of two latents, the second summed out."""
     outer = site.layout.outer
-    dims = tuple(outer[i] for i in (*layout.own, *layout.places))
+    dims = tuple(outer[i] for i in (*layout.state_dims, *layout.places))
     probe = Factor(f"{site.name}, states", dims, site.plates, plan.scales[site.name])
     (joint,) = expectations(plan, params, [probe])
     states, parts = layout.sizes
@@ -218,7 +163,7 @@ def _only_latent(plan: Plan) -> str | None:
     return latents[0] if len(latents) == 1 == len(plan.latent_symbols) else None
 
 
-def _kind(base: Any) -> str:
+def _kind(base: Distribution) -> str:
     if isinstance(base, LEVELS):
         return "levels"
     if isinstance(base, PARTS):
@@ -243,19 +188,19 @@ def _places(value: Tensor, layout: _BatchDims, event_dim: int) -> Tensor:
     return value.reshape(*(value.shape[i] for i in layout.places), -1)
 
 
-def _by_state(base: Any, tensor: Tensor, layout: _BatchDims) -> Tensor:
+def _by_state(base: Distribution, tensor: Tensor, layout: _BatchDims) -> Tensor:
     """A tensor of the base distribution with the dims of the states as one, the first."""
     event = tensor.dim() - len(base.batch_shape)
     rank = layout.rank + layout.inner + event
     # Where all rows are alike, one of them says it all.
     tensor = compact(prepend_dims(tensor.to(torch.float64), rank), layout.inner + event)
-    tensor = tensor.movedim(layout.own, tuple(range(len(layout.own)))).unsqueeze(0)
-    rest = tensor.shape[1 + len(layout.own) :]
+    tensor = tensor.movedim(layout.state_dims, tuple(range(len(layout.state_dims)))).unsqueeze(0)
+    rest = tensor.shape[1 + len(layout.state_dims) :]
     return tensor.expand(1, *layout.sizes, *rest).reshape(-1, *rest)
 
 
 def _moments(
-    base: Any, means: Tensor, site: Site, layout: _BatchDims
+    base: Distribution, means: Tensor, site: Site, layout: _BatchDims
 ) -> tuple[Tensor, Tensor | None]:
     """Means ``(K, *places, D)``, and covariances ``(K, D, D)`` where all places are alike."""
     matrix = getattr(base, "covariance_matrix", None)
@@ -263,7 +208,7 @@ def _moments(
     tail = site.inner_shape + tuple(base.event_shape)
     lead = means.dim() - len(tail)
     means = means.expand(*means.shape[:lead], *tail)
-    kept = [i + 1 - sum(o < i for o in layout.own) for i in layout.places]
+    kept = [i + 1 - sum(o < i for o in layout.state_dims) for i in layout.places]
     flat = means.reshape(means.shape[0], *(means.shape[i] for i in kept), -1)
     if matrix is None or not event:
         variances = _by_state(base, base.variance, layout)
@@ -278,7 +223,7 @@ def _moments(
     return flat, spread if alike else None
 
 
-def _probabilities(base: Any, probs: Tensor, inner: int) -> Tensor:
+def _probabilities(base: Distribution, probs: Tensor, inner: int) -> Tensor:
     """Probabilities ``(K, D, L)`` of the levels of each column."""
     if isinstance(base, dist.Bernoulli):
         probs = torch.stack([1.0 - probs, probs], -1)
@@ -291,26 +236,25 @@ def _aligned(
 ) -> Tensor:
     """The posterior of a latent at every place of the data."""
     posterior = prediction.posterior(plan, params, latent)
-    own = plan.places(latent)
-    shape = [plan.sizes[p] if p in own else 1 for p in places]
-    kept = [i for i, place in enumerate(own) if place in places]
-    if len(kept) < len(own):  # a latent of each entry of what the data hold as one
-        posterior = posterior.mean([i for i in range(len(own)) if i not in kept])
+    plates = plan.places(latent)
+    shape = [plan.sizes[p] if p in plates else 1 for p in places]
+    kept = [i for i, plate in enumerate(plates) if plate in places]
+    if len(kept) < len(plates):  # a latent of each entry of what the data hold as one
+        posterior = posterior.mean([i for i in range(len(plates)) if i not in kept])
     return posterior.reshape(*shape, -1).expand(*values.shape[:-1], -1)
 
 
-def _joined_steps(
-    plan: Plan, params: Mapping[str, Tensor], found: Mapping[str, Emission]
-) -> list[Emission]:
+def _joined_steps(plan: Plan, emissions: Mapping[str, Emission]) -> list[Emission]:
     """Steps of a ``pyro.markov`` loop as one emission, time being its last place."""
     out: list[Emission] = []
     done: set[str] = set()
-    for name, emission in found.items():
+    for name, emission in emissions.items():
         if name in done:
             continue
         base = base_name(name) if name in plan.structure.steps else None
-        steps = [s for s in members(base, found) if found[s].kind == emission.kind] if base else []
-        parts = [found[step] for step in steps]
+        alike = [n for n, e in emissions.items() if e.kind == emission.kind]
+        steps = members(base, alike) if base else []
+        parts = [emissions[step] for step in steps]
         shapes = {(p.values.shape, p.posterior.shape, p.means.shape) for p in parts}
         if base is None or len(parts) < 2 or len(shapes) > 1:
             out.append(emission)

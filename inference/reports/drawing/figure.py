@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure, FigureBase
@@ -15,7 +14,8 @@ from torch import Tensor
 from ember.inference.queries import imputation, prediction
 from ember.inference.reports.drawing.chains import SEQUENCES, draw_chain, panel_count
 from ember.inference.reports.drawing.densities import draw_density, mixture_handle
-from ember.inference.reports.drawing.emissions import Emission, read_emissions
+from ember.inference.reports.drawing.emission import Emission
+from ember.inference.reports.drawing.emissions import read_emissions
 from ember.inference.reports.drawing.heat_maps import (
     draw_means,
     draw_probabilities,
@@ -46,7 +46,7 @@ class Block:
 
     width: float
     height: float
-    draw: Callable[[FigureBase], Any]
+    draw: Callable[[FigureBase], object]
 
 
 def draw_fit(fit: Fitted) -> Figure:
@@ -158,18 +158,17 @@ def _complete(fit: Fitted, emission: Emission) -> Tensor:
     """The rows with what is missing filled in by its conditional mean."""
     if not bool(emission.rows.isnan().any()):
         return emission.rows
-    found = imputation.impute(fit.plan, fit.params, None)
-    filled = found[emission.site] if isinstance(found, dict) else found
-    rows: Tensor = filled.reshape(emission.rows.shape).to(torch.float64)
-    return rows
+    imputed = imputation.impute(fit.plan, fit.params, None)
+    filled = imputed[emission.site] if isinstance(imputed, dict) else imputed
+    return filled.reshape(emission.rows.shape).to(torch.float64)
 
 
 def _table(emissions: list[Emission]) -> Block:
     """The probabilities of all levels of all items below one latent."""
     names, rows = [], []
     for emission in emissions:
-        own, probs = probability_rows(emission)
-        names += own
+        items, probs = probability_rows(emission)
+        names += items
         rows.append(probs)
     states = state_names(emissions[0])
     if emissions[0].states == 1:
@@ -185,10 +184,10 @@ def _table(emissions: list[Emission]) -> Block:
 def _chain(fit: Fitted, emission: Emission) -> Block:
     path, places = emission.posterior.argmax(-1), emission.values.shape[:-1]
     if emission.latent is not None:
-        found = prediction.predict(fit.plan, fit.params)
-        found = found[emission.latent] if isinstance(found, dict) else found
-        if found.shape == places[len(places) - found.dim() :]:  # time is the last of both
-            path = found.expand(places)
+        predicted = prediction.predict(fit.plan, fit.params)
+        states = predicted[emission.latent] if isinstance(predicted, dict) else predicted
+        if states.shape == places[len(places) - states.dim() :]:  # time is the last of both
+            path = states.expand(places)
     sequences = min(emission.values[..., 0].numel() // emission.values.shape[-2], SEQUENCES)
     height = 1.6 + max(1.7 * panel_count(emission), 2.6)
     return Block(
@@ -198,10 +197,10 @@ def _chain(fit: Fitted, emission: Emission) -> Block:
 
 
 def _regression(fit: Fitted, emission: Emission) -> Block:
-    found = covariates_of(fit, emission) if len(emission.columns) == 1 else []
-    if not found:
+    covariates = covariates_of(fit, emission) if len(emission.columns) == 1 else []
+    if not covariates:
         return Block(6.0, 4.4, lambda figure: draw_expected(figure.subplots(), emission))
-    columns = across(len(found))
-    rows = math.ceil(len(found) / columns)
-    size = (6.0, 4.4) if len(found) == 1 else (3.8 * columns, 3.4 * rows)
-    return Block(*size, lambda figure: draw_lines(figure, emission, found))
+    columns = across(len(covariates))
+    rows = math.ceil(len(covariates) / columns)
+    size = (6.0, 4.4) if len(covariates) == 1 else (3.8 * columns, 3.4 * rows)
+    return Block(*size, lambda figure: draw_lines(figure, emission, covariates))

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from ember.inference.reports.drawing.emissions import Emission
+from ember.inference.reports.drawing.emission import Emission
 
 __all__ = ["draw_means", "draw_probabilities", "probability_rows"]
 

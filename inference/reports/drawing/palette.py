@@ -1,14 +1,14 @@
 """Colours of states, points and legends that all pictures share."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.lines import Line2D
+from matplotlib.typing import ColorType
 from torch import Tensor
 
-from ember.inference.reports.drawing.emissions import Emission
+from ember.inference.reports.drawing.emission import Emission
 
 __all__ = ["GREY", "crowding", "state_colours", "state_handles", "state_names", "thinned"]
 
@@ -19,11 +19,11 @@ GREY = "0.55"
 MOST_POINTS = 5000
 
 
-def state_colours(count: int) -> list[Any]:
+def state_colours(count: int) -> list[ColorType]:
     """A colour for each state; of many states, steps of a scale that is even in lightness."""
     if count <= len(STATES):
         return list(STATES[:count])
-    return list(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.95, count)))
+    return list(map(tuple, matplotlib.colormaps["viridis"](np.linspace(0.0, 0.95, count))))
 
 
 def state_names(emission: Emission) -> list[str]:
@@ -36,14 +36,15 @@ def state_names(emission: Emission) -> list[str]:
 
 def state_handles(names: Sequence[str], line: bool = False) -> list[Line2D]:
     """Entries of a legend."""
-    style: dict[str, Any] = (
-        {"linewidth": 2.0} if line else {"marker": "o", "markersize": 6, "linestyle": ""}
-    )
-    colours = state_colours(len(names))
-    return [
-        Line2D([], [], color=colour, label=name, **style)
-        for colour, name in zip(colours, names, strict=True)
-    ]
+    handles = []
+    for colour, name in zip(state_colours(len(names)), names, strict=True):
+        if line:
+            handles.append(Line2D([], [], color=colour, label=name, linewidth=2.0))
+        else:
+            handles.append(
+                Line2D([], [], color=colour, label=name, marker="o", markersize=6, linestyle="")
+            )
+    return handles
 
 
 def crowding(rows: int) -> float:

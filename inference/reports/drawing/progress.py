@@ -20,7 +20,7 @@ __all__ = ["draw_progress", "method_style"]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-STYLES: tuple[tuple[float, Any], ...] = (
+STYLES: tuple[tuple[float, str | tuple[int, tuple[float, ...]]], ...] = (
     (4.0, "solid"),
     (2.4, (0, (5, 2))),
     (2.0, (0, (1, 1.5))),
@@ -57,11 +57,11 @@ def draw_progress(axes: Axes, fits: Mapping[str, Fitted]) -> None:
     alone = len(fits) == 1
     for i, (name, fit) in enumerate(fits.items()):
         gap = np.maximum(best[_objective(fit)] - curves[name].values, curves[name].floor)
-        places = np.arange(len(gap)) if alone else fit.times.numpy()
-        few: dict[str, Any] = {"marker": "o", "markersize": 5} if alone and len(gap) <= 50 else {}
-        axes.plot(places, gap, **method_style(i), **few, zorder=2 + i)
+        along = np.arange(len(gap)) if alone else fit.times.numpy()
+        marker = "o" if alone and len(gap) <= 50 else ""
+        axes.plot(along, gap, **method_style(i), marker=marker, markersize=5, zorder=2 + i)
         axes.plot(
-            places[-1], gap[-1], "o", color=method_style(i)["color"], markersize=7, zorder=10 + i,
+            along[-1], gap[-1], "o", color=method_style(i)["color"], markersize=7, zorder=10 + i,
             clip_on=False,
         )  # fmt: skip
     axes.set(yscale="log")
@@ -102,7 +102,7 @@ def _set_time(axes: Axes, ends: Sequence[float]) -> None:
 class Curve:
     """An objective over time, the best value it reached, and the smallest gap to show."""
 
-    values: Any
+    values: np.ndarray
     best: float
     floor: float
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from torch import Tensor
 
-from ember.inference.reports.drawing.emissions import Emission, read_emissions
+from ember.inference.reports.drawing.emission import Emission
+from ember.inference.reports.drawing.emissions import read_emissions
 from ember.inference.reports.drawing.palette import crowding, state_colours, thinned
 from ember.inference.reports.fitted import Fitted
 
@@ -37,7 +37,7 @@ class Covariate:
 
 def covariates_of(fit: Fitted, emission: Emission) -> list[Covariate]:
     """The columns of arguments that the fitted means follow; none if they are too many to draw."""
-    found, rows = [], len(emission.rows)
+    covariates, rows = [], len(emission.rows)
     data = [fit.plan.sites[name].value for name in fit.plan.structure.observed]
     for key, value in _row_arguments(fit, rows):
         if not value.is_floating_point() or any(_is_same(value, known) for known in data):
@@ -47,17 +47,17 @@ def covariates_of(fit: Fitted, emission: Emission) -> list[Covariate]:
         for i, column in enumerate(value.reshape(rows, -1).T):
             if bool(column.isnan().any()) or float(column.max() - column.min()) == 0.0:
                 continue
-            own = names[i] if i < len(names) else name if value.dim() == 1 else f"{name}[{i}]"
-            found.append(Covariate(own, key, i if value.dim() > 1 else None, column))
-            if len(found) > MOST:
+            label = names[i] if i < len(names) else name if value.dim() == 1 else f"{name}[{i}]"
+            covariates.append(Covariate(label, key, i if value.dim() > 1 else None, column))
+            if len(covariates) > MOST:
                 return []
-    drawn = [replace(c, curve=_curve(fit, emission, c)) for c in found]
+    drawn = [replace(c, curve=_curve(fit, emission, c)) for c in covariates]
     return [c for c in drawn if c.curve is not None and float(c.curve[1].std(-1).max()) > 0.0]
 
 
 def _row_arguments(fit: Fitted, rows: int) -> Iterator[tuple[int | str, Tensor]]:
     arguments = fit.plan.structure.arguments
-    pairs: list[tuple[int | str, Any]] = [*enumerate(arguments.args), *arguments.kwargs.items()]
+    pairs: list[tuple[int | str, object]] = [*enumerate(arguments.args), *arguments.kwargs.items()]
     for key, value in pairs:
         if (
             isinstance(value, Tensor)
@@ -86,7 +86,7 @@ def across(panels: int) -> int:
     return min(math.ceil(math.sqrt(panels)) if panels > 3 else panels, 3)
 
 
-def draw_lines(figure: FigureBase, emission: Emission, found: list[Covariate]) -> None:
+def draw_lines(figure: FigureBase, emission: Emission, covariates: list[Covariate]) -> None:
     """A panel for each covariate; the others are held at their means.
 
     With several covariates a real response is drawn as its line at the covariate plus its own
@@ -94,14 +94,14 @@ def draw_lines(figure: FigureBase, emission: Emission, found: list[Covariate]) -
 
     Reference: Larsen & McCleary (1972), Technometrics 14, 781-790 (partial residuals).
     """
-    columns = across(len(found))
+    columns = across(len(covariates))
     panels = figure.subplots(
-        math.ceil(len(found) / columns), columns, sharey=True, squeeze=False
+        math.ceil(len(covariates) / columns), columns, sharey=True, squeeze=False
     ).reshape(-1)
-    for axes in panels[len(found) :]:
+    for axes in panels[len(covariates) :]:
         axes.set_axis_off()
-    adjusted = emission.kind == "real" and len(found) > 1
-    for i, (axes, covariate) in enumerate(zip(panels, found, strict=False)):
+    adjusted = emission.kind == "real" and len(covariates) > 1
+    for i, (axes, covariate) in enumerate(zip(panels, covariates, strict=False)):
         _draw_panel(axes, emission, covariate, adjusted)
         axes.set_xlabel(covariate.name)
         if i % columns == 0:
@@ -114,17 +114,18 @@ def _draw_panel(axes: Axes, emission: Emission, covariate: Covariate, adjusted: 
     assert covariate.curve is not None
     grid, means = covariate.curve
     best = emission.row_posterior.argmax(-1)
-    own = emission.means.expand(-1, *emission.values.shape).reshape(len(emission.means), -1)
-    there = thinned((~y.isnan()).nonzero().reshape(-1))
+    row_means = emission.means.expand(-1, *emission.values.shape)
+    row_means = row_means.reshape(len(emission.means), -1)
+    known = thinned((~y.isnan()).nonzero().reshape(-1))
     for k, colour in enumerate(state_colours(states)):
-        mine = there[best[there] == k]
-        x, shown = covariate.values[mine].numpy(), y[mine].numpy()
+        rows = known[best[known] == k]
+        x, shown = covariate.values[rows].numpy(), y[rows].numpy()
         if adjusted:
-            fitted = own[min(k, len(own) - 1)][mine].numpy()
+            fitted = row_means[min(k, len(row_means) - 1)][rows].numpy()
             shown = shown - fitted + np.interp(x, grid.numpy(), means[k].numpy())
         axes.plot(
             x, shown, "o", color=colour, markersize=3.5, markeredgewidth=0.0,
-            alpha=crowding(len(there)), zorder=1,
+            alpha=crowding(len(known)), zorder=1,
         )  # fmt: skip
     for k, colour in enumerate(state_colours(states)):
         axes.plot(grid, means[k], color="white", linewidth=3.6, zorder=2)
@@ -168,16 +169,16 @@ def draw_expected(axes: Axes, emission: Emission) -> None:
     shape = (len(emission.means), *emission.values.shape)
     means = emission.means.expand(shape).expand(emission.states, *shape[1:])
     fitted = (emission.posterior.movedim(-1, 0).unsqueeze(-1) * means).sum(0).reshape(-1)
-    seen = emission.values.reshape(-1)
-    there = thinned((~seen.isnan()).nonzero().reshape(-1))
+    observed = emission.values.reshape(-1)
+    known = thinned((~observed.isnan()).nonzero().reshape(-1))
     best = emission.posterior.argmax(-1, keepdim=True).expand(emission.values.shape).reshape(-1)
     for k, colour in enumerate(state_colours(emission.states)):
-        mine = there[best[there] == k]
+        entries = known[best[known] == k]
         axes.plot(
-            fitted[mine], seen[mine], "o", color=colour, markersize=3.5, markeredgewidth=0.0,
-            alpha=crowding(len(there)), zorder=2,
+            fitted[entries], observed[entries], "o", color=colour, markersize=3.5,
+            markeredgewidth=0.0, alpha=crowding(len(known)), zorder=2,
         )  # fmt: skip
-    limits = [float(f(torch.cat([fitted[there], seen[there]]))) for f in (torch.min, torch.max)]
+    limits = [float(f(torch.cat([fitted[known], observed[known]]))) for f in (torch.min, torch.max)]
     axes.plot(limits, limits, color="0.3", linewidth=1.0, linestyle=(0, (4, 2)), zorder=1)
     site = emission.columns[0] if len(emission.columns) == 1 else emission.site
     axes.set(xlabel=f"{site}, expected", ylabel=f"{site}, observed")

@@ -1,7 +1,6 @@
 """Several columns: points in the colour of their state, with the components as ellipses."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import ColorType
 from torch import Tensor
 
 from ember.inference.reports.drawing.densities import draw_density
-from ember.inference.reports.drawing.emissions import Emission
+from ember.inference.reports.drawing.emission import Emission
 from ember.inference.reports.drawing.palette import crowding, state_colours, thinned
 
 __all__ = ["draw_pairs", "draw_plane", "draw_points"]
@@ -39,14 +39,14 @@ def draw_points(
 def _draw(axes: Axes, x: Tensor, posterior: Tensor, means: Tensor, spread: Tensor | None) -> None:
     states = posterior.shape[-1]
     colours = np.array(state_colours(states), dtype=object)
-    there = thinned((~x.isnan().any(-1)).nonzero().reshape(-1))
-    best = posterior[there].argmax(-1).numpy()
+    complete = thinned((~x.isnan().any(-1)).nonzero().reshape(-1))
+    best = posterior[complete].argmax(-1).numpy()
     # One call for each state, the largest first: no point hides a smaller group by its order.
     for k in sorted(range(states), key=lambda k: -int((best == k).sum())):
-        rows = x[there][best == k]
+        rows = x[complete][best == k]
         axes.plot(
             *rows.T.numpy(), "o", color=colours[k], markersize=3.5, markeredgewidth=0.0,
-            alpha=crowding(len(there)), zorder=1,
+            alpha=crowding(len(complete)), zorder=1,
         )  # fmt: skip
     for k in range(states):
         if spread is not None:
@@ -60,17 +60,16 @@ def _draw(axes: Axes, x: Tensor, posterior: Tensor, means: Tensor, spread: Tenso
     axes.yaxis.set_major_locator(MaxNLocator(5))
 
 
-def _draw_ellipse(axes: Axes, mean: Tensor, covariance: Tensor, colour: Any) -> None:
+def _draw_ellipse(axes: Axes, mean: Tensor, covariance: Tensor, colour: ColorType) -> None:
     variances, directions = np.linalg.eigh(covariance.numpy())
     width, height = 2.0 * DEVIATIONS * np.sqrt(np.maximum(variances, 0.0))
     angle = float(np.degrees(np.arctan2(directions[1, 0], directions[0, 0])))
     centre = (float(mean[0]), float(mean[1]))
-    for line, style in ((3.2, {"edgecolor": "white"}), (1.8, {"edgecolor": colour})):
-        axes.add_patch(
-            Ellipse(
-                centre, width, height, angle=angle, fill=False, linewidth=line, zorder=3, **style
-            )
+    for line, edge in ((3.2, "white"), (1.8, colour)):
+        ellipse = Ellipse(
+            centre, width, height, angle=angle, fill=False, linewidth=line, edgecolor=edge, zorder=3
         )
+        axes.add_patch(ellipse)
 
 
 def draw_pairs(figure: FigureBase, emission: Emission) -> None:
@@ -124,15 +123,15 @@ def _plane(
     apart = torch.linalg.solve_triangular(root, (means - shares @ means).T, upper=False).T
     between = torch.einsum("k,ki,kj->ij", shares, apart, apart)
     values, vectors = torch.linalg.eigh(between)
-    found = [vectors[:, -i] for i in (1, 2) if values[-i] > TINY * values[-1].clamp_min(TINY)]
-    names = [f"discriminant {i + 1}" for i in range(len(found))]
+    directions = [vectors[:, -i] for i in (1, 2) if values[-i] > TINY * values[-1].clamp_min(TINY)]
+    names = [f"discriminant {i + 1}" for i in range(len(directions))]
     white = torch.linalg.solve_triangular(root, (rows - rows.mean(0)).T, upper=False)
-    while len(found) < 2:
-        for direction in found:
+    while len(directions) < 2:
+        for direction in directions:
             white = white - torch.outer(direction, direction @ white)
-        found.append(torch.linalg.svd(white, full_matrices=False)[0][:, 0])
-        names.append(f"principal axis {len(found)}")
-    plane = torch.linalg.solve_triangular(root.mT, torch.stack(found, -1), upper=True)
+        directions.append(torch.linalg.svd(white, full_matrices=False)[0][:, 0])
+        names.append(f"principal axis {len(directions)}")
+    plane = torch.linalg.solve_triangular(root.mT, torch.stack(directions, -1), upper=True)
     # What moves along an axis: the column that goes with it most closely.
     scores, centred = (rows - rows.mean(0)) @ plane, rows - rows.mean(0)
     loads = (centred.T @ scores).abs() / centred.norm(dim=0).unsqueeze(-1).clamp_min(1e-300)

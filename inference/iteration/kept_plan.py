@@ -1,0 +1,109 @@
+"""Reading a model into a plan, and keeping the latest plan for as long as it is right.
+
+The four steps by hand give the model's arguments each time. Reading a model takes many runs of it,
+and seeing whether it, its options or its data have changed since takes one: its fingerprint is
+compared (``reading/fingerprint.py``).
+"""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.arguments import Model, prepare
+from ember.inference.inputs.options import OBJECTIVES, check_choice
+from ember.inference.iteration.checks import check_local_parameters, warn_of_cuts
+from ember.inference.maximisation.updates import check_settable
+from ember.inference.plan.building import build_plan
+from ember.inference.plan.plan import Plan
+from ember.inference.reading.fingerprint import fingerprint
+
+__all__ = ["KeptPlan", "ReadingOptions", "data_of"]
+
+
+class ReadingOptions(NamedTuple):
+    """What a plan depends on, the model's own arguments aside; see ``EM`` for each."""
+
+    model: Model
+    objective: str
+    mode: str
+    integrate: Mapping[str, Any]
+
+    def same_as(self, others: "ReadingOptions") -> bool:
+        """Whether they are the same; of the model it must be the same object."""
+        return self.model is others.model and self[1:] == others[1:]
+
+    def read(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], misread: Collection[str] = ()
+    ) -> Plan:
+        """The plan for a model's arguments, read from the model as it is now.
+
+        Args:
+            args: The arguments.
+            kwargs: The keyword arguments.
+            misread: Sites that maps were found not to describe.
+
+        Raises:
+            ValueError: If the model or its data cannot be handled; the message names the site.
+        """
+        check_choice("objective", self.objective, OBJECTIVES)
+        plan = build_plan(
+            self.model,
+            prepare(args, kwargs),
+            self.objective,
+            self.integrate,
+            misread=misread,
+            unconstrained=self.mode == "unconstrained",
+        )
+        LogEvidence.of(plan)  # says now if its latents cannot be summed out
+        check_local_parameters(plan, self.integrate)
+        check_settable(plan)
+        warn_of_cuts(plan, 4)
+        return plan
+
+
+class KeptPlan:
+    """The latest plan, with the options that it was read with and a fingerprint of the model."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[Plan, ReadingOptions, bytes] | None = None
+
+    def plan_for(
+        self, options: ReadingOptions, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Plan:
+        """A plan given as the only argument, or the latest one if it is still right, or a new one.
+
+        Raises:
+            ValueError: If a given plan is of another model or objective; as ``read`` otherwise.
+        """
+        if len(args) == 1 and isinstance(args[0], Plan) and not kwargs:
+            return _checked(args[0], options)
+        if self._latest is not None:
+            plan, before, mark = self._latest
+            now = dataclasses.replace(plan.structure, arguments=prepare(args, kwargs))
+            if options.same_as(before) and fingerprint(now) == mark:
+                return plan
+        plan = options.read(args, kwargs)
+        self.keep(plan, options)
+        return plan
+
+    def keep(self, plan: Plan, options: ReadingOptions) -> None:
+        """Puts a plan in the place of the latest one, if its model has a fingerprint."""
+        mark = fingerprint(plan.structure)
+        self._latest = None if mark is None else (plan, options, mark)
+
+
+def data_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What the arguments hold, or what those hold that a plan was read for."""
+    if args and isinstance(args[0], Plan):
+        return tuple(args[0].structure.arguments)
+    return args, kwargs
+
+
+def _checked(plan: Plan, options: ReadingOptions) -> Plan:
+    if plan.structure.model is options.model and plan.objective == options.objective:
+        return plan
+    raise ValueError(
+        "the plan was read for another model or objective than this EM has; make it anew with "
+        "em.plan(...)."
+    )
