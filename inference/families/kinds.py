@@ -42,7 +42,6 @@ __all__ = [
     "SIMPLEX",
     "STICKS",
     "VECTOR",
-    "Coefficients",
     "Kind",
 ]
 
