@@ -10,7 +10,7 @@ from torch.distributions.constraints import Constraint
 
 from ember.inference.numerics.precision_normal import PrecisionNormal
 
-__all__ = ["Distribution", "remade"]
+__all__ = ["Distribution", "remade", "remade_for_density"]
 
 
 class Distribution(Protocol):
@@ -64,6 +64,11 @@ class Distribution(Protocol):
 def remade(fn: Distribution, arguments: Mapping[str, Tensor]) -> Distribution:
     """A distribution of the same class with other arguments, which are not validated again."""
     kind: Callable[..., Distribution] = type(fn)
-    if kind is dist.MultivariateNormal and "precision_matrix" in arguments:
-        kind = PrecisionNormal
     return kind(**arguments, validate_args=False)
+
+
+def remade_for_density(fn: Distribution, arguments: Mapping[str, Tensor]) -> Distribution:
+    """``remade``, of the class whose density costs least."""
+    if type(fn) is dist.MultivariateNormal and "precision_matrix" in arguments:
+        return PrecisionNormal(**arguments, validate_args=False)
+    return remade(fn, arguments)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.families.exponential_form import ExponentialForm
-from ember.inference.numerics.distribution import Distribution, remade
+from ember.inference.numerics.distribution import Distribution, remade_for_density
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.numerics.observed_density import observed_log_prob
 from ember.inference.numerics.shapes import append_dims
@@ -57,7 +57,7 @@ class DistributionTemplate:
         if self.is_constant:
             return self.base
         arguments = {name: argument.evaluate(params) for name, argument in self.maps.values()}
-        return remade(self.base, arguments)
+        return remade_for_density(self.base, arguments)
 
     def log_prob(self, params: Mapping[str, Tensor], value: Tensor) -> Tensor:
         """Log probability over the outer batch dims."""

@@ -1,5 +1,6 @@
 """Bad input: one clear sentence that names the site or the argument, before any work is done."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference import EM
+from ember.inference import EM, SVI
 from ember.inference.inputs.arguments import prepare
+from ember.inference.inputs.options import EM_CONSTRAINTS, SVI_CONSTRAINTS
 
 X = torch.linspace(-2.0, 3.0, 12, dtype=torch.float64).cos() * 2.0
 COUNTS = torch.tensor([0.0, 1.0, 3.0, 2.0, 7.0, 4.0])
@@ -125,6 +127,20 @@ def test_masked_and_nullable_entries_are_missing(name: str) -> None:
     fit = EM(poissons, seed=0).fit(GAPS[name])
     assert fit.log_posterior == pytest.approx(truth.log_posterior, rel=1e-12)
     torch.testing.assert_close(fit.params["rates"], truth.params["rates"], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "constraints", "others"),
+    [
+        (EM, EM_CONSTRAINTS, {"progress"}),
+        (SVI, SVI_CONSTRAINTS, {"guide", "seed", "progress"}),
+    ],
+)
+def test_every_option_has_a_constraint(
+    method: type, constraints: dict[str, object], others: set[str]
+) -> None:
+    options = set(inspect.signature(method).parameters)
+    assert options - others == set(constraints)
 
 
 def test_what_masks_nothing_stays_whole_numbers() -> None:

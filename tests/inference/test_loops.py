@@ -299,6 +299,25 @@ def test_a_long_loop_is_a_few_factors() -> None:
         )  # one of the chain, one of the data
 
 
+def test_stacked_sites_are_of_the_distribution_that_the_model_names() -> None:
+    def model(x: Tensor) -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(torch.ones(2)))
+        moves = pyro.sample("moves", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
+        with pyro.plate("states", 2):
+            precisions = pyro.sample("precisions", dist.Wishart(torch.tensor(4.0), torch.eye(2)))
+            locs = pyro.sample("locs", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+        z = None
+        for t in pyro.markov(range(len(x))):
+            z = pyro.sample(f"z_{t}", dist.Categorical(weights if z is None else moves[z]))
+            fn = dist.MultivariateNormal(locs[z], precision_matrix=precisions[z])
+            pyro.sample(f"x_{t}", fn, obs=x[t])
+
+    table = EM(model).explain(torch.stack([normal(20), normal(20)], -1)).set_index("site")
+    why = "conjugate: MultivariateNormal.precision_matrix with Wishart prior"
+    assert table.loc["precisions", "why"] == why
+    assert table.loc["x_0 ... x_19", "why"] == "sufficient statistics of MultivariateNormal"
+
+
 def test_a_numerical_parameter_is_evaluated_once_for_all_steps() -> None:
     plan, params = plan_of(moves_in_time, (normal(6).exp(),))
     with sheltered():
