@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference import em as em_module
 from ember.inference.initialisation.clustering import levels
 from ember.inference.initialisation.starting_params import STAY, start_kinds, starting_params
+from ember.inference.iteration.restarts import starting_points
 from ember.inference.plan.plan import Plan
 from ember.models import gaussian_mixture, hidden_markov_gaussian, hidden_markov_poisson
 
@@ -79,7 +79,7 @@ def test_the_first_start_of_a_kind_is_the_plain_one(monkeypatch: pytest.MonkeyPa
         made.append((init, varied, params["transition"]))
         return params
 
-    monkeypatch.setattr(em_module, "starting_params", recorded)
+    monkeypatch.setattr(starting_points, "starting_params", recorded)
     EM(hidden_markov_poisson, seed=0, restarts=9).fit(normal(60).exp().round(), states=2)
     varied = {kind: [v for name, v, _ in made if name == kind] for kind, _, _ in made}
     assert varied["sticky"] == varied["kmeans"] == [False, True]
