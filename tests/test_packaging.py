@@ -88,3 +88,14 @@ def test_nothing_unexpected_lies_at_the_top() -> None:
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     assert {path.split("/")[0] for path in listing.split("\0") if path} <= TOP_LEVEL
+
+
+def test_no_test_imports_another() -> None:
+    # What several tests share stands in a module of its own, so that each can be read alone.
+    guilty = {
+        str(source.relative_to(ROOT)): name
+        for source in (ROOT / "tests").rglob("test_*.py")
+        for name in imported_modules(source)
+        if name.startswith("tests.") and name.rsplit(".")[-1].startswith("test_")
+    }
+    assert guilty == {}

@@ -242,7 +242,7 @@ def starting_eta(
     compiled: Mapping[str, tuple[TieKey, CompiledFactor]],
     cells: Mapping[str, SiteCells],
 ) -> dict[TieKey, Tensor]:
-    """For each group with gaps, natural parameters at which a start may complete its rows.
+    """For all tied factors with gaps, natural parameters at which a start may complete its rows.
 
     They are those of independent columns with the mean and variance of the observed entries: the
     mean is filled in, and the variance keeps every component's scatter off zero.

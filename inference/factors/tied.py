@@ -14,6 +14,7 @@ from ember.inference.families.exponential_form import FamilyParameter
 from ember.inference.families.family import Family
 from ember.inference.numerics.design import Frame
 from ember.inference.numerics.memo import Memo
+from ember.inference.parameters.batching import Shapes
 
 __all__ = ["SiteCells", "TieKey", "TiedFactors"]
 
@@ -67,7 +68,7 @@ class TiedFactors(Memo):
     def value(self, position: int, params: Mapping[str, Tensor]) -> Tensor:
         """The value of one parameter in each cell."""
         rows = self.parameters[position].values(params)
-        if not self._in_order[position] or len(rows) != len(self.cells):
+        if not self.in_order[position] or len(rows) != len(self.cells):
             rows = rows[self.cells[:, position]]
         if position > 0:
             return rows
@@ -76,7 +77,7 @@ class TiedFactors(Memo):
         return rows if self.reference is None else rows - self.reference
 
     @functools.cached_property
-    def _in_order(self) -> tuple[bool, ...]:
+    def in_order(self) -> tuple[bool, ...]:
         """For each parameter, whether cell ``i`` reads its row ``i``."""
         every = torch.arange(len(self.cells), device=self.cells.device)
         return tuple(torch.equal(column, every) for column in self.cells.unbind(1))
@@ -87,6 +88,19 @@ class TiedFactors(Memo):
         None where cell ``i`` reads row ``i`` and nothing needs to be moved.
         """
         return self.once(_rows_read, position, start, count)
+
+    def batched(self, shapes: Shapes, count: int) -> TiedFactors:
+        """The same for several values of every parameter: the cells of each value in turn."""
+        each = zip(self.cells.unbind(1), self.parameters, strict=True)
+        columns = [p.batched_index(column, shapes, count).reshape(-1) for column, p in each]
+        reference, reach = (
+            None if known is None else known.repeat(count, *(1,) * (known.dim() - 1))
+            for known in (self.reference, self.reach)
+        )
+        frame = None if self.frame is None else self.frame.about(self.frame.line.repeat(count, 1))
+        parameters = tuple(parameter.batched(shapes, count) for parameter in self.parameters)
+        cells = torch.stack(columns, 1)
+        return TiedFactors(self.key, self.family, parameters, cells, reference, reach, frame)
 
     def natural_parameters(self, params: Mapping[str, Tensor]) -> Tensor:
         """``eta`` of every cell, shape ``(C, P)``."""

@@ -14,9 +14,10 @@ from ember.inference.families.family import Family
 from ember.inference.families.kinds import LOCATION, RATE, Kind
 from ember.inference.families.links import IDENTITY, Exponential, Link, MatrixLink, Power
 from ember.inference.numerics.distribution import Distribution
-from ember.inference.numerics.shapes import compact
+from ember.inference.numerics.shapes import compact, prepend_dims
 from ember.inference.parameters.affine_map import ParameterEntries
 from ember.inference.parameters.argument_map import ArgumentMap, ParameterRows
+from ember.inference.parameters.batching import Shapes, batched_rows
 
 __all__ = [
     "ExponentialForm",
@@ -71,6 +72,18 @@ class FamilyParameter:
     def _known(self) -> Tensor:
         return self.link.forward(self.constants)
 
+    def batched(self, shapes: Shapes, count: int) -> "FamilyParameter":
+        """The same for several values of every parameter of the model."""
+        if self.table is None:
+            return self
+        return dataclasses.replace(self, table=self.table.batched(shapes, count))
+
+    def batched_index(self, index: Tensor, shapes: Shapes, count: int) -> Tensor:
+        """The rows that an index points to, for each of several values."""
+        if self.table is None:
+            return batched_rows(index, (), count)
+        return self.table.batched_index(index, shapes, count)
+
     def roots(self, params: Mapping[str, Tensor]) -> Tensor:
         """Of a matrix: the Cholesky factors of what the model declares, ``(R, D, D)``."""
         return self._known_roots if self.table is None else self._rooted(self.table.rows(params))
@@ -102,6 +115,12 @@ class ExponentialForm:
     event_dim: int = 0
     centred: Callable[[Tensor], Tensor] | None = None
     design: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def batched(self, shapes: Shapes, rank: int, count: int) -> "ExponentialForm":
+        """The form for several values of every parameter, its batch dims ``rank`` and one more."""
+        each = zip(self.indices, self.parameters, strict=True)
+        indices = (p.batched_index(prepend_dims(i, rank), shapes, count) for i, p in each)
+        return dataclasses.replace(self, indices=tuple(indices))
 
 
 Maps = Mapping[str, ArgumentMap]

@@ -1,11 +1,14 @@
 """Arguments that are affine in the parameters, once found: see ``reading/matching/affine.py``."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ember.inference.parameters.batching import Shapes, batched_rows
 
 __all__ = ["FROM_SPACE", "TO_SPACE", "AffineMap", "ParameterEntries", "joined"]
 
@@ -29,6 +32,17 @@ class ParameterEntries:
         """The coefficients of every row, shape ``(R, F)``."""
         values = joined(self.sources, params, self.logs)
         return values[torch.tensor(self.entries, device=values.device)]
+
+    def batched(self, shapes: Shapes, count: int) -> "ParameterEntries":
+        """The table for several values of every parameter: the entries of each value in turn."""
+        sizes = [shapes[source].numel() for source in self.sources]
+        entries = batched_rows(torch.tensor(self.entries), sizes, count)
+        rows = tuple(tuple(row) for row in entries.flatten(0, 1).tolist())
+        return dataclasses.replace(self, entries=rows)
+
+    def batched_index(self, index: Tensor, shapes: Shapes, count: int) -> Tensor:
+        """The rows that an index points to, for each of several values."""
+        return batched_rows(index, (len(self.entries),), count)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Which entry of which parameter feeds which entry of an argument: gather and scatter."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.log_space import safe_log
-from ember.inference.numerics.shapes import append_dims
+from ember.inference.numerics.shapes import append_dims, prepend_dims
+from ember.inference.parameters.batching import Shapes, batched_rows
 
 __all__ = ["ON", "ArgumentMap", "ParameterRows", "row_count", "rows_of"]
 
@@ -48,6 +50,15 @@ class ParameterRows:
             rows = torch.cat([rows_of(params[name], self.event_dim) for name in self.sources])
         return rows if self.on == "raw" else ON[self.on](rows)
 
+    def batched(self, shapes: Shapes, count: int) -> "ParameterRows":
+        """The table for several values of every parameter: it reads all there are as it is."""
+        return self
+
+    def batched_index(self, index: Tensor, shapes: Shapes, count: int) -> Tensor:
+        """The rows that an index points to, for each of several values."""
+        sizes = [row_count(shapes[source], self.event_dim) for source in self.sources]
+        return batched_rows(index, sizes, count)
+
 
 @dataclass(frozen=True)
 class ArgumentMap:
@@ -79,6 +90,18 @@ class ArgumentMap:
         rows = self.table.rows(params)[self.index]
         coefficient = append_dims(self.coefficient, self.table.event_dim)
         return _INVERSE[self.space](coefficient * rows + self.offset)
+
+    def batched(self, shapes: Shapes, rank: int, count: int) -> "ArgumentMap":
+        """The map for several values of every parameter, its batch dims ``rank`` and one more."""
+        if self.table is None:
+            return self
+        event = self.offset.dim() - self.index.dim()
+        return dataclasses.replace(
+            self,
+            index=self.table.batched_index(prepend_dims(self.index, rank), shapes, count),
+            coefficient=prepend_dims(self.coefficient, rank),
+            offset=prepend_dims(self.offset, rank + event),
+        )
 
 
 def row_count(shape: torch.Size, event_dim: int) -> int:

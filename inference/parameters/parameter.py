@@ -1,5 +1,6 @@
 """A parameter of a model: its shape, its support, and where it starts."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,11 @@ class Parameter:
     has_prior: bool
     start: Tensor
     is_module_parameter: bool = False
+
+    def batched(self, count: int) -> "Parameter":
+        """The parameter with several values, along a leading dim."""
+        shape = torch.Size([count, *self.shape])
+        return dataclasses.replace(self, shape=shape, start=self.start.expand(shape))
 
     def to_constrained(self, unconstrained: Tensor) -> Tensor:
         """Maps free reals to the parameter's support."""

@@ -10,6 +10,7 @@ is needed to make a plan, not to use it; only sites whose arguments are computed
 map describes are asked of the model again.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -83,6 +84,19 @@ class Plan(Memo):
     starting_eta: dict[TieKey, Tensor]
     idle: frozenset[str]
     starts: int = 1
+
+    def batched(self, count: int) -> "Plan":
+        """For ``count`` values of every parameter, along a leading dim: maps and priors only."""
+        parameters = self.structure.parameters
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        several = {name: parameter.batched(count) for name, parameter in parameters.items()}
+        return dataclasses.replace(
+            self,
+            structure=dataclasses.replace(self.structure, parameters=several),
+            tied={key: tied.batched(shapes, count) for key, tied in self.tied.items()},
+            prior=self.prior.batched(shapes, count),
+            starts=count,
+        )
 
     @property
     def priors(self) -> dict[str, PriorSite]:

@@ -15,9 +15,10 @@ from ember.inference.factors.opaque import OpaqueFactors
 from ember.inference.factors.tied import TiedFactors
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.parameters import jacobians
+from ember.inference.parameters.batching import Shapes
 from ember.inference.parameters.portable import packed, unpacked
-from ember.inference.plan.tying import cells_of
-from ember.inference.reading.site import Site
+from ember.inference.plan.tying import cells_of, tie_of_site
+from ember.inference.reading.site import NamedDims, Site
 
 __all__ = ["Prior", "PriorSite"]
 
@@ -31,6 +32,19 @@ class PriorSite:
     site: Site
     scale: Tensor
     tied: TiedFactors | None
+
+    def batched(self, shapes: Shapes, count: int) -> "PriorSite":
+        """The prior of several values, along a leading dim; its distribution is plain."""
+        site, layout = self.site, self.site.layout
+        rank = len(layout.outer) + layout.inner
+        assert site.density is not None
+        site = dataclasses.replace(
+            site,
+            layout=NamedDims(("", *layout.outer), layout.inner),
+            form=None if site.form is None else site.form.batched(shapes, rank, count),
+            density=site.density.batched(shapes, rank, count),
+        )
+        return PriorSite(site, self.scale, None if self.tied is None else tie_of_site(site))
 
     @functools.cached_property
     def cells(self) -> Tensor:
@@ -85,6 +99,11 @@ class Prior:
     @property
     def _asked(self) -> list[str]:
         return [name for name, prior in self.sites.items() if prior.site.density is None]
+
+    def batched(self, shapes: Shapes, count: int) -> "Prior":
+        """The prior of several values of every parameter."""
+        sites = {name: site.batched(shapes, count) for name, site in self.sites.items()}
+        return dataclasses.replace(self, sites=sites, starts=count)
 
     def statistics(self, name: str, params: Params) -> tuple[TiedFactors, Tensor]:
         """Statistics of a parameter seen as an observation of its own prior.

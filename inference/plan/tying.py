@@ -65,7 +65,7 @@ def _flat(rows: Tensor) -> Tensor:
 
 
 def cells_of(site: Site) -> Tensor:
-    """The cell of every entry of a site, for a group that holds this site alone."""
+    """The cell of every entry of a site, as if it were tied to no other."""
     rows = _parameter_rows(site)
     flat: Tensor = torch.unique(_flat(rows), dim=0, return_inverse=True)[1]
     return flat.reshape(rows.shape[:-1])

@@ -1,5 +1,6 @@
 """One site of the model as reading leaves it: its value, its dims by name, its distribution."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from ember.inference.numerics.distribution import Distribution, remade_for_densi
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.numerics.observed_density import observed_log_prob
 from ember.inference.numerics.shapes import append_dims
+from ember.inference.parameters.argument_map import ArgumentMap
+from ember.inference.parameters.batching import Shapes
 from ember.inference.parameters.map import ParameterMap
 
 __all__ = ["DistributionTemplate", "NamedDims", "Site", "fill_masked", "finish"]
@@ -51,6 +54,19 @@ class DistributionTemplate:
     def sources(self) -> frozenset[str]:
         """The parameters that feed some argument."""
         return frozenset(name for _, argument in self.maps.values() for name in argument.sources)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every argument is a constant or gathered from parameters."""
+        return all(isinstance(argument, ArgumentMap) for _, argument in self.maps.values())
+
+    def batched(self, shapes: Shapes, rank: int, count: int) -> "DistributionTemplate":
+        """That of several values of every parameter, if it is plain."""
+        maps: dict[str, tuple[str, ParameterMap]] = {}
+        for name, (argument, found) in self.maps.items():
+            assert isinstance(found, ArgumentMap)
+            maps[name] = (argument, found.batched(shapes, rank, count))
+        return dataclasses.replace(self, maps=maps)
 
     def distribution(self, params: Mapping[str, Tensor]) -> Distribution:
         """The base distribution at ``params``, broadcast dims of size 1."""

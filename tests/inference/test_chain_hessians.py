@@ -16,7 +16,7 @@ from ember.inference.inputs.arguments import prepare
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.plan.building import build_plan
 from tests.inference.chain_checks import in_blocks
-from tests.inference.test_chain_kernels import K, R, T, random_chains
+from tests.inference.random_chains import K, R, T, random_chains
 
 
 @pytest.fixture(autouse=True)

@@ -16,19 +16,12 @@ from ember.inference.expectation.chains.evidence import chain_log_evidence
 from ember.inference.expectation.chains.step import ChainStep
 from ember.inference.factors.chain import Chain
 from tests.inference.chain_checks import fifty_digits, in_blocks, only_log_space
-
-T, R, K = 6, 3, 3
+from tests.inference.random_chains import K, R, T, random_chains
 
 
 @pytest.fixture(autouse=True)
 def _double() -> None:
     torch.set_default_dtype(torch.float64)
-
-
-def random_chains(times: int, own: int, lengths: Tensor | None) -> Potentials:
-    leaves = [torch.randn(R, K), torch.randn(times, own, K, K), 3.0 * torch.randn(T, R, K)]
-    initial, transition, emission = (leaf.requires_grad_() for leaf in leaves)
-    return Potentials(initial, transition, emission, lengths)
 
 
 def every_path(chains: Potentials, r: int) -> tuple[list[tuple[int, ...]], Tensor]:

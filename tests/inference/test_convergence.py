@@ -25,8 +25,8 @@ from ember.models import hidden_markov_poisson
 from tests.inference import brute_force
 from tests.inference.brute_force import Free
 from tests.inference.examples import EXAMPLES, mixture, mixture_full
-from tests.inference.test_families import CASES, COUNTS, REALS, assert_stationary
-from tests.inference.test_m_step import NUMERICAL
+from tests.inference.family_cases import CASES, COUNTS, REALS, assert_stationary
+from tests.inference.numerical_models import NUMERICAL
 
 ACCELERATIONS = [None, "auto", "squarem", "anderson", "lbfgs"]
 OVERLAPPING = torch.cat([REALS - 0.8, REALS.flip(0) * 0.7 + 1.0])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ember.inference import EM
 from tests.inference.examples import EXAMPLES, Example, mixture, mixture_full
-from tests.inference.test_families import CASES, N
+from tests.inference.family_cases import CASES, N
 
 few = settings(max_examples=12)
 seeds = st.integers(0, 2**16)

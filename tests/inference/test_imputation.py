@@ -17,7 +17,7 @@ from ember.models import (
     poisson_mixture,
 )
 from tests.inference.gaps import clusters, mixture_moments, posterior, with_gaps
-from tests.inference.test_missing import as_numpy
+from tests.inference.missing_models import as_numpy
 
 DRAWS = 4000
 NAN = torch.nan

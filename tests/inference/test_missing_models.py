@@ -24,7 +24,7 @@ from ember.models import (
 )
 from tests.inference import brute_force
 from tests.inference.gaps import clusters, row_log_prob, with_gaps
-from tests.inference.test_missing import MODELS, plain
+from tests.inference.missing_models import MODELS, plain
 
 
 def by_group(x: Tensor, group: Tensor) -> None:

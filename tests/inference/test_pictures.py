@@ -33,7 +33,7 @@ from ember.models import (
     poisson_mixture,
     regression_mixture,
 )
-from tests.inference.test_plotting import overlapping_texts
+from tests.inference.overlaps import overlapping_texts
 
 RNG = np.random.default_rng(0)
 COUNTS = torch.tensor([1.0, 0, 2, 9, 8, 10, 1, 0, 11, 9, 12, 1, 2])

@@ -8,7 +8,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from torch import Tensor
 
@@ -16,35 +15,9 @@ from ember.inference import EM, SVI, compare
 from ember.inference.comparison import Method
 from ember.models import gaussian_mixture, hidden_markov_gaussian, poisson_mixture
 from tests.inference.catalogue import CASES
+from tests.inference.overlaps import overlapping_texts
 
 X = CASES[0][1]
-
-
-def overlapping_texts(figure: Figure) -> list[tuple[str, str]]:
-    """Labels, titles and legend entries of a figure that lie on one another."""
-    figure.draw_without_rendering()
-    boxes = []
-    for axes in figure.axes:
-        if not axes.axison:
-            continue
-        boxes += [t for t in (axes.title, axes.xaxis.label, axes.yaxis.label) if t.get_text()]
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            boxes += [
-                tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
-            ]
-    boxes += [text for legend in figure.legends for text in legend.get_texts()]
-    shown = [
-        (text.get_text(), text.get_window_extent())
-        for text in boxes
-        if text.get_text() and text.get_visible()
-    ]
-    return [
-        (left, right)
-        for i, (left, a) in enumerate(shown)
-        for right, b in shown[i + 1 :]
-        if a.overlaps(b)
-    ]
 
 
 @pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical"])

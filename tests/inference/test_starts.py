@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ember.inference import EM
 from tests.inference.examples import EXAMPLES, mixture
-from tests.inference.test_m_step import student_t
+from tests.inference.numerical_models import student_t
 
 
 def clusters() -> Tensor:

@@ -17,7 +17,7 @@ from torch.distributions import constraints
 from ember.inference import EM
 from tests.inference import brute_force
 from tests.inference.examples import EXAMPLES, Example
-from tests.inference.test_families import REALS
+from tests.inference.family_cases import REALS
 
 CENTRES = torch.tensor([-1.0, 1.0])  # float32, made where the default dtype is not Ember's
 ONES = torch.ones(2)

@@ -46,7 +46,7 @@ class MixtureKernel:
     weights: Tensor | None
 
     def __call__(self, natural: Natural) -> tuple[float, dict[TieKey, Tensor]]:
-        """Log evidence, and its gradient with respect to the natural parameters of each group."""
+        """Log evidence, and its gradient by the natural parameters of all tied factors."""
         total, gradients = self.together({key: eta.unsqueeze(0) for key, eta in natural.items()})
         return float(total), {key: gradient[0] for key, gradient in gradients.items()}
 
@@ -54,10 +54,10 @@ class MixtureKernel:
         """The same at several parameter values.
 
         Args:
-            natural: Natural parameters of each group's cells, ``(R, C, P)``.
+            natural: Natural parameters of the cells of all tied factors, ``(R, C, P)``.
 
         Returns:
-            The log evidence ``(R,)`` and, for each group, its gradient ``(R, C, P)``.
+            The log evidence ``(R,)`` and, for all tied factors, its gradient ``(R, C, P)``.
         """
         prior_key, prior = self.prior
         log_weights = prior.log_prob(natural[prior_key])

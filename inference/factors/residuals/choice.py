@@ -30,7 +30,7 @@ class ResidualFactors:
 
     Args:
         sites: All sites.
-        cells: The group of each site in exponential-family form, and the cell of every entry.
+        cells: What each site in exponential-family form is tied to, and the cell of every entry.
         dims: The dims of each factor's tensor.
     """
 
@@ -62,73 +62,73 @@ class ResidualFactors:
         return frozenset(lost)
 
     def lost(self, statistics: Mapping[TieKey, tuple[TiedFactors, Tensor]]) -> frozenset[TieKey]:
-        """Groups whose scatter is a small difference of large sums about the reference."""
+        """Tied factors whose scatter is a small difference of large sums about the reference."""
         return frozenset(k for k in self._members if bool(scatter_lost(*statistics[k]).any()))
 
     def unsure(
         self,
-        groups: Mapping[TieKey, TiedFactors],
+        tied: Mapping[TieKey, TiedFactors],
         params: Params,
         sums: Mapping[TieKey, Tensor],
         count: int,
     ) -> Tensor:
-        """Which of several starts are among either, ``(R,)``; groups and sums are of all of them.
+        """Which of several starts are among either, ``(R,)``; all is of all of them.
 
         Args:
-            groups: The groups of a plan replicated for all starts.
+            tied: The tied factors of a plan batched for all starts.
             params: Stacked parameters.
-            sums: Statistics ``(R, C, P)`` of each group.
+            sums: Statistics ``(R, C, P)`` of each tied.
             count: The number ``R`` of starts.
         """
         found = torch.zeros(count, dtype=torch.bool)
         for key in self._members:
-            lost = density_lost(groups[key], groups[key].parameter_values(params))
-            lost = lost | scatter_lost(groups[key], sums[key].flatten(0, 1))
+            lost = density_lost(tied[key], tied[key].parameter_values(params))
+            lost = lost | scatter_lost(tied[key], sums[key].flatten(0, 1))
             found |= lost.reshape(count, -1).any(1)
         return found
 
     def log_probs(
-        self, keys: Iterable[TieKey], groups: Mapping[TieKey, TiedFactors], params: Params
+        self, keys: Iterable[TieKey], tied: Mapping[TieKey, TiedFactors], params: Params
     ) -> dict[str, Tensor]:
-        """The log probability of every site of some groups, in the dims of its factor."""
+        """The log probability of every site of some tied, in the dims of its factor."""
         return {
-            name: self._residuals(name, groups[key]).log_prob(at)
+            name: self._residuals(name, tied[key]).log_prob(at)
             for key in keys
-            for at in [Cells.of(groups[key], params)]
+            for at in [Cells.of(tied[key], params)]
             for name in self._members[key]
         }
 
     def sums(
-        self, group: TiedFactors, params: Params, posteriors: Mapping[str, Tensor]
+        self, tied: TiedFactors, params: Params, posteriors: Mapping[str, Tensor]
     ) -> tuple[TiedFactors, Tensor]:
-        """Expected statistics of a group about the mean of each cell, which is its reference."""
-        pieces = [(self._residuals(n, group), posteriors[n]) for n in self._members[group.key]]
-        at = Cells.of(group, params)
-        if isinstance(group.family, Regression):
+        """Expected statistics about the mean of each cell, which is its reference."""
+        pieces = [(self._residuals(n, tied), posteriors[n]) for n in self._members[tied.key]]
+        at = Cells.of(tied, params)
+        if isinstance(tied.family, Regression):
             lines = [(r, p) for r, p in pieces if isinstance(r, LineResiduals)]
-            return line_sums(group, at, lines)
+            return line_sums(tied, at, lines)
         centre = at.locations
-        if not isinstance(group.family, NORMAL):
-            return group, _summed(pieces, at, centre, squares=False)[0]
-        if group.reference is not None:
+        if not isinstance(tied.family, NORMAL):
+            return tied, _summed(pieces, at, centre, squares=False)[0]
+        if tied.reference is not None:
             count, total = _summed(pieces, at, centre, squares=False)
             share = count.reshape(-1, *(1,) * (total.dim() - 1))
             centre = centre + torch.where(share > 0.0, total / share, 0.0)
-        if isinstance(group.family, Location):
+        if isinstance(tied.family, Location):
             count, total = _summed(pieces, at, centre, squares=False)
             statistics = torch.stack([total, count], -1)
-        elif isinstance(group.family, Normal):
+        elif isinstance(tied.family, Normal):
             statistics = torch.stack(_summed(pieces, at, centre, squares=True), -1)
         else:
             count, total, squares = _summed(pieces, at, centre, squares=True)
             rows, columns = torch.triu_indices(*squares.shape[-2:], device=squares.device)
             statistics = torch.cat([count[:, None], total, squares[:, rows, columns]], -1)
-        if group.reference is None:
-            return group, statistics
-        reach = group.reach
-        if reach is not None and not isinstance(group.family, Location):
-            reach = reach + (centre - group.reference).abs()
-        return dataclasses.replace(group, reference=centre, reach=reach), statistics
+        if tied.reference is None:
+            return tied, statistics
+        reach = tied.reach
+        if reach is not None and not isinstance(tied.family, Location):
+            reach = reach + (centre - tied.reference).abs()
+        return dataclasses.replace(tied, reference=centre, reach=reach), statistics
 
     def _residuals(self, name: str, tied: TiedFactors) -> Residuals:
         if name not in self._compiled:

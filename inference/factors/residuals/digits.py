@@ -76,31 +76,33 @@ def density_lost(tied: TiedFactors, values: tuple[Tensor, ...]) -> Tensor:
     return terms > LARGEST
 
 
-def scatter_lost(group: TiedFactors, sums: Tensor) -> Tensor:
+def scatter_lost(tied: TiedFactors, sums: Tensor) -> Tensor:
     """Whether the scatter of each cell is a small difference of large sums about the reference.
 
     Cells that share a scale are asked together: one of a single row has no scatter to lose.
     """
-    none = group.cells.new_zeros(len(group.cells), dtype=torch.bool)
-    if isinstance(group.family, Regression) and group.frame is not None:
-        return lines.scatter_lost(sums, len(group.frame.centre), LARGEST)
-    if isinstance(group.family, Normal):
+    none = tied.cells.new_zeros(len(tied.cells), dtype=torch.bool)
+    if isinstance(tied.family, Regression) and tied.frame is not None:
+        return lines.scatter_lost(sums, len(tied.frame.centre), LARGEST)
+    if isinstance(tied.family, Normal):
         n, s, q = sums.unbind(-1)
         scatter = (q - s.square() / n.clamp_min(1e-300)).clamp_min(0.0)
-        return q > LARGEST * _shared(group, scatter)
-    if not isinstance(group.family, MultivariateNormal) or group.reach is None:
+        return q > LARGEST * _shared(tied, scatter)
+    if not isinstance(tied.family, MultivariateNormal) or tied.reach is None:
         return none
-    n, s, squares = group.family.moments(sums, group.reach.shape[-1])
+    n, s, squares = tied.family.moments(sums, tied.reach.shape[-1])
     centred = squares - s.unsqueeze(-1) * s.unsqueeze(-2) / n.clamp_min(1e-300)[:, None, None]
-    centred = _shared(group, centred)
+    centred = _shared(tied, centred)
     factor, failed = torch.linalg.cholesky_ex(centred)
     left = factor.diagonal(dim1=-2, dim2=-1).square()
     left = torch.where((failed > 0)[:, None], 0.0, left)
     return (squares.diagonal(dim1=-2, dim2=-1) > LARGEST * left).any(-1)
 
 
-def _shared(group: TiedFactors, scatter: Tensor) -> Tensor:
+def _shared(tied: TiedFactors, scatter: Tensor) -> Tensor:
     """For each cell the scatter of all cells with the same scale."""
-    own = group.cells[:, 1]
+    if tied.in_order[1]:  # no two cells share one
+        return scatter
+    own = tied.cells[:, 1]
     pooled = scatter.new_zeros(int(own.max()) + 1, *scatter.shape[1:])
     return pooled.index_add_(0, own, scatter)[own]

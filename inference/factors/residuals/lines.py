@@ -67,7 +67,7 @@ def compile_lines(
         value: Its value, with numbers where entries are masked.
         cells: The cell of every entry, at full rank.
         dims: The dims of the factor's tensor.
-        frame: The frame of the group; its cells share one line of reference.
+        frame: The frame of the tied factors; their cells share one line of reference.
     """
     assert site.form is not None
     assert site.form.design is not None
@@ -93,18 +93,18 @@ def compile_lines(
 
 
 def line_sums(
-    group: TiedFactors, at: Cells, pieces: Sequence[tuple[LineResiduals, Tensor]]
+    tied: TiedFactors, at: Cells, pieces: Sequence[tuple[LineResiduals, Tensor]]
 ) -> tuple[TiedFactors, Tensor]:
-    """Expected statistics of a group about the best line of each cell, which is its reference."""
+    """Expected statistics about the best line of each cell, which is its reference."""
     lines = at.locations
     _, squares = _summed(pieces, lines)
     lines = lines + _best(squares)
     count, squares = _summed(pieces, lines)
     rows, columns = torch.triu_indices(*squares.shape[-2:], device=squares.device)
     statistics = torch.cat([count[:, None], squares[:, rows, columns]], -1)
-    assert group.frame is not None
-    frame = group.frame.about(group.frame.line + lines)
-    return dataclasses.replace(group, frame=frame), statistics
+    assert tied.frame is not None
+    frame = tied.frame.about(tied.frame.line + lines)
+    return dataclasses.replace(tied, frame=frame), statistics
 
 
 def _summed(pieces: Sequence[tuple[LineResiduals, Tensor]], lines: Tensor) -> list[Tensor]:

@@ -51,21 +51,21 @@ def added(rows: Sequence[Tensor], cells: Tensor, count: int) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Cells:
-    """The parameters of each cell of a group: locations, and precisions or factors of matrices."""
+    """The parameters of each cell of a tied: locations, and precisions or factors of matrices."""
 
     locations: Tensor
     scales: Tensor
     is_precision: bool
 
     @staticmethod
-    def of(group: TiedFactors, params: Mapping[str, Tensor]) -> "Cells":
-        scale = group.parameters[-1]
+    def of(tied: TiedFactors, params: Mapping[str, Tensor]) -> "Cells":
+        scale = tied.parameters[-1]
         is_matrix = isinstance(scale.link, MatrixLink)
         values = scale.roots(params) if is_matrix else scale.values(params)
-        scales = values[group.cells[:, -1]]
-        at = group.locations(params)
-        if group.frame is not None:
-            at = group.frame.relative(at)
+        scales = values[tied.cells[:, -1]]
+        at = tied.locations(params)
+        if tied.frame is not None:
+            at = tied.frame.relative(at)
         return Cells(at, scales, isinstance(scale.link, MatrixLink) and scale.link.is_precision)
 
     @functools.cached_property

@@ -7,6 +7,7 @@ as well where every update is a closed form, row by row; elsewhere (coefficients
 numerical updates) it is taken start by start, from the statistics of each.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -16,11 +17,6 @@ from torch import Tensor
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.factors.tied import TieKey
-from ember.inference.iteration.restarts.batched_plan import (
-    batched_m_step,
-    batched_plan,
-    can_batch,
-)
 from ember.inference.iteration.restarts.batched_statistics import (
     BatchedStatistics,
     chosen,
@@ -28,6 +24,7 @@ from ember.inference.iteration.restarts.batched_statistics import (
 )
 from ember.inference.maximisation.degeneracy import Degenerate
 from ember.inference.maximisation.m_step import MStep
+from ember.inference.maximisation.updates import How, updates
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.potentials import natural_parameters, values_of
@@ -58,7 +55,7 @@ class BatchedSteps:
         self._plan, self._classification = plan, classification
         self._kernel = None if classification else LogEvidence.of(plan).kernel
         self.coordinates = Coordinates(plan.structure.parameters)
-        self.is_closed = can_batch(plan)
+        self.is_closed = _is_closed(plan)
         self._batched = dict[int, tuple[Plan, MStep]]()
         self._evidence = dict[int, LogEvidence]()
         numbers = sum(math.prod(plan.sizes[d] for d in f.dims) for f in plan.factors)
@@ -166,6 +163,29 @@ class BatchedSteps:
     def _batched_plan(self, count: int) -> tuple[Plan, MStep]:
         """The plan for a number of starts, and its M-step."""
         if count not in self._batched:
-            plan = batched_plan(self._plan, count)
-            self._batched[count] = plan, batched_m_step(self._plan, plan)
+            plan = self._plan.batched(count)
+            self._batched[count] = plan, _m_step(self._plan, plan)
         return self._batched[count]
+
+
+def _is_closed(plan: Plan) -> bool:
+    """Whether the M-step of several parameter values can be one: every update is closed form."""
+    if any(update.how not in (How.CLOSED, How.FIXED) for update in updates(plan)):
+        return False
+    templates = [prior.site.density for prior in plan.priors.values()]
+    return all(template is not None and template.is_plain for template in templates)
+
+
+def _m_step(plan: Plan, batched: Plan) -> MStep:
+    """The M-step of a batched plan, with the updates of the plan that it was made from.
+
+    The rows of a source begin after the copies of all rows before it.
+    """
+    chosen = []
+    for update in updates(plan):
+        moved = (
+            dataclasses.replace(usage, start=usage.start * batched.starts)
+            for usage in update.usages
+        )
+        chosen.append(dataclasses.replace(update, usages=tuple(moved)))
+    return MStep(batched, chosen)
