@@ -101,7 +101,8 @@ def data_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _checked(plan: Plan, options: ReadingOptions) -> Plan:
-    if plan.structure.model is options.model and plan.objective == options.objective:
+    same_mode = plan.unconstrained == (options.mode == "unconstrained")
+    if plan.structure.model is options.model and plan.objective == options.objective and same_mode:
         return plan
     raise ValueError(
         "the plan was read for another model or objective than this EM has; make it anew with "
