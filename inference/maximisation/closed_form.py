@@ -156,14 +156,14 @@ def coefficients_update(
     params: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The joint update of a block of coefficients, made when its first member is due."""
-    if update.name != update.together[0]:
+    if update.name != update.block[0]:
         return {}
     usages: dict[tuple[TieKey, str | None, int], Usage] = {}
     for other in every:
-        if other.name in update.together:
+        if other.name in update.block:
             usages.update({(u.where, u.prior, u.position): u for u in other.usages})
     pooled = [(usage, *_sums(plan, usage, statistics, params)) for usage in usages.values()]
-    return solve_coefficients(plan, update.together, pooled, params)
+    return solve_coefficients(plan, update.block, pooled, params)
 
 
 def _sums(

@@ -48,7 +48,8 @@ class Usage:
 class Update:
     """How the M-step moves one parameter: in closed form, numerically, or not at all.
 
-    Only a closed form has a kind of parameter, and a link to it.
+    Only a closed form has a kind of parameter, and a link to it; coefficients of one linear
+    predictor are updated as a block.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Update:
     kind: Kind | None = None
     link: Link = IDENTITY
     usages: tuple[Usage, ...] = ()
-    together: tuple[str, ...] = ()
+    block: tuple[str, ...] = ()
 
     @property
     def goes_first(self) -> bool:
@@ -89,7 +90,7 @@ def _join_coefficients(plan: Plan, chosen: list[Update]) -> list[Update]:
         members = tuple(name for name in by_name if name in block)
         for name in block:
             if not other:
-                by_name[name] = dataclasses.replace(by_name[name], together=members)
+                by_name[name] = dataclasses.replace(by_name[name], block=members)
             elif by_name[name].is_joint:
                 reason = f"shares a weighted sum with '{other[0]}', which has no closed form"
                 by_name[name] = Update(name, How.NUMERICAL, reason)

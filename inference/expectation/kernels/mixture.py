@@ -47,10 +47,10 @@ class MixtureKernel:
 
     def __call__(self, natural: Natural) -> tuple[float, dict[TieKey, Tensor]]:
         """Log evidence, and its gradient by the natural parameters of all tied factors."""
-        total, gradients = self.together({key: eta.unsqueeze(0) for key, eta in natural.items()})
+        total, gradients = self.batched({key: eta.unsqueeze(0) for key, eta in natural.items()})
         return float(total), {key: gradient[0] for key, gradient in gradients.items()}
 
-    def together(self, natural: Natural) -> tuple[Tensor, dict[TieKey, Tensor]]:
+    def batched(self, natural: Natural) -> tuple[Tensor, dict[TieKey, Tensor]]:
         """The same at several parameter values.
 
         Args:

@@ -73,7 +73,7 @@ class BatchedSteps:
         with torch.no_grad():
             natural, log_priors = self._natural(params, count)
             if self._kernel is not None:
-                evidence, sums = self._kernel.together(natural)
+                evidence, sums = self._kernel.batched(natural)
                 return self._statistics(params, sums, {}, evidence + log_priors)
             each = [self._plan.opaque.factor_log_probs(chosen(params, i)) for i in range(count)]
             other = joined(each)
