@@ -55,7 +55,9 @@ class LogEvidence:
     """
 
     def __init__(self, plan: Plan, starts: int | None = None) -> None:
-        self.plan, self.along = plan, None if starts is None else STARTS
+        # A copy, which keeps nothing made from it: a plan that keeps this object would otherwise
+        # keep itself, and all rows of its data, until the garbage collector comes by.
+        self.plan, self.along = dataclasses.replace(plan), None if starts is None else STARTS
         factors, sizes, latents = plan.factors, plan.sizes, plan.latents()
         self.kernel = None
         if starts is None:

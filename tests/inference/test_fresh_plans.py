@@ -1,6 +1,8 @@
 """What is read from a model is never older than the model and its data."""
 
 import functools
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -156,3 +158,16 @@ def test_steps_by_hand_read_a_model_once() -> None:
     again = em.e_step(em.m_step(stats), x)
     assert again.m_step is stats.m_step  # that of the same plan
     assert runs == before + 1
+
+
+def test_a_plan_goes_with_its_fit() -> None:
+    # Not when the garbage collector comes by: the rows of large data would pile up.
+    gc.collect()
+    gc.disable()
+    try:
+        fit = EM(line, seed=0).fit(torch.tensor(ROWS))
+        plan = weakref.ref(fit.plan)
+        del fit
+        assert plan() is None
+    finally:
+        gc.enable()
