@@ -59,7 +59,7 @@ class TiedFactors(Memo):
 
     def locations(self, params: Mapping[str, Tensor]) -> Tensor:
         """The location of every cell, of a family that has one."""
-        return self.parameters[0].values(params)[self.cells[:, 0]]
+        return self._gathered(0, params)
 
     def parameter_values(self, params: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The value of each parameter in each cell; a location is relative to the reference."""
@@ -67,14 +67,18 @@ class TiedFactors(Memo):
 
     def value(self, position: int, params: Mapping[str, Tensor]) -> Tensor:
         """The value of one parameter in each cell."""
-        rows = self.parameters[position].values(params)
-        if not self.in_order[position] or len(rows) != len(self.cells):
-            rows = rows[self.cells[:, position]]
+        values = self._gathered(position, params)
         if position > 0:
-            return rows
+            return values
         if self.frame is not None:
-            rows = self.frame.relative(rows)
-        return rows if self.reference is None else rows - self.reference
+            values = self.frame.relative(values)
+        return values if self.reference is None else values - self.reference
+
+    def _gathered(self, position: int, params: Mapping[str, Tensor]) -> Tensor:
+        rows = self.parameters[position].values(params)
+        if self.in_order[position] and len(rows) == len(self.cells):
+            return rows
+        return rows[self.cells[:, position]]
 
     @functools.cached_property
     def in_order(self) -> tuple[bool, ...]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,15 +39,12 @@ class ParameterRows:
     @property
     def untransformed(self) -> "ParameterRows":
         """The rows as they are."""
-        return replace(self, on="raw")
+        return dataclasses.replace(self, on="raw")
 
     def rows(self, params: Mapping[str, Tensor]) -> Tensor:
         """All rows of all sources, shape ``(R, *event)``."""
-        if len(self.sources) == 1:
-            value = params[self.sources[0]]
-            rows = value.reshape(-1, *value.shape[value.dim() - self.event_dim :])
-        else:
-            rows = torch.cat([rows_of(params[name], self.event_dim) for name in self.sources])
+        each = [rows_of(params[name], self.event_dim) for name in self.sources]
+        rows = each[0] if len(each) == 1 else torch.cat(each)
         return rows if self.on == "raw" else ON[self.on](rows)
 
     def batched(self, shapes: Shapes, count: int) -> "ParameterRows":
