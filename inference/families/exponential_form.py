@@ -105,16 +105,19 @@ class ExponentialForm:
     ``statistics(value, reference)`` gives ``T`` of shape ``(*batch, P)`` and the base measure
     ``h``, or None where it is zero. The reference is what the data are measured from: the mean of
     what ``centred`` gives, or in a regression the frame of the features, responses and weights
-    that ``design`` gives. A form pickles if these functions do.
+    that ``design`` gives. A form pickles if these functions do. ``latent_features`` are the places
+    of features that are latent: ``statistics`` takes them as a third argument, and without it at
+    zero.
     """
 
     family: Family
     parameters: tuple[FamilyParameter, ...]
     indices: tuple[Tensor, ...]
-    statistics: Callable[[Tensor, Any], tuple[Tensor, Tensor | None]]
+    statistics: Callable[..., tuple[Tensor, Tensor | None]]
     event_dim: int = 0
     centred: Callable[[Tensor], Tensor] | None = None
     design: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+    latent_features: tuple[int, ...] = ()
 
     def batched(self, shapes: Shapes, rank: int, count: int) -> "ExponentialForm":
         """The form for several values of every parameter, its batch dims ``rank`` and one more."""

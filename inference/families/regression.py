@@ -21,11 +21,14 @@ from ember.inference.parameters.argument_map import ArgumentMap
 __all__ = ["Regression", "regression"]
 
 
-def regression(location: AffineMap, scale: ArgumentMap) -> ExponentialForm | str:
+def regression(
+    location: AffineMap, scale: ArgumentMap, latent_features: tuple[int, ...] = ()
+) -> ExponentialForm | str:
     """The form of ``Normal(x @ beta + offset, scale)``, or the reason why there is none.
 
     A scale that varies by known factors weighs the rows, as in weighted least squares; one that is
-    known altogether is such a factor of a scale of one.
+    known altogether is such a factor of a scale of one. Features may be latent: then those of the
+    location are zero in their places.
     """
     bound = rate_parameter(scale, -2.0)
     if isinstance(bound, str):
@@ -39,7 +42,12 @@ def regression(location: AffineMap, scale: ArgumentMap) -> ExponentialForm | str
     data = RegressionData(location.features, location.offset, factor)
     indices = location.index, rate_index
     return ExponentialForm(
-        Regression(), (coefficients, rate), indices, data.statistics, design=data.rows
+        Regression(),
+        (coefficients, rate),
+        indices,
+        data.statistics,
+        design=data.rows,
+        latent_features=latent_features,
     )
 
 
@@ -58,14 +66,23 @@ class RegressionData:
         return x.expand(*shape, x.shape[-1]), residual.expand(shape), weights.expand(shape)
 
     def statistics(
-        self, y: Tensor, reference: Frame | Tensor | float
+        self, y: Tensor, reference: Frame | Tensor | float, latent: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Products of features and responses, in the coordinates of a frame."""
+        """Products of features and responses, in the coordinates of a frame.
+
+        Args:
+            y: Responses.
+            reference: The frame.
+            latent: Features that are latent, ``(*batch, F)``, zero in the places of the others.
+        """
         x, residual, weights = self.rows(y)
         if isinstance(reference, Frame):
             x = reference.features(self.features)
             residual = residual - x @ reference.line
-            x = x.expand(*residual.shape, x.shape[-1])
+        if latent is not None:  # a frame leaves them as they are
+            x = x + latent
+            residual = residual.expand(torch.broadcast_shapes(residual.shape, x.shape[:-1]))
+        x = x.expand(*residual.shape, x.shape[-1])
         both = torch.cat([x, residual.unsqueeze(-1)], -1) * weights.sqrt().unsqueeze(-1)
         base = None if bool((self.weights == 1.0).all()) else 0.5 * safe_log(weights)
         return Regression.statistics(both), base

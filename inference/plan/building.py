@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ember.inference.factors.chain import Chain
 from ember.inference.factors.factor import CompiledFactor, Factor, Scale
+from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.factors.lookup import compile_lookup
 from ember.inference.factors.missing import compile_site, starting_eta
 from ember.inference.factors.opaque import OpaqueFactors
@@ -18,10 +19,13 @@ from ember.inference.factors.tied import SiteCells
 from ember.inference.families.superposition import SuperposedForm
 from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.plan.components import gaussian_components
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.priors import Prior, PriorSite
 from ember.inference.plan.tying import tie_of_site, tie_sites
 from ember.inference.reading.checks.misreading import MISREAD
+from ember.inference.reading.gaussian.linking import linked
+from ember.inference.reading.gaussian.slots import NotLinear, find_reads
 from ember.inference.reading.held import held_density
 from ember.inference.reading.idle_latents import idle_entries
 from ember.inference.reading.loops.loop import Loop
@@ -70,20 +74,28 @@ def build_plan(
     sites = {
         n: read_site(n, structure, by_site[n], trace, idle.get(n)) for n in structure.factor_names
     }
+    sites = _with_slots(sites, structure, probes, trace)
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     tied, cells = tie_sites(sites)
-    compiled = {name: (own.key, _compiled(sites[name], own)) for name, own in cells.items()}
+    plain = {name: site for name, site in sites.items() if not site.slots}
+    compiled = {
+        name: (own.key, _compiled(sites[name], own)) for name, own in cells.items() if name in plain
+    }
     dims = {
         name: compiled[name][1].dims if name in compiled else factor_dims(site, trace)
-        for name, site in sites.items()
+        for name, site in plain.items()
     }
-    factors = tuple(Factor(n, dims[n], site.plates, scales[n]) for n, site in sites.items())
     sizes = _sizes(trace, structure, latent_symbols)
+    components = gaussian_components(sites, cells, scales, sizes, latent_symbols)
+    factors = (
+        *(Factor(n, dims[n], site.plates, scales[n]) for n, site in plain.items()),
+        *(component.factor for component in components),
+    )
     chains = _chains(structure, sites, factors, trace)
     sizes.update({c.previous: sizes[c.state] for c in chains.values()})
     priors = _priors(structure, by_site, trace) if objective == "map" else {}
-    opaque = _opaque(structure, sites, compiled, priors, probes, misread)
+    opaque = _opaque(structure, plain, compiled, priors, probes, misread)
     return Plan(
         structure=structure,
         objective=objective,
@@ -99,16 +111,34 @@ def build_plan(
             opaque if any(prior.site.density is None for prior in priors.values()) else None,
         ),
         opaque=opaque,
+        components=components,
         residuals=ResidualFactors(sites, cells, dims),
         sizes=sizes,
         latent_symbols=latent_symbols,
         scales=scales,
         chains=chains,
-        row=_row_plate(sites, structure),
+        row=_row_plate(sites, structure, components),
         plate_names={symbol: name for name, symbol in trace.plate_to_symbol.items()},
         starting_eta=starting_eta(sites, compiled, cells),
         idle=frozenset(idle) | _masked_components(structure, sites),
     )
+
+
+def _with_slots(
+    sites: dict[str, Site], structure: Structure, probes: Probes, start: Any
+) -> dict[str, Site]:
+    """The sites with the Gaussian latents that they read."""
+    if not structure.gaussian:
+        return sites
+    if not probes.params:
+        raise NotLinear(
+            f"the latent '{next(iter(structure.gaussian))}' is to be integrated as a Gaussian, but "
+            f"{probes.refusal}; make the model valid for all parameters, or estimate the latent as "
+            f"a parameter with integrate={{'{next(iter(structure.gaussian))}': None}}."
+        )
+    priors = [n for n, p in structure.parameters.items() if p.has_prior]
+    reads = find_reads(structure, probes.params, start, list(sites), priors)
+    return {n: linked(site, reads.get(n, []), structure) for n, site in sites.items()}
 
 
 def _compiled(site: Site, cells: SiteCells) -> CompiledFactor:
@@ -234,7 +264,9 @@ def _gone(site: Site) -> Tensor:
     return site.missing.flatten(site.missing.dim() - event).all(-1) if event else site.missing
 
 
-def _row_plate(sites: Mapping[str, Site], structure: Structure) -> str | None:
+def _row_plate(
+    sites: Mapping[str, Site], structure: Structure, components: Sequence[GaussianComponent]
+) -> str | None:
     """The plate whose rows are the observations: the innermost one common to all data."""
     # A pyro.factor statement is no observation: it has no value.
     observed = [sites[n] for n in structure.observed if sites[n].value.numel()]
@@ -244,6 +276,8 @@ def _row_plate(sites: Mapping[str, Site], structure: Structure) -> str | None:
     if structure.latent:
         # Rows must be independent: plates below a latent that spans them do not qualify.
         common &= frozenset.intersection(*(sites[n].plates for n in structure.latent))
+    for component in components:
+        common &= component.factor.plates
     for symbol in reversed(observed[0].layout.outer):
         if symbol in common:
             return symbol

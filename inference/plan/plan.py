@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ember.inference.factors.chain import Chain
 from ember.inference.factors.factor import CompiledFactor, Factor, Scale
+from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.factors.opaque import OpaqueFactors
 from ember.inference.factors.residuals.choice import ResidualFactors
 from ember.inference.factors.superposed import SuperposedFactor
@@ -53,6 +54,7 @@ class Plan(Memo):
         tied: The sites that read the same entries of parameters, pooled.
         prior: The prior of the parameters.
         opaque: The sites without sufficient statistics.
+        components: Gaussian latents with the sites that read them.
         residuals: Normal sites by their residuals, for where sufficient statistics lose digits.
         sizes: The size of every dim.
         latent_symbols: The dim of each latent site.
@@ -74,6 +76,7 @@ class Plan(Memo):
     tied: dict[TieKey, TiedFactors]
     prior: Prior
     opaque: OpaqueFactors
+    components: tuple[GaussianComponent, ...]
     residuals: ResidualFactors
     sizes: dict[str, int]
     latent_symbols: dict[str, str]
@@ -116,7 +119,8 @@ class Plan(Memo):
     @property
     def is_incomplete(self) -> bool:
         """Whether something is latent: sites, parts of rows, or counts seen only in sums."""
-        return bool(self.structure.latent) or self.has_gaps or bool(self.superposed_parameters())
+        latent = bool(self.structure.latent) or bool(self.components)
+        return latent or self.has_gaps or bool(self.superposed_parameters())
 
     def superposed_parameters(self) -> frozenset[str]:
         """Parameters that feed the rate of a superposition."""
@@ -134,7 +138,7 @@ class Plan(Memo):
 
     def opaque_sites(self) -> list[str]:
         """Sites without sufficient statistics: their parameters have no closed form."""
-        factors = [name for name in self.sites if name not in self.compiled]
+        factors = [n for n, s in self.sites.items() if n not in self.compiled and not s.slots]
         return factors + [name for name, prior in self.priors.items() if prior.tied is None]
 
     def dependencies(self, name: str) -> frozenset[str]:

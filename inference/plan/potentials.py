@@ -34,9 +34,12 @@ def tensors(
         other: The log probabilities of all other factors.
     """
     out = []
+    components = {component.factor.name: component for component in plan.components}
     for factor in plan.factors:
         if factor.name in other:
             out.append(other[factor.name])
+        elif factor.name in components:
+            out.append(components[factor.name].log_prob(natural))
         else:
             key, compiled = plan.compiled[factor.name]
             out.append(compiled.log_prob(natural[key]))

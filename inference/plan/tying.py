@@ -1,5 +1,6 @@
 """Ties the sites that read the same entries of parameters, and finds the cell of every entry."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 
@@ -83,7 +84,14 @@ def _frame(pooled: list[Site]) -> Frame:
             weights = torch.where(site.mask, weights, 0.0)
             x, y = x.expand(*shape, x.shape[-1]), y.expand(shape)
         rows.append((x.reshape(-1, x.shape[-1]), y.reshape(-1), weights.reshape(-1)))
-    return frame_of(*(torch.cat(column) for column in zip(*rows, strict=True)))
+    frame = frame_of(*(torch.cat(column) for column in zip(*rows, strict=True)))
+    latent = sorted({i for site in pooled if site.form for i in site.form.latent_features})
+    if not latent:
+        return frame
+    # Seen as zeros here; they will not be.
+    return dataclasses.replace(
+        frame, dependent=frame.dependent.index_fill(0, torch.tensor(latent), False)
+    )
 
 
 def _references(

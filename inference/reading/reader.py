@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.inputs.shelter import Promoted
@@ -68,6 +68,7 @@ def read_structure(
     structure = Structure(
         model, arguments, roles.parameters, tuple(roles.latent), tuple(roles.observed),
         roles.nesting, roles.plates, steps, tuple(roles.composites), partly=partly,
+        gaussian=roles.gaussian,
     )  # fmt: skip
     structure = _with_held(structure, plain, conditioned)
     trace = _checked_run(structure, plain)
@@ -138,6 +139,7 @@ class _Roles:
 
     parameters: dict[str, Parameter] = field(default_factory=dict)
     latent: list[str] = field(default_factory=list)
+    gaussian: dict[str, Size] = field(default_factory=dict)
     observed: list[str] = field(default_factory=list)
     plates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     composites: list[Composite] = field(default_factory=list)
@@ -165,6 +167,9 @@ def _assign(plain: Trace, model: Model, integrate: Mapping[str, object]) -> _Rol
         role = role_of(name, site, integrate)
         if role == "parameter":
             roles.parameters[name] = sample_parameter(name, site, roles.plates[name])
+        elif role == "gaussian":
+            roles.gaussian[name] = site["value"].shape
+            check_declared(name, site)
         elif role == "latent":
             roles.latent.append(name)
             check_declared(name, site)

@@ -1,4 +1,8 @@
-"""The role of a site: *observed* has data, *latent* is summed over, *parameter* is maximised."""
+"""The role of a site: *observed* has data, *latent* is integrated, *parameter* is maximised.
+
+Discrete latents are summed over. A continuous site is a parameter unless it is asked for, or found,
+as a Gaussian latent: then it is integrated exactly.
+"""
 
 from collections.abc import Mapping
 from typing import cast
@@ -9,32 +13,28 @@ import torch
 from torch.distributions import constraints, transform_to
 
 from ember.inference.inputs.arguments import Model
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.supports import shown
 from ember.inference.reading.runs import is_continuous
 from ember.inference.reading.trace import TraceNode
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["param_parameter", "role_of", "sample_parameter"]
 
 
 def role_of(name: str, site: TraceNode, integrate: Mapping[str, object]) -> str:
-    """The role of a sample site: "observed", "latent" or "parameter".
+    """The role of a sample site: "observed", "latent", "gaussian" or "parameter".
 
     Raises:
-        ValueError: If a latent site cannot be summed over; the message names it.
+        ValueError: If a latent site cannot be integrated as it asks; the message names it.
     """
     if site["is_observed"]:
         return "observed"
     fn = site["fn"]
     how = integrate.get(name, site["infer"].get("integrate"))
     if is_continuous(fn):
-        if how is not None:
-            raise ValueError(
-                f"site '{name}' asks to be integrated by {how!r}, but this version integrates "
-                "discrete latents only; drop the request to estimate the site as a parameter "
-                f"(EM(model, integrate={{'{name}': None}})), or give it a discrete grid of values."
-            )
-        return "parameter"
+        return "parameter" if how is None else _continuous_role(name, fn, how)
     if how not in (None, "enumeration"):
         raise ValueError(
             f"site '{name}' is discrete and asks to be integrated by {how!r}; discrete latents are "
@@ -51,6 +51,23 @@ def role_of(name: str, site: TraceNode, integrate: Mapping[str, object]) -> str:
             "Categorical over a truncated range, or observe it."
         )
     return "latent"
+
+
+def _continuous_role(name: str, fn: Distribution, how: object) -> str:
+    """The role of a continuous site that asks to be integrated."""
+    if how != "gaussian":
+        raise ValueError(
+            f"site '{name}' asks to be integrated by {how!r}, which is not known; use 'gaussian', "
+            f"or estimate the site as a parameter with EM(model, integrate={{'{name}': None}})."
+        )
+    base = unwrap(fn).base
+    if type(base) not in (dist.Normal, dist.MultivariateNormal):
+        raise ValueError(
+            f"site '{name}' ({type(base).__name__}) asks to be integrated by 'gaussian', but it is "
+            "neither Normal nor MultivariateNormal; estimate it as a parameter with "
+            f"EM(model, integrate={{'{name}': None}})."
+        )
+    return "gaussian"
 
 
 def param_parameter(name: str, site: TraceNode, model: Model) -> Parameter:

@@ -43,6 +43,8 @@ class At(Messenger):
         given: Other values for some observed sites.
         held: Observed sites that are never drawn: parameters held at a value.
         partly: Sites that are observed in part.
+        integrated: Gaussian latents, with the shapes of their values. In a run they are zero, or
+            where ``params`` says; where data are drawn, they are drawn as well.
 
     Attributes:
         chosen: The number of the value of each latent that has been fixed.
@@ -58,13 +60,14 @@ class At(Messenger):
         given: Mapping[str, Tensor] | None = None,
         held: Collection[str] = (),
         partly: Partly | None = None,
+        integrated: Mapping[str, torch.Size] | None = None,
     ) -> None:
         super().__init__()
         self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
         self.first, self.given, self.held = first, given or {}, held
         self.chosen: dict[str, int] = {}
         self.conditioned: set[str] = set()
-        self.partly = partly or Partly()
+        self.partly, self.integrated = partly or Partly(), integrated or {}
         self._whole: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: TraceNode) -> None:
@@ -88,6 +91,10 @@ class At(Messenger):
                 msg["value"] = nothing(msg)
         elif not is_continuous(msg["fn"]):
             self._enumerate(msg)
+        elif name in self.integrated:
+            if not self.draw_data:
+                zero = torch.zeros(self.integrated[name])
+                msg["value"] = self.params.get(name, zero)
         else:
             # A site with a value is not drawn. It is not "done" either: Pyro's enumeration passes
             # over such sites, and would not know of a parameter inside pyro.markov when a later

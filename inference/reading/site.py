@@ -17,7 +17,31 @@ from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.batching import Shapes
 from ember.inference.parameters.map import ParameterMap
 
-__all__ = ["DistributionTemplate", "NamedDims", "Site", "fill_masked", "finish"]
+__all__ = ["DistributionTemplate", "NamedDims", "Site", "Slot", "fill_masked", "finish"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One entry of a Gaussian latent that each event of a site reads, linearly.
+
+    Either it moves the event: what the site's location is subtracted from is its value plus
+    ``coefficient * z[entries]``, summed over slots; so a latent moves its own prior by one. Or it
+    is a feature: ``coefficient * z[entries]`` is what one of the site's regression coefficients
+    multiplies, in ``column``.
+
+    Attributes:
+        latent: The latent site.
+        entries: Flat numbers of the entries of its value, over the site's batch, broadcast dims
+            of size 1.
+        coefficient: What an entry is multiplied by, over the batch and, where it moves a vector,
+            over the event.
+        column: The place among the features of a regression; None if it moves the event.
+    """
+
+    latent: str
+    entries: Tensor
+    coefficient: Tensor
+    column: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +138,8 @@ class Site:
     """What a factor needs to know of its site, read off the trace once.
 
     ``missing`` marks the entries of an observed value that are to be integrated out, shaped like
-    the value; single entries and whole rows among them are masked as well.
+    the value; single entries and whole rows among them are masked as well. ``slots`` are the
+    Gaussian latents that it reads: its value, form and density are those at zero of them all.
     """
 
     name: str
@@ -129,3 +154,4 @@ class Site:
     density: DistributionTemplate | None
     reason: str
     missing: Tensor | None = None
+    slots: tuple[Slot, ...] = ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pyro import poutine, validation_enabled
-from torch import Tensor
+from torch import Size, Tensor
 
 from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.inputs.shelter import Promoted
@@ -53,12 +53,13 @@ class Structure:
     held: tuple[str, ...] = ()
     loops: tuple[Loop, ...] = ()
     partly: Partly = field(default_factory=Partly)
+    gaussian: Mapping[str, Size] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the latent and observed sites, in the model's order."""
-        wanted = {*self.latent, *self.observed, *(c.initial for c in self.chains)}
+        wanted = {*self.latent, *self.gaussian, *self.observed, *(c.initial for c in self.chains)}
         return tuple(name for name in self.plates if name in wanted)
 
     @property
@@ -95,7 +96,9 @@ class Structure:
 
     def single(self, params: Mapping[str, Tensor], first: int) -> tuple[Trace, dict[str, int]]:
         """Runs the model at ``params`` with one value for each latent site, as numbered."""
-        at = At(params, fix_latents=True, first=first, partly=self.partly)
+        at = At(
+            params, fix_latents=True, first=first, partly=self.partly, integrated=self.gaussian
+        )
         with validation_enabled(False), at, Promoted():
             return record(self.model, self.arguments), at.chosen
 
@@ -113,7 +116,7 @@ class Structure:
             validation_enabled(False),
             plain_errors(self.model),
             poutine.enum(first_available_dim=-self.nesting - 1),
-            At(params, given=given or {}, partly=self.partly),
+            At(params, given=given or {}, partly=self.partly, integrated=self.gaussian),
             Promoted(),
         ):
             trace = record_enumerated(self.model, self.arguments)
@@ -127,12 +130,20 @@ class Structure:
 
     def run(self, params: Mapping[str, Tensor]) -> Trace:
         """Runs the model plainly at ``params``, every latent site at its first value."""
-        with validation_enabled(False), At(params, fix_latents=True), Promoted():
+        at = At(params, fix_latents=True, integrated=self.gaussian)
+        with validation_enabled(False), at, Promoted():
             return record(self.model, self.arguments)
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
         """Draws latent and observed sites from the model at ``params``."""
-        with At(params, draw_data=True, held=self.held, partly=self.partly), Promoted():
+        at = At(
+            params,
+            draw_data=True,
+            held=self.held,
+            partly=self.partly,
+            integrated=self.gaussian,
+        )
+        with at, Promoted():
             trace = record(self.model, self.arguments)
         self.partly.restore(trace)
         for name, latents in hidden_draws(trace, self.composites).items():

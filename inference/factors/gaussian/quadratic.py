@@ -1,0 +1,93 @@
+r"""A site's sufficient statistics as quadratic functions of the latents that it reads.
+
+What an event is after its latents are taken off is linear in them, and so are latent features; the
+statistics of normal families are quadratic in both. So for every event
+
+.. math:: T_n(z) = \sum_m K_{nm}\, \mu_m(z), \qquad \mu(z) = (1,\; z_1, \ldots, z_J,\; z_1 z_1,
+    z_1 z_2, \ldots, z_J z_J),
+
+with the :math:`z_j` of its slots. The base measure is kept as one statistic more. The coefficients
+are the derivatives at zero, which are exact.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ember.inference.factors.tied import SiteCells
+from ember.inference.numerics.shapes import append_dims, prepend_dims
+from ember.inference.reading.site import Site
+
+__all__ = ["monomials", "quadratic_statistics"]
+
+
+def monomials(slots: int) -> tuple[Tensor, Tensor]:
+    """The pairs of slots that quadratic monomials multiply, in their order."""
+    first, second = torch.triu_indices(slots, slots)
+    return first, second
+
+
+def quadratic_statistics(site: Site, cells: SiteCells) -> Tensor:
+    """``K`` over the site's batch at full rank, ``(*batch, P + 1, M)``; the base measure last.
+
+    Args:
+        site: The site; it has a form and slots.
+        cells: Its cells, for the reference that statistics are taken about.
+    """
+    count = len(site.slots)
+    origin, one = torch.zeros(count), torch.eye(count)
+
+    def at(z: Tensor) -> Tensor:
+        return _statistics(site, cells, z)
+
+    def along(j: int) -> Callable[[Tensor], Tensor]:
+        def derivative(z: Tensor) -> Tensor:
+            return torch.func.jvp(at, (z,), (one[j],))[1]  # type: ignore[no-any-return]
+
+        return derivative
+
+    columns = [at(origin), *(along(j)(origin) for j in range(count))]
+    for j, k in zip(*(index.tolist() for index in monomials(count)), strict=True):
+        second = torch.func.jvp(along(j), (origin,), (one[k],))[1]
+        columns.append(0.5 * second if j == k else second)
+    return torch.stack(torch.broadcast_tensors(*columns), -1)
+
+
+def _statistics(site: Site, cells: SiteCells, z: Tensor) -> Tensor:
+    """``T`` and ``h`` where the slots' latents have the values ``z (J,)`` in all events."""
+    form = site.form
+    assert form is not None
+    rank = len(site.layout.outer) + site.layout.inner
+    value = site.value
+    if site.mask is not None:
+        value = torch.where(append_dims(site.mask, form.event_dim), value, 0.0)
+    latent: Tensor | None = None
+    for number, slot in zip(z, site.slots, strict=True):
+        if slot.column is None:
+            value = value + number * slot.coefficient
+            continue
+        feature = number * slot.coefficient.unsqueeze(-1) * _unit(site, slot.column)
+        latent = feature if latent is None else latent + feature
+    if latent is None:
+        statistics, base = form.statistics(value, cells.reference)
+    else:
+        statistics, base = form.statistics(value, cells.reference, latent)
+    statistics = prepend_dims(statistics, rank + 1)
+    base = statistics.new_zeros((1,) * rank) if base is None else prepend_dims(base, rank)
+    if site.mask is not None:
+        mask = prepend_dims(site.mask, rank)
+        statistics = torch.where(mask.unsqueeze(-1), statistics, 0.0)
+        base = torch.where(mask, base, site.masked_log_prob)
+    shape = torch.broadcast_shapes(statistics.shape[:-1], base.shape)
+    both = statistics.expand(*shape, -1), base.expand(shape).unsqueeze(-1)
+    return torch.cat(both, -1)
+
+
+def _unit(site: Site, column: int) -> Tensor:
+    """One in the place of a latent feature."""
+    assert site.form is not None
+    assert site.density is not None
+    features = site.density.maps["loc"][1]
+    width = len(features.table.entries[0])  # type: ignore[union-attr]
+    return torch.eye(width)[column]

@@ -1,0 +1,200 @@
+"""Lays out Gaussian latents and the sites that read them as components of a plan."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ember.inference.factors.factor import Scale, same_scale, scale_ratio
+from ember.inference.factors.gaussian.component import GaussianComponent, assembled
+from ember.inference.factors.gaussian.linked import compile_linked
+from ember.inference.factors.tied import SiteCells
+from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.reading.site import Site, Slot
+
+__all__ = ["gaussian_components"]
+
+
+Scales = Mapping[str, Scale | None]
+
+
+def gaussian_components(
+    sites: Mapping[str, Site],
+    cells: Mapping[str, SiteCells],
+    scales: Scales,
+    sizes: Mapping[str, int],
+    latent_symbols: Mapping[str, str],
+) -> tuple[GaussianComponent, ...]:
+    """The components of a plan: latents that meet in a site belong to one.
+
+    Args:
+        sites: All sites; those with slots take part.
+        cells: The cells of sites in exponential-family form.
+        scales: Their weights.
+        sizes: The size of every dim.
+        latent_symbols: The dims of discrete latents, by latent.
+
+    Raises:
+        ValueError: If a discrete latent has several values within a row of a component, or
+            weights cannot be told apart.
+    """
+    linked = {name: site for name, site in sites.items() if site.slots}
+    read = {name: {slot.latent for slot in site.slots} for name, site in linked.items()}
+    out = []
+    for group in _connected(read.values()):
+        latents = {n: linked[n].value.numel() for n in linked if n in group}
+        members = [site for name, site in linked.items() if read[name] & group]
+        out.append(_component(latents, members, sites, cells, scales, sizes, latent_symbols))
+    return tuple(out)
+
+
+def _component(
+    latents: Mapping[str, int],
+    members: Sequence[Site],
+    sites: Mapping[str, Site],
+    cells: Mapping[str, SiteCells],
+    scales: Scales,
+    sizes: Mapping[str, int],
+    latent_symbols: Mapping[str, str],
+) -> GaussianComponent:
+    owner = {symbol: name for name, symbol in latent_symbols.items()}
+    rows = _rows(members, sites, sizes)
+    used = {s for site in members for s in site.layout.outer if s in owner}
+    states = sorted((symbol, sizes[symbol]) for symbol in used)
+    kept = {symbol for symbol, _ in rows}
+    for symbol, _ in states:
+        inside = sites[owner[symbol]].plates - kept
+        if inside:
+            raise ValueError(
+                f"discrete latent '{owner[symbol]}' and Gaussian latent '{next(iter(latents))}' "
+                "meet in a site, but the discrete one has several values for one value of the "
+                "Gaussian: every combination would have to be integrated by itself. Give the two "
+                "the same plates, or estimate the Gaussian one as a parameter with "
+                f"integrate={{'{next(iter(latents))}': None}}."
+            )
+    scale = _scale(latents, scales, kept)
+    first, total = dict[str, int](), 0
+    for name, count in latents.items():
+        first[name], total = total, total + count
+    compiled = [
+        compile_linked(
+            site, cells[site.name], _relative(site.name, scales[site.name], scale, latents),
+            {symbol: size for symbol, size in states}, first, _row_numbers(site, rows),
+        )
+        for site in members
+    ]  # fmt: skip
+    of_entry = torch.cat([_of_entries(sites[name], rows) for name in latents])
+    name = " and ".join(f"'{latent}'" for latent in latents)
+    return assembled(name, latents, compiled, states, rows, of_entry, scale)
+
+
+def _connected(sets: Iterable[set[str]]) -> list[set[str]]:
+    """Latents that meet in a site, with each other or by way of others."""
+    groups: list[set[str]] = []
+    for names in sets:
+        touching = [group for group in groups if group & names]
+        groups = [group for group in groups if not group & names]
+        groups.append(names.union(*touching))
+    return groups
+
+
+# -- plates that stay outside -------------------------------------------------------------------
+
+
+def _rows(
+    members: Sequence[Site], sites: Mapping[str, Site], sizes: Mapping[str, int]
+) -> list[tuple[str, int]]:
+    """The plates of which every member reads its own row only, outermost first."""
+    common = frozenset.intersection(*(site.plates for site in members))
+    kept = [s for s in members[0].layout.outer if s in common]
+    return [
+        (symbol, sizes[symbol])
+        for symbol in kept
+        if all(_reads_own(site, slot, sites, symbol) for site in members for slot in site.slots)
+    ]
+
+
+def _reads_own(site: Site, slot: Slot, sites: Mapping[str, Site], symbol: str) -> bool:
+    coordinate = _coordinate(sites[slot.latent], slot.entries, symbol)
+    own = _along(site, symbol)
+    coordinate = prepend_dims(coordinate, own.dim())
+    return bool((coordinate == own).all())
+
+
+def _along(site: Site, symbol: str) -> Tensor:
+    """The number of each event along a plate, at full rank."""
+    rank = len(site.layout.outer) + site.layout.inner
+    place = site.layout.outer.index(symbol)
+    batch = site.value.shape[: site.value.dim() - site.event_dim + site.layout.inner]
+    size = batch[place - rank + len(batch)] if place - rank + len(batch) >= 0 else 1
+    shape = [1] * rank
+    shape[place] = size
+    return torch.arange(size).reshape(shape)
+
+
+def _coordinate(latent: Site, entries: Tensor, symbol: str) -> Tensor:
+    """Where entries of a latent lie along a plate; all at 0 if it has no value of its own there."""
+    shape = latent.value.shape
+    batch = len(shape) - (latent.event_dim - latent.layout.inner)
+    rank = len(latent.layout.outer) + latent.layout.inner
+    place = latent.layout.outer.index(symbol) - rank + batch
+    if place < 0:
+        return torch.zeros_like(entries)
+    return entries // shape[place + 1 :].numel() % shape[place]
+
+
+def _row_numbers(site: Site, rows: Sequence[tuple[str, int]]) -> Tensor:
+    """The row of every event of a site, at full rank."""
+    rank = len(site.layout.outer) + site.layout.inner
+    total = torch.zeros((1,) * rank, dtype=torch.long)
+    for symbol, size in rows:
+        total = total * size + _along(site, symbol)
+    return total
+
+
+def _of_entries(latent: Site, rows: Sequence[tuple[str, int]]) -> Tensor:
+    """The row of every entry of a latent, flat."""
+    entries = torch.arange(latent.value.numel())
+    total = torch.zeros_like(entries)
+    for symbol, size in rows:
+        total = total * size + _coordinate(latent, entries, symbol)
+    return total
+
+
+# -- weights ------------------------------------------------------------------------------------
+
+
+def _scale(latents: Mapping[str, int], scales: Scales, kept: set[str]) -> Scale | None:
+    """The weight that all latents of a component have."""
+    names = list(latents)
+    scale = scales[names[0]]
+    for name in names[1:]:
+        if not same_scale(scale, scales[name]):
+            raise ValueError(
+                f"Gaussian latents '{names[0]}' and '{name}' depend on each other but have "
+                "different poutine.scale weights; give them the same scale."
+            )
+    if scale is not None and not {*scale.dims} <= kept:
+        raise ValueError(
+            f"Gaussian latent '{names[0]}' has poutine.scale weights that vary over its plate, "
+            "whose rows the sites that read it do not share; weigh the observed site alone."
+        )
+    return scale
+
+
+def _relative(
+    name: str, scale: Scale | None, common: Scale | None, latents: Mapping[str, int]
+) -> Scale | None:
+    """The weight of a site's events within the component's."""
+    if common is None or same_scale(scale, common):
+        return scale if common is None else None
+    if name in latents:
+        return None
+    dims = tuple(sorted({*common.dims, *(scale.dims if scale else ())}))
+    if scale is None:
+        raise ValueError(
+            f"Gaussian latent '{next(iter(latents))}' has a poutine.scale weight but site "
+            f"'{name}' below it has none; put both inside the same poutine.scale, or scale the "
+            "observed site alone."
+        )
+    return Scale(dims, scale_ratio(scale, common, dims))

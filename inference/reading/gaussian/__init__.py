@@ -1,0 +1,1 @@
+"""Gaussian latents: which sites they are, and how the locations of other sites read them."""
