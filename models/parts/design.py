@@ -28,11 +28,13 @@ __all__ = [
     "check_response",
     "coefficients_site",
     "design_matrix",
+    "left_variance",
     "precisions_site",
     "regression_emission",
     "regression_keys",
     "row_offset",
     "stepwise_emission",
+    "usual_height",
 ]
 
 COEFFICIENT_KEYS = ("mean", "deviation")
@@ -66,12 +68,12 @@ def check_family(family: str, scale: str) -> None:
         )
 
 
-def check_response(y: object, family: str) -> Tensor:
-    """Return the response (N,) if its values suit the family."""
+def check_response(y: object, family: str, gaps: bool = False) -> Tensor:
+    """Return the response (N,) if its values suit the family; with `gaps`, NaN where missing."""
     with called("y"):
         y = check_tensor(y, {1: "(N,)"}, "one response for each row: y.squeeze(-1) drops a dim")
         if family == "gaussian":
-            check_floats(y)
+            check_floats(y, gaps)
         elif family == "poisson":
             check_counts(y)
         else:
@@ -164,7 +166,7 @@ def regression_emission(
     plate: pyro.plate,
 ) -> Emission:
     """Declare `coefficients` (K, F), and `precisions` of Gaussian noise; a response given `z`."""
-    usual = _usual(y, offset, design, frequency, family)
+    usual = usual_height(y, offset, design, frequency, family)
     coefficients = coefficients_site(
         "coefficients", design, frequency, usual, components, prior, plate
     )
@@ -195,7 +197,7 @@ def precisions_site(
     """Declare the `precisions` of Gaussian noise, of each component or one for all."""
     tied = scale == "tied"
     df = prior.above("df", () if tied else (components,), 3.0)
-    rate = prior.above("scale", df.shape, lambda: _noise(y, design, frequency, components))
+    rate = prior.above("scale", df.shape, lambda: left_variance(y, design, frequency, components))
     with nullcontext() if tied else plate:
         precisions: Tensor = pyro.sample("precisions", dist.Gamma(df / 2, rate / 2))
     return precisions
@@ -223,7 +225,7 @@ def stepwise_emission(
         prior: hyperparameters.
         plate: the plate of the states.
     """
-    usual = _usual(y, torch.zeros_like(y), design, frequency, "gaussian")
+    usual = usual_height(y, torch.zeros_like(y), design, frequency, "gaussian")
     coefficients = coefficients_site(
         "coefficients", design, frequency, usual, components, prior, plate
     )
@@ -234,7 +236,7 @@ def stepwise_emission(
     return dist.Normal(lines, noise.rsqrt())
 
 
-def _usual(
+def usual_height(
     y: Tensor, offset: Tensor, design: Tensor, frequency: Tensor, family: str
 ) -> tuple[Tensor, Tensor | float]:
     """The height of the line without covariates, and a unit of it: a deviation of the response.
@@ -257,7 +259,7 @@ def _usual(
     return height, deviation
 
 
-def _noise(y: Tensor, design: Tensor, frequency: Tensor, components: int) -> Tensor:
+def left_variance(y: Tensor, design: Tensor, frequency: Tensor, components: int) -> Tensor:
     """The variance that one regression leaves, shared out among the components."""
     overall = weighted_mean((y - weighted_mean(y, frequency)).square(), frequency)
     rest = orthonormal(design, frequency).left(y, frequency).to(y)

@@ -50,6 +50,10 @@ class Hyperparameters:
                     f"`prior` has the unknown key {key!r}: this model takes {allowed}."
                 )
 
+    def covers(self, *keys: str) -> bool:
+        """Whether all of these are given."""
+        return all(self.given.get(key) is not None for key in keys)
+
     def real(self, key: str, shape: Sequence[int], default: Default) -> Tensor:
         """Finite numbers of any sign."""
         if self.given.get(key) is not None:

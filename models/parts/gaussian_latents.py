@@ -1,0 +1,99 @@
+"""What models with Gaussian latents share: how those are marked, and weak priors of variances."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ember.models.parts.checks import check_enough, row_frequency
+from ember.models.parts.design import WEAK, called, left_variance, usual_height
+from ember.models.parts.missing import shown_entries
+from ember.models.parts.orthonormal_design import orthonormal
+from ember.models.parts.priors import Hyperparameters
+
+__all__ = ["Line", "coefficients_of_line", "integrated", "variance_site"]
+
+DF = 3.0  # an inverse gamma of mode scale / 5 and mean scale
+
+
+def integrated() -> dict[str, str]:
+    """What a latent site says to be integrated exactly; other inferences do not read it."""
+    return {"integrate": "gaussian"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """The responses (N,) that are observed, their fixed part, and the default scale of the noise.
+
+    Attributes:
+        y: the responses, gaps left out.
+        design: their covariates (N, F).
+        frequency: how often each counts (N,).
+        weights: how often each row counts, gaps included.
+        shown: which rows are observed; None if all are.
+    """
+
+    y: Tensor
+    design: Tensor
+    frequency: Tensor
+    weights: Tensor
+    shown: Tensor | None
+
+    @staticmethod
+    def of(y: Tensor, design: Tensor, frequency: Tensor | Sequence[float] | None) -> "Line":
+        """Leave out the gaps of `y`, and refuse fewer than two rows."""
+        shown = shown_entries(y)
+        with called("y"):
+            weights = row_frequency(frequency, y)
+            kept = slice(None) if shown is None else shown
+            check_enough(float(weights[kept].sum()), 1, "rows")
+        return Line(y[kept], design[kept], weights[kept], weights, shown)
+
+    def kept(self, rows: Tensor) -> Tensor:
+        """The rows of another tensor (N, ...) whose response is observed."""
+        return rows if self.shown is None else rows[self.shown]
+
+    def left(self) -> Tensor:
+        """The variance that the fixed part leaves, which tells the scale of all variances."""
+        return left_variance(self.y, self.design, self.frequency, 1)
+
+
+def coefficients_of_line(line: Line, hyper: Hyperparameters) -> Tensor:
+    """Declare `coefficients` (F,): weak about a level line, whatever the units of its columns."""
+    width = line.design.shape[1:]
+    if hyper.given.get("deviation") is not None:
+        mean = hyper.real("mean", width, 0.0)
+        fn = dist.Normal(mean, hyper.above("deviation", width, 1.0)).to_event(1)
+    else:
+        offset = torch.zeros_like(line.y)
+        height, unit = usual_height(line.y, offset, line.design, line.frequency, "gaussian")
+        found = orthonormal(line.design, line.frequency)
+        level = torch.zeros(width) if found.level is None else height * found.level
+        mean = hyper.real("mean", width, lambda: level.to(line.y))
+        fn = dist.MultivariateNormal(mean, scale_tril=(WEAK * unit * found.factor()).to(line.y))
+    coefficients: Tensor = pyro.sample("coefficients", fn)
+    return coefficients
+
+
+def variance_site(
+    name: str,
+    hyper: Hyperparameters,
+    keys: tuple[str, str],
+    scale: Tensor,
+) -> Tensor:
+    """Declare a variance, or several as one event: `InverseGamma(df / 2, scale / 2)`.
+
+    Args:
+        name: the site.
+        hyper: hyperparameters.
+        keys: which of them are `df` and `scale`.
+        scale: the default `scale`, of the site's shape.
+    """
+    df = hyper.above(keys[0], scale.shape, DF)
+    rate = hyper.above(keys[1], scale.shape, lambda: scale)
+    fn = dist.InverseGamma(df / 2, rate / 2).to_event(scale.dim())
+    variance: Tensor = pyro.sample(name, fn)
+    return variance
