@@ -1,5 +1,7 @@
 """The data below each latent as rows: what the clusters of a start are made of."""
 
+from collections.abc import Iterator
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from ember.inference.factors.chain import Chain
 from ember.inference.factors.factor import align
 from ember.inference.factors.lookup import MANY_LEVELS, levels_of
 from ember.inference.plan.plan import Plan
+from ember.inference.reading.site import Site
 
 __all__ = ["dims_of", "features", "inside_chain", "windows"]
 
@@ -22,22 +25,32 @@ def features(plan: Plan) -> dict[str, Tensor]:
     order = {symbol: i for i, symbol in enumerate(plan.latent_symbols.values())}
     names = list(plan.latent_symbols)
     columns: dict[str, list[Tensor]] = {}
-    for factor in plan.factors:
-        latents = [symbol for symbol in factor.dims if symbol in order]
-        if plan.sites[factor.name].value.numel() == 0:  # a pyro.factor statement
+    for site, dims in _readers(plan):
+        latents = [symbol for symbol in dims if symbol in order]
+        if site.value.numel() == 0:  # a pyro.factor statement
             continue
-        if factor.name not in plan.structure.observed or not latents:
+        if site.name not in plan.structure.observed or not latents:
             continue
-        if plan.structure.is_channel(factor.name):
+        if plan.structure.is_channel(site.name):
             continue
-        if levels_of(plan.sites[factor.name]) > MANY_LEVELS:  # words are all equally far apart
+        if levels_of(site) > MANY_LEVELS:  # words are all equally far apart
             continue
         # A site below several latents (x_t below the states t-1 and t) is the last one's.
         name = names[max(order[symbol] for symbol in latents)]
         plates = dims_of(plan, name)[:-1]
-        if plan.sites[name].plates <= factor.plates:
-            columns.setdefault(name, []).append(_rows(plan, factor.name, plates))
+        if plan.sites[name].plates <= site.plates:
+            columns.setdefault(name, []).append(_rows(plan, site.name, plates))
     return {name: torch.cat(parts, 1) for name, parts in columns.items()}
+
+
+def _readers(plan: Plan) -> Iterator[tuple[Site, tuple[str, ...]]]:
+    """All sites with the dims on which they depend, those of Gaussian components among them."""
+    for factor in plan.factors:
+        if factor.name in plan.sites:
+            yield plan.sites[factor.name], factor.dims
+    for component in plan.components:
+        for member in component.members:
+            yield plan.sites[member.name], tuple(symbol for symbol, _ in member.symbols)
 
 
 def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:

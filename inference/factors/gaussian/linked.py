@@ -90,9 +90,9 @@ def compile_linked(
         varies = torch.Size(shape).numel() > 1
         at_full = range(rank) if varies else rest
         wide = tensor.expand(
-            *(full[i] if i in at_full else 1 for i in range(rank)), *tensor.shape[rank:]
+            [*(full[i] if i in at_full else 1 for i in range(rank)), *tensor.shape[rank:]]
         )
-        moved = wide.permute(*ahead, *rest, *range(rank, rank + tail))
+        moved = wide.permute([*ahead, *rest, *range(rank, rank + tail)])
         count = torch.Size(states).numel() if varies else 1
         return moved.reshape(count, torch.Size(sizes).numel(), *tensor.shape[rank:])
 
@@ -104,8 +104,8 @@ def compile_linked(
             f"integrate={{'{site.slots[-1].latent}': None}}."
         )
     reads = arranged(all_entries, 1)[0]
-    rows = arranged(row_numbers.expand(*(1 if i in ahead else -1 for i in range(rank))), 0)[0]
-    of_state = index.expand(*(full[i] if i in ahead else index.size(i) for i in range(rank)))
+    rows = arranged(row_numbers.expand([1 if i in ahead else -1 for i in range(rank)]), 0)[0]
+    of_state = index.expand([full[i] if i in ahead else index.size(i) for i in range(rank)])
     by_state = arranged(of_state, 0)
     pooled = arranged(coefficients, 2)
     place, members = _pools(torch.cat([rows.unsqueeze(0), reads.T, by_state]))

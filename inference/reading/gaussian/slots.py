@@ -107,10 +107,10 @@ def find_reads(
             slopes = [each[name] for each in seen]
             if unit is None or all(slope is None for slope in slopes):
                 continue
-            values = _settled([s for s in slopes if s is not None])
+            event_dim = _event_dim(trace, name)
+            values = _settled([s for s in slopes if s is not None], event_dim)
             if len(values) < len(probes):
                 raise NotLinear(_refusal(name, unit[0], "it reads it at some parameters only"))
-            event_dim = _event_dim(trace, name)
             rows = _entries(values[0], first[name], second[name], event_dim, structure, unit)
             if rows is None:
                 what = "one value of it reads several entries of the latent"
@@ -185,15 +185,15 @@ def _tangents(
     return out
 
 
-def _settled(values: Sequence[Tensor]) -> list[Tensor]:
+def _settled(values: Sequence[Tensor], event_dim: int) -> list[Tensor]:
     """Coefficients seen at several parameters, differences of rounding taken out.
 
-    Dims along which nothing changes shrink to size 1; what is the same at all parameters becomes so
+    Batch dims along which nothing changes shrink to size 1; what is the same at all parameters becomes so
     to the last digit.
     """
     stacked = torch.stack(list(values))
     size = stacked.abs().max()
-    for dim in range(1, stacked.dim()):
+    for dim in range(1, stacked.dim() - event_dim):
         first = stacked.narrow(dim, 0, 1)
         if bool(((stacked - first).abs() <= ROUNDING * size).all()):
             stacked = first
@@ -225,9 +225,9 @@ def _entries(
     whole = torch.where(read, number, 1.0).round()
     count = structure.gaussian[unit[0]].numel()
     fits = (number - whole).abs() <= NUMBERED * whole.abs()
-    fits &= (squared - slope * whole.square()).abs() <= NUMBERED * whole.square() * largest
-    fits &= (numbered - slope * whole).abs() <= NUMBERED * whole * largest
-    fits &= (whole >= 1.0) & (whole <= count)
+    fits = fits & ((squared - slope * whole.square()).abs() <= NUMBERED * whole.square() * largest)
+    fits = fits & ((numbered - slope * whole).abs() <= NUMBERED * whole * largest)
+    fits = fits & (whole >= 1.0) & (whole <= count)
     if not bool((fits | ~read).all()):
         return None
     index = (whole - 1.0).long()
