@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ember.inference.expectation.elimination import Contraction
 from ember.inference.expectation.kernels.mixture import mixture_kernel
+from ember.inference.factors.gaussian.component import Moments
 from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.numerics.log_space import IMPOSSIBLE
@@ -172,7 +173,11 @@ class LogEvidence:
         return total.detach(), by_tie, by_factor
 
     def completed(
-        self, params: Params, weights: Mapping[str, Tensor], naive: bool = False
+        self,
+        params: Params,
+        weights: Mapping[str, Tensor],
+        naive: bool = False,
+        moments: Mapping[str, Moments] | None = None,
     ) -> Statistics:
         """Statistics with the latents' posterior given instead of inferred: where a start begins.
 
@@ -180,6 +185,8 @@ class LogEvidence:
             params: Current parameters; closed forms that depend on others read them.
             weights: For every factor, the posterior weight of each entry of its tensor.
             naive: Whether to complete rows with missing entries by columns, not at ``params``.
+            moments: Those of the Gaussian latents of each component; those at ``params`` unless
+                given.
         """
         plan = self.plan
         with torch.no_grad():
@@ -191,7 +198,14 @@ class LogEvidence:
         leaves = [t.requires_grad_() for t in natural.values()]
         with torch.enable_grad():
             names = (factor.name for factor in plan.factors)
-            each = dict(zip(names, tensors(plan, natural, other), strict=True))
+            assumed = {
+                component.factor.name: component.expected_log_prob(
+                    natural, moments[component.factor.name]
+                )
+                for component in plan.components
+                if moments is not None
+            }
+            each = dict(zip(names, tensors(plan, natural, {**other, **assumed}), strict=True))
             # What is impossible has no weight, whatever a start has drawn.
             weights = {
                 name: torch.where(t.detach() <= 0.1 * IMPOSSIBLE, 0.0, weights[name])

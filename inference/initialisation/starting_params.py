@@ -44,6 +44,7 @@ from torch import Tensor
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.initialisation.clustering import KMEANS_TRIES, cluster, levels, standardise
 from ember.inference.initialisation.features import dims_of, features, windows
+from ember.inference.initialisation.gaussian_moments import starting_moments
 from ember.inference.initialisation.given_params import check_params
 from ember.inference.initialisation.known_latents import with_known
 from ember.inference.initialisation.numbering import best_numbering
@@ -131,7 +132,14 @@ def _from_responsibilities(
 ) -> dict[str, Tensor]:
     if not plan.structure.latent:
         params = _apart(plan, params)
-        return _completed(plan, params, _weighed(plan, {}, varied)) if plan.has_gaps else params
+        if not plan.has_gaps and not plan.components:
+            return params
+        try:
+            return _completed(plan, params, _weighed(plan, {}, varied), varied)
+        except Degenerate:
+            if plan.has_gaps:
+                raise
+            return params
     clusters = _clusters(plan, how, varied) if how != "random" else {}
     responsibilities = {
         name: clusters[name] if name in clusters else _random(plan, name)
@@ -144,7 +152,7 @@ def _from_responsibilities(
         if how in FROM_DATA:
             return params_from(plan, params, numbered)
         try:
-            return _completed(plan, params, _weighed(plan, numbered, varied, stay))
+            return _completed(plan, params, _weighed(plan, numbered, varied, stay), varied)
         except Degenerate:
             if not clusters:
                 raise
@@ -157,7 +165,7 @@ def _from_responsibilities(
             }
             weights = _weighed(plan, {**numbered, **sharp}, varied, stay)
             with contextlib.suppress(Degenerate):
-                return _completed(plan, params, weights)
+                return _completed(plan, params, weights, varied)
             raise
 
     return best_numbering(plan, responsibilities, start)
@@ -181,10 +189,14 @@ def params_from(
 
 
 def _completed(
-    plan: Plan, params: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+    plan: Plan,
+    params: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    varied: bool = False,
 ) -> dict[str, Tensor]:
     """One M-step; where rows have gaps, a few more, each completing them given the last."""
-    moved = MStep.of(plan)(LogEvidence.of(plan).completed(params, weights, naive=True))
+    moments = starting_moments(plan, params, varied)
+    moved = MStep.of(plan)(LogEvidence.of(plan).completed(params, weights, True, moments))
     for _ in range(COMPLETIONS if plan.has_gaps else 0):
         moved = MStep.of(plan)(LogEvidence.of(plan).completed(moved, weights))
     return moved

@@ -63,6 +63,8 @@ def designs_of(plan: Plan) -> tuple[Design, ...]:
     seen: dict[ParameterEntries, list[tuple[Tensor, Tensor]]] = {}
     for name in plan.factor_and_prior_names():
         site = plan.site(name)
+        if any(slot.column is not None for slot in site.slots):
+            continue  # of features that are latent no design is known
         maps = {} if site.density is None else site.density.maps
         for _, found in maps.values():
             if isinstance(found, AffineMap):

@@ -25,7 +25,7 @@ from ember.inference.factors.tied import TieKey
 from ember.inference.numerics.gaussian.pattern import Pattern
 from ember.inference.numerics.gaussian.systems import GaussianSystem, gaussian_system
 
-__all__ = ["GaussianComponent", "Potentials", "assembled"]
+__all__ = ["GaussianComponent", "Moments", "Potentials", "assembled"]
 
 
 Natural = Mapping[TieKey, Tensor]
@@ -41,6 +41,14 @@ class Potentials:
     constant: Tensor
     linear: Tensor
     precision: Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The mean ``(n,)`` of all entries, and their covariances on the pattern, ``(nnz,)``."""
+
+    mean: Tensor
+    covariance: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +92,21 @@ class GaussianComponent:
         potentials = self.potentials(natural)
         parts = self.system.log_integral(potentials.linear, potentials.precision)
         total = potentials.constant.index_add(-1, self.row_of_part.to(parts.device), parts)
-        lead = total.shape[:-2]
+        return self._in_dims(total)
+
+    def _in_dims(self, total: Tensor) -> Tensor:
+        """A tensor ``(..., S, R)`` in the dims of the factor."""
         sizes = [size for _, size in (*self.states, *self.rows) if size > 1]
-        return total.reshape([*lead, *sizes])
+        return total.reshape([*total.shape[:-2], *sizes])
+
+    def expected_log_prob(self, natural: Natural, moments: Moments) -> Tensor:
+        """The log density of the component's sites, expected under given moments of the latents."""
+        potentials, pattern = self.potentials(natural), self.pattern
+        second = moments.covariance + moments.mean[pattern.rows] * moments.mean[pattern.columns]
+        row = self.row_of_part[self.system.components]
+        total = potentials.constant.index_add(-1, row, potentials.linear * moments.mean)
+        squares = -pattern.halves * potentials.precision * second
+        return self._in_dims(total.index_add(-1, row[pattern.rows], squares))
 
     def potentials(self, natural: Natural) -> Potentials:
         """The quadratic form of the latents at every value of the discrete ones."""
