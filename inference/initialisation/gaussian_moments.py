@@ -7,7 +7,6 @@ variance of its prior, and its mean is a principal component of the rows that re
 two of them are alike.
 """
 
-
 import torch
 from torch import Tensor
 
@@ -82,9 +81,14 @@ def _spread(site: Site) -> float:
     value = site.value.detach()
     shown = value.isfinite()
     if site.mask is not None:
-        shown = shown & site.mask.reshape(
-            *site.mask.shape, *(1,) * (value.dim() - site.mask.dim())
-        ).expand_as(shown) if site.mask.dim() <= value.dim() else shown
+        shown = (
+            shown
+            & site.mask.reshape(
+                *site.mask.shape, *(1,) * (value.dim() - site.mask.dim())
+            ).expand_as(shown)
+            if site.mask.dim() <= value.dim()
+            else shown
+        )
     data = value[shown]
     if len(data) < 2:
         return 1.0
@@ -154,5 +158,3 @@ def _table(site: Site, slot: Slot, plan: Plan, rows: int, size: int) -> Tensor:
     total = value.new_zeros(rows * width).index_add(0, place, value[shown])
     counts = torch.bincount(place, minlength=rows * width)
     return (total / counts).reshape(rows, width)  # NaN where a row has no data
-
-

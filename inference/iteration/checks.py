@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,10 +11,17 @@ from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.plan.ownership import sets_of_parameters
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.checks.cut_gradients import cut_parameters
+from ember.inference.reading.gaussian.candidates import is_gaussian
 from ember.inference.reading.held import prior_sources
 from ember.inference.reading.matching.arguments import probe_values
 
-__all__ = ["check_local_parameters", "check_rows", "warn_of_cuts"]
+__all__ = [
+    "all_gaussian",
+    "check_local_parameters",
+    "check_rows",
+    "local_parameters",
+    "warn_of_cuts",
+]
 
 
 def check_rows(plan: Plan) -> None:
@@ -47,32 +54,60 @@ def check_rows(plan: Plan) -> None:
             )
 
 
-def check_local_parameters(plan: Plan, integrate: Mapping[str, Any]) -> None:
-    """Refuses a continuous value for each row that is estimated together with shared parameters.
+def local_parameters(plan: Plan, integrate: Mapping[str, Any]) -> dict[str, str]:
+    """Continuous sites with a value for each row that are estimated with what they share a factor.
 
     Such a site (a factor score, a random effect) is a latent variable: its joint mode with the
     parameters it depends on is biased, and often unbounded. ``integrate={"site": None}`` says
     that the joint mode is wanted all the same.
 
-    Raises:
-        ValueError: Naming the site and what it shares a factor with.
+    Returns:
+        For each such site the parameter that it shares a factor with.
     """
     structure = plan.structure
     if plan.row is None:
-        return
+        return {}
     local = [n for n in structure.parameters if n not in integrate and _is_of_rows(plan, n)]
+    found: dict[str, str] = {}
     for name in local:
         if name in plan.priors:
             others: frozenset[str] | set[str] = plan.dependencies(name) - set(local)
         else:  # maximum likelihood leaves its density out, but it is no less a random effect
             start = {n: p.start for n, p in structure.parameters.items()}
             others = prior_sources(structure, start, name) - set(local)
-        if others:
-            raise ValueError(_is_latent(name, sorted(others)[0]))
         for site in structure.factor_names:
-            used = plan.dependencies(site)
-            if name in used and (others := used - set(local)):
-                raise ValueError(_is_latent(name, sorted(others)[0]))
+            used = plan.dependencies(site) if not others else frozenset()
+            if name in used:
+                others = used - set(local)
+        if others:
+            found[name] = sorted(others)[0]
+    return found
+
+
+def check_local_parameters(plan: Plan, local: Mapping[str, str], why: str) -> None:
+    """Refuses a plan that would estimate latent variables.
+
+    Args:
+        plan: The plan.
+        local: What ``local_parameters`` finds.
+        why: Why they cannot be integrated.
+
+    Raises:
+        ValueError: Naming the first of them and what it shares a factor with.
+    """
+    for name, other in local.items():
+        raise ValueError(
+            f"continuous site '{name}' has one value for each row and shares a factor with "
+            f"'{other}', so it is a latent variable, but {why}; write the marginal distribution "
+            f"instead, or pass integrate={{'{name}': None}} to estimate the joint mode."
+        )
+
+
+def all_gaussian(plan: Plan, names: Iterable[str]) -> bool:
+    """Whether parameters have priors of the kind that can be integrated exactly."""
+    start = {name: parameter.start for name, parameter in plan.structure.parameters.items()}
+    nodes = plan.structure.run(start).nodes
+    return all(is_gaussian(nodes[name]["fn"]) for name in names)
 
 
 def _is_of_rows(plan: Plan, name: str) -> bool:
@@ -103,14 +138,6 @@ def _is_of_rows(plan: Plan, name: str) -> bool:
     reader = (numbered / plain)[plain != 0.0]
     whole = (reader - reader.round()).abs() < 1e-6 * reader.abs()
     return bool(whole.all()) and len(reader.round().unique()) == rows
-
-
-def _is_latent(name: str, other: str) -> str:
-    return (
-        f"continuous site '{name}' has one value for each row and shares a factor with '{other}', "
-        "so it is a latent variable, which this version cannot integrate; write the marginal "
-        f"distribution instead, or pass integrate={{'{name}': None}} to estimate the joint mode."
-    )
 
 
 def warn_of_cuts(plan: Plan, stacklevel: int) -> None:

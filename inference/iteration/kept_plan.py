@@ -6,17 +6,24 @@ compared (``reading/fingerprint.py``).
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.inputs.arguments import Model, prepare
 from ember.inference.inputs.options import OBJECTIVES, check_choice
-from ember.inference.iteration.checks import check_local_parameters, warn_of_cuts
+from ember.inference.iteration.checks import (
+    all_gaussian,
+    check_local_parameters,
+    local_parameters,
+    warn_of_cuts,
+)
 from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.fingerprint import fingerprint
+from ember.inference.reading.gaussian.slots import NotIntegrable
 
 __all__ = ["KeptPlan", "ReadingOptions", "data_of"]
 
@@ -47,18 +54,45 @@ class ReadingOptions(NamedTuple):
             ValueError: If the model or its data cannot be handled; the message names the site.
         """
         check_choice("objective", self.objective, OBJECTIVES)
-        plan = build_plan(
+        read = functools.partial(
+            build_plan,
             self.model,
             prepare(args, kwargs),
-            self.objective,
-            self.integrate,
+            objective=self.objective,
             misread=misread,
             unconstrained=self.mode == "unconstrained",
         )
+        plan = read(integrate=self.integrate)
         LogEvidence.of(plan)  # says now if its latents cannot be summed out
-        check_local_parameters(plan, self.integrate)
+        if local := local_parameters(plan, self.integrate):
+            plan = self._with_local(plan, local, read)
         check_settable(plan)
         warn_of_cuts(plan, 4)
+        return plan
+
+    def _with_local(self, plan: Plan, local: Mapping[str, str], read: Callable[..., Plan]) -> Plan:
+        """The plan with the parameters of single rows integrated, where that is possible exactly.
+
+        Raises:
+            ValueError: Naming one of them and what it shares a factor with.
+        """
+        why = "it is not Normal, so it cannot be integrated exactly"
+        if all_gaussian(plan, local):
+            try:
+                found = read(integrate={**self.integrate, **dict.fromkeys(local, "gaussian")})
+            except NotIntegrable as error:
+                why = f"it cannot be integrated exactly ({error})"
+            else:
+                reasons = {
+                    name: f"it has one value for each row and shares a factor with '{other}'"
+                    for name, other in local.items()
+                }
+                structure = found.structure
+                reasons.update(structure.found)
+                return dataclasses.replace(
+                    found, structure=dataclasses.replace(structure, found=reasons)
+                )
+        check_local_parameters(plan, local, why)
         return plan
 
 

@@ -25,7 +25,7 @@ from ember.inference.plan.priors import Prior, PriorSite
 from ember.inference.plan.tying import tie_of_site, tie_sites
 from ember.inference.reading.checks.misreading import MISREAD
 from ember.inference.reading.gaussian.linking import linked
-from ember.inference.reading.gaussian.slots import NotLinear, find_reads
+from ember.inference.reading.gaussian.slots import NotIntegrable, find_reads
 from ember.inference.reading.held import held_density
 from ember.inference.reading.idle_latents import idle_entries
 from ember.inference.reading.loops.loop import Loop
@@ -36,6 +36,7 @@ from ember.inference.reading.probing import Probes, probe, read_site
 from ember.inference.reading.reader import read_structure
 from ember.inference.reading.site import Site
 from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace
 
 __all__ = ["build_plan"]
 
@@ -66,7 +67,26 @@ def build_plan(
     Raises:
         ValueError: If the model cannot be handled; the message names the site and the remedy.
     """
-    structure, trace = with_loops(*read_structure(model, arguments, integrate, start))
+    wishes = dict(integrate or {})
+    while True:
+        structure, trace = with_loops(*read_structure(model, arguments, wishes, start))
+        try:
+            return _plan(structure, trace, objective, probing, misread, unconstrained)
+        except NotIntegrable:
+            if not structure.found:
+                raise
+            wishes.update(dict.fromkeys(structure.found))  # as parameters, as nothing marks them
+
+
+def _plan(
+    structure: Structure,
+    trace: Trace,
+    objective: str,
+    probing: bool,
+    misread: Collection[str],
+    unconstrained: bool,
+) -> Plan:
+    """The plan of a model whose sites have their roles; the arguments are those of the reading."""
     probes = probe(structure) if probing else Probes([], [], "the reference path looks for no maps")
     unread = Probes([], [], MISREAD)
     by_site = {n: unread if n in misread else probes for n in structure.plates}
@@ -131,7 +151,7 @@ def _with_slots(
     if not structure.gaussian:
         return sites
     if not probes.params:
-        raise NotLinear(
+        raise NotIntegrable(
             f"the latent '{next(iter(structure.gaussian))}' is to be integrated as a Gaussian, but "
             f"{probes.refusal}; make the model valid for all parameters, or estimate the latent as "
             f"a parameter with integrate={{'{next(iter(structure.gaussian))}': None}}."

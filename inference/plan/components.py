@@ -10,6 +10,7 @@ from ember.inference.factors.gaussian.component import GaussianComponent, assemb
 from ember.inference.factors.gaussian.linked import compile_linked
 from ember.inference.factors.tied import SiteCells
 from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.reading.gaussian.slots import NotIntegrable
 from ember.inference.reading.site import Site, Slot
 
 __all__ = ["gaussian_components"]
@@ -35,7 +36,7 @@ def gaussian_components(
         latent_symbols: The dims of discrete latents, by latent.
 
     Raises:
-        ValueError: If a discrete latent has several values within a row of a component, or
+        NotIntegrable: If a discrete latent has several values within a row of a component, or
             weights cannot be told apart.
     """
     linked = {name: site for name, site in sites.items() if site.slots}
@@ -65,7 +66,7 @@ def _component(
     for symbol, _ in states:
         inside = sites[owner[symbol]].plates - kept
         if inside:
-            raise ValueError(
+            raise NotIntegrable(
                 f"discrete latent '{owner[symbol]}' and Gaussian latent '{next(iter(latents))}' "
                 "meet in a site, but the discrete one has several values for one value of the "
                 "Gaussian: every combination would have to be integrated by itself. Give the two "
@@ -170,12 +171,12 @@ def _scale(latents: Mapping[str, int], scales: Scales, kept: set[str]) -> Scale 
     scale = scales[names[0]]
     for name in names[1:]:
         if not same_scale(scale, scales[name]):
-            raise ValueError(
+            raise NotIntegrable(
                 f"Gaussian latents '{names[0]}' and '{name}' depend on each other but have "
                 "different poutine.scale weights; give them the same scale."
             )
     if scale is not None and not {*scale.dims} <= kept:
-        raise ValueError(
+        raise NotIntegrable(
             f"Gaussian latent '{names[0]}' has poutine.scale weights that vary over its plate, "
             "whose rows the sites that read it do not share; weigh the observed site alone."
         )
@@ -192,7 +193,7 @@ def _relative(
         return None
     dims = tuple(sorted({*common.dims, *(scale.dims if scale else ())}))
     if scale is None:
-        raise ValueError(
+        raise NotIntegrable(
             f"Gaussian latent '{next(iter(latents))}' has a poutine.scale weight but site "
             f"'{name}' below it has none; put both inside the same poutine.scale, or scale the "
             "observed site alone."

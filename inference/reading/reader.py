@@ -20,6 +20,7 @@ from ember.inference.reading.checks.sites import (
     check_weights,
 )
 from ember.inference.reading.composites import Composite, find_composites
+from ember.inference.reading.gaussian.candidates import gaussian_candidates
 from ember.inference.reading.held import held_sites
 from ember.inference.reading.model_errors import enumeration_errors, tidy_errors, unreadable
 from ember.inference.reading.partly_observed import find_given, find_partly_observed
@@ -71,6 +72,7 @@ def read_structure(
         gaussian=roles.gaussian,
     )  # fmt: skip
     structure = _with_held(structure, plain, conditioned)
+    structure = _with_found(structure, plain, integrate or {})
     trace = _checked_run(structure, plain)
     steps_given = find_given(trace, structure.latent, structure.observed, steps)
     if steps_given and not given:
@@ -197,6 +199,23 @@ def _add_observed(roles: _Roles, name: str, site: TraceNode, names: set[str]) ->
         roles.plates[composite.latent] = plates
         plates = (*plates, composite.time) if composite.time else plates
     roles.plates[name] = plates
+
+
+def _with_found(structure: Structure, plain: Trace, integrate: Mapping[str, object]) -> Structure:
+    """The structure with those unmarked sites as Gaussian latents that are found to be some."""
+    marked = {n for n, s in statements(plain) if "integrate" in (s["infer"] or {})} | {*integrate}
+    if not any(p.has_prior and n not in marked for n, p in structure.parameters.items()):
+        return structure
+    found = gaussian_candidates(structure, plain, marked)
+    if not found:
+        return structure
+    shapes = {**structure.gaussian, **{n: structure.parameters[n].shape for n in found}}
+    return replace(
+        structure,
+        parameters={n: p for n, p in structure.parameters.items() if n not in found},
+        gaussian={name: shapes[name] for name in structure.plates if name in shapes},
+        found=found,
+    )
 
 
 def _with_held(structure: Structure, plain: Trace, conditioned: set[str]) -> Structure:

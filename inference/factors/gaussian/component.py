@@ -119,9 +119,7 @@ class GaussianComponent:
         for member, (places, factors) in zip(self.members, self.entry_sets, strict=True):
             found = member.potentials(natural[member.key])
             slots = member.entries.shape[-1]
-            constant, linear, quadratic = found.split(
-                [1, slots, found.shape[-1] - 1 - slots], -1
-            )
+            constant, linear, quadratic = found.split([1, slots, found.shape[-1] - 1 - slots], -1)
             pieces = (
                 (member.rows, constant.squeeze(-1)),
                 (member.entries.reshape(-1), linear.flatten(-2)),

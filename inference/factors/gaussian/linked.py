@@ -10,6 +10,7 @@ from ember.inference.factors.factor import Scale
 from ember.inference.factors.gaussian.quadratic import quadratic_statistics
 from ember.inference.factors.tied import SiteCells, TieKey
 from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.reading.gaussian.slots import NotIntegrable
 from ember.inference.reading.site import Site
 
 __all__ = ["LinkedFactor", "compile_linked"]
@@ -75,9 +76,7 @@ def compile_linked(
         weight = _over_batch(scale, outer, rank)
         coefficients = coefficients * weight.unsqueeze(-1).unsqueeze(-1)
     index = prepend_dims(cells.index, rank)
-    entries = [
-        first[slot.latent] + prepend_dims(slot.entries, rank) for slot in site.slots
-    ]
+    entries = [first[slot.latent] + prepend_dims(slot.entries, rank) for slot in site.slots]
     full = torch.broadcast_shapes(
         coefficients.shape[:rank], index.shape, row_numbers.shape, *(e.shape for e in entries)
     )
@@ -98,7 +97,7 @@ def compile_linked(
 
     all_entries = torch.stack(torch.broadcast_tensors(*entries), -1)
     if any(all_entries.size(i) > 1 for i in ahead):
-        raise ValueError(
+        raise NotIntegrable(
             f"which entry of a Gaussian latent site '{site.name}' reads depends on a discrete "
             "latent; estimate the Gaussian one as a parameter with "
             f"integrate={{'{site.slots[-1].latent}': None}}."
@@ -142,5 +141,3 @@ def _pools(keys: Tensor) -> tuple[Tensor, Tensor]:
     members = torch.zeros(count, dtype=torch.long, device=place.device)
     members[place] = torch.arange(len(place), device=place.device)
     return place, members
-
-

@@ -17,7 +17,7 @@ from ember.inference.families.regression import regression
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.parameters.affine_map import AffineMap, ParameterEntries
 from ember.inference.parameters.argument_map import ArgumentMap, ParameterRows
-from ember.inference.reading.gaussian.slots import NotLinear, Reads
+from ember.inference.reading.gaussian.slots import NotIntegrable, Reads
 from ember.inference.reading.site import Site, Slot
 from ember.inference.reading.structure import Structure
 
@@ -33,13 +33,13 @@ def linked(site: Site, reads: Sequence[Reads], structure: Structure) -> Site:
         structure: The model, for the shapes of its parameters.
 
     Raises:
-        NotLinear: If what is left has no sufficient statistics.
+        NotIntegrable: If what is left has no sufficient statistics.
     """
     own = _own_slots(site) if site.name in structure.gaussian else []
     if not own and not reads:
         return site
     if site.form is None or site.density is None:
-        raise NotLinear(
+        raise NotIntegrable(
             f"site '{site.name}' takes part in the integration of a Gaussian latent, but it has no "
             f"sufficient statistics ({site.reason}); make its location and scale plain parameters, "
             "constants or weighted sums, or estimate the latent as a parameter with "
@@ -91,7 +91,7 @@ def _with_features(
     assert site.density is not None
     location, scale = site.density.maps["loc"][1], site.density.maps["scale"][1]
     if type(site.density.base) is not dist.Normal or not isinstance(scale, ArgumentMap):
-        raise NotLinear(_no_regression(site, "it is no Normal with a plain scale"))
+        raise NotIntegrable(_no_regression(site, "it is no Normal with a plain scale"))
     columns = [*_columns(location, site), *((c, True) for c in fed)]
     sources = tuple(dict.fromkeys(name for c, _ in columns for name in c.sources))
     sizes = [structure.parameters[name].shape.numel() for name in sources]
@@ -111,7 +111,7 @@ def _with_features(
     places = tuple(range(len(columns) - len(fed), len(columns)))
     form = regression(affine, scale, places)
     if isinstance(form, str):
-        raise NotLinear(_no_regression(site, form))
+        raise NotIntegrable(_no_regression(site, form))
     return form, affine
 
 
@@ -120,7 +120,7 @@ def _columns(location: object, site: Site) -> list[tuple[ArgumentMap, bool]]:
     if isinstance(location, ArgumentMap):
         return [] if location.table is None else [(location, False)]
     if not isinstance(location, AffineMap):
-        raise NotLinear(_no_regression(site, "its location is computed from parameters"))
+        raise NotIntegrable(_no_regression(site, "its location is computed from parameters"))
     table = torch.tensor(location.table.entries)
     return [
         (_column(location, table[:, i][location.index], location.features[..., i]), False)

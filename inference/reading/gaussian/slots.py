@@ -32,7 +32,7 @@ from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
 from ember.inference.reading.unwrapping import unwrap
 
-__all__ = ["NotLinear", "Reads", "find_reads"]
+__all__ = ["NotIntegrable", "Reads", "find_reads"]
 
 
 ROUNDING = 1e-11  # of a coefficient, relative to the largest
@@ -40,8 +40,8 @@ CONFIRMED = 1e-8  # of a location, relative to its terms
 NUMBERED = 1e-6  # how far a number read off may be from a whole one
 
 
-class NotLinear(ValueError):
-    """A site reads a Gaussian latent in a way that is not linear in it."""
+class NotIntegrable(ValueError):
+    """A Gaussian latent cannot be integrated exactly; the message says why, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -79,26 +79,24 @@ def find_reads(
         names: The parameter sites, which must not read any.
 
     Raises:
-        NotLinear: If a site reads a latent otherwise; the message names both, and the remedy.
+        NotIntegrable: If a site reads a latent otherwise; the message names both, and the remedy.
     """
     by_site = readers(structure, probes[0], [*sites, *names])
     for name in names:
         if by_site[name]:
-            raise NotLinear(_refusal(name, by_site[name][0], "it is the prior of a parameter"))
+            raise NotIntegrable(_refusal(name, by_site[name][0], "it is the prior of a parameter"))
     reading = {name: latents for name, latents in by_site.items() if latents}
     for name, latents in reading.items():
         base = unwrap(trace.nodes[name]["fn"]).base
         if type(base).__name__ not in ("Normal", "MultivariateNormal"):
             what = f"its distribution is {type(base).__name__}"
-            raise NotLinear(_refusal(name, latents[0], what))
+            raise NotIntegrable(_refusal(name, latents[0], what))
     events = {name: _event(trace, name) for name in structure.gaussian}
     found: dict[str, list[Reads]] = {name: [] for name in reading}
     moved: dict[str, list[tuple[Unit, Tensor, Tensor]]] = {name: [] for name in reading}
     for units in _rounds(reading, events):
         directions = [_directions(structure, units, events, power) for power in (0, 1, 2)]
-        seen = [
-            _tangents(structure, params, directions[0], reading) for params in probes
-        ]
+        seen = [_tangents(structure, params, directions[0], reading) for params in probes]
         first, second = (
             _tangents(structure, probes[0], direction, reading) for direction in directions[1:]
         )
@@ -110,11 +108,11 @@ def find_reads(
             event_dim = _event_dim(trace, name)
             values = _settled([s for s in slopes if s is not None], event_dim)
             if len(values) < len(probes):
-                raise NotLinear(_refusal(name, unit[0], "it reads it at some parameters only"))
+                raise NotIntegrable(_refusal(name, unit[0], "it reads it at some parameters only"))
             rows = _entries(values[0], first[name], second[name], event_dim, structure, unit)
             if rows is None:
                 what = "one value of it reads several entries of the latent"
-                raise NotLinear(_refusal(name, unit[0], what))
+                raise NotIntegrable(_refusal(name, unit[0], what))
             moved[name].append((unit, values[0], rows))
             coefficient = match_argument(
                 ArgumentValues("real" if not event_dim else "vector", event_dim, values),
@@ -122,10 +120,8 @@ def find_reads(
             )  # fmt: skip
             if coefficient is None:
                 what = "its coefficient is computed from parameters"
-                raise NotLinear(_refusal(name, unit[0], what))
-            found[name].append(
-                Reads(unit[0], rows * _size(events[unit[0]]) + unit[1], coefficient)
-            )
+                raise NotIntegrable(_refusal(name, unit[0], what))
+            found[name].append(Reads(unit[0], rows * _size(events[unit[0]]) + unit[1], coefficient))
     _confirm(structure, probes[0], reading, moved, events)
     return {name: reads for name, reads in found.items() if reads}
 
@@ -178,7 +174,7 @@ def _tangents(
         for argument, tangent in each.items():
             if argument != "loc" and bool((tangent != 0).any()):
                 latent = next(latent for latent in reading[name] if latent in directions)
-                raise NotLinear(_refusal(name, latent, f"it enters '{argument}'"))
+                raise NotIntegrable(_refusal(name, latent, f"it enters '{argument}'"))
         tangent = each.get("loc")
         seen = tangent is not None and bool((tangent != 0).any())
         out[name] = tangent if seen else None
@@ -268,9 +264,11 @@ def _confirm(
         wrong = (after[name]["loc"] - expected).abs() > CONFIRMED * size + 1e-300
         for argument, value in before[name].items():
             if argument != "loc" and not torch.equal(value, after[name][argument]):
-                raise NotLinear(_refusal(name, reading[name][0], f"it enters '{argument}'"))
+                raise NotIntegrable(_refusal(name, reading[name][0], f"it enters '{argument}'"))
         if bool(wrong.any()):
-            raise NotLinear(_refusal(name, reading[name][0], "its location is not linear in it"))
+            raise NotIntegrable(
+                _refusal(name, reading[name][0], "its location is not linear in it")
+            )
 
 
 # -- small things -------------------------------------------------------------------------------
