@@ -50,7 +50,8 @@ def _readers(plan: Plan) -> Iterator[tuple[Site, tuple[str, ...]]]:
             yield plan.sites[factor.name], factor.dims
     for component in plan.components:
         for member in component.members:
-            yield plan.sites[member.name], tuple(symbol for symbol, _ in member.symbols)
+            for name in member.names:
+                yield plan.sites[name], tuple(symbol for symbol, _ in member.symbols)
 
 
 def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ember.inference.factors.factor import Scale, same_scale, scale_ratio
 from ember.inference.factors.gaussian.component import GaussianComponent, assembled
-from ember.inference.factors.gaussian.linked import compile_linked
+from ember.inference.factors.gaussian.linked import compile_linked, merged
 from ember.inference.factors.tied import SiteCells
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.reading.gaussian.slots import NotIntegrable
@@ -86,7 +86,7 @@ def _component(
     ]  # fmt: skip
     of_entry = torch.cat([_of_entries(sites[name], rows) for name in latents])
     name = " and ".join(f"'{latent}'" for latent in latents)
-    return assembled(name, latents, compiled, states, rows, of_entry, scale)
+    return assembled(name, latents, merged(compiled), states, rows, of_entry, scale)
 
 
 def _connected(sets: Iterable[set[str]]) -> list[set[str]]:

@@ -1,6 +1,6 @@
-"""One site of a Gaussian component: natural parameters to potentials of the latents it reads."""
+"""Sites of a Gaussian component: natural parameters to potentials of the latents they read."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,16 +13,16 @@ from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.reading.gaussian.slots import NotIntegrable
 from ember.inference.reading.site import Site
 
-__all__ = ["LinkedFactor", "compile_linked"]
+__all__ = ["LinkedFactor", "compile_linked", "merged"]
 
 
 @dataclass(frozen=True, eq=False)
 class LinkedFactor:
-    """The events of a site pooled: those of one cell that read the same entries add up.
+    """The events of sites pooled: those of one cell that read the same entries add up.
 
     Attributes:
-        name: The site.
-        key: What it is tied to.
+        names: The sites, which are tied and read alike.
+        key: What they are tied to.
         symbols: The dims of discrete latents on which its cells depend, with their sizes.
         cells: The cell of every pool at each value of those latents, ``(D, U)``.
         coefficients: Statistics as quadratic functions of the entries, ``(D or 1, U, P + 1, M)``.
@@ -30,7 +30,7 @@ class LinkedFactor:
         rows: The row of the component's plates in which each pool lies, ``(U,)``.
     """
 
-    name: str
+    names: tuple[str, ...]
     key: TieKey
     symbols: tuple[tuple[str, int], ...]
     cells: Tensor
@@ -115,9 +115,32 @@ def compile_linked(
         pooled = pooled[:, members]
     symbols = tuple((outer[i], size) for i, size in zip(ahead, states, strict=True))
     return LinkedFactor(
-        site.name, cells.key, symbols, by_state[:, members], pooled.contiguous(),
+        (site.name,), cells.key, symbols, by_state[:, members], pooled.contiguous(),
         reads[members], rows[members],
     )  # fmt: skip
+
+
+def merged(factors: Sequence[LinkedFactor]) -> list[LinkedFactor]:
+    """The same factors, those that are tied and have as many slots and states as one.
+
+    The steps of a loop are sites of their own, and alike.
+    """
+    alike: dict[Hashable, list[LinkedFactor]] = {}
+    for factor in factors:
+        shape = (factor.entries.shape[1], len(factor.coefficients))
+        alike.setdefault((factor.key, factor.symbols, shape), []).append(factor)
+    return [
+        LinkedFactor(
+            tuple(name for factor in group for name in factor.names),
+            group[0].key,
+            group[0].symbols,
+            torch.cat([factor.cells for factor in group], 1),
+            torch.cat([factor.coefficients for factor in group], 1),
+            torch.cat([factor.entries for factor in group]),
+            torch.cat([factor.rows for factor in group]),
+        )
+        for group in alike.values()
+    ]
 
 
 def _over_batch(scale: Scale, outer: tuple[str, ...], rank: int) -> Tensor:

@@ -7,15 +7,17 @@ statistics of normal families are quadratic in both. So for every event
     z_1 z_2, \ldots, z_J z_J),
 
 with the :math:`z_j` of its slots. The base measure is kept as one statistic more. The coefficients
-are the derivatives at zero, which are exact.
+are derivatives, by forward differentiation, which unlike differences lose no digits to the data.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ember.inference.factors.tied import SiteCells
+from ember.inference.numerics.forward_derivative import forward_derivative
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.reading.site import Site
 
@@ -36,26 +38,42 @@ def quadratic_statistics(site: Site, cells: SiteCells) -> Tensor:
         cells: Its cells, for the reference that statistics are taken about.
     """
     count = len(site.slots)
-    origin, one = torch.zeros(count), torch.eye(count)
-
-    def at(z: Tensor) -> Tensor:
-        return _statistics(site, cells, z)
-
-    def along(j: int) -> Callable[[Tensor], Tensor]:
-        def derivative(z: Tensor) -> Tensor:
-            return torch.func.jvp(at, (z,), (one[j],))[1]  # type: ignore[no-any-return]
-
-        return derivative
-
-    columns = [at(origin), *(along(j)(origin) for j in range(count))]
+    origin, steps = torch.zeros(count), _steps(site)
+    slopes = [_slope(site, cells, origin, j) for j in range(count)]
+    columns = [_statistics(site, cells, origin.unbind()), *slopes]
     for j, k in zip(*(index.tolist() for index in monomials(count)), strict=True):
-        second = torch.func.jvp(along(j), (origin,), (one[k],))[1]
+        # The slope along one slot is linear in the others: its change tells the curvature.
+        there = origin.index_fill(0, torch.tensor(k), steps[k])
+        second = (_slope(site, cells, there, j) - slopes[j]) / steps[k]
         columns.append(0.5 * second if j == k else second)
     return torch.stack(torch.broadcast_tensors(*columns), -1)
 
 
-def _statistics(site: Site, cells: SiteCells, z: Tensor) -> Tensor:
-    """``T`` and ``h`` where the slots' latents have the values ``z (J,)`` in all events."""
+def _steps(site: Site) -> list[float]:
+    """How far each slot's latent must move for events to move by as much as they are spread.
+
+    A power of two, by which numbers are divided without rounding.
+    """
+    value = site.value[site.value.isfinite()]
+    spread = float((value - value.mean()).abs().max()) if len(value) else 0.0
+    steps = []
+    for slot in site.slots:
+        largest = float(slot.coefficient.abs().max())
+        far = spread if slot.column is None and spread > 0 else 1.0
+        steps.append(2.0 ** round(math.log2(far / largest)) if largest > 0 else 1.0)
+    return steps
+
+
+def _slope(site: Site, cells: SiteCells, z: Tensor, j: int) -> Tensor:
+    """The derivative of the statistics along one slot."""
+    with torch.enable_grad():
+        number = z[j].clone().requires_grad_()
+        latents = [number if i == j else other for i, other in enumerate(z)]
+        return forward_derivative([_statistics(site, cells, latents)], [number], [None])[0]
+
+
+def _statistics(site: Site, cells: SiteCells, z: Sequence[Tensor]) -> Tensor:
+    """``T`` and ``h`` where the slots' latents have the values ``z`` in all events."""
     form = site.form
     assert form is not None
     rank = len(site.layout.outer) + site.layout.inner

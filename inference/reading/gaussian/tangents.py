@@ -1,17 +1,16 @@
 """Derivatives of what a model's sites are made of by its Gaussian latents, exact to rounding.
 
-A location that is linear in the latents moves with a direction of theirs by an amount that one
-forward-mode run of the model shows: no difference of two runs, which would lose digits to an
-intercept.
+A location that is linear in the latents moves with a direction of theirs by an amount that its
+derivative shows: no difference of two runs, which would lose digits to an intercept.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ember.inference.numerics.distribution import Distribution
+from ember.inference.numerics.forward_derivative import forward_derivative
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.unwrapping import given_arguments, unwrap
 
@@ -43,23 +42,28 @@ def readers(structure: Structure, params: Params, sites: Iterable[str]) -> dict[
 
 
 def tangents(
-    structure: Structure, params: Params, directions: Directions, sites: Iterable[str]
+    structure: Structure, params: Params, directions: Directions, sites: Collection[str]
 ) -> dict[str, dict[str, Tensor]]:
     """How the arguments of sites move as latents leave zero in given directions.
 
     Returns:
         For each site the derivative of every argument that moves.
     """
-    out: dict[str, dict[str, Tensor]] = {}
-    with torch.no_grad(), forward_ad.dual_level():
-        duals = {n: forward_ad.make_dual(torch.zeros_like(d), d) for n, d in directions.items()}
-        trace = structure.trace({**params, **duals})
-        for name in sites:
-            out[name] = {}
-            for argument, value in _arguments(trace.nodes[name]["fn"]).items():
-                tangent = forward_ad.unpack_dual(value).tangent
-                if tangent is not None:
-                    out[name][argument] = tangent.detach().clone()
+    with torch.enable_grad():
+        leaves = {n: torch.zeros_like(d).requires_grad_() for n, d in directions.items()}
+        trace = structure.trace({**params, **leaves})
+        arguments = {
+            (name, argument): value
+            for name in sites
+            for argument, value in _arguments(trace.nodes[name]["fn"]).items()
+            if value.requires_grad
+        }
+        moved = forward_derivative(
+            list(arguments.values()), list(leaves.values()), list(directions.values())
+        )
+    out: dict[str, dict[str, Tensor]] = {name: {} for name in sites}
+    for (name, argument), derivative in zip(arguments, moved, strict=True):
+        out[name][argument] = derivative
     return out
 
 
