@@ -49,9 +49,8 @@ def _readers(plan: Plan) -> Iterator[tuple[Site, tuple[str, ...]]]:
         if factor.name in plan.sites:
             yield plan.sites[factor.name], factor.dims
     for component in plan.components:
-        for member in component.members:
-            for name in member.names:
-                yield plan.sites[name], tuple(symbol for symbol, _ in member.symbols)
+        for name, symbols in component.sites.items():
+            yield plan.sites[name], symbols
 
 
 def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:

@@ -60,8 +60,7 @@ def _moments(plan: Plan, component: GaussianComponent, params: Params, varied: b
 def _variances(plan: Plan, component: GaussianComponent, params: Params) -> dict[str, float]:
     """The variance that each latent starts with; data first, then what they move."""
     found: dict[str, float] = {}
-    read = {name for member in component.members for name in member.names}
-    members = [site for name, site in plan.sites.items() if name in read]
+    members = [site for name, site in plan.sites.items() if name in component.sites]
     for site in reversed(members):  # data stand below the latents that they read
         spread = _spread(site) if site.name not in component.latents else None
         if site.name in component.latents:

@@ -1,13 +1,17 @@
 """Lays out Gaussian latents and the sites that read them as components of a plan."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ember.inference.factors.factor import Scale, same_scale, scale_ratio
-from ember.inference.factors.gaussian.component import GaussianComponent, assembled
+from ember.inference.factors.factor import Factor, Scale, same_scale, scale_ratio
+from ember.inference.factors.gaussian.component import GaussianComponent, factor_of
 from ember.inference.factors.gaussian.linked import compile_linked, merged
+from ember.inference.factors.gaussian.linked_component import linked_component
+from ember.inference.factors.gaussian.row_wise import compile_row_wise
+from ember.inference.factors.gaussian.row_wise_component import RowWiseComponent
 from ember.inference.factors.tied import SiteCells
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.reading.gaussian.slots import NotIntegrable
@@ -74,19 +78,71 @@ def _component(
                 f"integrate={{'{next(iter(latents))}': None}}."
             )
     scale = _scale(latents, scales, kept)
-    first, total = dict[str, int](), 0
-    for name, count in latents.items():
-        first[name], total = total, total + count
+    within = {s.name: _relative(s.name, scales[s.name], scale, latents) for s in members}
+    name = " and ".join(f"'{latent}'" for latent in latents)
+    of_entry = torch.cat([_of_entries(sites[name], rows) for name in latents])
+    if rows and not any(weight is not None for weight in within.values()):
+        factor = factor_of(name, states, rows, scale)
+        found = _row_wise(factor, latents, members, sites, cells, states, rows, of_entry)
+        if found is not None:
+            return found
+    first = _first(latents)
     compiled = [
         compile_linked(
-            site, cells[site.name], _relative(site.name, scales[site.name], scale, latents),
-            {symbol: size for symbol, size in states}, first, _row_numbers(site, rows),
+            site, cells[site.name], within[site.name], dict(states), first,
+            _row_numbers(site, rows),
         )
         for site in members
     ]  # fmt: skip
-    of_entry = torch.cat([_of_entries(sites[name], rows) for name in latents])
-    name = " and ".join(f"'{latent}'" for latent in latents)
-    return assembled(name, latents, merged(compiled), states, rows, of_entry, scale)
+    return linked_component(name, latents, merged(compiled), states, rows, of_entry, scale)
+
+
+def _first(counts: Mapping[str, int]) -> dict[str, int]:
+    """Where the entries of each latent begin."""
+    first, total = dict[str, int](), 0
+    for name, count in counts.items():
+        first[name], total = total, total + count
+    return first
+
+
+def _row_wise(
+    factor: Factor,
+    latents: Mapping[str, int],
+    members: Sequence[Site],
+    sites: Mapping[str, Site],
+    cells: Mapping[str, SiteCells],
+    states: Sequence[tuple[str, int]],
+    rows: Sequence[tuple[str, int]],
+    of_entry: Tensor,
+) -> RowWiseComponent | None:
+    """The component by rows and columns, if its rows are alike."""
+    count = math.prod(size for _, size in rows)
+    sizes = {name: entries // count for name, entries in latents.items()}
+    of_row = torch.arange(count)
+    for name, entries in latents.items():
+        begin = _first(latents)[name]
+        own = of_entry[begin : begin + entries]
+        if not torch.equal(own, of_row.repeat_interleave(sizes[name])):
+            return None
+    places = _first(sizes)
+    found = [
+        compile_row_wise(site, cells[site.name], dict(states), dict(rows), places, sizes)
+        for site in members
+    ]
+    factors = tuple(each for each in found if each is not None)
+    if len(factors) < len(found):
+        return None
+    entries_of = torch.cat(
+        [
+            _first(latents)[name] + torch.arange(size * count).reshape(count, size)
+            for name, size in sizes.items()
+        ],
+        1,
+    )
+    symbols = {site.name: tuple(s for s, _ in states if s in site.layout.outer) for site in members}
+    return RowWiseComponent(
+        factor, dict(latents), tuple(states), tuple(rows), symbols, factors, entries_of
+    )
 
 
 def _connected(sets: Iterable[set[str]]) -> list[set[str]]:
