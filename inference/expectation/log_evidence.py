@@ -69,7 +69,16 @@ class LogEvidence:
                 for f in factors
             )
             sizes = {**sizes, STARTS: starts}
-        self.contraction = Contraction(factors, latents, sizes, list(plan.chains.values()))
+        chains = list(plan.chains.values())
+        self.contraction = Contraction(factors, latents, sizes, chains)
+        whole = {component.factor.name for component in plan.components if component.is_pooled}
+        along = () if starts is None else (STARTS,)
+        pooled = [
+            dataclasses.replace(f, dims=along, plates=frozenset(along)) if f.name in whole else f
+            for f in factors
+        ]
+        # The sum over all rows, where no row is asked for.
+        self.pooled = Contraction(pooled, latents, sizes, chains) if whole else self.contraction
 
     @staticmethod
     def of(plan: Plan) -> "LogEvidence":
@@ -157,11 +166,11 @@ class LogEvidence:
         etas = {key: value.detach().requires_grad_() for key, value in natural.items()}
         log_probs = {name: value.detach().requires_grad_() for name, value in other.items()}
         with torch.enable_grad():
-            each = tensors(self.plan, etas, log_probs)
+            each = tensors(self.plan, etas, log_probs, pooled=True)
             if temper != 1.0:
                 each = [temper * tensor for tensor in each]
-            parts = self.contraction(each, maximum)
-            total = self.contraction.total(parts, along=self.along) / temper
+            parts = self.pooled(each, maximum)
+            total = self.pooled.total(parts, along=self.along) / temper
             leaves = [*etas.values(), *log_probs.values()]
             found = torch.autograd.grad(total.sum(), leaves, allow_unused=True)
         gradients = [

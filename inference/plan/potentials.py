@@ -24,7 +24,10 @@ def natural_parameters(plan: Plan, values: Values) -> dict[TieKey, Tensor]:
 
 
 def tensors(
-    plan: Plan, natural: Mapping[TieKey, Tensor], other: Mapping[str, Tensor]
+    plan: Plan,
+    natural: Mapping[TieKey, Tensor],
+    other: Mapping[str, Tensor],
+    pooled: bool = False,
 ) -> list[Tensor]:
     """The log probability of every factor, in the plan's order.
 
@@ -32,6 +35,7 @@ def tensors(
         plan: The plan.
         natural: Natural parameters of tied factors.
         other: The log probabilities of all other factors.
+        pooled: Whether components that can be had without their rows are one number each.
     """
     out = []
     components = {component.factor.name: component for component in plan.components}
@@ -39,7 +43,9 @@ def tensors(
         if factor.name in other:
             out.append(other[factor.name])
         elif factor.name in components:
-            out.append(components[factor.name].log_prob(natural))
+            component = components[factor.name]
+            whole = pooled and component.is_pooled
+            out.append(component.pooled(natural) if whole else component.log_prob(natural))
         else:
             key, compiled = plan.compiled[factor.name]
             out.append(compiled.log_prob(natural[key]))

@@ -118,9 +118,14 @@ class GaussianComponent(ABC):
         squares = -pattern.halves * potentials.precision * second
         return self.in_dims(total.index_add(-1, row[pattern.rows], squares))
 
-    def pooled(self, natural: Natural) -> Tensor | None:
-        """The sum of the log evidence over all rows, where it can be had without them."""
-        return None
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the sum of the log evidence over all rows can be had without them."""
+        return False
+
+    def pooled(self, natural: Natural) -> Tensor:
+        """The sum of the log evidence over all rows."""
+        raise NotImplementedError
 
     def in_dims(self, total: Tensor) -> Tensor:
         """A tensor ``(..., S, R)`` in the dims of the factor."""

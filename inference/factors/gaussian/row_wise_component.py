@@ -63,13 +63,14 @@ class RowWiseComponent(GaussianComponent):
             + self._per_state(block_log_integral(form.linear, form.precision), 1)
         )
 
-    def pooled(self, natural: Natural) -> Tensor | None:
-        if self._products is None:
-            return None
+    @property
+    def is_pooled(self) -> bool:
+        return self._products is not None
+
+    def pooled(self, natural: Natural) -> Tensor:
+        assert self._products is not None
         width = self.entries.shape[1]
         constant, outer, precision = pooled_quadratics(self.members, natural, self._products, width)
-        # With h h' = L L' the integrals of all rows are one, of the columns of L: one matrix is
-        # factorised, and its moments are those of a single row.
         zero = torch.zeros_like(outer[..., 0])
         normaliser = block_log_integral(zero, precision) * self._products.count
         solved = torch.linalg.solve(precision, outer)
