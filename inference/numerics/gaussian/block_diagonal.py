@@ -14,6 +14,7 @@ from ember.inference.numerics.gaussian.blocks import (
     block_moments,
     lower_positions,
 )
+from ember.inference.numerics.gaussian.gathering import take
 from ember.inference.numerics.gaussian.pattern import Pattern
 from ember.inference.numerics.gaussian.small import (
     LARGEST,
@@ -78,7 +79,7 @@ class BlockDiagonalSystem(GaussianSystem):
         covariance = torch.empty_like(precisions)
         values = []
         for bucket in self.buckets:
-            h, lower = infos[..., bucket.entries], precisions[..., bucket.lower]
+            h, lower = take(infos, bucket.entries), take(precisions, bucket.lower)
             if bucket.is_small:
                 value, means, pairs = small_moments(h.movedim(-2, 0), lower.movedim(-2, 0))
                 means, pairs = means.movedim(0, -2), pairs.movedim(0, -2)
@@ -98,7 +99,7 @@ class BlockDiagonalSystem(GaussianSystem):
         infos, precisions = self._padded(info, precision)
         values = []
         for bucket in self.buckets:
-            h, lower = infos[..., bucket.entries], precisions[..., bucket.lower]
+            h, lower = take(infos, bucket.entries), take(precisions, bucket.lower)
             values.append(_without_absent(block_log_integral(h.mT, _full(lower)), bucket))
         return torch.cat(values, -1)[..., self.order]
 
@@ -108,7 +109,7 @@ class BlockDiagonalSystem(GaussianSystem):
         batch = torch.broadcast_shapes(info.shape[:-1], precision.shape[:-1], noise.shape[:-1])
         drawn = info.new_empty(*batch, self.pattern.count + 1)
         for bucket in self.buckets:
-            h, lower = infos[..., bucket.entries], precisions[..., bucket.lower]
+            h, lower = take(infos, bucket.entries), take(precisions, bucket.lower)
             each = block_draw(h.mT, _full(lower), noises[..., bucket.entries].mT)
             drawn[..., bucket.entries] = each.mT
         return drawn[..., : self.pattern.count]
@@ -126,7 +127,7 @@ class BlockDiagonalSystem(GaussianSystem):
                 here = (block >= 0).nonzero().squeeze(-1)
                 if len(here) == 0:
                     continue
-                h, lower = infos[..., bucket.entries], precisions[..., bucket.lower]
+                h, lower = take(infos, bucket.entries), take(precisions, bucket.lower)
                 _, _, full = block_moments(h.mT, _full(lower))
                 places = self.place[rows[here]], self.place[columns[here]]
                 found[..., here] = full[..., block[here], places[0], places[1]]
@@ -191,7 +192,9 @@ def _full(lower: Tensor) -> Tensor:
 
 def _without_absent(value: Tensor, bucket: _Bucket) -> Tensor:
     """Log integrals without the entries that were added."""
-    return value if bucket.absent is None else value - 0.5 * LOG_TWO_PI * bucket.absent
+    if bucket.absent is None:
+        return value
+    return value - 0.5 * LOG_TWO_PI * bucket.absent.to(value.dtype)
 
 
 def _description(sizes: Tensor) -> str:

@@ -9,19 +9,31 @@ at a fraction of what it costs to send a gradient through a Cholesky factorisati
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ember.inference.numerics.gaussian.small import LARGEST, LOG_TWO_PI, MANY, small_moments
+from ember.inference.numerics.gaussian.small import (
+    LARGEST,
+    LOG_TWO_PI,
+    MANY,
+    inverse_factor,
+    small_moments,
+)
 
 __all__ = [
     "block_draw",
     "block_log_integral",
     "block_moments",
+    "block_value",
+    "by_entry",
     "cholesky_or_nan",
+    "gradient_graph",
+    "inverse_factors",
+    "is_differentiated",
     "lower_positions",
 ]
 
@@ -47,8 +59,19 @@ def block_log_integral(info: Tensor, precision: Tensor) -> Tensor:
         >>> block_log_integral(torch.tensor([0.0, 1.0], dtype=torch.float64), precision)
         tensor(1.2332, dtype=torch.float64)
     """
+    if not is_differentiated(info, precision):
+        return block_value(info, precision)
     result: Tensor = _BlockIntegral.apply(info, precision)  # type: ignore[no-untyped-call]
     return result
+
+
+def block_value(info: Tensor, precision: Tensor) -> Tensor:
+    """The same number without what its gradient needs."""
+    shapes = _Alignment.of(info, precision)
+    infos, precisions = shapes.info(info), shapes.precision(precision)
+    if _is_small(precisions):
+        return shapes.batch(_small_moments(infos, precisions)[0])
+    return shapes.batch(_solved(infos, precisions)[0])
 
 
 def block_moments(info: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,10 +90,61 @@ def block_draw(info: Tensor, precision: Tensor, noise: Tensor) -> Tensor:
     return drawn
 
 
+def is_differentiated(*tensors: Tensor) -> bool:
+    """Whether a graph is to be recorded."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def gradient_graph(
+    function: Callable[[Tensor, Tensor], Tensor],
+    info: Tensor,
+    precision: Tensor,
+    weights: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradient of a function as one that can be differentiated itself."""
+    # Views, so that one of them is not reached through the other from which it was computed.
+    given = [each.view_as(each) for each in (info, precision)]
+    sought = [each for each, want in zip(given, wanted, strict=True) if want]
+    found = iter(
+        torch.autograd.grad(
+            function(given[0], given[1]),
+            sought,
+            weights,
+            create_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+    )
+    return [next(found) if want else None for want in wanted]
+
+
 def cholesky_or_nan(precision: Tensor) -> Tensor:
     """Cholesky factors; NaN for those matrices that are not positive definite."""
     factor, failed = torch.linalg.cholesky_ex(precision)
     return torch.where((failed > 0)[..., None, None], torch.nan, factor)
+
+
+def inverse_factors(precision: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverses of the Cholesky factors, ``(S, q, q)``, and log determinants ``(S,)``."""
+    count, size = precision.shape[:2]
+    if size <= LARGEST and count >= MANY * size:
+        lower = precision.permute(1, 2, 0).contiguous()
+        rows, log_determinant = inverse_factor([lower[i].unbind(0) for i in range(size)])
+        zero = torch.zeros_like(log_determinant)
+        full = [each for row in rows for each in (*row, *(size - len(row)) * (zero,))]
+        return torch.stack(full, -1).view(count, size, size), log_determinant
+    factor = cholesky_or_nan(precision)
+    identity = torch.eye(size, dtype=factor.dtype, device=factor.device)
+    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return inverse, 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def by_entry(matrix: Tensor, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cholesky factor, ``w = L^-1 h`` and what each entry adds to the value, for one matrix."""
+    factor = cholesky_or_nan(matrix)
+    white = torch.linalg.solve_triangular(factor, vector.unsqueeze(-1), upper=False).squeeze(-1)
+    return factor, white, 0.5 * (white.square() + LOG_TWO_PI) - factor.diagonal().log()
 
 
 def lower_positions(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,52 +166,62 @@ class _BlockIntegral(torch.autograd.Function):
         return shapes.batch(value)
 
     @staticmethod
-    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
         info, precision = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated itself
-            seen = info.view_as(info), precision.view_as(precision)
-            value = _plain(*seen)
-            gradients = torch.autograd.grad(
-                value, seen, weights, create_graph=True, allow_unused=True
-            )
-            return gradients[0], gradients[1]
+            return tuple(gradient_graph(_plain, info, precision, weights, ctx.needs_input_grad))
         shapes: _Alignment = ctx.shapes
         mean, covariance = ctx.moments
         weight = shapes.weights(weights).unsqueeze(-1)  # (S, n, 1)
-        weighted = weight * mean
         by_info = by_precision = None
         if ctx.needs_input_grad[0]:
-            by_info = shapes.batch(weighted).sum_to_size(info.shape)
+            by_info = shapes.batch(weight * mean).sum_to_size(info.shape)
         if ctx.needs_input_grad[1]:
-            alone = weighted.shape[1] == 1
-            squares = weighted.mT * mean if alone else weighted.mT @ mean
-            moments = torch.addcmul(squares, weight.sum(1, keepdim=True), covariance)
-            by_precision = (-0.5 * moments).reshape(precision.shape)
+            half = -0.5 * weight
+            left = (half * mean).mT
+            squares = left * mean if mean.shape[1] == 1 else left @ mean
+            moments = torch.addcmul(squares, half.sum(1, keepdim=True), covariance)
+            by_precision = moments.reshape(precision.shape)
         return by_info, by_precision
 
 
 def _moments(info: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same for precisions ``(S, q, q)``, each with ``n`` infos of its own, ``(S, n, q)``."""
-    count, size = len(precision), precision.shape[-1]
-    if 0 < size <= LARGEST and count >= MANY * size:
-        rows, columns, positions = lower_positions(size, precision.device)
-        lower = precision.permute(1, 2, 0)[rows, columns].unsqueeze(-2)  # (T, 1, S)
-        value, mean, covariance = small_moments(info.permute(2, 1, 0).contiguous(), lower)
-        full = covariance[:, 0][positions]
-        return value.T, mean.permute(2, 1, 0), full.permute(2, 0, 1)
-    factor = cholesky_or_nan(precision)
-    log_determinant = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+    if _is_small(precision):
+        return _small_moments(info, precision)
+    value, white, factor = _solved(info, precision)
+    if precision.shape[-1] < POTRI_FROM:
+        return value, white @ factor, factor.mT @ factor
+    mean = torch.linalg.solve_triangular(factor.mT, white.mT, upper=True).mT
+    return value, mean, torch.cholesky_inverse(factor)
+
+
+def _is_small(precision: Tensor) -> bool:
+    count, size = precision.shape[:2]
+    return 0 < size <= LARGEST and count >= MANY * size
+
+
+def _small_moments(info: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows, columns, positions = lower_positions(precision.shape[-1], precision.device)
+    lower = precision.permute(1, 2, 0)[rows, columns].unsqueeze(-2)  # (T, 1, S)
+    value, mean, covariance = small_moments(info.permute(2, 1, 0).contiguous(), lower)
+    full = covariance[:, 0][positions]
+    return value.T, mean.permute(2, 1, 0), full.permute(2, 0, 1)
+
+
+def _solved(info: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, ``L^-1 h`` for each info, and ``L`` or, where there are few rows, ``L^-1``."""
+    size = precision.shape[-1]
     if size < POTRI_FROM:
-        identity = torch.eye(size, dtype=factor.dtype, device=factor.device)
-        inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-        white = info @ inverse.mT
-        mean, covariance = white @ inverse, inverse.mT @ inverse
+        factor, log_determinant = inverse_factors(precision)
+        white = info @ factor.mT
     else:
+        factor = cholesky_or_nan(precision)
+        log_determinant = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         white = torch.linalg.solve_triangular(factor, info.mT, upper=False).mT
-        mean = torch.linalg.solve_triangular(factor.mT, white.mT, upper=True).mT
-        covariance = torch.cholesky_inverse(factor)
     quadratic = torch.einsum("snq,snq->sn", white, white)
-    return 0.5 * (quadratic - log_determinant + size * LOG_TWO_PI), mean, covariance
+    value = 0.5 * (quadratic - log_determinant.unsqueeze(-1) + size * LOG_TWO_PI)
+    return value, white, factor
 
 
 def _plain(info: Tensor, precision: Tensor) -> Tensor:

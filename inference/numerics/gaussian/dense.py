@@ -9,6 +9,7 @@ from ember.inference.numerics.gaussian.blocks import (
     block_draw,
     block_log_integral,
     block_moments,
+    block_value,
 )
 from ember.inference.numerics.gaussian.pattern import Pattern
 from ember.inference.numerics.gaussian.system import GaussianSystem, Integral, dense
@@ -29,6 +30,9 @@ class DenseSystem(GaussianSystem):
         value, mean, covariance = block_moments(info, dense(self.pattern, precision))
         pairs = covariance[..., self.pattern.rows, self.pattern.columns]
         return Integral(value.unsqueeze(-1), mean, pairs)
+
+    def value(self, info: Tensor, precision: Tensor) -> Tensor:
+        return block_value(info, dense(self.pattern, precision)).unsqueeze(-1)
 
     def plain(self, info: Tensor, precision: Tensor) -> Tensor:
         return block_log_integral(info, dense(self.pattern, precision)).unsqueeze(-1)

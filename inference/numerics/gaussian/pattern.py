@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import numpy as np
+import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -68,6 +70,14 @@ class Pattern:
     def halves(self) -> Tensor:
         """1/2 on the diagonal, 1 off it: an entry off it stands for two of the matrix."""
         return torch.where(self.rows == self.columns, 0.5, 1.0).to(torch.float64)
+
+    def graph(self) -> scipy.sparse.csr_array:
+        """The pairs of both triangles, the diagonal among them, as a sparse matrix of ones."""
+        rows, columns = self.rows.cpu().numpy(), self.columns.cpu().numpy()
+        off = rows != columns
+        ends = np.concatenate([rows, columns[off]]), np.concatenate([columns, rows[off]])
+        shape = (self.count, self.count)
+        return scipy.sparse.csr_array((np.ones(len(ends[0]), dtype=np.int8), ends), shape=shape)
 
     def __len__(self) -> int:
         return len(self.rows)

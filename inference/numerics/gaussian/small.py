@@ -17,7 +17,7 @@ __all__ = ["LARGEST", "MANY", "Rows", "inverse_factor", "small_moments", "symmet
 
 LARGEST = 5  # rows up to which this is faster than LAPACK,
 MANY = 250  # and how many matrices there must be for each row
-CHUNK = 16_384  # matrices at a time, so that their entries stay in the cache
+CHUNK = 8_192  # matrices at a time, so that their entries stay in the cache
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
 Rows = list[list[Tensor]]  # a lower triangle, row by row

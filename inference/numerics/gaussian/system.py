@@ -13,7 +13,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ember.inference.numerics.gaussian.blocks import cholesky_or_nan
+from ember.inference.numerics.gaussian.blocks import (
+    cholesky_or_nan,
+    gradient_graph,
+    is_differentiated,
+)
+from ember.inference.numerics.gaussian.gathering import take
 from ember.inference.numerics.gaussian.pattern import Pattern
 
 __all__ = ["LARGEST_DENSE", "GaussianSystem", "Integral"]
@@ -70,6 +75,9 @@ class GaussianSystem(ABC):
             return torch.stack(
                 [self.log_integral(h, p) for h, p in _each(info, precision)]
             ).reshape(*_batch(info, precision), self.count)
+        if not is_differentiated(info, precision):
+            with torch.no_grad():
+                return self.value(info, precision)
         result: Tensor = _LogIntegral.apply(self, info, precision)  # type: ignore[no-untyped-call]
         return result
 
@@ -117,6 +125,10 @@ class GaussianSystem(ABC):
             batch = _batch(info, precision)
             found: Tensor = inverse[..., rows, columns].expand(*batch, len(rows))
             return found
+
+    def value(self, info: Tensor, precision: Tensor) -> Tensor:
+        """The log integral alone, the same number to the last bit; no graph is recorded."""
+        return self.integrate(info, precision).value
 
     @abstractmethod
     def integrate(self, info: Tensor, precision: Tensor) -> Integral:
@@ -168,27 +180,24 @@ class _LogIntegral(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, weights: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
         system: GaussianSystem = ctx.system
         info, precision = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated itself
-            seen = info.view_as(info), precision.view_as(precision)
-            gradients = torch.autograd.grad(
-                system.plain(*seen), seen, weights, create_graph=True, allow_unused=True
-            )
-            return None, gradients[0], gradients[1]
+            wanted = ctx.needs_input_grad[1:]
+            return None, *gradient_graph(system.plain, info, precision, weights, wanted)
         mean, covariance = ctx.moments
         pattern = system.pattern
         if system.count == 1:
             own, weighted = weights, weights * mean
         else:
-            weighted = weights[..., system.components] * mean
-            own = weights[..., system.components[pattern.rows]]
+            own = take(weights, system.components)
+            weighted, own = own * mean, take(own, pattern.rows)
         by_info = by_precision = None
         if ctx.needs_input_grad[1]:
             by_info = weighted.sum_to_size(info.shape)
         if ctx.needs_input_grad[2]:
-            squares = weighted[..., pattern.rows] * mean[..., pattern.columns]
+            squares = take(weighted, pattern.rows) * take(mean, pattern.columns)
             moments = torch.addcmul(squares, own, covariance)
             by_precision = (moments * -pattern.halves).sum_to_size(precision.shape)
         return None, by_info, by_precision
