@@ -81,7 +81,7 @@ class Dense:
 
     def mean(self, name: str) -> Tensor:
         """The posterior mean of a latent, in its own shape."""
-        return self.flat_mean[self._place(name)].reshape(*self._batch(name), *self._event(name))
+        return self.flat_mean[self._place(name)].reshape((*self._batch(name), *self._event(name)))
 
     def covariance(self, name: str) -> Tensor:
         """The posterior covariance of each event, ``(*batch, D, D)``; (*batch, 1, 1) of numbers."""
@@ -90,13 +90,13 @@ class Dense:
         count = block.shape[0] // size
         blocks = block.reshape(count, size, count, size)
         index = torch.arange(count)
-        return blocks[index, :, index].reshape(*self._batch(name), size, size)
+        return blocks[index, :, index].reshape((*self._batch(name), size, size))
 
     def variance(self, name: str) -> Tensor:
         """The posterior variance of each entry, in the latent's own shape."""
         place = self._place(name)
         variances = self.flat_covariance[place, place].diagonal()
-        return variances.reshape(*self._batch(name), *self._event(name))
+        return variances.reshape((*self._batch(name), *self._event(name)))
 
     def cross_covariance(self, one: str, other: str) -> Tensor:
         """The posterior covariance of all entries of two latents, flat."""
@@ -181,6 +181,8 @@ def dense(
         found.append(_complete_square(model, params, shapes, choice, check, *args, **kwargs))
         values.append(choice)
     log_joint, means, covariances = (torch.stack(each) for each in zip(*found, strict=True))
+    if not any(value.requires_grad for value in params.values()):
+        log_joint, means, covariances = log_joint.detach(), means.detach(), covariances.detach()
     discrete = {name: torch.stack([value[name] for value in values]) for name in known}
     return Dense(shapes, log_joint, means, covariances, discrete, known)
 
@@ -315,7 +317,7 @@ def _unflatten(
     values, start = {}, 0
     for name, (batch, event) in shapes.items():
         size = batch.numel() * event.numel()
-        values[name] = z[start : start + size].reshape(*batch, *event)
+        values[name] = z[start : start + size].reshape((*batch, *event))
         start += size
     return values
 
