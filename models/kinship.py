@@ -59,7 +59,7 @@ def animal_model(
 
     With `coordinates="non-centred"` the latent site is `standard_values` (n,), independent standard
     normals, and the breeding values are `sqrt(additive_variance) L @ standard_values` with
-    :math:`L L' = A`: the same model for other inferences, which mix better in it where data are few.
+    :math:`L L' = A`: the same model, in which sampling mixes better where records are few.
 
     =================== ===================== ====================================================
     key of `prior`      shape it broadcasts   default

@@ -311,9 +311,7 @@ def _hessian(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
     return 0.5 * (hessian + hessian.mT)
 
 
-def _unflatten(
-    z: Tensor, shapes: Mapping[str, tuple[torch.Size, torch.Size]]
-) -> dict[str, Tensor]:
+def _unflatten(z: Tensor, shapes: Mapping[str, tuple[torch.Size, torch.Size]]) -> dict[str, Tensor]:
     values, start = {}, 0
     for name, (batch, event) in shapes.items():
         size = batch.numel() * event.numel()

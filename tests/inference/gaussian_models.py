@@ -1,7 +1,7 @@
 """Small models with Gaussian latents, written by hand as a user would, and data drawn from them.
 
-``CASES`` can be integrated exactly; ``REFUSED`` cannot, and must be refused by a sentence that names
-the sites. Nothing of Ember is used here.
+``CASES`` can be integrated exactly; ``REFUSED`` cannot, and must be refused by a sentence that
+names the sites. Nothing of Ember is used here.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from tests.inference import dense_gaussian
+from tests.inference.brute_force import run
 from tests.inference.examples import Example
 
 __all__ = ["CASES", "REFUSED", "Case", "Refused", "unmarked"]
@@ -45,6 +46,17 @@ class Case:
     kwargs: dict[str, Any] = field(default_factory=dict)
     objective: str = "mle"
     identified: bool = True
+
+    def start(self) -> dict[str, Tensor]:
+        """Where a search may begin: ``pyro.param`` sites as the model has them, else a draw."""
+        plain = run(self.model, {}, {}, *self.args, **self.kwargs)
+        written = {
+            name: site["value"].detach()
+            for name, site in plain.nodes.items()
+            if site["type"] == "param"
+        }
+        pyro.clear_param_store()
+        return {**self.params(0), **written}
 
     def params(self, seed: int) -> dict[str, Tensor]:
         """Random parameters: draws from priors; ``pyro.param`` sites moved within their support."""
@@ -436,15 +448,15 @@ def local_trend(y: Tensor) -> None:
 
 
 def vector_chain(y: Tensor) -> None:
-    """A vector state that turns by a known matrix, its step's covariance free."""
+    """A vector state that turns by a known matrix; the precision of its steps has a prior."""
     turn = torch.tensor([[0.9, 0.3], [-0.3, 0.9]])
-    Q = pyro.param("Q", torch.eye(2), constraint=constraints.positive_definite)
-    r = positive("r", 1.0)
+    P = pyro.sample("P", dist.Wishart(torch.tensor(4.0), torch.eye(2)))
+    r = pyro.sample("r", dist.Gamma(2.0, 2.0))
     state = latent("state_0", dist.MultivariateNormal(torch.zeros(2), 4.0 * torch.eye(2)))
     for t in pyro.markov(range(len(y))):
         if t > 0:
-            state = latent(f"state_{t}", dist.MultivariateNormal(turn @ state, Q))
-        pyro.sample(f"y_{t}", dist.Normal(state, r).to_event(1), obs=y[t])
+            state = latent(f"state_{t}", dist.MultivariateNormal(turn @ state, precision_matrix=P))
+        pyro.sample(f"y_{t}", dist.Normal(state, r.rsqrt()).to_event(1), obs=y[t])
 
 
 def many_series(y: Tensor) -> None:
@@ -462,7 +474,7 @@ def steps(name: str, count: int) -> tuple[str, ...]:
     return tuple(f"{name}_{t}" for t in range(count))
 
 
-Y_TURNING = (0.5 * normal(22, 15, 2)).cumsum(0) + 0.9 * normal(23, 15, 2)
+Y_TURNING = (0.5 * normal(22, 12, 2)).cumsum(0) + 0.9 * normal(23, 12, 2)
 Y_SERIES = (0.7 * normal(24, 3, 8)).cumsum(-1) + 0.4 * normal(25, 3, 8)
 
 
@@ -582,15 +594,13 @@ CASES: dict[str, Case] = {
     "local trend": Case(
         local_trend, (_SERIES,), steps("level", T) + steps("slope", T), objective="map"
     ),
-    "vector chain": Case(vector_chain, (Y_TURNING,), steps("state", 15)),
+    "vector chain": Case(vector_chain, (Y_TURNING,), steps("state", 12), objective="map"),
     "many series": Case(many_series, (Y_SERIES,), steps("level", 8)),
     "kinship": Case(kinship, (Y_KIN, ANIMAL, A), ("u",)),
     "kinship, non-centred": Case(
         kinship_non_centred, (Y_KIN, ANIMAL, torch.linalg.cholesky(A)), ("z",)
     ),
-    "factor mixture": Case(
-        factor_mixture, (X_TWO,), ("z",), objective="map", identified=False
-    ),
+    "factor mixture": Case(factor_mixture, (X_TWO,), ("z",), objective="map", identified=False),
     "intercept mixture": Case(
         intercept_mixture, (Y_CLASSES,), ("u",), objective="map", identified=False
     ),
