@@ -5,6 +5,7 @@ names the sites. Nothing of Ember is used here.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,9 @@ class Case:
 
     def start(self) -> dict[str, Tensor]:
         """Where a search may begin: ``pyro.param`` sites as the model has them, else a draw."""
-        plain = run(self.model, {}, {}, *self.args, **self.kwargs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls every single Wishart draw singular
+            plain = run(self.model, {}, {}, *self.args, **self.kwargs)
         written = {
             name: site["value"].detach()
             for name, site in plain.nodes.items()
