@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ember.models.parts.checks import check_codes, check_finite, check_tensor
 from ember.models.parts.design import called
 from ember.models.parts.emissions import Wishart, select
-from ember.models.parts.gaussian_latents import Line, integrated, variance_site
+from ember.models.parts.gaussian_latents import Line, gaussian_latent, variance_site
 from ember.models.parts.orthonormal_design import orthonormal
 from ember.models.parts.priors import Hyperparameters
 
@@ -61,10 +62,9 @@ class Grouping:
             prior = dist.Normal(torch.zeros_like(variances), variances.sqrt()).to_event(1)
         return (self.design * select(self._levels(prior), self.codes, 1)).sum(-1)
 
-    def _levels(self, prior: dist.TorchDistribution) -> Tensor:
+    def _levels(self, prior: TorchDistribution) -> Tensor:
         with pyro.plate(f"{self.name}_levels", self.levels):
-            effects: Tensor = pyro.sample(f"{self.name}_effects", prior, infer=integrated())
-        return effects
+            return gaussian_latent(f"{self.name}_effects", prior)
 
     def _precision(self, design: Tensor, line: Line, hyper: Hyperparameters) -> Tensor:
         """A Wishart whose scale follows the columns of the design under any change of them."""

@@ -209,19 +209,25 @@ def maximum(
         vector = torch.tensor(flat, dtype=torch.float64, requires_grad=True)
         try:
             total = -value(vector)
-        except (NotGaussian, ValueError, torch.linalg.LinAlgError):
+        except (NotGaussian, ValueError, RuntimeError):
             return math.inf, np.zeros_like(flat)  # a step too far: the search comes back
         (gradient,) = torch.autograd.grad(total, vector)
         return float(total.detach()), gradient.numpy()
 
     best = free.flatten(start).detach().numpy()
-    for method, options in (("L-BFGS-B", {"ftol": 0.0, "gtol": 1e-7}), ("BFGS", {"gtol": 1e-8})):
+    searches: list[tuple[Any, dict[str, float]]] = [
+        ("L-BFGS-B", {"ftol": 0.0, "gtol": 1e-7}),
+        ("BFGS", {"gtol": 1e-8}),
+    ]
+    value_reached = math.inf
+    for method, options in searches:
+        settings: Any = {**options, "maxiter": 3000}
         found = scipy.optimize.minimize(
-            value_and_gradient, best, jac=True, method=method, options={**options, "maxiter": 3000}
+            value_and_gradient, best, jac=True, method=method, options=settings
         )
-        best = found.x
+        best, value_reached = found.x, float(found.fun)
     params = free.unflatten(torch.from_numpy(np.asarray(best)))
-    return {name: each.detach() for name, each in params.items()}, -float(found.fun)
+    return {name: each.detach() for name, each in params.items()}, -value_reached
 
 
 def free_objective(

@@ -24,7 +24,7 @@ from tests.inference.examples import Example
 
 __all__ = ["CASES", "REFUSED", "Case", "Refused", "unmarked"]
 
-GAUSSIAN: dict[str, Any] = {"integrate": "gaussian"}
+GAUSSIAN: Any = {"integrate": "gaussian"}
 POSITIVE = constraints.positive
 
 
@@ -100,7 +100,7 @@ def unmarked(model: Callable[..., None]) -> Callable[..., None]:
 
 def latent(name: str, fn: Any) -> Tensor:
     """A Gaussian latent site, marked."""
-    value: Tensor = pyro.sample(name, fn, infer=dict(GAUSSIAN))
+    value: Tensor = pyro.sample(name, fn, infer=GAUSSIAN)
     return value
 
 
@@ -260,7 +260,7 @@ def weighted(y: Tensor, group: Tensor, weight: Tensor) -> None:
         pyro.sample("y", dist.Normal(mu + u[group], se), obs=y)
 
 
-def masked(y: Tensor, group: Tensor, shown: Tensor) -> None:
+def masked(y: Tensor, group: Tensor, shown: Any) -> None:
     """Rows of which some are left out; a whole group may be."""
     mu, su, se = real("mu", 1.0), positive("su", 1.0), positive("se", 1.0)
     with pyro.plate("groups", int(group.max()) + 1):

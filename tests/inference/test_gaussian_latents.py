@@ -17,6 +17,7 @@ from tests.inference import brute_force
 from tests.inference.dense_gaussian import Dense, dense, free_objective
 from tests.inference.gaussian_models import (
     CASES,
+    GAUSSIAN,
     GROUP,
     ITEM,
     REFUSED,
@@ -394,7 +395,7 @@ def test_one_component_is_plain_factor_analysis() -> None:
         with pyro.plate("rows", len(x)):
             k = pyro.sample("k", dist.Categorical(weights))
             fn = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-            z = pyro.sample("z", fn, infer={"integrate": "gaussian"})
+            z = pyro.sample("z", fn, infer=GAUSSIAN)
             mean = locs[k] + (loadings[k] @ z.unsqueeze(-1)).squeeze(-1)
             pyro.sample("x", dist.Normal(mean, psi[k].sqrt()).to_event(1), obs=x)
 
