@@ -232,7 +232,7 @@ def linear_gaussian_state_space(y: Tensor, states: int, *, prior: Prior | None =
         transition.mT.unsqueeze(-3),  # Pyro multiplies rows from the right
         standard,
         loadings.mT.unsqueeze(-3),
-        dist.Normal(locs, uniquenesses.sqrt()).to_event(1).expand([*locs.shape[:-1], 1]),
+        dist.Normal(locs.unsqueeze(-2), uniquenesses.sqrt().unsqueeze(-2)).to_event(1),
         duration=len(y),
     )
     pyro.sample("y", path, obs=y)

@@ -277,6 +277,8 @@ def _complete_square(
 
     size = sum(batch.numel() * event.numel() for batch, event in shapes.values())
     origin = torch.zeros(size, dtype=torch.float64)
+    if size == 0:
+        return log_joint(origin), origin, origin.new_zeros(0, 0)
     precision = -_hessian(log_joint, origin)
     if check:
         moved = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
