@@ -447,10 +447,10 @@ def test_what_is_no_gaussian_is_refused_by_name(name: str) -> None:
 
 def latents_of(case: tuple[str, Any, dict[str, Any]]) -> tuple[str, ...]:
     """The latents that a model of the library marks."""
-    trace = poutine.trace(model_of(case)).get_trace(case[1], **case[2])
+    sites: Any = poutine.trace(model_of(case)).get_trace(case[1], **case[2]).nodes
     return tuple(
         name
-        for name, site in trace.nodes.items()
+        for name, site in sites.items()
         if site["type"] == "sample" and site["infer"].get("integrate") == "gaussian"
     )
 

@@ -46,7 +46,8 @@ def test_rows_are_marginal_normals(model: Any, x: Tensor) -> None:
 
 @pytest.mark.parametrize("uniquenesses", ["free", "tied"])
 def test_rows_of_a_mixture_are_mixtures_of_marginal_normals(uniquenesses: str) -> None:
-    x, call = HOLES[:5], {"components": 2, "factors": 2, "uniquenesses": uniquenesses}
+    x = HOLES[:5]
+    call: dict[str, Any] = {"components": 2, "factors": 2, "uniquenesses": uniquenesses}
     params = drawn(mixture_of_factor_analysers, x, **call)
     assert params["uniquenesses"].shape == ((2, 3) if uniquenesses == "free" else (3,))
     found = dense(mixture_of_factor_analysers, ["factors"], params, x, **call)

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoNormal
-from pyro.optim import Adam
+from pyro.optim.optim import PyroOptim
 from torch import Tensor
 
 import ember.inference  # noqa: F401  (a bijection onto precision matrices, for guides)
@@ -20,13 +20,18 @@ from tests.models.gaussian_examples import EXAMPLES, Example
 each_example = pytest.mark.parametrize("name", EXAMPLES)
 
 
+def sites_of(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """The sites of one run."""
+    return poutine.trace(model).get_trace(*args, **kwargs).nodes
+
+
 def parameters(example: Example, seed: int) -> dict[str, Tensor]:
     """One draw of the parameters from their prior."""
     pyro.set_rng_seed(seed)
-    trace = poutine.trace(example.model).get_trace(example.data, *example.args, **example.kwargs)
+    sites = sites_of(example.model, example.data, *example.args, **example.kwargs)
     return {
         name: site["value"]
-        for name, site in trace.nodes.items()
+        for name, site in sites.items()
         if site["type"] == "sample"
         and not site["is_observed"]
         and type(site["fn"]).__name__ != "_Subsample"
@@ -49,13 +54,14 @@ def test_sites(name: str) -> None:
     call = (example.data, *example.args)
     trace = poutine.trace(example.model).get_trace(*call, **example.kwargs)
     assert torch.as_tensor(trace.log_prob_sum()).isfinite()
-    assert {*example.latents, *example.powers} <= set(trace.nodes)
+    sites: Any = trace.nodes
+    assert {*example.latents, *example.powers} <= set(sites)
     for latent in example.latents:
-        assert trace.nodes[latent]["infer"]["integrate"] == "gaussian"
-    drawn = poutine.trace(poutine.uncondition(example.model)).get_trace(*call, **example.kwargs)
-    for site, node in trace.nodes.items():
+        assert sites[latent]["infer"]["integrate"] == "gaussian"
+    drawn = sites_of(poutine.uncondition(example.model), *call, **example.kwargs)
+    for site, node in sites.items():
         if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample":
-            assert drawn.nodes[site]["value"].shape == node["value"].shape
+            assert drawn[site]["value"].shape == node["value"].shape
             floating = node["value"].is_floating_point()
             assert not floating or node["value"].dtype == example.data.dtype
 
@@ -65,8 +71,7 @@ def test_single_precision(name: str) -> None:
     example = EXAMPLES[name]
     args = [_single(each) for each in example.args]
     kwargs = {key: _single(value) for key, value in example.kwargs.items()}
-    trace = poutine.trace(example.model).get_trace(example.data.float(), *args, **kwargs)
-    for site in trace.nodes.values():
+    for site in sites_of(example.model, example.data.float(), *args, **kwargs).values():
         if site["type"] == "sample" and site["value"].is_floating_point():
             assert site["value"].dtype == torch.float32
 
@@ -110,7 +115,7 @@ def test_fifty_steps_of_pyros_own_inference(name: str) -> None:
     elbo: Any = TraceEnum_ELBO(max_plate_nesting=1) if example.discrete else Trace_ELBO()
     for guide in (AutoNormal(exposed, init_scale=0.01), AutoDelta(exposed)):
         pyro.clear_param_store()
-        svi = SVI(model, guide, Adam({"lr": 0.01}), elbo)
+        svi = SVI(model, guide, PyroOptim(torch.optim.Adam, {"lr": 0.01}), elbo)
         losses = [svi.step(example.data, *example.args, **example.kwargs) for _ in range(50)]
         assert torch.tensor(losses).isfinite().all()
         assert sum(losses[-10:]) < sum(losses[:10])

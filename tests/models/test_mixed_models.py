@@ -19,11 +19,15 @@ def real(value: Any) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64)
 
 
+def sites_of(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """The sites of one run."""
+    return poutine.trace(model).get_trace(*args, **kwargs).nodes
+
+
 def shapes(model: Any, *args: Any, **kwargs: Any) -> dict[str, tuple[int, ...]]:
-    trace = poutine.trace(model).get_trace(*args, **kwargs)
     return {
         name: tuple(site["value"].shape)
-        for name, site in trace.nodes.items()
+        for name, site in sites_of(model, *args, **kwargs).items()
         if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
     }
 
@@ -66,7 +70,7 @@ def test_intercepts_are_as_asked_for() -> None:
 def test_correlated_slopes_are_a_marginal_normal() -> None:
     D, beta = real([[2.0, -0.3], [-0.3, 0.5]]), real([9.0, 1.5])
     params = {"coefficients": beta, "variance": real(0.8), "group_precision": torch.linalg.inv(D)}
-    kwargs = {"groups": GROUP, "design": DESIGN}
+    kwargs: dict[str, Any] = {"groups": GROUP, "design": DESIGN}
     found = dense(linear_mixed_model, ["group_effects"], params, Y, DAY, **kwargs)
     same = incidence(GROUP, 4) @ incidence(GROUP, 4).mT
     covariance = same * (DESIGN @ D @ DESIGN.mT) + 0.8 * torch.eye(24).double()
@@ -77,7 +81,11 @@ def test_correlated_slopes_are_a_marginal_normal() -> None:
 def test_crossed_effects_are_a_marginal_normal() -> None:
     variances = {"a_variance": real(2.0), "b_variances": real([0.7, 0.2])}
     params = {"coefficients": real([9.0]), "variance": real(0.8), **variances}
-    kwargs = {"groups": {"a": GROUP, "b": ITEM}, "design": {"b": DESIGN}, "correlated": False}
+    kwargs: dict[str, Any] = {
+        "groups": {"a": GROUP, "b": ITEM},
+        "design": {"b": DESIGN},
+        "correlated": False,
+    }
     found = dense(linear_mixed_model, ["a_effects", "b_effects"], params, Y, **kwargs)
     a, b = incidence(GROUP, 4), incidence(ITEM, 3)
     covariance = 2.0 * a @ a.mT + 0.8 * torch.eye(24).double()
@@ -98,9 +106,9 @@ def test_gaps_are_rows_left_out() -> None:
         found = dense(
             linear_mixed_model, ["group_effects"], params_of(), y, day, groups=group
         ).log_evidence
-        trace = poutine.trace(linear_mixed_model).get_trace(y, day, groups=group)
-        scale = trace.nodes["coefficients"]["fn"].covariance_matrix
-        both.append((float(found), scale, trace.nodes["variance"]["fn"].base_dist.rate))
+        sites = sites_of(linear_mixed_model, y, day, groups=group)
+        scale = sites["coefficients"]["fn"].covariance_matrix
+        both.append((float(found), scale, sites["variance"]["fn"].base_dist.rate))
     assert both[0][0] == pytest.approx(both[1][0], rel=1e-12)
     torch.testing.assert_close(both[0][1:], both[1][1:])
 
@@ -117,22 +125,22 @@ def test_frequencies_are_rows_repeated() -> None:
     )
     assert float(one.log_evidence) == pytest.approx(float(two.log_evidence), rel=1e-12)
     torch.testing.assert_close(one.mean("group_effects"), two.mean("group_effects"))
-    weighed = poutine.trace(linear_mixed_model).get_trace(Y, DAY, groups=GROUP, frequency=frequency)
-    written = poutine.trace(linear_mixed_model).get_trace(Y[rows], DAY[rows], groups=GROUP[rows])
+    weighed = sites_of(linear_mixed_model, Y, DAY, groups=GROUP, frequency=frequency)
+    written = sites_of(linear_mixed_model, Y[rows], DAY[rows], groups=GROUP[rows])
     for site in ("coefficients", "variance", "group_variance"):
-        value = written.nodes[site]["value"]
-        expected = written.nodes[site]["fn"].log_prob(value)
-        torch.testing.assert_close(weighed.nodes[site]["fn"].log_prob(value), expected)
+        value = written[site]["value"]
+        expected = written[site]["fn"].log_prob(value)
+        torch.testing.assert_close(weighed[site]["fn"].log_prob(value), expected)
 
 
 def test_columns_of_the_design_may_be_mixed() -> None:
     """The default prior of correlated effects follows any change of the design's columns."""
     change = real([[1.0, 3.0], [0.0, 2.0**-8]])
     one, two = (
-        poutine.trace(linear_mixed_model).get_trace(Y, DAY, groups=GROUP, design=design)
+        sites_of(linear_mixed_model, Y, DAY, groups=GROUP, design=design)
         for design in (DESIGN, DESIGN @ change)
     )
-    scale = [trace.nodes["group_precision"]["fn"].precision_matrix for trace in (one, two)]
+    scale = [sites["group_precision"]["fn"].precision_matrix for sites in (one, two)]
     inverse = torch.linalg.inv(change)
     torch.testing.assert_close(scale[1], inverse @ scale[0] @ inverse.mT)
 
@@ -198,7 +206,7 @@ def test_breeding_values_are_a_marginal_normal(coordinates: str) -> None:
         "additive_variance": real(1.7),
     }
     latent = "breeding_values" if coordinates == "centred" else "standard_values"
-    kwargs = {"relationship": KIN, "animal": ANIMAL, "coordinates": coordinates}
+    kwargs: dict[str, Any] = {"relationship": KIN, "animal": ANIMAL, "coordinates": coordinates}
     found = dense(animal_model, [latent], params, Y, DAY, **kwargs)
     Z = incidence(ANIMAL, 6)
     covariance = 1.7 * Z @ KIN @ Z.mT + 0.8 * torch.eye(24).double()

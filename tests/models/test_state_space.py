@@ -105,8 +105,8 @@ def test_the_site_is_a_chain_that_can_be_opened() -> None:
 
 def test_a_straight_line_has_a_proper_prior() -> None:
     line = torch.arange(8.0)
-    trace = poutine.trace(local_linear_trend).get_trace(line)
-    assert float(trace.nodes["level_variance"]["fn"].base_dist.rate) > 0
+    sites: Any = poutine.trace(local_linear_trend).get_trace(line).nodes
+    assert float(sites["level_variance"]["fn"].base_dist.rate) > 0
 
 
 ERRORS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
