@@ -1,5 +1,6 @@
 """Published mixed models and state space models: the likelihood by the oracle, the fit by EM."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from ember.inference import EM
@@ -84,6 +86,46 @@ def test_the_oracle_has_the_published_likelihood(
         problem.model, problem.latents, problem.params, *problem.args, **problem.kwargs
     ).log_evidence
     assert float(found) == pytest.approx(case["expected"]["loglik"], abs=1e-10)  # printed digits
+
+
+def marginal(problem: Problem) -> float:
+    """The log density of all responses of a mixed model as one normal."""
+    y, params, groups = problem.args[0], problem.params, problem.kwargs["groups"]
+    ones = torch.ones_like(y)
+    X = torch.stack([ones, *problem.args[1:]], -1)
+    Z = problem.kwargs.get("design", ones.unsqueeze(-1))
+    if "group_precision" in params:
+        D = torch.linalg.inv(params["group_precision"])
+    else:
+        variances = [params[site] for site in params if site.startswith("group_variance")]
+        D = torch.diag(variances[0].reshape(-1))
+    same = groups.unsqueeze(-1) == groups
+    covariance = same * (Z @ D @ Z.mT) + params["variance"] * torch.eye(len(y))
+    return float(multivariate_normal(X @ params["coefficients"], covariance).logpdf(y))
+
+
+def kalman(problem: Problem) -> float:
+    """The log likelihood of a local level by its one-step prediction errors."""
+    r, q = (float(problem.params[site]) for site in ("variance", "level_variance"))
+    mean, spread = FIRST_STATE["initial_mean"], FIRST_STATE["initial_deviation"] ** 2
+    total = 0.0
+    for value in problem.args[0].tolist():
+        error, size = value - mean, spread + r
+        total -= 0.5 * (math.log(2.0 * math.pi * size) + error**2 / size)
+        mean, spread = mean + spread / size * error, spread * r / size + q
+    return total
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_oracle_is_a_marginal_normal_and_a_filter(
+    name: str, reference_data: Load, reference_cases: Cases
+) -> None:
+    problem = problem_of(reference_cases[name], reference_data)
+    by_hand = kalman(problem) if problem.model is local_level else marginal(problem)
+    found = dense(
+        problem.model, problem.latents, problem.params, *problem.args, **problem.kwargs
+    ).log_evidence
+    assert float(found) == pytest.approx(by_hand, rel=1e-11)
 
 
 @pytest.mark.parametrize("name", NAMES)
