@@ -10,7 +10,6 @@ coefficients (F)   variance    additive_variance    relationship A (n, n), known
 
 from collections.abc import Sequence
 
-import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from ember.models.parts.emissions import select
 from ember.models.parts.gaussian_latents import (
     Line,
     coefficients_of_line,
-    integrated,
+    gaussian_latent,
     variance_site,
 )
 from ember.models.parts.missing import observe
@@ -59,7 +58,7 @@ def animal_model(
 
     With `coordinates="non-centred"` the latent site is `standard_values` (n,), independent standard
     normals, and the breeding values are `sqrt(additive_variance) L @ standard_values` with
-    :math:`L L' = A`: the same model for other inferences, which mix better in it where data are few.
+    :math:`L L' = A`: the same model, in which sampling mixes better where records are few.
 
     =================== ===================== ====================================================
     key of `prior`      shape it broadcasts   default
@@ -143,10 +142,9 @@ def _breeding_values(additive: Tensor, relationship: Tensor, centred: bool) -> T
     if centred:
         covariance = additive[..., None, None] * relationship
         fn = dist.MultivariateNormal(zeros, covariance_matrix=covariance)
-        values: Tensor = pyro.sample("breeding_values", fn, infer=integrated())
-        return _as_batch(values)
+        return _as_batch(gaussian_latent("breeding_values", fn))
     standard = dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
-    z: Tensor = pyro.sample("standard_values", standard, infer=integrated())
+    z = gaussian_latent("standard_values", standard)
     factor = torch.linalg.cholesky(relationship)
     return _as_batch(additive.sqrt().unsqueeze(-1) * torch.einsum("ij,...j->...i", factor, z))
 

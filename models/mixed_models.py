@@ -118,7 +118,7 @@ def linear_mixed_model(
     y = check_response(y, "gaussian", gaps=True)
     fixed = design_matrix(X, y, intercept)
     factors = grouping_factors(groups, design, y)
-    keys = [key for factor in factors for key in factor.keys()]
+    keys = [key for factor in factors for key in factor.hyperparameters]
     hyper = Hyperparameters(prior, ("mean", "deviation", "df", "scale", *keys), y)
     line = Line.of(y, fixed, frequency)
 

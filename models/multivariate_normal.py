@@ -1,8 +1,8 @@
 """One multivariate normal, whose rows may have gaps.
 
-precision (D, D) ---> locs (D)
-     |                  |
-     +-----> x (N, D) <-+       (plate "data")
+precisions (D, D) ---> locs (D)
+      |                  |
+      +-----> x (N, D) <-+       (plate "data")
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ def multivariate_normal(
 ) -> None:
     r"""Rows drawn from one multivariate normal, entries missing at random.
 
-    Equations, with :math:`\Lambda` the site `precision`::
+    Equations, with :math:`\Lambda` the site `precisions`::
 
-        precision ~ Wishart(df, inverse(scale))                 E[precision] = df inverse(scale)
-        locs      ~ Normal(mean, inverse(kappa precision))
-        x_n       ~ Normal(locs, inverse(precision))
+        precisions ~ Wishart(df, inverse(scale))                E[precisions] = df inverse(scale)
+        locs       ~ Normal(mean, inverse(kappa precisions))
+        x_n        ~ Normal(locs, inverse(precisions))
 
     NaN stands for an entry that is missing at random. The likelihood of a row is that of its
     observed entries: means, covariances and regressions of the columns on each other are estimated
@@ -72,9 +72,9 @@ def multivariate_normal(
         >>> from pyro import poutine
         >>> x = torch.tensor([[0.0, 1.0], [0.3, torch.nan], [5.0, 4.0], [torch.nan, 4.1]])
         >>> trace = poutine.trace(multivariate_normal).get_trace(x)
-        >>> for name in ("precision", "locs", "x"):
+        >>> for name in ("precisions", "locs", "x"):
         ...     print(name, tuple(trace.nodes[name]["value"].shape))
-        precision (2, 2)
+        precisions (2, 2)
         locs (2,)
         x (4, 2)
     """
@@ -89,8 +89,8 @@ def multivariate_normal(
     mean = hyper.real("mean", (dim,), lambda: weighted_mean(x, counts))
     kappa = hyper.above("kappa", (), 0.01)
 
-    precision = pyro.sample("precision", Wishart(df, precision_matrix=scale))
-    locs = pyro.sample("locs", dist.MultivariateNormal(mean, precision_matrix=kappa * precision))
+    precisions = pyro.sample("precisions", Wishart(df, precision_matrix=scale))
+    locs = pyro.sample("locs", dist.MultivariateNormal(mean, precision_matrix=kappa * precisions))
     with data_plate(len(x), None if frequency is None else counts):
-        rows = normal_rows(x)(locs, precision_matrix=precision)
+        rows = normal_rows(x)(locs, precision_matrix=precisions)
         observe("x", rows, x, shown_entries(x))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ember.models.parts.checks import check_enough, check_floats, check_size, check_tensor
 from ember.models.parts.design import WEAK, called
 from ember.models.parts.factors import FACTOR_KEYS, Columns, loadings_site, locs_site, noise_site
-from ember.models.parts.gaussian_latents import integrated, variance_site
+from ember.models.parts.gaussian_latents import gaussian_latent, variance_site
 from ember.models.parts.missing import observe, shown_entries
 from ember.models.parts.priors import Hyperparameters, Prior, default_variance
 
@@ -81,7 +81,7 @@ def local_level(y: Tensor, *, prior: Prior | None = None) -> None:
     location = hyper.real("initial_mean", (), lambda: y.nanmean())
     spread = hyper.above("initial_deviation", (), lambda: WEAK * deviation)
     for t in pyro.markov(range(len(y))):
-        level = pyro.sample(f"level_{t}", dist.Normal(location, spread), infer=integrated())
+        level = gaussian_latent(f"level_{t}", dist.Normal(location, spread))
         observe(f"y_{t}", dist.Normal(level, noise), y[t], None if shown is None else shown[t])
         location, spread = level, step
 
@@ -146,8 +146,8 @@ def local_linear_trend(y: Tensor, *, prior: Prior | None = None) -> None:
     direction = hyper.real("initial_slope_mean", (), 0.0)
     bend = hyper.above("initial_slope_deviation", (), lambda: WEAK * deviation)
     for t in pyro.markov(range(len(y))):
-        level = pyro.sample(f"level_{t}", dist.Normal(location, spread), infer=integrated())
-        slope = pyro.sample(f"slope_{t}", dist.Normal(direction, bend), infer=integrated())
+        level = gaussian_latent(f"level_{t}", dist.Normal(location, spread))
+        slope = gaussian_latent(f"slope_{t}", dist.Normal(direction, bend))
         observe(f"y_{t}", dist.Normal(level, noise), y[t], None if shown is None else shown[t])
         location, spread = level + slope, step
         direction, bend = slope, turn
@@ -232,7 +232,7 @@ def linear_gaussian_state_space(y: Tensor, states: int, *, prior: Prior | None =
         transition.mT.unsqueeze(-3),  # Pyro multiplies rows from the right
         standard,
         loadings.mT.unsqueeze(-3),
-        dist.Normal(locs, uniquenesses.sqrt()).to_event(1).expand([*locs.shape[:-1], 1]),
+        dist.Normal(locs.unsqueeze(-2), uniquenesses.sqrt().unsqueeze(-2)).to_event(1),
         duration=len(y),
     )
     pyro.sample("y", path, obs=y)

@@ -16,7 +16,7 @@ from ember.models.parts.checks import (
     row_frequency,
 )
 from ember.models.parts.design import WEAK
-from ember.models.parts.gaussian_latents import DF, integrated
+from ember.models.parts.gaussian_latents import DF, gaussian_latent
 from ember.models.parts.priors import Hyperparameters, default_variance, weighted_mean
 
 __all__ = [
@@ -99,7 +99,4 @@ def noise_site(name: str, scale: Tensor, hyper: Hyperparameters, event_dim: int)
 def factors_site(factors: int, like: Tensor) -> Tensor:
     """Declare the latent `factors` (N, q) of the rows of a plate, independent standard normals."""
     zeros = like.new_zeros(factors)
-    found: Tensor = pyro.sample(
-        "factors", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1), infer=integrated()
-    )
-    return found
+    return gaussian_latent("factors", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))

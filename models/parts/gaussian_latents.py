@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ember.models.parts.checks import check_enough, row_frequency
@@ -14,14 +16,16 @@ from ember.models.parts.missing import shown_entries
 from ember.models.parts.orthonormal_design import orthonormal
 from ember.models.parts.priors import Hyperparameters
 
-__all__ = ["Line", "coefficients_of_line", "integrated", "variance_site"]
+__all__ = ["Line", "coefficients_of_line", "gaussian_latent", "variance_site"]
 
 DF = 3.0  # an inverse gamma of mode scale / 5 and mean scale
 
 
-def integrated() -> dict[str, str]:
-    """What a latent site says to be integrated exactly; other inferences do not read it."""
-    return {"integrate": "gaussian"}
+def gaussian_latent(name: str, fn: TorchDistribution) -> Tensor:
+    """Declare a latent that asks to be integrated exactly; other inferences sample it."""
+    how: Any = {"integrate": "gaussian"}
+    value: Tensor = pyro.sample(name, fn, infer=how)
+    return value
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Line:
 def coefficients_of_line(line: Line, hyper: Hyperparameters) -> Tensor:
     """Declare `coefficients` (F,): weak about a level line, whatever the units of its columns."""
     width = line.design.shape[1:]
+    fn: TorchDistribution
     if hyper.given.get("deviation") is not None:
         mean = hyper.real("mean", width, 0.0)
         fn = dist.Normal(mean, hyper.above("deviation", width, 1.0)).to_event(1)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ember.models.parts.checks import check_codes, check_finite, check_tensor
 from ember.models.parts.design import called
 from ember.models.parts.emissions import Wishart, select
-from ember.models.parts.gaussian_latents import Line, integrated, variance_site
+from ember.models.parts.gaussian_latents import Line, gaussian_latent, variance_site
 from ember.models.parts.orthonormal_design import orthonormal
 from ember.models.parts.priors import Hyperparameters
 
@@ -37,14 +38,17 @@ class Grouping:
     levels: int
     design: Tensor | None
 
-    def keys(self) -> tuple[str, str]:
-        """Its hyperparameters."""
+    @property
+    def hyperparameters(self) -> tuple[str, str]:
+        """The keys of its hyperparameters."""
         return f"{self.name}_df", f"{self.name}_scale"
 
     def effects(self, line: Line, correlated: bool, hyper: Hyperparameters) -> Tensor:
         """Declare the effects of all levels, and return what they add to each row (N,)."""
         if self.design is None:
-            variance = variance_site(f"{self.name}_variance", hyper, self.keys(), line.left())
+            variance = variance_site(
+                f"{self.name}_variance", hyper, self.hyperparameters, line.left()
+            )
             prior = dist.Normal(torch.zeros_like(variance), variance.sqrt())
             return select(self._levels(prior), self.codes, 0)
         if correlated:
@@ -54,19 +58,18 @@ class Grouping:
             )
         else:
             scale = line.left() / _spread(line.kept(self.design), line.frequency)
-            variances = variance_site(f"{self.name}_variances", hyper, self.keys(), scale)
+            variances = variance_site(f"{self.name}_variances", hyper, self.hyperparameters, scale)
             prior = dist.Normal(torch.zeros_like(variances), variances.sqrt()).to_event(1)
         return (self.design * select(self._levels(prior), self.codes, 1)).sum(-1)
 
-    def _levels(self, prior: dist.TorchDistribution) -> Tensor:
+    def _levels(self, prior: TorchDistribution) -> Tensor:
         with pyro.plate(f"{self.name}_levels", self.levels):
-            effects: Tensor = pyro.sample(f"{self.name}_effects", prior, infer=integrated())
-        return effects
+            return gaussian_latent(f"{self.name}_effects", prior)
 
     def _precision(self, design: Tensor, line: Line, hyper: Hyperparameters) -> Tensor:
         """A Wishart whose scale follows the columns of the design under any change of them."""
         width = design.shape[1]
-        df_key, scale_key = self.keys()
+        df_key, scale_key = self.hyperparameters
 
         def usual() -> Tensor:
             factor = orthonormal(line.kept(design), line.frequency).factor().to(design)

@@ -64,6 +64,7 @@ CASES: list[Case] = [
     ("gaussian_mixture", _points(0), {"components": 2, "covariance": "tied"}),
     ("gaussian_mixture", _points(0), {"components": 2, "covariance": "diag"}),
     ("gaussian_mixture", _points(0), {"components": 2, "covariance": "spherical"}),
+    ("multivariate_normal", _points(0).masked_fill(_points(10).abs() > 4.5, torch.nan), {}),
     ("poisson_mixture", _counts(1), {"components": 2}),
     ("bernoulli_mixture", _codes(2, (40, 5), 2).double(), {"components": 2}),
     ("categorical_mixture", _codes(4, (40, 4), 3), {"components": 2, "levels": 3}),
@@ -123,6 +124,28 @@ NUMERICAL: list[Case] = [
     ("regression_mixture", _response("logistic"), {**X, "family": "logistic"}),
     ("mixture_of_experts", _response("gaussian"), X),
     ("mixture_of_experts", _response("gaussian"), {**X, "components": 3, "scale": "tied"}),
+]
+
+GROUPS = {"groups": torch.arange(60) % 7}
+SLOPES = {**GROUPS, "X": _covariates(), "design": _covariates()}
+RELATED = torch.full((60, 60), 0.1, dtype=torch.float64) + 0.9 * torch.eye(60, dtype=torch.float64)
+
+# Models with Gaussian latents, which are integrated, but not by a sum over their values.
+INTEGRATED: list[Case] = [
+    ("linear_mixed_model", _response("gaussian"), {**GROUPS, "X": _covariates()}),
+    ("linear_mixed_model", _response("gaussian"), SLOPES),
+    ("linear_mixed_model", _response("gaussian"), {**SLOPES, "correlated": False}),
+    ("animal_model", _response("gaussian"), {"relationship": RELATED, "X": _covariates()}),
+    ("factor_analysis", torch.cat([_points(0), _covariates()], 1), {"factors": 1}),
+    ("probabilistic_pca", torch.cat([_points(0), _covariates()], 1), {"factors": 2}),
+    (
+        "mixture_of_factor_analysers",
+        torch.cat([_points(0), _covariates()], 1),
+        {"components": 2, "factors": 1},
+    ),
+    ("local_level", _points(5, 20)[:, 0].cumsum(0), {}),
+    ("local_linear_trend", _points(5, 20)[:, 0].cumsum(0), {}),
+    ("linear_gaussian_state_space", _points(5, 20).cumsum(0), {"states": 1}),
 ]
 
 

@@ -81,7 +81,7 @@ class Dense:
 
     def mean(self, name: str) -> Tensor:
         """The posterior mean of a latent, in its own shape."""
-        return self.flat_mean[self._place(name)].reshape(*self._batch(name), *self._event(name))
+        return self.flat_mean[self._place(name)].reshape((*self._batch(name), *self._event(name)))
 
     def covariance(self, name: str) -> Tensor:
         """The posterior covariance of each event, ``(*batch, D, D)``; (*batch, 1, 1) of numbers."""
@@ -90,13 +90,13 @@ class Dense:
         count = block.shape[0] // size
         blocks = block.reshape(count, size, count, size)
         index = torch.arange(count)
-        return blocks[index, :, index].reshape(*self._batch(name), size, size)
+        return blocks[index, :, index].reshape((*self._batch(name), size, size))
 
     def variance(self, name: str) -> Tensor:
         """The posterior variance of each entry, in the latent's own shape."""
         place = self._place(name)
         variances = self.flat_covariance[place, place].diagonal()
-        return variances.reshape(*self._batch(name), *self._event(name))
+        return variances.reshape((*self._batch(name), *self._event(name)))
 
     def cross_covariance(self, one: str, other: str) -> Tensor:
         """The posterior covariance of all entries of two latents, flat."""
@@ -181,6 +181,8 @@ def dense(
         found.append(_complete_square(model, params, shapes, choice, check, *args, **kwargs))
         values.append(choice)
     log_joint, means, covariances = (torch.stack(each) for each in zip(*found, strict=True))
+    if not any(value.requires_grad for value in params.values()):
+        log_joint, means, covariances = log_joint.detach(), means.detach(), covariances.detach()
     discrete = {name: torch.stack([value[name] for value in values]) for name in known}
     return Dense(shapes, log_joint, means, covariances, discrete, known)
 
@@ -207,19 +209,25 @@ def maximum(
         vector = torch.tensor(flat, dtype=torch.float64, requires_grad=True)
         try:
             total = -value(vector)
-        except (NotGaussian, ValueError, torch.linalg.LinAlgError):
+        except (NotGaussian, ValueError, RuntimeError):
             return math.inf, np.zeros_like(flat)  # a step too far: the search comes back
         (gradient,) = torch.autograd.grad(total, vector)
         return float(total.detach()), gradient.numpy()
 
     best = free.flatten(start).detach().numpy()
-    for method, options in (("L-BFGS-B", {"ftol": 0.0, "gtol": 1e-7}), ("BFGS", {"gtol": 1e-8})):
+    searches: list[tuple[Any, dict[str, float]]] = [
+        ("L-BFGS-B", {"ftol": 0.0, "gtol": 1e-7}),
+        ("BFGS", {"gtol": 1e-8}),
+    ]
+    value_reached = math.inf
+    for method, options in searches:
+        settings: Any = {**options, "maxiter": 3000}
         found = scipy.optimize.minimize(
-            value_and_gradient, best, jac=True, method=method, options={**options, "maxiter": 3000}
+            value_and_gradient, best, jac=True, method=method, options=settings
         )
-        best = found.x
+        best, value_reached = found.x, float(found.fun)
     params = free.unflatten(torch.from_numpy(np.asarray(best)))
-    return {name: each.detach() for name, each in params.items()}, -float(found.fun)
+    return {name: each.detach() for name, each in params.items()}, -value_reached
 
 
 def free_objective(
@@ -269,6 +277,8 @@ def _complete_square(
 
     size = sum(batch.numel() * event.numel() for batch, event in shapes.values())
     origin = torch.zeros(size, dtype=torch.float64)
+    if size == 0:
+        return log_joint(origin), origin, origin.new_zeros(0, 0)
     precision = -_hessian(log_joint, origin)
     if check:
         moved = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -309,13 +319,11 @@ def _hessian(function: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
     return 0.5 * (hessian + hessian.mT)
 
 
-def _unflatten(
-    z: Tensor, shapes: Mapping[str, tuple[torch.Size, torch.Size]]
-) -> dict[str, Tensor]:
+def _unflatten(z: Tensor, shapes: Mapping[str, tuple[torch.Size, torch.Size]]) -> dict[str, Tensor]:
     values, start = {}, 0
     for name, (batch, event) in shapes.items():
         size = batch.numel() * event.numel()
-        values[name] = z[start : start + size].reshape(*batch, *event)
+        values[name] = z[start : start + size].reshape((*batch, *event))
         start += size
     return values
 

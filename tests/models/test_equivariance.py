@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from tests.inference.catalogue import CASES, MODELS, NUMERICAL, Case, case_id, model_of
+from tests.inference.catalogue import CASES, INTEGRATED, MODELS, NUMERICAL, Case, case_id, model_of
 
 EXACT = 2.0**20  # a shift by which sums of the data are rounded by 1e-10 at most
 MOVES = [(1.0, EXACT), (1.0, -5e4), (2.0**-27, 0.0), (2.0**40, 3.0)]
@@ -27,13 +27,15 @@ POSITIVE = {
     )
 }  # fmt: skip
 CONTINUOUS = (
-    "gaussian_mixture", "hidden_markov_gaussian", "hidden_markov_gaussian_mixture",
+    "gaussian_mixture", "multivariate_normal", "hidden_markov_gaussian",
+    "hidden_markov_gaussian_mixture",
     "latent_profile", "regression_mixture", "mixture_of_experts", "hidden_markov_regression",
 )  # fmt: skip
+ELSEWHERE = {case[0] for case in INTEGRATED}  # test_gaussian_latents.py
 
 
 def test_no_model_is_forgotten() -> None:
-    assert {*POSITIVE, *CONTINUOUS} == {*MODELS}
+    assert {*POSITIVE, *CONTINUOUS, *ELSEWHERE} == {*MODELS}
 
 
 def is_gaussian(case: Case) -> bool:

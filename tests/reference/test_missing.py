@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference import EM
-from ember.models import gaussian_mixture
+from ember.models import gaussian_mixture, multivariate_normal
 
 Cases = dict[str, dict[str, Any]]
 Load = Callable[[str], pd.DataFrame]
@@ -29,15 +29,18 @@ def normal(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e6], ids=["", "far from the origin"])
-@pytest.mark.parametrize("by_mixture", [False, True], ids=["plain", "mixture of one"])
+@pytest.mark.parametrize("by", ["plain", "model", "mixture of one"])
 @pytest.mark.parametrize("name", ["apple", "missvals", "airquality4"])
 def test_missing_entries(
-    name: str, by_mixture: bool, shift: float, reference_data: Load, reference_cases: Cases
+    name: str, by: str, shift: float, reference_data: Load, reference_cases: Cases
 ) -> None:
     case = reference_cases[f"mvn_missing_{name}"]
     table = reference_data(name)[case["columns"]] + shift
     assert table.isna().to_numpy().any()
-    if by_mixture:
+    if by == "model":
+        fit = EM(multivariate_normal, objective="mle").fit(table)
+        mu, sigma = fit.params["locs"], torch.linalg.inv(fit.params["precisions"])
+    elif by == "mixture of one":
         fit = EM(gaussian_mixture, "mle").fit(table, components=1)
         mu = fit.params["locs"][0]
         sigma = torch.linalg.inv(fit.params["precisions"][0])
