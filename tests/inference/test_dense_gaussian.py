@@ -12,7 +12,9 @@ from torch import Tensor
 
 from tests.inference import brute_force
 from tests.inference.dense_gaussian import NotGaussian, dense, log_evidence, maximum
-from tests.inference.gaussian_models import CASES, GROUP, REFUSED, Y_LINES, X, Y
+from tests.inference.gaussian_groups import GROUP, Y_LINES, X, Y
+from tests.inference.gaussian_models import CASES
+from tests.inference.gaussian_refusals import REFUSED
 
 Array = np.ndarray[Any, Any]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ember.inference import EM, Fit
 from tests.inference.dense_gaussian import dense, maximum
-from tests.inference.gaussian_models import GAUSSIAN, normal, positive, real
+from tests.inference.gaussian_sites import GAUSSIAN, normal, positive, real
 
 T = 10
 LATENTS = tuple(f"s_{t}" for t in range(T + 1))

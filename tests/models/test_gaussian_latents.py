@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro.optim.optim import PyroOptim
 from torch import Tensor
 
-import ember.inference  # noqa: F401  (a bijection onto precision matrices, for guides)
+from ember.inference import EM  # noqa: F401  (brings a bijection onto precision matrices)
 from tests.inference import brute_force
 from tests.inference.dense_gaussian import dense
 from tests.models.gaussian_examples import EXAMPLES, Example
