@@ -22,6 +22,11 @@ from ember.inference.iteration.run import Run
 from ember.inference.plan.plan import Plan
 from ember.inference.queries import criteria, forecasting, imputation, prediction, relabelling
 from ember.inference.queries.deterministic import deterministic_values
+from ember.inference.queries.gaussian.posterior import (
+    gaussian_posterior,
+    lag_covariances,
+    pair_covariances,
+)
 from ember.inference.queries.impossible import warn_if_impossible
 from ember.inference.queries.new_data import argument_names, plan_for
 from ember.inference.reports import naming, summary
@@ -109,8 +114,8 @@ class Fit(Run):
         with sheltered(data=self._data):
             return deterministic_values(self.plan.structure, self.params)
 
-    def posterior(self, name: str, *args: object, **kwargs: object) -> dist.Categorical:
-        """Posterior of a discrete latent site given the data and the estimates.
+    def posterior(self, name: str, *args: object, **kwargs: object) -> Any:
+        """Posterior of a latent site given the data and the estimates.
 
         Args:
             name: The latent site; for a site written step by step, its name without the step
@@ -119,7 +124,10 @@ class Fit(Run):
             **kwargs: Keyword arguments of the model to change.
 
         Returns:
-            A ``Categorical`` with ``probs`` of shape ``(N, K)``; NaN for impossible data.
+            Of a discrete latent a ``Categorical`` with ``probs`` of shape ``(N, K)``; NaN for
+            impossible data. Of a Gaussian latent a ``GaussianPosterior`` with ``mean``,
+            ``variance`` and ``stddev`` in the shape of the latent, ``covariance`` of each event,
+            ``joint()`` for that of all entries and ``distribution``.
 
         Warns:
             RuntimeWarning: If data have probability zero at the estimates.
@@ -129,22 +137,30 @@ class Fit(Run):
         """
         with sheltered(data=(self._data, args)):
             plan = self.plan_for(args, kwargs)
+            gaussian = gaussian_posterior(plan, self.params, name)
+            if gaussian is not None:
+                warn_if_impossible(plan, self.params, gaussian.mean)
+                return gaussian
             probs = prediction.posterior(plan, self.params, name)
             warn_if_impossible(plan, self.params, probs)
             valid = False if probs.isnan().any() else None
             return dist.Categorical(probs=probs, validate_args=valid)
 
-    def posterior_pairs(self, name: str, *args: object, **kwargs: object) -> Tensor:
+    def posterior_pairs(
+        self, name: str | tuple[str, str], *args: object, **kwargs: object
+    ) -> Tensor:
         """Posterior of each two neighbouring states of a chain given the data and the estimates.
 
         Args:
-            name: The latent site.
+            name: The latent site; or two Gaussian latents, for all covariances between them.
             *args: New data, as the model takes it; none for the data of the fit.
             **kwargs: Keyword arguments of the model to change.
 
         Returns:
             ``p(z_t = i, z_(t+1) = j | data)``, shape ``(*plates, T - 1, K, K)``; NaN for
-            impossible data.
+            impossible data. Of a chain of Gaussian latents the covariances of ``z_t`` with
+            ``z_(t+1)``, shape ``(*plates, T - 1, D, D)``, with ``D`` of 1 for numbers. Of two
+            Gaussian latents ``(*shape of one, *shape of the other)``.
 
         Warns:
             RuntimeWarning: If data have probability zero at the estimates.
@@ -154,7 +170,11 @@ class Fit(Run):
         """
         with sheltered(data=(self._data, args)):
             plan = self.plan_for(args, kwargs)
-            pairs = forecasting.posterior_pairs(plan, self.params, name)
+            if isinstance(name, tuple):
+                return pair_covariances(plan, self.params, name)
+            pairs = lag_covariances(plan, self.params, name)
+            if pairs is None:
+                pairs = forecasting.posterior_pairs(plan, self.params, name)
             warn_if_impossible(plan, self.params, pairs)
             return pairs
 
@@ -196,6 +216,10 @@ class Fit(Run):
 
     def predict(self, *args: object, **kwargs: object) -> Any:
         """The most probable joint value of the latent sites (for a chain: the Viterbi path).
+
+        A Gaussian latent gets its posterior mean, discrete latents averaged over; a level of a
+        grouping factor without data its prior mean. For the data that follow from them see
+        ``predictive``.
 
         Args:
             *args: New data, as the model takes it; none for the data of the fit.
@@ -279,6 +303,35 @@ class Fit(Run):
         """
         with sheltered(_fresh(seed), self._data):
             return prediction.sample(self.plan, self.params, n)
+
+    def latent_samples(
+        self, n: int, *args: object, seed: int | None = None, **kwargs: object
+    ) -> dict[str, Tensor]:
+        """Draws ``n`` joint values of all latents from their posterior given data and estimates.
+
+        Args:
+            n: The number of draws.
+            *args: New data, as the model takes it; none for the data of the fit.
+            seed: Makes the draws repeatable; torch's global random state governs them otherwise.
+            **kwargs: Keyword arguments of the model to change.
+
+        Returns:
+            Latent site to ``(n, *shape)``; steps of a sequence lie along one dim.
+
+        Raises:
+            ValueError: If the model has no latent sites.
+
+        Example:
+            >>> from ember.inference import EM
+            >>> from ember.models import local_level
+            >>> fit = EM(local_level).fit(torch.tensor([1.0, 1.4, 0.9, 2.0, 2.2, 2.1]))
+            >>> fit.latent_samples(100, seed=0)["level"].shape
+            torch.Size([100, 6])
+        """
+        check_count("n", n)
+        with sheltered(_fresh(seed), (self._data, args)):
+            plan = self.plan_for(args, kwargs)
+            return prediction.latent_samples(plan, self.params, n)
 
     def posterior_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
         """Draws ``n`` values of the parameters from an SVI fit's guide, site name to ``(n, ...)``.

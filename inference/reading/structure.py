@@ -39,7 +39,11 @@ class SiteSignature(NamedTuple):
 
 @dataclass(frozen=True)
 class Structure:
-    """The roles of a model's sites for one shape of data, and a way to run the model again."""
+    """The roles of a model's sites for one shape of data, and a way to run the model again.
+
+    ``gaussian`` holds the Gaussian latents with the shapes of their values; ``found`` those of them
+    that no mark asks for, with the reason why they are latent.
+    """
 
     model: Model
     arguments: Arguments
@@ -54,6 +58,7 @@ class Structure:
     loops: tuple[Loop, ...] = ()
     partly: Partly = field(default_factory=Partly)
     gaussian: Mapping[str, Size] = field(default_factory=dict)
+    found: Mapping[str, str] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
 
     @property
@@ -96,9 +101,7 @@ class Structure:
 
     def single(self, params: Mapping[str, Tensor], first: int) -> tuple[Trace, dict[str, int]]:
         """Runs the model at ``params`` with one value for each latent site, as numbered."""
-        at = At(
-            params, fix_latents=True, first=first, partly=self.partly, integrated=self.gaussian
-        )
+        at = At(params, fix_latents=True, first=first, partly=self.partly, integrated=self.gaussian)
         with validation_enabled(False), at, Promoted():
             return record(self.model, self.arguments), at.chosen
 

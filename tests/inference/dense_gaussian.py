@@ -81,7 +81,7 @@ class Dense:
 
     def mean(self, name: str) -> Tensor:
         """The posterior mean of a latent, in its own shape."""
-        return self.flat_mean[self._place(name)].reshape(*self._batch(name), *self._event(name))
+        return self.flat_mean[self._place(name)].reshape((*self._batch(name), *self._event(name)))
 
     def covariance(self, name: str) -> Tensor:
         """The posterior covariance of each event, ``(*batch, D, D)``; (*batch, 1, 1) of numbers."""
@@ -96,7 +96,7 @@ class Dense:
         """The posterior variance of each entry, in the latent's own shape."""
         place = self._place(name)
         variances = self.flat_covariance[place, place].diagonal()
-        return variances.reshape(*self._batch(name), *self._event(name))
+        return variances.reshape((*self._batch(name), *self._event(name)))
 
     def cross_covariance(self, one: str, other: str) -> Tensor:
         """The posterior covariance of all entries of two latents, flat."""
@@ -315,7 +315,7 @@ def _unflatten(
     values, start = {}, 0
     for name, (batch, event) in shapes.items():
         size = batch.numel() * event.numel()
-        values[name] = z[start : start + size].reshape(*batch, *event)
+        values[name] = z[start : start + size].reshape((*batch, *event))
         start += size
     return values
 
