@@ -27,8 +27,9 @@ from ember.inference.queries.gaussian.posterior import (
     lag_covariances,
     pair_covariances,
 )
+from ember.inference.queries.gaussian.predictive import predictive
 from ember.inference.queries.impossible import warn_if_impossible
-from ember.inference.queries.new_data import argument_names, plan_for
+from ember.inference.queries.new_data import argument_names, plan_beside, plan_for
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
 
@@ -238,6 +239,50 @@ class Fit(Run):
             values = prediction.predict(plan, self.params)
             warn_if_impossible(plan, self.params, values)
             return values
+
+    def predictive(self, *args: object, **kwargs: object) -> Any:
+        r"""The distribution of data that read Gaussian latents: fitted values, and predictions.
+
+        Without arguments it is that of the data of the fit: the mean holds the fitted values. New
+        rows are set *beside* those of the fit, which tell what is known of the latents. So a level
+        of a grouping factor keeps its estimated effect (the BLUP), a new level has its prior, and
+        rows that continue a series are forecasts. The estimates are taken as known, as everywhere.
+
+        .. math:: p(y_{\text{new}} \mid y) = \int p(y_{\text{new}} \mid z) \, p(z \mid y) \, dz
+
+        Args:
+            *args: New rows, as the model takes its data: what has rows continues the rows of the
+                fit. Data that are not known are NaN, or left out: ``predictive(groups=...)``.
+            **kwargs: Keyword arguments of the model, those of rows for the new rows.
+
+        Returns:
+            A ``Normal`` (or ``MultivariateNormal``) with the batch shape of the new rows, beside
+            discrete latents a ``MixtureSameFamily``: ``.mean``, ``.variance``, ``.sample()``. A
+            dict of them by site name if several sites read Gaussian latents.
+
+        Raises:
+            ValueError: If no observed site reads a Gaussian latent, or the arguments have no rows.
+
+        Reference: Robinson (1991), *That BLUP is a good thing: the estimation of random effects*,
+        Statistical Science 6, 15-32.
+
+        Example:
+            >>> from ember.inference import EM
+            >>> from ember.models import linear_mixed_model
+            >>> y = torch.tensor([1.0, 1.2, 0.8, 3.1, 3.0, 2.9, 2.2, 2.0, 1.8])
+            >>> group = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+            >>> fit = EM(linear_mixed_model, objective="mle").fit(y, groups=group)
+            >>> new = fit.predictive(groups=torch.tensor([0, 1, 3]))  # the last group is new
+            >>> [round(value, 3) for value in new.mean.tolist()]
+            [1.018, 2.982, 2.0]
+            >>> [round(value, 3) for value in new.stddev.tolist()]
+            [0.169, 0.169, 0.824]
+        """
+        with sheltered(data=(self._data, args)), torch.no_grad():
+            if not args and not kwargs:
+                return predictive(self.plan, self.params)
+            plan, rows = plan_beside(self.plan, self.params, args, kwargs)
+            return predictive(plan, self.params, rows)
 
     def log_prob(self, *args: object, **kwargs: object) -> Tensor:
         """Log likelihood of each row, ``(N,)``, latents integrated out, weights left aside.

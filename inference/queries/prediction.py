@@ -87,8 +87,9 @@ def latent_samples(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str
             values |= _values(plan, latent, state, torch.zeros((), dtype=torch.bool))
         leading = {name: value.dim() for name, value in values.items()}
         drawn = component_draws(plan, params, states, n)
-        for component, draws in zip(plan.components, drawn, strict=True):
-            values |= _of_component(plan, component, draws, leading)
+        for component in plan.components:
+            entries = drawn[component.factor.name]
+            values |= _of_component(plan, component, entries, leading)
     return stack(values, leading, plan.structure.steps)
 
 

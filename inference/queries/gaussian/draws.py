@@ -21,12 +21,16 @@ def state_draws(plan: Plan, params: Mapping[str, Tensor], draws: int) -> States:
 
 def component_draws(
     plan: Plan, params: Mapping[str, Tensor], states: States, draws: int
-) -> list[Tensor]:
-    """Of every component draws of its entries, ``(draws, n)``: one for each draw of the states."""
-    out = []
+) -> dict[str, Tensor]:
+    """Draws of the entries of every component, ``(draws, n)``: one for each draw of the states.
+
+    They are by the name of the component's factor.
+    """
+    out = {}
     for component in plan.components:
         chosen = joint_states(component, states, draws)
-        out.append(ComponentPosterior.of(plan, params, component).draw(chosen))
+        posterior = ComponentPosterior.of(plan, params, component)
+        out[component.factor.name] = posterior.draw(chosen)
     return out
 
 

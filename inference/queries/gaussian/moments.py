@@ -41,7 +41,9 @@ class ComponentPosterior:
     weights: Tensor
 
     @staticmethod
-    def of(plan: Plan, params: Mapping[str, Tensor], component: GaussianComponent) -> "ComponentPosterior":
+    def of(
+        plan: Plan, params: Mapping[str, Tensor], component: GaussianComponent
+    ) -> "ComponentPosterior":
         """The posterior at ``params``."""
         with torch.no_grad():
             potentials = component.potentials(natural_parameters(plan, values_of(plan, params)))

@@ -100,7 +100,7 @@ class GaussianPosterior:
         entries = self._entries.reshape(-1)
         check_joint(len(entries), f"'{self.name}'")
         found = _all_pairs(self._moments, entries, entries)
-        return found.reshape(*self.mean.shape, *self.mean.shape)
+        return found.reshape((*self.mean.shape, *self.mean.shape))
 
     @functools.cached_property
     def _flat(self) -> Tensor:
@@ -172,9 +172,7 @@ def lag_covariances(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tens
     return found.reshape(*batch, size, size)
 
 
-def pair_covariances(
-    plan: Plan, params: Mapping[str, Tensor], names: tuple[str, str]
-) -> Tensor:
+def pair_covariances(plan: Plan, params: Mapping[str, Tensor], names: tuple[str, str]) -> Tensor:
     """Covariances of all entries of two Gaussian latents, ``(*shape of one, *shape of other)``.
 
     Raises:
@@ -203,7 +201,7 @@ def pair_covariances(
         return torch.zeros((*one.shape, *other.shape))
     moments = ComponentPosterior.of(plan, params, components[0])
     found = _all_pairs(moments, one.reshape(-1), other.reshape(-1))
-    return found.reshape(*one.shape, *other.shape)
+    return found.reshape((*one.shape, *other.shape))
 
 
 def _all_pairs(moments: ComponentPosterior, one: Tensor, other: Tensor) -> Tensor:
