@@ -46,10 +46,10 @@ def drawn(
     fn = locations.fn
     noise = torch.randn(loc.shape, dtype=loc.dtype)
     if isinstance(fn, dist.MultivariateNormal):
-        factor = locations.of_states(locations.by_state(fn.scale_tril, 2), chosen, 2)
+        factor = locations.of_states(locations.argument(fn.scale_tril, 2), chosen, 2)
         values = loc + (factor @ noise.unsqueeze(-1)).squeeze(-1)
     else:
-        values = loc + locations.of_states(locations.by_state(fn.scale, 0), chosen, 0) * noise
+        values = loc + locations.of_states(locations.argument(fn.scale, 0), chosen, 0) * noise
     shape = (draws, *locations.batch[locations.spare :], *fn.event_shape)
     return _completed(plan, name, values.reshape(shape))
 

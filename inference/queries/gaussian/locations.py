@@ -19,7 +19,7 @@ from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.site import Site, Slot
 
-__all__ = ["Locations"]
+__all__ = ["Locations", "by_state"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Locations:
         ]
 
         def arranged(tensor: Tensor, event: int) -> Tensor:
-            return _by_state(tensor, site, component, event)
+            return by_state(tensor, site, component, event)
 
         coefficients, entries = [], []
         for slot in site.slots:
@@ -125,9 +125,9 @@ class Locations:
             total = total + own * append_dims(latents[:, entries], self.event_dim)
         return total
 
-    def by_state(self, argument: Tensor, event: int) -> Tensor:
+    def argument(self, argument: Tensor, event: int) -> Tensor:
         """An argument of the distribution as ``(S or 1, *batch or 1, *event)``."""
-        return _by_state(argument, self._site, self.component, event)
+        return by_state(argument, self._site, self.component, event)
 
 
 def _coefficient(slot: Slot, site: Site, params: Mapping[str, Tensor]) -> Tensor:
@@ -141,7 +141,7 @@ def _coefficient(slot: Slot, site: Site, params: Mapping[str, Tensor]) -> Tensor
     return slot.coefficient * found
 
 
-def _by_state(tensor: Tensor, site: Site, component: GaussianComponent, event: int) -> Tensor:
+def by_state(tensor: Tensor, site: Site, component: GaussianComponent, event: int) -> Tensor:
     """A tensor over a site's batch with its dims of discrete latents in front, as one dim."""
     outer = site.layout.outer
     tensor = prepend_dims(tensor, len(outer) + site.layout.inner + event)

@@ -114,8 +114,8 @@ def _own_covariance(locations: Locations) -> Tensor:
     """The variance about the location, or the covariance matrix of vectors."""
     fn = locations.fn
     if isinstance(fn, dist.MultivariateNormal):
-        return locations.by_state(fn.covariance_matrix, 2)
-    return locations.by_state(fn.scale.square(), 0)
+        return locations.argument(fn.covariance_matrix, 2)
+    return locations.argument(fn.scale.square(), 0)
 
 
 def _location_covariance(posterior: ComponentPosterior, locations: Locations) -> Tensor:
