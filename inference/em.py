@@ -55,11 +55,12 @@ class EM:
         \qquad
         \text{M:}\quad \theta_{t+1} = \arg\max_\theta Q(\theta).
 
-    Discrete latent sites are summed out exactly, and so are Gaussian ones, that is Normal or
-    MultivariateNormal sites marked ``infer={"integrate": "gaussian"}`` of which locations are
-    weighted sums. Other continuous unobserved sites and ``pyro.param`` statements are parameters: with ``objective="map"`` their priors count, as densities in the
-    space in which the model declares them (the same optimum as Pyro's ``AutoDelta``); with
-    ``"mle"`` they are left out. The objective never falls.
+    Discrete latent sites are summed out exactly. Gaussian ones are integrated exactly: ``Normal``
+    and ``MultivariateNormal`` sites marked ``infer={"integrate": "gaussian"}``, which other sites
+    read in weighted sums. Other continuous unobserved sites and ``pyro.param`` statements are
+    parameters: with ``objective="map"`` their priors count, as densities in the space in which the
+    model declares them (the same optimum as Pyro's ``AutoDelta``); with ``"mle"`` they are left
+    out. The objective never falls.
 
     NaN in the data (or a masked entry of an array, or pandas' ``NA``) stands for an entry that is
     missing at random, and drops out of the likelihood: of a multivariate normal row the density is

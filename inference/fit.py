@@ -381,6 +381,8 @@ class Fit(Run):
     def posterior_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
         """Draws ``n`` values of the parameters from an SVI fit's guide, site name to ``(n, ...)``.
 
+        And of the Gaussian latents that the guide covers.
+
         Raises:
             ValueError: If the fit has no guide: EM gives a point.
         """
