@@ -440,6 +440,10 @@ class Fit(Run):
         chains          the data over time in the colours of their states, and the states'
                         posterior probabilities below
         regressions     points and fitted lines, a panel for each covariate
+        random effects  posterior means of the levels in order, with 95 % intervals, and the data
+                        against their expected values
+        factors         the loadings as a table, and the posterior means of the first two factors
+        hidden paths    posterior means over time with 95 % bands, the data beside them
         ==============  ========================================================================
 
         Models of the user's own are drawn in the same way, whatever their sites are called.
