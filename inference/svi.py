@@ -120,7 +120,7 @@ class SVI:
     ) -> None:
         check_svi_options(
             model=model, steps=steps, optim=optim, init=init, learning_rate=learning_rate,
-            particles=particles,
+            particles=particles, integrate=integrate,
         )  # fmt: skip
         check_guide(guide)
         self.model, self.guide, self.steps, self.optim = model, guide, steps, optim

@@ -23,7 +23,7 @@ from ember.models import (
 )
 from tests.inference.dense_gaussian import Dense, dense
 
-GAUSSIAN = {"integrate": "gaussian"}
+GAUSSIAN: Any = {"integrate": "gaussian"}
 NAN = torch.nan
 DRAWS = 4000
 RNG = torch.Generator().manual_seed(3)
@@ -65,7 +65,7 @@ def vectors(y: Tensor) -> None:
 class Case:
     """A model, its data, its Gaussian latents and, if it has one, its discrete latent."""
 
-    model: Callable[..., object]
+    model: Callable[..., None]
     args: tuple[Any, ...]
     latents: tuple[str, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -178,7 +178,8 @@ def test_predictions_are_posterior_means(fitted: tuple[Case, Fit, Dense]) -> Non
 def test_posteriors_of_other_data() -> None:
     case = CASES["intercepts"]
     fit = EM(case.model, "mle", integrate={"group_effects": "gaussian"}).fit(Y, X, groups=GROUP)
-    other, keywords = (Y[:6] + 1.0, X[:6]), {"groups": torch.tensor([0, 1, 0, 1, 2, 2])}
+    other = Y[:6] + 1.0, X[:6]
+    keywords: dict[str, Any] = {"groups": torch.tensor([0, 1, 0, 1, 2, 2])}
     truth = dense(case.model, case.latents, fit.params, *other, **keywords)
     close(fit.posterior("group_effects", *other, **keywords).mean, truth.mean("group_effects"))
     close(fit.log_prob(*other, **keywords), truth.log_evidence)

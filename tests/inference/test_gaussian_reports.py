@@ -1,5 +1,7 @@
 """What is shown of models with Gaussian latents: tables, criteria, pictures, files."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pyro
@@ -21,6 +23,7 @@ from ember.models import (
 )
 from tests.inference.overlaps import overlapping_texts
 
+GAUSSIAN: Any = {"integrate": "gaussian"}
 RNG = torch.Generator().manual_seed(1)
 GROUP = torch.arange(40) % 8
 X = torch.randn(40, generator=RNG, dtype=torch.float64)
@@ -72,14 +75,14 @@ def test_the_plan_says_how_latents_are_integrated() -> None:
 def test_the_plan_names_discrete_latents_beside() -> None:
     table = EM(mixture_of_factor_analysers).explain(ROWS, components=2, factors=1)
     row = table.set_index("site").loc["factors"]
-    assert row["E-step"].endswith("given 'assignment'")
+    assert str(row["E-step"]).endswith("given 'assignment'")
     assert row["M-step"] == "-"  # its prior has no parameters
 
 
 def test_the_plan_shows_a_chain_in_one_row() -> None:
     table = EM(local_level).explain(SERIES).set_index("site")
     assert table.loc["level_1 ... level_19", "role"] == "latent"
-    assert table.loc["y_0 ... y_19", "why"].endswith("'level'; 1 of 20 entries missing")
+    assert str(table.loc["y_0 ... y_19", "why"]).endswith("'level'; 1 of 20 entries missing")
 
 
 # -- criteria --------------------------------------------------------------------------------------
@@ -114,7 +117,7 @@ def test_computed_values_that_follow_a_latent_are_left_out() -> None:
         spread = pyro.param("spread", torch.tensor(1.0), constraint=dist.constraints.positive)
         pyro.deterministic("variance", spread**2)
         with pyro.plate("groups", 8):
-            u = pyro.sample("u", dist.Normal(0.0, spread), infer={"integrate": "gaussian"})
+            u = pyro.sample("u", dist.Normal(0.0, spread), infer=GAUSSIAN)
         pyro.deterministic("largest", u.max())
         with pyro.plate("rows", len(y)):
             pyro.sample("y", dist.Normal(u[GROUP], 1.0), obs=y)
@@ -146,7 +149,7 @@ def test_classification_beside_gaussian_latents_never_falls() -> None:
 
 
 def test_effects_are_drawn_in_order_with_intervals(effects: Fit) -> None:
-    figure = effects.plot()
+    figure: Any = effects.plot()
     assert overlapping_texts(figure) == []
     first, second, fitted = figure.axes
     found = effects.posterior("id_effects")
@@ -166,7 +169,7 @@ def test_effects_are_drawn_in_order_with_intervals(effects: Fit) -> None:
 
 
 def test_loadings_are_drawn_with_the_names_of_columns(factors: Fit) -> None:
-    figure = factors.plot()
+    figure: Any = factors.plot()
     assert overlapping_texts(figure) == []
     table, scores, *_ = (axes for axes in figure.axes if axes.get_label() != "<colorbar>")
     np.testing.assert_allclose(table.images[0].get_array(), factors.params["loadings"])
@@ -176,7 +179,7 @@ def test_loadings_are_drawn_with_the_names_of_columns(factors: Fit) -> None:
 
 
 def test_loadings_of_a_mixture_are_drawn_by_component(mixture: Fit) -> None:
-    figure = mixture.plot()
+    figure: Any = mixture.plot()
     assert overlapping_texts(figure) == []
     tables = [axes for axes in figure.axes if axes.images]
     for k, axes in enumerate(tables):
@@ -189,7 +192,7 @@ def test_loadings_of_a_mixture_are_drawn_by_component(mixture: Fit) -> None:
 
 
 def test_paths_are_drawn_with_bands_and_data(chain: Fit) -> None:
-    figure = chain.plot()
+    figure: Any = chain.plot()
     assert overlapping_texts(figure) == []
     level, slope = figure.axes
     assert (level.get_ylabel(), slope.get_ylabel()) == ("y (points), level", "slope")

@@ -1,5 +1,7 @@
 """SVI on models with Gaussian latents: what its guides cover, and what it says about them."""
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -22,7 +24,7 @@ X = torch.randn(30, generator=RNG, dtype=torch.float64)
 Y = 1.0 + X + 0.7 * GROUP + 0.4 * torch.randn(30, generator=RNG, dtype=torch.float64)
 ROWS = torch.randn(20, 1, generator=RNG).double() @ torch.randn(1, 4, generator=RNG).double()
 ROWS = ROWS + 0.4 * torch.randn(20, 4, generator=RNG).double()
-MODELS = {
+MODELS: dict[str, Any] = {
     "effects": (linear_mixed_model, (Y, X), {"groups": GROUP}),
     "factors": (factor_analysis, (ROWS, 2), {}),
     "mixture": (mixture_of_factor_analysers, (ROWS,), {"components": 2, "factors": 1}),
@@ -41,7 +43,7 @@ def test_the_loss_is_that_of_pyro(name: str) -> None:
             poutine.block(model, expose=sites), init_loc_fn=init_to_value(values=dict(fit.params))
         )
         guide(*arguments.args, **arguments.kwargs)
-        elbo = TraceEnum_ELBO(max_plate_nesting=1) if plan.latent_symbols else Trace_ELBO()
+        elbo: Any = TraceEnum_ELBO(max_plate_nesting=1) if plan.latent_symbols else Trace_ELBO()
         for seed in (1, 2):
             torch.manual_seed(seed)
             wanted = elbo.loss(config_enumerate(model), guide, *arguments.args, **arguments.kwargs)
@@ -137,7 +139,7 @@ def test_guides_must_fit_the_latents() -> None:
 
 
 def test_a_comparison_says_what_its_likelihoods_are() -> None:
-    methods = [
+    methods: list[Any] = [
         EM(linear_mixed_model, seed=0),
         EM(linear_mixed_model, "mle", integrate={"group_effects": "gaussian"}, seed=0),
         SVI(linear_mixed_model, "normal", steps=3, seed=0),
@@ -160,7 +162,8 @@ def _exact(params: dict[str, Tensor]) -> Tensor:
     same = (GROUP[:, None] == GROUP).double()
     covariance = params["group_variance"] * same + params["variance"] * torch.eye(30).double()
     line = design @ params["coefficients"]
-    return torch.distributions.MultivariateNormal(line, covariance).log_prob(Y)
+    found: Tensor = dist.MultivariateNormal(line, covariance).log_prob(Y)
+    return found
 
 
 def test_a_joint_guide_is_drawn_from_whole() -> None:

@@ -10,6 +10,7 @@ with the coefficients and entries of its slots.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import pyro.distributions as dist
 from torch import Tensor
 
 from ember.inference.factors.gaussian.component import GaussianComponent
@@ -19,7 +20,10 @@ from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.site import Site, Slot
 
-__all__ = ["Locations", "by_state"]
+__all__ = ["Locations", "Normal", "by_state"]
+
+
+Normal = dist.Normal | dist.MultivariateNormal
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Locations:
     """
 
     component: GaussianComponent
-    fn: Distribution
+    fn: Normal
     event_dim: int
     batch: tuple[int, ...]
     plates: int
@@ -59,7 +63,7 @@ class Locations:
         """Those of an observed site with slots."""
         site = plan.sites[name]
         assert site.density is not None
-        fn = site.density.distribution(params)
+        fn = _normal(site.density.distribution(params))
         event_dim = len(fn.event_shape)
         states = {symbol for symbol, _ in component.states}
         plates = [
@@ -128,6 +132,12 @@ class Locations:
     def argument(self, argument: Tensor, event: int) -> Tensor:
         """An argument of the distribution as ``(S or 1, *batch or 1, *event)``."""
         return by_state(argument, self._site, self.component, event)
+
+
+def _normal(fn: Distribution) -> Normal:
+    """The distribution of any site that reads Gaussian latents."""
+    assert isinstance(fn, (dist.Normal, dist.MultivariateNormal))
+    return fn
 
 
 def _coefficient(slot: Slot, site: Site, params: Mapping[str, Tensor]) -> Tensor:

@@ -84,11 +84,12 @@ class GaussianPosterior:
         batch = self._batch
         mean = self._moments.means[:, self._entries].movedim(0, len(batch))
         pairs = self._moments.within(*self._pairs).reshape(states, *self.covariance.shape)
-        return dist.MixtureSameFamily(
-            dist.Categorical(probs=weights.T.reshape(*batch, states)),
+        mixture: Distribution = dist.MixtureSameFamily(
+            dist.Categorical(probs=weights.T.reshape(*batch, states), validate_args=False),
             _normal(mean, pairs.movedim(0, len(batch)), self._event_dim),
             validate_args=False,
         )
+        return mixture
 
     def joint(self) -> Tensor:
         """The covariance of all entries with all, ``(*shape, *shape)`` of the latent's shape.
@@ -180,13 +181,13 @@ def pair_covariances(plan: Plan, params: Mapping[str, Tensor], names: tuple[str,
     """
     components = []
     for name in names:
-        found = component_of(plan, name)
-        if found is None:
+        component = component_of(plan, name)
+        if component is None:
             raise ValueError(
                 f"'{name}' is no Gaussian latent of the model; they are "
                 f"{list(plan.structure.gaussian)}."
             )
-        components.append(found)
+        components.append(component)
     one, other = (
         entries_of(plan, component, [name])
         for component, name in zip(components, names, strict=True)

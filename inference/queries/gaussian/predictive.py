@@ -145,11 +145,12 @@ def _distribution(weights: Tensor, mean: Tensor, covariance: Tensor) -> Distribu
     if weights.shape[-1] == 1:
         place = weights.dim() - 1
         return _normal(mean.squeeze(place), covariance.squeeze(place), event)
-    return dist.MixtureSameFamily(
+    mixture: Distribution = dist.MixtureSameFamily(
         dist.Categorical(probs=weights, validate_args=False),
         _normal(mean, covariance, event),
         validate_args=False,
     )
+    return mixture
 
 
 def _normal(mean: Tensor, covariance: Tensor, event: int) -> Distribution:

@@ -9,6 +9,7 @@ Reference: Lawley & Maxwell (1971), *Factor analysis as a statistical method*, B
 
 import itertools
 
+import numpy as np
 import pyro.distributions as dist
 import scipy.sparse
 import torch
@@ -42,6 +43,7 @@ def _idle(plan: Plan, component: GaussianComponent, name: str) -> int:
     ]
     if size < 2 or not readers or not _is_round(latent):
         return 0
+    states = torch.Size([count for _, count in component.states]).numel()
     edges, places = [], itertools.count()
     numbers: dict[tuple[int, ...], int] = {}
     for site in readers:
@@ -50,12 +52,12 @@ def _idle(plan: Plan, component: GaussianComponent, name: str) -> int:
             return 0
         entries, rows, table = found
         number = torch.tensor([numbers.setdefault(row, next(places)) for row in table])
-        edges.append(_edges(entries // size, number[rows]))
+        edges.append(_edges(entries // size, number[rows], states))
     nodes, loadings = torch.cat(edges, -1)
     first = int(nodes.max()) + 1
     graph = scipy.sparse.coo_array(
-        (torch.ones(len(nodes)), (nodes, first + loadings)),
-        shape=[first + int(loadings.max()) + 1] * 2,
+        (np.ones(len(nodes)), (nodes.numpy(), (first + loadings).numpy())),
+        shape=(first + int(loadings.max()) + 1,) * 2,
     )
     _, label = connected_components(graph, directed=False)
     groups = torch.from_numpy(label)[first + loadings.unique()].bincount()
@@ -74,12 +76,13 @@ def _is_round(latent: Site) -> bool:
     if any(slot.column is not None or slot.latent != latent.name for slot in latent.slots):
         return False
     fn = latent.density.base
+    assert isinstance(fn, (dist.Normal, dist.MultivariateNormal))
     if bool((fn.loc != 0.0).any()):
         return False
     if isinstance(fn, dist.MultivariateNormal):
         square = fn.covariance_matrix
         unit = torch.eye(square.shape[-1], dtype=square.dtype)
-        return torch.allclose(square, square[..., :1, :1] * unit, rtol=1e-12, atol=0.0)
+        return bool(torch.allclose(square, square[..., :1, :1] * unit, rtol=1e-12, atol=0.0))
     inner = latent.layout.inner
     scale = fn.scale.reshape((*(1,) * (inner - fn.scale.dim()), *fn.scale.shape))
     first = scale
@@ -116,13 +119,13 @@ def _loadings(
     return read, by_state(location.index, site, component, 0), table
 
 
-def _edges(vectors: Tensor, loadings: Tensor) -> Tensor:
+def _edges(vectors: Tensor, loadings: Tensor, states: int) -> Tensor:
     """Which vector, in which state, is multiplied by which loadings, ``(2, edges)``."""
-    states = max(len(vectors), len(loadings))
     nodes = vectors * states + append_dims(torch.arange(states), vectors.dim() - 1)
     pairs = list(zip(nodes.shape, loadings.shape, strict=True))
     if states == 1 and all(min(pair) == 1 for pair in pairs):  # every vector meets all loadings
         ones = loadings.reshape(-1).unique()
         return torch.stack([nodes.reshape(-1)[:1].expand(len(ones)), ones])
     one, other = torch.broadcast_tensors(nodes, loadings)
-    return torch.stack([one.reshape(-1), other.reshape(-1)]).unique(dim=-1)
+    both: Tensor = torch.stack([one.reshape(-1), other.reshape(-1)]).unique(dim=-1)
+    return both
