@@ -1,5 +1,6 @@
 """Several methods on the same data: one table and one picture."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,6 +15,8 @@ from ember.inference.alignment import align
 from ember.inference.fit import Fit
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.plan.building import build_plan
+from ember.inference.queries.new_data import roles_of
+from ember.inference.reading.sequences import base_name
 from ember.inference.reports.drawing.comparison import draw_fits
 from ember.inference.reports.summary import entry_label, named_labels
 
@@ -54,7 +57,8 @@ class Comparison:
     estimates, for *every* method: also for those that maximise the likelihood and so leave the
     prior aside. For a fit whose guide is a distribution both columns are taken at its median.
     Only so are the rows comparable with each other; ``fits[name].log_posterior`` keeps each
-    method's own objective.
+    method's own objective. Both have all latents integrated out, those too that a guide covers;
+    the bound that an SVI fit climbed is ``fits[name].history``.
     """
 
     fits: dict[str, Fit]
@@ -71,6 +75,7 @@ class Comparison:
     def __str__(self) -> str:
         blocks = [_measures(self.table), _estimates(self.table, *next(iter(self.fits.items())))]
         blocks.append("Log posterior: log likelihood + log prior density, for every method.")
+        blocks += _covered(self.fits)
         notes = [f"{name} failed: {message}" for name, message in self.errors.items()]
         notes += [fit.warning for fit in self.fits.values() if fit.warning]
         return "\n".join([*blocks, *notes])
@@ -138,6 +143,22 @@ def compare(methods: Sequence[Method], *args: object, **kwargs: object) -> Compa
     return Comparison(fits, errors, params, table, _column_names(args, kwargs))
 
 
+def _covered(fits: Mapping[str, Fit]) -> list[str]:
+    """What the likelihoods are where a guide covers latents that others integrate out."""
+    covering = {name: fit.guide.covered for name, fit in fits.items() if fit.guide is not None}
+    latents = dict.fromkeys(latent for covered in covering.values() for latent in covered)
+    if not latents:
+        return []
+    methods = ", ".join(name for name, covered in covering.items() if covered)
+    folded = dict.fromkeys(base_name(n) or n for n in latents) if len(latents) > 3 else latents
+    shown = ", ".join(f"'{latent}'" for latent in folded)
+    text = (
+        "Log likelihood: Gaussian latents integrated out, for every method. The guide of "
+        f"{methods} covers {shown}, so what it climbed is a bound that lies below."
+    )
+    return [textwrap.fill(text, WIDTH)]
+
+
 def _named(methods: object) -> dict[str, Method]:
     """The methods by name; a name that occurs again gets a number."""
     if isinstance(methods, (str, Mapping)) or not isinstance(methods, Sequence):
@@ -185,7 +206,9 @@ def _log_prior(fit: Fit) -> float:
     plan = fit.plan
     if plan.objective != "map":
         structure, misread = plan.structure, plan.opaque.misread
-        plan = build_plan(structure.model, structure.arguments, "map", misread=misread)
+        plan = build_plan(
+            structure.model, structure.arguments, "map", roles_of(plan), misread=misread
+        )
     with torch.no_grad():
         return float(plan.prior.log_prob(fit.params))
 

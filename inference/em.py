@@ -21,6 +21,7 @@ from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.acceleration.schemes import SCHEMES
 from ember.inference.iteration.checks import check_rows
 from ember.inference.iteration.convergence import Monitor, StopReason
+from ember.inference.iteration.discrete_options import check_discrete_options
 from ember.inference.iteration.kept_plan import KeptPlan, ReadingOptions, data_of
 from ember.inference.iteration.loop import Loop
 from ember.inference.iteration.progress import progress_bar
@@ -54,10 +55,12 @@ class EM:
         \qquad
         \text{M:}\quad \theta_{t+1} = \arg\max_\theta Q(\theta).
 
-    Discrete latent sites are summed out exactly. Continuous unobserved sites and ``pyro.param``
-    statements are parameters: with ``objective="map"`` their priors count, as densities in the
-    space in which the model declares them (the same optimum as Pyro's ``AutoDelta``); with
-    ``"mle"`` they are left out. The objective never falls.
+    Discrete latent sites are summed out exactly. Gaussian ones are integrated exactly: ``Normal``
+    and ``MultivariateNormal`` sites marked ``infer={"integrate": "gaussian"}``, which other sites
+    read in weighted sums. Other continuous unobserved sites and ``pyro.param`` statements are
+    parameters: with ``objective="map"`` their priors count, as densities in the space in which the
+    model declares them (the same optimum as Pyro's ``AutoDelta``); with ``"mle"`` they are left
+    out. The objective never falls.
 
     NaN in the data (or a masked entry of an array, or pandas' ``NA``) stands for an entry that is
     missing at random, and drops out of the likelihood: of a multivariate normal row the density is
@@ -262,6 +265,7 @@ class EM:
     def _fit(self, plan: Plan, began: float) -> Run:
         """The best run from all starts under one plan."""
         check_rows(plan)
+        check_discrete_options(plan, self.assignment, self.anneal)
         if self.escape:
             check_mixture(plan)
         close = REACHED * (self.tol or TOLERANCE)

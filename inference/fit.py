@@ -22,8 +22,14 @@ from ember.inference.iteration.run import Run
 from ember.inference.plan.plan import Plan
 from ember.inference.queries import criteria, forecasting, imputation, prediction, relabelling
 from ember.inference.queries.deterministic import deterministic_values
+from ember.inference.queries.gaussian.posterior import (
+    gaussian_posterior,
+    lag_covariances,
+    pair_covariances,
+)
+from ember.inference.queries.gaussian.predictive import predictive
 from ember.inference.queries.impossible import warn_if_impossible
-from ember.inference.queries.new_data import argument_names, plan_for
+from ember.inference.queries.new_data import argument_names, plan_beside, plan_for
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
 
@@ -109,8 +115,8 @@ class Fit(Run):
         with sheltered(data=self._data):
             return deterministic_values(self.plan.structure, self.params)
 
-    def posterior(self, name: str, *args: object, **kwargs: object) -> dist.Categorical:
-        """Posterior of a discrete latent site given the data and the estimates.
+    def posterior(self, name: str, *args: object, **kwargs: object) -> Any:
+        """Posterior of a latent site given the data and the estimates.
 
         Args:
             name: The latent site; for a site written step by step, its name without the step
@@ -119,7 +125,10 @@ class Fit(Run):
             **kwargs: Keyword arguments of the model to change.
 
         Returns:
-            A ``Categorical`` with ``probs`` of shape ``(N, K)``; NaN for impossible data.
+            Of a discrete latent a ``Categorical`` with ``probs`` of shape ``(N, K)``; NaN for
+            impossible data. Of a Gaussian latent a ``GaussianPosterior`` with ``mean``,
+            ``variance`` and ``stddev`` in the shape of the latent, ``covariance`` of each event,
+            ``joint()`` for that of all entries and ``distribution``.
 
         Warns:
             RuntimeWarning: If data have probability zero at the estimates.
@@ -129,22 +138,30 @@ class Fit(Run):
         """
         with sheltered(data=(self._data, args)):
             plan = self.plan_for(args, kwargs)
+            gaussian = gaussian_posterior(plan, self.params, name)
+            if gaussian is not None:
+                warn_if_impossible(plan, self.params, gaussian.mean)
+                return gaussian
             probs = prediction.posterior(plan, self.params, name)
             warn_if_impossible(plan, self.params, probs)
             valid = False if probs.isnan().any() else None
             return dist.Categorical(probs=probs, validate_args=valid)
 
-    def posterior_pairs(self, name: str, *args: object, **kwargs: object) -> Tensor:
+    def posterior_pairs(
+        self, name: str | tuple[str, str], *args: object, **kwargs: object
+    ) -> Tensor:
         """Posterior of each two neighbouring states of a chain given the data and the estimates.
 
         Args:
-            name: The latent site.
+            name: The latent site; or two Gaussian latents, for all covariances between them.
             *args: New data, as the model takes it; none for the data of the fit.
             **kwargs: Keyword arguments of the model to change.
 
         Returns:
             ``p(z_t = i, z_(t+1) = j | data)``, shape ``(*plates, T - 1, K, K)``; NaN for
-            impossible data.
+            impossible data. Of a chain of Gaussian latents the covariances of ``z_t`` with
+            ``z_(t+1)``, shape ``(*plates, T - 1, D, D)``, with ``D`` of 1 for numbers. Of two
+            Gaussian latents ``(*shape of one, *shape of the other)``.
 
         Warns:
             RuntimeWarning: If data have probability zero at the estimates.
@@ -154,7 +171,11 @@ class Fit(Run):
         """
         with sheltered(data=(self._data, args)):
             plan = self.plan_for(args, kwargs)
-            pairs = forecasting.posterior_pairs(plan, self.params, name)
+            if isinstance(name, tuple):
+                return pair_covariances(plan, self.params, name)
+            pairs = lag_covariances(plan, self.params, name)
+            if pairs is None:
+                pairs = forecasting.posterior_pairs(plan, self.params, name)
             warn_if_impossible(plan, self.params, pairs)
             return pairs
 
@@ -197,6 +218,10 @@ class Fit(Run):
     def predict(self, *args: object, **kwargs: object) -> Any:
         """The most probable joint value of the latent sites (for a chain: the Viterbi path).
 
+        A Gaussian latent gets its posterior mean, discrete latents averaged over; a level of a
+        grouping factor without data its prior mean. For the data that follow from them see
+        ``predictive``.
+
         Args:
             *args: New data, as the model takes it; none for the data of the fit.
             **kwargs: Keyword arguments of the model to change.
@@ -214,6 +239,50 @@ class Fit(Run):
             values = prediction.predict(plan, self.params)
             warn_if_impossible(plan, self.params, values)
             return values
+
+    def predictive(self, *args: object, **kwargs: object) -> Any:
+        r"""The distribution of data that read Gaussian latents: fitted values, and predictions.
+
+        Without arguments it is that of the data of the fit: the mean holds the fitted values. New
+        rows are set *beside* those of the fit, which tell what is known of the latents. So a level
+        of a grouping factor keeps its estimated effect (the BLUP), a new level has its prior, and
+        rows that continue a series are forecasts. The estimates are taken as known, as everywhere.
+
+        .. math:: p(y_{\text{new}} \mid y) = \int p(y_{\text{new}} \mid z) \, p(z \mid y) \, dz
+
+        Args:
+            *args: New rows, as the model takes its data: what has rows continues the rows of the
+                fit. Data that are not known are NaN, or left out: ``predictive(groups=...)``.
+            **kwargs: Keyword arguments of the model, those of rows for the new rows.
+
+        Returns:
+            A ``Normal`` (or ``MultivariateNormal``) with the batch shape of the new rows, beside
+            discrete latents a ``MixtureSameFamily``: ``.mean``, ``.variance``, ``.sample()``. A
+            dict of them by site name if several sites read Gaussian latents.
+
+        Raises:
+            ValueError: If no observed site reads a Gaussian latent, or the arguments have no rows.
+
+        Reference: Robinson (1991), *That BLUP is a good thing: the estimation of random effects*,
+        Statistical Science 6, 15-32.
+
+        Example:
+            >>> from ember.inference import EM
+            >>> from ember.models import linear_mixed_model
+            >>> y = torch.tensor([1.0, 1.2, 0.8, 3.1, 3.0, 2.9, 2.2, 2.0, 1.8])
+            >>> group = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+            >>> fit = EM(linear_mixed_model, objective="mle").fit(y, groups=group)
+            >>> new = fit.predictive(groups=torch.tensor([0, 1, 3]))  # the last group is new
+            >>> [round(value, 3) for value in new.mean.tolist()]
+            [1.018, 2.982, 2.0]
+            >>> [round(value, 3) for value in new.stddev.tolist()]
+            [0.169, 0.169, 0.824]
+        """
+        with sheltered(data=(self._data, args)), torch.no_grad():
+            if not args and not kwargs:
+                return predictive(self.plan, self.params)
+            plan, rows = plan_beside(self.plan, self.params, args, kwargs)
+            return predictive(plan, self.params, rows)
 
     def log_prob(self, *args: object, **kwargs: object) -> Tensor:
         """Log likelihood of each row, ``(N,)``, latents integrated out, weights left aside.
@@ -280,8 +349,39 @@ class Fit(Run):
         with sheltered(_fresh(seed), self._data):
             return prediction.sample(self.plan, self.params, n)
 
+    def latent_samples(
+        self, n: int, *args: object, seed: int | None = None, **kwargs: object
+    ) -> dict[str, Tensor]:
+        """Draws ``n`` joint values of all latents from their posterior given data and estimates.
+
+        Args:
+            n: The number of draws.
+            *args: New data, as the model takes it; none for the data of the fit.
+            seed: Makes the draws repeatable; torch's global random state governs them otherwise.
+            **kwargs: Keyword arguments of the model to change.
+
+        Returns:
+            Latent site to ``(n, *shape)``; steps of a sequence lie along one dim.
+
+        Raises:
+            ValueError: If the model has no latent sites.
+
+        Example:
+            >>> from ember.inference import EM
+            >>> from ember.models import local_level
+            >>> fit = EM(local_level).fit(torch.tensor([1.0, 1.4, 0.9, 2.0, 2.2, 2.1]))
+            >>> fit.latent_samples(100, seed=0)["level"].shape
+            torch.Size([100, 6])
+        """
+        check_count("n", n)
+        with sheltered(_fresh(seed), (self._data, args)):
+            plan = self.plan_for(args, kwargs)
+            return prediction.latent_samples(plan, self.params, n)
+
     def posterior_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
         """Draws ``n`` values of the parameters from an SVI fit's guide, site name to ``(n, ...)``.
+
+        And of the Gaussian latents that the guide covers.
 
         Raises:
             ValueError: If the fit has no guide: EM gives a point.
@@ -340,6 +440,10 @@ class Fit(Run):
         chains          the data over time in the colours of their states, and the states'
                         posterior probabilities below
         regressions     points and fitted lines, a panel for each covariate
+        random effects  posterior means of the levels in order, with 95 % intervals, and the data
+                        against their expected values
+        factors         the loadings as a table, and the posterior means of the first two factors
+        hidden paths    posterior means over time with 95 % bands, the data beside them
         ==============  ========================================================================
 
         Models of the user's own are drawn in the same way, whatever their sites are called.

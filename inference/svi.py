@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import pyro
 import torch
@@ -26,6 +27,7 @@ from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.variational.elbo import GuideFunction, NonFiniteLoss, PlanELBO
+from ember.inference.variational.gaussian_starts import gaussian_starts
 from ember.inference.variational.guides import (
     Guide,
     LearntGuide,
@@ -48,14 +50,19 @@ FINAL_RATE = 1e-4  # the learning rate after the last step, relative to the firs
 class SVI:
     r"""Fits a latent-variable model written in Pyro by ``pyro.infer.SVI``.
 
-    The guide ``q`` covers the parameters; discrete latent sites are summed out exactly, as under
-    ``TraceEnum_ELBO``. Stochastic gradient steps raise the evidence lower bound
+    The guide ``q`` covers the parameters, and Gaussian latents as guides of Pyro do; discrete
+    latent sites are summed out exactly, as under ``TraceEnum_ELBO``. Stochastic gradient steps
+    raise the evidence lower bound
 
     .. math:: \mathcal{L}(q) = \mathbb{E}_{q(\theta)}\bigl[\log p(x, \theta)
         - \log q(\theta)\bigr].
 
     With ``guide="delta"`` the bound is the log posterior density itself, so its optimum is EM's
-    with ``objective="map"``. It starts where EM starts, drawn inside where that is on the boundary
+    with ``objective="map"``. Where it has Gaussian latents to cover, independent normals stand
+    beside the delta, and the bound lies below the log posterior density by as much as the latents'
+    posterior differs from those; ``integrate={"site": "gaussian"}`` integrates them out exactly
+    instead. ``fit.log_likelihood`` has all latents integrated out, whatever the guide covers. It
+    starts where EM starts, drawn inside where that is on the boundary
     of a support. ``pyro.param`` statements of the model are optimised as well.
 
     Args:
@@ -72,6 +79,9 @@ class SVI:
         particles: Draws from the guide for each step.
         seed: Makes the run repeatable; the global random state is untouched either way.
         progress: Whether to show a progress bar.
+        integrate: Gaussian latents that are integrated out exactly, by ``{"site": "gaussian"}``,
+            instead of being covered by the guide; with None a site is a parameter. A guide of your
+            own says by what it samples which of them it covers.
 
     Raises:
         TypeError: If an option has the wrong type.
@@ -106,15 +116,16 @@ class SVI:
         particles: int = 1,
         seed: int | None = None,
         progress: bool = False,
+        integrate: Mapping[str, Any] | None = None,
     ) -> None:
         check_svi_options(
             model=model, steps=steps, optim=optim, init=init, learning_rate=learning_rate,
-            particles=particles,
+            particles=particles, integrate=integrate,
         )  # fmt: skip
         check_guide(guide)
         self.model, self.guide, self.steps, self.optim = model, guide, steps, optim
         self.init, self.learning_rate, self.particles = init, learning_rate, particles
-        self.seed, self.progress = seed, progress
+        self.seed, self.progress, self.integrate = seed, progress, dict(integrate or {})
 
     @property
     def name(self) -> str:
@@ -156,20 +167,28 @@ class SVI:
         began: float,
         misread: Collection[str] = (),
     ) -> Fit:
-        plan = build_plan(model, prepare(args, kwargs), "map", misread=misread)
+        plan = build_plan(model, prepare(args, kwargs), "map", self.integrate, misread=misread)
         check_rows(plan)
         check_settable(plan)
         warn_of_cuts(plan, 4)
         start = moved_inside(plan.structure.parameters, starting_params(plan, self.init))
-        guide = make_guide(self.guide, plan, start)
-        return self._run(plan, guide, start, began)
+        asked = {name for name, how in self.integrate.items() if how == "gaussian"}
+        latents = gaussian_starts(plan, start, asked)
+        guide = make_guide(self.guide, plan, start, {n: mean for n, (mean, _) in latents.items()})
+        spread = {name: deviation for name, (_, deviation) in latents.items()}
+        return self._run(plan, guide, start, began, spread)
 
     def _run(
-        self, plan: Plan, guide: GuideFunction, start: Mapping[str, Tensor], began: float
+        self,
+        plan: Plan,
+        guide: GuideFunction,
+        start: Mapping[str, Tensor],
+        began: float,
+        spread: Mapping[str, Tensor],
     ) -> Fit:
         declare(plan.structure.parameters, start)
         elbo = PlanELBO(plan, self.particles)
-        optim = copy.deepcopy(self.optim) or self._default_optimiser(plan, guide, start)
+        optim = copy.deepcopy(self.optim) or self._default_optimiser(plan, guide, start, spread)
         svi = pyro.infer.SVI(
             config_enumerate(plan.structure.model),
             guide,
@@ -251,9 +270,13 @@ class SVI:
         )
 
     def _default_optimiser(
-        self, plan: Plan, guide: GuideFunction, start: Mapping[str, Tensor]
+        self,
+        plan: Plan,
+        guide: GuideFunction,
+        start: Mapping[str, Tensor],
+        spread: Mapping[str, Tensor],
     ) -> PyroOptim:
         rate = LEARNING_RATE if self.learning_rate is None else self.learning_rate
         fixed = {"lr": rate, "lrd": FINAL_RATE ** (1.0 / self.steps)}
-        lengths = lengths_by_name(plan, guide, start)
+        lengths = lengths_by_name(plan, guide, start, spread)
         return PyroOptim(ScaledAdam, lambda name: {**fixed, "length": lengths.get(name, 1.0)})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ember.inference.command_line.model_data import ModelData, UsageError
 from ember.inference.fit import Fit
+from ember.inference.queries.gaussian.posterior import GaussianPosterior
 from ember.inference.reports.drawing.comparison import draw_fits
 
 __all__ = ["assigned_rows", "write", "write_fit"]
@@ -56,26 +57,43 @@ def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
     """A table with the most probable value of every latent site, and the probability of each.
 
     The columns are called ``assignment``, ``assignment_probability_0``, ... after the site. In a
-    chain the values are those of the most probable path.
+    chain the values are those of the most probable path. Of a Gaussian latent they are the
+    posterior mean and standard deviation, ``level``, ``level_stddev``; of vectors those of each
+    entry, ``factors_0``, ``factors_0_stddev``, ...
     """
     out = table.apply(_as_whole)
-    predicted = fit.predict() if fit.plan.structure.latent else {}
+    has_latents = fit.plan.structure.latent or fit.plan.structure.gaussian
+    predicted = fit.predict() if has_latents else {}
     if isinstance(predicted, Tensor):
         predicted = {_site_name(fit): predicted}
     for name, values in predicted.items():
-        probs = fit.posterior(name).probs
-        if values.shape != (len(table),) or probs.dim() != 2:
-            continue
+        found = fit.posterior(name)
         column = name
         while column in table.columns:
             column += "_"
-        whole = bool(values.isfinite().all()) and not bool((values % 1).any())
-        out[column] = (values.long() if whole else values).numpy()
-        for state in range(probs.shape[1]):
-            out[f"{column}_probability_{state}"] = probs[:, state].numpy()
+        if isinstance(found, GaussianPosterior):
+            _add_means(out, column, found)
+        elif values.shape == (len(table),) and found.probs.dim() == 2:
+            whole = bool(values.isfinite().all()) and not bool((values % 1).any())
+            out[column] = (values.long() if whole else values).numpy()
+            for state in range(found.probs.shape[1]):
+                out[f"{column}_probability_{state}"] = found.probs[:, state].numpy()
     if len(out.columns) == len(table.columns):
         raise UsageError("the model has no latent site with a value for each row of the table.")
     return out
+
+
+def _add_means(out: pd.DataFrame, column: str, found: GaussianPosterior) -> None:
+    """Adds means and standard deviations, if there is a value for each row."""
+    if found.covariance.shape[:-2] != (len(out),):
+        return
+    if found.mean.dim() == 1:
+        out[column], out[f"{column}_stddev"] = found.mean.numpy(), found.stddev.numpy()
+        return
+    means, deviations = found.mean.flatten(1), found.stddev.flatten(1)
+    for k in range(means.shape[1]):
+        out[f"{column}_{k}"] = means[:, k].numpy()
+        out[f"{column}_{k}_stddev"] = deviations[:, k].numpy()
 
 
 def _as_whole(column: pd.Series) -> pd.Series:
@@ -87,7 +105,7 @@ def _as_whole(column: pd.Series) -> pd.Series:
 
 def _site_name(fit: Fit) -> str:
     """The name of the one latent site, steps and observed parts of it put together."""
-    (first, *others) = fit.plan.structure.latent
+    (first, *others) = [*fit.plan.structure.latent, *fit.plan.structure.gaussian]
     first = first.removesuffix("_unobserved")
     return first.rpartition("_")[0] if others else first
 

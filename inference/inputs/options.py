@@ -169,6 +169,7 @@ SVI_CONSTRAINTS: Constraints = {
     "init": _start_of(SVI_INITS),
     "learning_rate": _learning_rate,
     "particles": check_count,
+    "integrate": _methods_by_site,
 }
 
 

@@ -24,6 +24,7 @@ from ember.inference.expectation.posterior import marginals
 from ember.inference.factors.factor import align
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.plan.plan import Plan
+from ember.inference.queries.gaussian.rotations import idle_rotations
 
 __all__ = ["aic", "bic", "entropy", "free_parameters", "observations"]
 
@@ -43,11 +44,13 @@ def free_parameters(plan: Plan) -> int:
 
     A simplex of ``K`` counts ``K - 1``, a covariance matrix ``D (D + 1) / 2``, and so on. Held
     parameters (``pyro.condition``) are not free, and hyperparameters that only the priors of
-    other parameters read do not make the likelihood larger: neither is counted.
+    other parameters read do not make the likelihood larger: neither is counted. Nor are the
+    directions in which loadings only rotate hidden factors.
     """
     reached = {source for name in plan.sites for source in _sources(plan, name)}
     known = plan.structure.parameters
-    return sum(_dimension(known[name]) for name in known if name in reached)
+    free = sum(_dimension(known[name]) for name in known if name in reached)
+    return free - idle_rotations(plan)
 
 
 def _sources(plan: Plan, name: str) -> frozenset[str]:
@@ -85,8 +88,9 @@ def observations(plan: Plan) -> float:
     chain = [n for n in plan.structure.observed if n in plan.structure.steps]
     for site in chain or [name]:
         mask = plan.sites[site].mask
-        stacked = plan.structure.composites or plan.structure.loops
-        if stacked and mask is not None and plan.scales[site] is None:
+        # A missing response of a mixed model, or step of a series, is no observation.
+        apart = plan.structure.composites or plan.structure.loops or plan.sites[site].slots
+        if apart and mask is not None and plan.scales[site] is None:
             total += float(_steps_with_data(plan, site, mask))
             continue
         count = float(math.prod(plan.sizes[s] for s in plan.sites[site].plates))

@@ -18,16 +18,19 @@ def deterministic_values(structure: Structure, params: Mapping[str, Tensor]) -> 
     left out; so is one without numbers.
     """
     # Most models have none and need not be run again.
-    roles = {*structure.parameters, *structure.latent, *structure.factor_names}
+    roles = {*structure.parameters, *structure.factor_names}
     if not any(kind == "sample" and name not in roles for name, kind, *_ in structure.signature):
         return {}
+    ones = {name: torch.ones(shape) for name, shape in structure.gaussian.items()}
     with torch.no_grad():
         plain, enumerated = structure.run(params), _statements(structure.trace(params))
+        moved = _statements(structure.run({**params, **ones})) if ones else _statements(plain)
     values = {}
     for name, value in _statements(plain).items():
         # Summed over, a latent takes its values in a dim on the left: so does what it feeds.
         known = enumerated.get(name)
-        if known is not None and known.shape == value.shape:
+        follows = name not in moved or not torch.equal(moved[name], value)  # a Gaussian latent
+        if known is not None and known.shape == value.shape and not follows:
             values[name] = value.detach().clone()
     return values
 

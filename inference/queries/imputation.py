@@ -27,8 +27,10 @@ from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.observed_density import row_patterns
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.plan.plan import Plan
+from ember.inference.queries.gaussian.draws import component_draws, state_draws
+from ember.inference.queries.gaussian.filling import drawn, filled
 from ember.inference.queries.impossible import blank
-from ember.inference.queries.latent_draws import Latents, States
+from ember.inference.queries.latent_draws import States
 from ember.inference.reading.sequences import stack
 from ember.inference.reading.site import Site
 from ember.inference.reading.trace import is_factor_statement
@@ -56,13 +58,15 @@ def impute(
     What is missing from a row that is impossible as far as it is observed stays missing.
     """
     with torch.no_grad():
-        fillings = {
-            name: _Filling.of(plan, params, name)
+        observed = [
+            name
             for name in plan.structure.observed
             if plan.sites[name].value.numel()
             and not _is_statement(plan.sites[name])
             and not plan.structure.is_channel(name)
-        }
+        ]
+        read = [name for name in observed if plan.sites[name].slots]  # Gaussian latents
+        fillings = {name: _Filling.of(plan, params, name) for name in observed if name not in read}
         gappy = [name for name, filling in fillings.items() if filling.missing.any()]
         weights = _weights(plan, params, [fillings[name] for name in gappy])
         if draws is None:
@@ -70,15 +74,22 @@ def impute(
                 name: fillings[name].mean(weights[name]) if name in weights else filling.complete()
                 for name, filling in fillings.items()
             }
+            values.update({name: filled(plan, params, name) for name in read})
         else:
-            states = Latents.of(plan, params).draw(draws) if gappy else {}
+            states = state_draws(plan, params, draws) if gappy or read else {}
             values = {
                 name: filling.draw(states, draws) if name in gappy else filling.repeated(draws)
                 for name, filling in fillings.items()
             }
+            latents = component_draws(plan, params, states, draws) if read else {}
+            for name in read:
+                values[name] = drawn(plan, params, name, states, latents, draws)
         values.update({name: fillings[name].blank(values[name], weights[name]) for name in gappy})
+        values = {name: values[name] for name in observed}
     lead = 0 if draws is None else 1
-    leading = {name: lead + len(fillings[name].plate_sizes) for name in values}
+    leading = {name: lead + len(fillings[name].plate_sizes) for name in fillings}
+    for name in read:
+        leading[name] = values[name].dim() - plan.sites[name].event_dim
     by_site: dict[str, Tensor] = {}
     for name, value in values.items():
         family = plan.structure.family(name)

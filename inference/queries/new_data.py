@@ -2,15 +2,17 @@
 
 import inspect
 from collections.abc import Mapping
+from typing import cast
 
+import torch
 from pyro import validation_enabled
 from torch import Tensor
 
-from ember.inference.inputs.arguments import Model, prepare
+from ember.inference.inputs.arguments import Arguments, Model, prepare
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 
-__all__ = ["argument_names", "plan_for"]
+__all__ = ["argument_names", "plan_beside", "plan_for", "roles_of"]
 
 
 def plan_for(
@@ -36,9 +38,74 @@ def plan_for(
     others = {name: value for name, value in old.kwargs.items() if name not in names}
     if args and all(_length(value) != rows for value in kept):
         others = _without_rows(model, others, rows)
-    new = prepare((*args, *kept), {**others, **kwargs})
+    return _read_again(plan, params, prepare((*args, *kept), {**others, **kwargs}))
+
+
+def plan_beside(
+    plan: Plan,
+    params: Mapping[str, Tensor],
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+) -> tuple[Plan, int]:
+    """The plan for the data of a fit with new rows set beside them.
+
+    Arguments that have the rows of the data (or hold such) are continued by the new ones; others
+    are replaced. The data themselves, the model's first argument, are missing in the new rows
+    unless given.
+
+    Returns:
+        The plan, and how many new rows there are.
+
+    Raises:
+        ValueError: If no argument has rows, or not all of them have as many.
+    """
+    model, old = plan.structure.model, plan.structure.arguments
+    names = argument_names(model)
+    if len(names) < len(old.args) or len(names) < len(args):
+        raise ValueError(
+            "rows can be set beside those of the fit only if the model names its arguments; write "
+            "them out instead of *args."
+        )
+    before = {**dict(zip(names, old.args, strict=False)), **old.kwargs}
+    data = next(iter(before))
+    rows = _rows_of(before[data])
+    prepared = prepare(args, kwargs)
+    given = {**dict(zip(names, prepared.args, strict=False)), **prepared.kwargs}
+    counts = {n for name, new in given.items() for n in _new_rows(before.get(name), new, rows)}
+    if len(counts) != 1:
+        raise ValueError(
+            f"rows are set beside the {rows} of the fit, but the arguments given have "
+            f"{sorted(counts) or 'no'} new rows; pass as many in each argument that has rows."
+        )
+    (count,) = counts
+    if data not in given:
+        given[data] = _missing_rows(before[data], count, data)
+    joined = {
+        **before,
+        **{name: _joined(before.get(name), new, rows) for name, new in given.items()},
+    }
+    positional = names[: len(old.args)]
+    arguments = Arguments(
+        tuple(joined.pop(name) for name in positional),
+        joined,
+    )
+    return _read_again(plan, params, arguments), count
+
+
+def _read_again(plan: Plan, params: Mapping[str, Tensor], arguments: Arguments) -> Plan:
+    model = plan.structure.model
     with validation_enabled(False):  # a single new row is enough where parameters are known
-        return build_plan(model, new, "mle", start=params, misread=plan.opaque.misread)
+        return build_plan(
+            model, arguments, "mle", roles_of(plan), start=params, misread=plan.opaque.misread
+        )
+
+
+def roles_of(plan: Plan) -> dict[str, str | None]:
+    """The wishes by which a model's continuous sites get the roles again that a plan gives them."""
+    structure = plan.structure
+    gaussian = dict.fromkeys(structure.gaussian, "gaussian")
+    sampled = [name for name, parameter in structure.parameters.items() if parameter.has_prior]
+    return {**gaussian, **dict.fromkeys(sampled)}
 
 
 def argument_names(model: Model) -> list[str]:
@@ -73,3 +140,38 @@ def _length(value: object) -> int:
     if isinstance(value, Tensor):
         return len(value) if value.dim() else -1
     return len(value) if isinstance(value, (list, tuple)) else -1
+
+
+def _rows_of(data: object) -> int:
+    """The rows of data, or of the first column of several."""
+    if isinstance(data, Mapping):
+        return next((_rows_of(value) for value in data.values()), -1)
+    return _length(data)
+
+
+def _new_rows(old: object, new: object, rows: int) -> set[int]:
+    """How many rows an argument adds; nothing if it has none."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {n for key, value in new.items() for n in _new_rows(old.get(key), value, rows)}
+    return {len(new)} if isinstance(new, Tensor) and _continues(old, new, rows) else set()
+
+
+def _continues(old: object, new: Tensor, rows: int) -> bool:
+    return isinstance(old, Tensor) and _length(old) == rows and old.shape[1:] == new.shape[1:]
+
+
+def _joined(old: object, new: object, rows: int) -> object:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return {**old, **{key: _joined(old.get(key), value, rows) for key, value in new.items()}}
+    if isinstance(new, Tensor) and _continues(old, new, rows):
+        return torch.cat([cast(Tensor, old), new])
+    return new
+
+
+def _missing_rows(old: object, count: int, name: str) -> object:
+    """Data of which nothing is known."""
+    if isinstance(old, Mapping):
+        return {key: _missing_rows(value, count, name) for key, value in old.items()}
+    if not isinstance(old, Tensor) or not old.is_floating_point():
+        raise ValueError(f"argument '{name}' cannot be missing in new rows; pass its values there.")
+    return old.new_full((count, *old.shape[1:]), torch.nan)

@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.posterior import marginals
+from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.plan.plan import Plan
+from ember.inference.queries.gaussian.draws import component_draws, state_draws
+from ember.inference.queries.gaussian.moments import ComponentPosterior, entries_of
 from ember.inference.queries.impossible import blank
-from ember.inference.reading.sequences import members, stack
+from ember.inference.reading.sequences import base_name, members, stack
 from ember.inference.reading.trace import TraceNode, plates_of
 
-__all__ = ["posterior", "predict", "sample"]
+__all__ = ["latent_samples", "posterior", "predict", "sample"]
 
 
 def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
@@ -31,36 +34,82 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
     steps = members(name, latents)
     if not steps:
         raise ValueError(
-            f"'{name}' is not a latent site of the model; its latent sites are {list(latents)}."
+            f"'{name}' is not a latent site of the model; its latent sites are {_shown(plan)}."
         )
     by_step = marginals(plan, params, steps)
     return torch.stack([by_step[step] for step in steps], -2)
 
 
+def _shown(plan: Plan) -> list[str]:
+    """The latent sites, those of a chain's steps by their common name."""
+    structure = plan.structure
+    names = [*structure.latent, *structure.gaussian]
+    return list(dict.fromkeys((n in structure.steps and base_name(n)) or n for n in names))
+
+
 def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
-    """The most probable joint value of all latent sites; NaN or -1 for impossible data.
+    """The most probable joint value of all discrete latents, and the mean of each Gaussian one.
+
+    NaN or -1 for impossible data.
 
     Raises:
         ValueError: If the model has no latent sites.
     """
     latents = list(plan.structure.latent)
-    if not latents:
+    if not latents and not plan.components:
         raise ValueError("the model has no latent sites to predict.")
-    best = marginals(plan, params, latents, maximum=True)
+    best = marginals(plan, params, latents, maximum=True) if latents else {}
     values: dict[str, Tensor] = {}
     for latent in latents:
         marginal = best[latent]
-        chosen = _support(plan, latent)[marginal.argmax(-1)]
-        gone = append_dims(marginal.isnan().any(-1), chosen.dim() - marginal.dim() + 1)
-        value = blank(chosen, gone)
-        family = plan.structure.family(latent)
-        if family is not None:
-            values.update(family.apart(value, marginal.dim() - 2))
-        else:
-            values[latent] = value
+        values |= _values(plan, latent, marginal.argmax(-1), marginal.isnan().any(-1))
     leading = {name: value.dim() for name, value in values.items()}
+    for component in plan.components:
+        mean = ComponentPosterior.of(plan, params, component).mean
+        values |= _of_component(plan, component, mean, leading)
     joined = stack(values, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined
+
+
+def latent_samples(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
+    """Joint draws of all latents from their posterior, site name to ``(n, *shape)``.
+
+    Raises:
+        ValueError: If the model has no latent sites.
+    """
+    if not plan.structure.latent and not plan.components:
+        raise ValueError("the model has no latent sites to draw.")
+    values: dict[str, Tensor] = {}
+    with torch.no_grad():
+        states = state_draws(plan, params, n)
+        for latent in plan.structure.latent:
+            _, state = states[plan.latent_symbols[latent]]
+            values |= _values(plan, latent, state, torch.zeros((), dtype=torch.bool))
+        leading = {name: value.dim() for name, value in values.items()}
+        drawn = component_draws(plan, params, states, n)
+        for component in plan.components:
+            entries = drawn[component.factor.name]
+            values |= _of_component(plan, component, entries, leading)
+    return stack(values, leading, plan.structure.steps)
+
+
+def _values(plan: Plan, latent: str, state: Tensor, gone: Tensor) -> dict[str, Tensor]:
+    """The values of a discrete latent whose states have these numbers; by step if of a loop."""
+    chosen = _support(plan, latent)[state]
+    value = blank(chosen, append_dims(gone, chosen.dim() - state.dim()))
+    family = plan.structure.family(latent)
+    return {latent: value} if family is None else family.apart(value, state.dim() - 1)
+
+
+def _of_component(
+    plan: Plan, component: GaussianComponent, entries: Tensor, leading: dict[str, int]
+) -> dict[str, Tensor]:
+    """The values of each latent of a component; ``leading`` learns of their batch dims."""
+    values = {}
+    for name in component.latents:
+        values[name] = entries[..., entries_of(plan, component, [name])]
+        leading[name] = values[name].dim() - plan.sites[name].event_dim
+    return values
 
 
 def _support(plan: Plan, name: str) -> Tensor:
@@ -105,7 +154,7 @@ def _drawn(plan: Plan) -> list[str]:
     channels = [name for name in structure.observed if structure.is_channel(name)]
     return [
         name
-        for name in (*structure.latent, *structure.observed)
+        for name in (*structure.latent, *structure.gaussian, *structure.observed)
         if plan.sites[name].value.numel() and name not in channels
     ]
 

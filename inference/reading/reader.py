@@ -60,7 +60,8 @@ def read_structure(
     """
     plain, conditioned = _first_run(model, arguments, start or {})
     check_given(plain, start or {})
-    _check_integrate(plain, integrate or {})
+    if start is None:  # wishes of a fit name sites that other data may lack, steps of a chain
+        _check_integrate(plain, integrate or {})
     partly = replace(find_partly_observed(plain, _steps_of_loops(plain)), given=given)
     partly.merge(plain)
     roles = _assign(plain, model, integrate or {})

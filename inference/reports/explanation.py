@@ -62,6 +62,8 @@ def _held_row(plan: Plan, name: str) -> list[str]:
 
 def _factor_row(plan: Plan, name: str) -> list[str]:
     site = plan.sites[name]
+    if site.slots:
+        return _gaussian_row(plan, name)
     latent = name in plan.latent_symbols
     plates = ", ".join(plan.structure.plates[name]) or "-"
     how = "-"
@@ -84,6 +86,42 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
     names = plan.structure.own_names(name)
     label = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
     return [label, "latent" if latent else "observed", plates, how, statistics, why]
+
+
+def _gaussian_row(plan: Plan, name: str) -> list[str]:
+    """A Gaussian latent, or an observed site that reads some."""
+    site, structure = plan.sites[name], plan.structure
+    assert site.form is not None
+    assert site.density is not None
+    component = next(c for c in plan.components if site.slots[0].latent in c.latents)
+    latent = name in structure.gaussian
+    how = f"integrated exactly (Gaussian: {component.system.description})" if latent else "-"
+    if latent and component.states:
+        owners = {symbol: owner for owner, symbol in plan.latent_symbols.items()}
+        known = " and ".join(f"'{owners[symbol]}'" for symbol, _ in component.states)
+        how += f" given {known}"
+    others = dict.fromkeys(_base(plan, slot.latent) for slot in site.slots)
+    read = " and ".join(f"'{other}'" for other in others if other != _base(plan, name))
+    why = f"sufficient statistics of {type(site.density.base).__name__}"
+    if latent:
+        asked = structure.found.get(name)
+        remedy = f"; integrate={{'{name}': None}} makes it a parameter"
+        why = f"{asked}{remedy}" if asked else "marked integrate='gaussian'"
+    elif read:
+        why += f", completed by moments of {read}"
+    return [
+        name,
+        "latent" if latent else "observed",
+        ", ".join(structure.plates[name]) or "-",
+        how,
+        "closed form" if any(parameter.table for parameter in site.form.parameters) else "-",
+        why + ("" if latent else _gaps(plan, name)),
+    ]
+
+
+def _base(plan: Plan, name: str) -> str:
+    """A site's name without the number of its step."""
+    return (base_name(name) if name in plan.structure.steps else None) or name
 
 
 def _gaps(plan: Plan, name: str) -> str:

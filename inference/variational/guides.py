@@ -7,16 +7,18 @@ from collections.abc import Mapping
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
 from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide, init_to_value
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ember.inference.inputs.arguments import Model
 from ember.inference.inputs.options import check_choice
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.runs import default_value
 from ember.inference.reading.trace import TraceNode, is_subsample, record
-from ember.inference.variational.elbo import GuideFunction, parameter_values
+from ember.inference.variational.elbo import GuideFunction, latent_values, parameter_values
 
 __all__ = [
     "GUIDES",
@@ -81,14 +83,25 @@ class LearntGuide:
         with _At(self.values):
             return self.guide(*args, **kwargs)
 
+    @property
+    def covered(self) -> tuple[str, ...]:
+        """The Gaussian latents that the guide draws; others are integrated out exactly."""
+        with torch.no_grad(), _At(self.values):
+            trace = record(self.guide, self._plan.structure.arguments)
+        return tuple(latent_values(self._plan, trace))
+
     def draw(self, n: int) -> dict[str, Tensor]:
-        """Draws ``n`` values of every parameter: site name to ``(n, ...)``, constrained."""
+        """Draws ``n`` values of every parameter: site name to ``(n, ...)``, constrained.
+
+        And of the Gaussian latents that the guide covers.
+        """
         arguments = self._plan.structure.arguments
         drawn: dict[str, list[Tensor]] = {}
         with torch.no_grad(), _At(self.values):
             for _ in range(n):
                 trace = record(self.guide, arguments)
-                for name, value in parameter_values(self._plan, trace).items():
+                values = parameter_values(self._plan, trace) | latent_values(self._plan, trace)
+                for name, value in values.items():
                     drawn.setdefault(name, []).append(value)
         return {name: torch.stack(values) for name, values in drawn.items()}
 
@@ -118,29 +131,68 @@ def guide_name(guide: Guide) -> str:
     return getattr(guide, "__name__", type(guide).__name__)
 
 
-def make_guide(choice: Guide, plan: Plan, start: Mapping[str, Tensor]) -> GuideFunction:
+def make_guide(
+    choice: Guide,
+    plan: Plan,
+    start: Mapping[str, Tensor],
+    latents: Mapping[str, Tensor] | None = None,
+) -> GuideFunction:
     """A fresh guide over the parameter sites with a prior, begun at ``start`` where it can be.
+
+    Args:
+        choice: What the user asks for.
+        plan: The plan.
+        start: Values of the parameters.
+        latents: The Gaussian latents that a guide made here covers as well, with their starts.
 
     Raises:
         ValueError: If the guide misses a parameter site, guides a latent one, or draws in a way
             that has no reparametrised gradient.
     """
     guided = [name for name, p in plan.structure.parameters.items() if p.has_prior]
+    latents = latents or {}
     kind = GUIDES[choice] if isinstance(choice, str) else choice
     guide: GuideFunction
     if isinstance(kind, type) and issubclass(kind, AutoGuide):
-        if not guided:
-            return _nothing  # every parameter is a pyro.param: there is nothing to guide
-        options = {}
-        if "init_loc_fn" in inspect.signature(kind.__init__).parameters:
-            options["init_loc_fn"] = init_to_value(values=dict(start))
-        guide = kind(poutine.block(plan.structure.model, expose=guided), **options)
+        guide = _automatic(kind, plan.structure.model, {**start, **latents}, guided, list(latents))
     elif isinstance(kind, torch.nn.Module):
         guide = _copy(kind)  # the fit leaves the user's own untouched
     else:
         guide = kind
     _check_sites(guide, plan, guided)
     return guide
+
+
+def _automatic(
+    kind: type[AutoGuide],
+    model: Model,
+    start: Mapping[str, Tensor],
+    parameters: list[str],
+    latents: list[str],
+) -> GuideFunction:
+    """An autoguide over parameters and Gaussian latents.
+
+    No point will do for a latent, whose joint mode with its variance is unbounded: beside a delta
+    over the parameters stand independent normals.
+    """
+    options = {}
+    if "init_loc_fn" in inspect.signature(kind.__init__).parameters:
+        options["init_loc_fn"] = init_to_value(values=dict(start))
+
+    def over(names: list[str], kind: type[AutoGuide]) -> AutoGuide:
+        return kind(poutine.block(model, expose=names), **options)
+
+    if not parameters and not latents:
+        return _nothing  # every parameter is a pyro.param: there is nothing to guide
+    if not latents or not issubclass(kind, autoguide.AutoDelta):
+        return over([*parameters, *latents], kind)
+    normals = over(latents, autoguide.AutoNormal)
+    if not parameters:
+        return normals
+    both = autoguide.AutoGuideList(poutine.block(model, expose=[*parameters, *latents]))
+    both.append(over(parameters, kind))
+    both.append(normals)
+    return both
 
 
 def _copy(guide: torch.nn.Module) -> torch.nn.Module:
@@ -169,6 +221,22 @@ def _check_sites(guide: GuideFunction, plan: Plan, guided: list[str]) -> None:
                 f"the guide does not sample the parameter site '{name}'; add a pyro.sample "
                 "statement of that name to it."
             )
+    for component in plan.components:
+        drawn = [name for name in component.latents if name in sites]
+        left = [name for name in component.latents if name not in sites]
+        if drawn and left:
+            raise ValueError(
+                f"the guide samples the Gaussian latent '{drawn[0]}' but not '{left[0]}', on which "
+                "it depends; sample both or neither."
+            )
+    for name in plan.structure.gaussian:
+        own = [sites[n]["fn"] for n in (name, f"{name}_unconstrained") if n in sites]
+        if own and plan.scales[name] is not None and all(isinstance(fn, Delta) for fn in own):
+            raise ValueError(
+                f"the Gaussian latent '{name}' has poutine.scale weights, which this guide cannot "
+                "count row by row; use guide='normal' or 'delta', or integrate the latent with "
+                f"SVI(model, integrate={{'{name}': 'gaussian'}})."
+            )
     for name, site in sites.items():
         if name in plan.structure.latent:
             raise ValueError(
@@ -180,10 +248,13 @@ def _check_sites(guide: GuideFunction, plan: Plan, guided: list[str]) -> None:
                 f"site '{name}' of the guide ({type(site['fn']).__name__}) has no reparametrised "
                 "draws; use a distribution with rsample."
             )
-        if name in guided and site["value"].shape != plan.structure.parameters[name].shape:
+        shape = plan.structure.gaussian.get(name)
+        if name in guided:
+            shape = plan.structure.parameters[name].shape
+        if shape is not None and site["value"].shape != shape:
             raise ValueError(
                 f"the guide draws '{name}' with shape {tuple(site['value'].shape)} but the model "
-                f"declares {tuple(plan.structure.parameters[name].shape)}; use the same shape."
+                f"declares {tuple(shape)}; use the same shape."
             )
 
 

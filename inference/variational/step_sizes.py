@@ -140,18 +140,44 @@ def _natural_lengths(plan: Plan, curvature: Mapping[str, Tensor]) -> dict[str, T
 
 
 def lengths_by_name(
-    plan: Plan, guide: GuideFunction, start: Mapping[str, Tensor]
+    plan: Plan,
+    guide: GuideFunction,
+    start: Mapping[str, Tensor],
+    spread: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Natural lengths by the name of what is optimised: a guide's locations, and model params.
 
     As a side effect the scales of a normal guide start at what the curvature says of them.
+
+    Args:
+        plan: The plan.
+        guide: The guide.
+        start: Constrained parameters.
+        spread: Standard deviations of the Gaussian latents that the guide may cover.
     """
+    parts = list(guide) if isinstance(guide, autoguide.AutoGuideList) else [guide]
+    lengths: dict[str, Tensor] = {}
+    for part in parts:
+        lengths |= _lengths_of(plan, part, start, spread or {})
+    return lengths
+
+
+def _lengths_of(
+    plan: Plan,
+    guide: GuideFunction,
+    start: Mapping[str, Tensor],
+    spread: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Those of one guide; natural lengths of latents are their posterior deviations."""
     is_delta = isinstance(guide, autoguide.AutoDelta)
     curvature = curvatures(plan, start, bijective=not is_delta)
     length = _natural_lengths(plan, curvature)
+    curvature |= {name: deviation**-2.0 for name, deviation in spread.items()}
+    length |= spread
     parameters = plan.structure.parameters
     lengths = {name: length[name] for name, p in parameters.items() if not p.has_prior}
-    guided = [name for name, p in parameters.items() if p.has_prior]
+    within = {name for name, p in parameters.items() if p.has_prior} | spread.keys()
+    guided = [name for name in plan.structure.plates if name in within & _guided_by(guide)]
     prefix = getattr(guide, "_pyro_name", "")
     if is_delta:
         lengths |= {f"{prefix}.{name}": length[name] for name in guided}
@@ -169,6 +195,12 @@ def lengths_by_name(
             guide.scale = _scale(guide.scale, bends, flat)
             lengths[f"{prefix}.scale"] = guide.scale.detach().clamp_min(1.0)
     return lengths
+
+
+def _guided_by(guide: GuideFunction) -> set[str]:
+    """The sites that an autoguide covers, as it has seen in its model."""
+    prototype = getattr(guide, "prototype_trace", None)
+    return set() if prototype is None else {name for name, _ in prototype.iter_stochastic_nodes()}
 
 
 def _scale(default: Tensor, curvature: Tensor, length: Tensor) -> Tensor:
@@ -240,10 +272,10 @@ def _row_norms(product: Product, leaves: list[Tensor]) -> list[Tensor]:
 def _observations(plan: Plan) -> float:
     """How many observations the data hold, weights counted."""
     total = 0.0
-    for factor in plan.factors:
-        if factor.name in plan.structure.observed:
-            weight = 1.0 if factor.scale is None else float(factor.scale.tensor.mean())
-            total += weight * math.prod(plan.sizes[plate] for plate in factor.plates)
+    for name in plan.structure.observed:
+        scale = plan.scales[name]
+        weight = 1.0 if scale is None else float(scale.tensor.mean())
+        total += weight * math.prod(plan.sizes[plate] for plate in plan.sites[name].plates)
     return total
 
 

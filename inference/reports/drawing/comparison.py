@@ -76,10 +76,13 @@ def draw_fits(
 # -- the data -----------------------------------------------------------------------------------
 def _data(plan: Plan) -> Tensor | None:
     """The rows of the one observed site, ``(N, 1)`` or ``(N, 2)``; None if there is no picture."""
-    if len(plan.structure.observed) != 1 or len(plan.structure.latent) != 1 or plan.row is None:
+    structure = plan.structure
+    if len(structure.observed) != 1 or len(structure.latent) != 1 or plan.row is None:
         return None
     site = plan.sites[plan.structure.observed[0]]
     if site.density is None or site.mask is not None or set(site.plates) != {plan.row}:
+        return None
+    if site.slots:  # what its components are depends on Gaussian latents as well
         return None
     outer = site.value.shape[: site.value.dim() - site.event_dim]
     rows = site.value.reshape(outer.numel(), -1)

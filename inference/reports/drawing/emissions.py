@@ -41,6 +41,8 @@ def read_emissions(
     for name in plan.structure.observed:
         if f"{name.removesuffix('_observed')}_unobserved" in plan.structure.latent:
             continue  # labels that are known, and no data of their own
+        if plan.sites[name].slots:
+            continue  # it follows Gaussian latents, which have panels of their own
         emission = _read(plan, params, name, trace.nodes[name]["fn"], columns)
         if emission is not None:
             emissions[name] = emission

@@ -16,6 +16,7 @@ from ember.inference.reports.drawing.chains import SEQUENCES, draw_chain, panel_
 from ember.inference.reports.drawing.densities import draw_density, mixture_handle
 from ember.inference.reports.drawing.emission import Emission
 from ember.inference.reports.drawing.emissions import read_emissions
+from ember.inference.reports.drawing.gaussian_latents import gaussian_panels
 from ember.inference.reports.drawing.heat_maps import (
     draw_means,
     draw_probabilities,
@@ -56,13 +57,15 @@ def draw_fit(fit: Fitted) -> Figure:
         ValueError: If no site can be drawn.
     """
     emissions = read_emissions(fit.plan, fit.params, fit.columns)
-    if not emissions:
+    panels = gaussian_panels(fit)
+    if not emissions and not panels:
         names = ", ".join(f"'{name}'" for name in fit.plan.structure.observed)
         raise ValueError(
             f"there is nothing to draw: site {names} depends on several latent sites at once, or "
             "its distribution has no mean; fit.summary() holds the estimates."
         )
     blocks, entries = _blocks(fit, emissions), _legend(emissions)
+    blocks += [Block(*panel) for panel in panels]
     width = min(sum(block.width for block in blocks), WIDEST)
     height = min(max(block.height for block in blocks), TALLEST)
     across = max(int(width / ENTRY), 2)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ember.inference.reports.drawing.emission import Emission
 
-__all__ = ["draw_means", "draw_probabilities", "probability_rows"]
+__all__ = ["draw_means", "draw_probabilities", "draw_signed", "probability_rows"]
 
 
 MOST_ROWS = 40
@@ -50,6 +50,14 @@ def draw_means(axes: Axes, emission: Emission, states: Sequence[str]) -> None:
     _draw(axes, emission.columns, scaled, states, label, (-limit, limit), texts)
 
 
+def draw_signed(
+    axes: Axes, names: Sequence[str], table: Tensor, heads: Sequence[str], label: str, limit: float
+) -> None:
+    """Numbers of both signs, with a bar of colours if that has a label."""
+    texts = [[f"{value:.2f}" for value in row] for row in table.tolist()]
+    _draw(axes, names, table, heads, label, (-limit, limit), texts)
+
+
 def _draw(
     axes: Axes,
     names: Sequence[str],
@@ -80,6 +88,8 @@ def _draw(
             )  # fmt: skip
     figure = axes.get_figure()
     assert figure is not None
+    if not label:
+        return
     bar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.02)
     bar.set_label(label)
     bar.outline.set_visible(False)
