@@ -1,11 +1,14 @@
 """Small helpers for broadcasting."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 __all__ = [
     "append_dims",
     "compact",
+    "compact_alike",
     "joint_shape",
     "prepend_dims",
     "unexpanded",
@@ -42,6 +45,18 @@ def compact(tensor: Tensor, keep: int = 0) -> Tensor:
         if bool((tensor == first).all()):
             tensor = first
     return tensor
+
+
+def compact_alike(tensors: Sequence[Tensor], keep: int = 0) -> list[Tensor]:
+    """Shrinks tensors of one shape along the dims along which none of them changes."""
+    out = list(tensors)
+    if any(tensor.shape != out[0].shape for tensor in out):
+        return out
+    for dim in range(out[0].dim() - keep):
+        first = [tensor.narrow(dim, 0, 1) for tensor in out]
+        if all(bool((t == f).all()) for t, f in zip(out, first, strict=True)):
+            out = first
+    return out
 
 
 def unexpanded(tensor: Tensor, keep: int = 0) -> Tensor:

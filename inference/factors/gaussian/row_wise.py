@@ -111,8 +111,15 @@ class RowWiseFactor:
 
 @dataclass(frozen=True)
 class Terms:
-    """Of every column: ``constant (..., D)``, ``linear (..., D, q)``, ``precision (..., D, q, q)``;
-    what multiplies its datum, ``datum (..., D)``, its square, and the datum times each latent.
+    """The quadratic form of every column, as coefficients.
+
+    Attributes:
+        constant: ``(..., D)``.
+        linear: ``(..., D, q)``.
+        precision: ``(..., D, q, q)``.
+        datum: What multiplies the datum, ``(..., D)``; None of a prior, as what follows.
+        square: What multiplies its square.
+        cross: What multiplies the datum and each latent, ``(..., D, q)``.
     """
 
     constant: Tensor
@@ -155,9 +162,9 @@ def _of_factor(factor: RowWiseFactor, terms: Terms, rows: int) -> RowQuadratics:
         flat = shown @ terms.precision.flatten(-2)
         precision = flat.reshape(*flat.shape[:-1], *terms.precision.shape[-2:])
     if data is not None:
-        assert terms.datum is not None and terms.square is not None and terms.cross is not None
-        constant = constant + terms.datum @ data.mT + terms.square @ data.square().mT
-        linear = linear + data @ terms.cross
+        by_datum, by_square = _given(terms.datum), _given(terms.square)
+        constant = constant + by_datum @ data.mT + by_square @ data.square().mT
+        linear = linear + data @ _given(terms.cross)
     constant = constant.expand(*constant.shape[:-1], rows)
     return RowQuadratics(constant, linear.expand(*linear.shape[:-2], rows, -1), precision)
 

@@ -5,7 +5,7 @@ A Normal or MultivariateNormal site that the data do not show is a parameter unl
 - its prior has a parameter that enters no data, and nothing but such priors: the scale of random
   effects, of which the joint mode is unbounded or biased;
 - its prior has a Gaussian latent, or varies with a discrete one;
-- it is a step of a ``pyro.markov`` loop of which a later step is such a latent;
+- a later step is such a latent, of the same ``pyro.markov`` loop or by the number in its name;
 - it has a value for each row of a plate, and a parameter multiplies it: loadings, or a scale that
   stands before standard normal effects.
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.reading.graphs import leaves_of
+from ember.inference.reading.sequences import base_name
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace, TraceNode
 from ember.inference.reading.unwrapping import given_arguments, unwrap
@@ -122,8 +123,7 @@ def _found(
     able = {
         name
         for name in names
-        if graph.children(name)
-        and not any(name in graph.other[site] for site in graph.children(name))
+        if not any(name in graph.other[site] for site in graph.children(name))
         and not any(_is_fixed(site, structure, names) for site in graph.children(name))
         and not _is_chosen(graph, name)
     }
@@ -159,7 +159,8 @@ def _why(
     parents = graph.parents.get(name, set())
     if parents & latent:
         return f"its prior has the latent '{min(parents & latent)}'"
-    if name in steps and (after := graph.children(name) & latent & steps):
+    after = {n for n in graph.children(name) & latent if _goes_on(name, n, steps)}
+    if after:
         return f"the later step '{min(after)}' is a latent"
     for parent in sorted(parents - able - latent):
         if graph.children(parent) <= able | latent:
@@ -171,6 +172,11 @@ def _why(
     if multipliers - latent and not in_plates and not multipliers & latent:
         return f"'{min(multipliers)}' multiplies it"
     return ""
+
+
+def _goes_on(name: str, after: str, steps: frozenset[str]) -> bool:
+    """Whether one site is a later step of another: of one loop, or ``level_1`` of ``level_0``."""
+    return {name, after} <= steps or base_name(name) == base_name(after) is not None
 
 
 def _multipliers(graph: _Graph, name: str) -> set[str]:
