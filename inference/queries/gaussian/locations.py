@@ -82,7 +82,7 @@ class Locations:
             coefficients.append(append_dims(coefficient, event_dim - events))
             number = component.first(slot.latent) + slot.entries
             entries.append(arranged(number, 0)[0])
-        row_of_entry = component.row_of_part[component.system.components]
+        row_of_entry = component.row_of_entry
         return Locations(
             component, fn, event_dim, (*plates, *site.inner_shape), len(plates),
             arranged(fn.loc, event_dim), tuple(coefficients), tuple(entries),

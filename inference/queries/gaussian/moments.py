@@ -65,7 +65,7 @@ class ComponentPosterior:
     @functools.cached_property
     def row_of_entry(self) -> Tensor:
         """The row of the component's plates in which each entry lies, ``(n,)``."""
-        return self.component.row_of_part[self.component.system.components]
+        return self.component.row_of_entry
 
     @functools.cached_property
     def mean(self) -> Tensor:
