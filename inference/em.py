@@ -290,7 +290,7 @@ class EM:
         with progress_bar(self.progress, limit, self.name) as tick:
             loop = Loop(
                 plan,
-                EMMap.of(plan, self._classification),
+                EMMap.of(plan, self._classification, self.accelerate is not None),
                 self._stopping_rule,
                 SCHEMES[None if self._classification else self.accelerate],
                 on_step=lambda way: tick(way.history[-1]),

@@ -30,6 +30,7 @@ from torch import Tensor
 from ember.inference.expectation.elimination import Contraction
 from ember.inference.expectation.kernels.mixture import mixture_kernel
 from ember.inference.factors.gaussian.component import Moments
+from ember.inference.factors.gaussian.expansion import Expansion
 from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.numerics.log_space import IMPOSSIBLE
@@ -100,7 +101,13 @@ class LogEvidence:
         rows = torch.where(rows <= 0.1 * IMPOSSIBLE, -torch.inf, rows)
         return rows.expand(plan.sizes[plan.row]) if plan.row else rows
 
-    def statistics(self, params: Params, temper: float = 1.0, maximum: bool = False) -> Statistics:
+    def statistics(
+        self,
+        params: Params,
+        temper: float = 1.0,
+        maximum: bool = False,
+        expanded: bool = False,
+    ) -> Statistics:
         r"""Log evidence at ``params``, and its gradient: the expected sufficient statistics.
 
         Args:
@@ -110,6 +117,7 @@ class LogEvidence:
                 model.
             maximum: Whether the latents take their most probable joint value; the log likelihood
                 is then that of the classification.
+            expanded: Whether to tell apart what grows as Gaussian latents are stretched.
         """
         plan = self.plan
         with torch.no_grad():
@@ -121,7 +129,7 @@ class LogEvidence:
                 sums = {key: (tied, gradient[key]) for key, tied in plan.tied.items()}
                 if not plan.residuals.lost(sums):
                     return self._statistics(params, total, sums, {})
-        return self._by_elimination(params, natural, near, temper, maximum)
+        return self._by_elimination(params, natural, near, temper, maximum, expanded)
 
     def _by_elimination(
         self,
@@ -130,6 +138,7 @@ class LogEvidence:
         near: frozenset[TieKey],
         temper: float,
         maximum: bool,
+        expanded: bool,
     ) -> Statistics:
         """For any model: contract and take the gradient; by residuals where digits are at stake."""
         plan = self.plan
@@ -139,7 +148,10 @@ class LogEvidence:
             with torch.no_grad():
                 exact = plan.residuals.log_probs(near, plan.tied, params)
             smooth = {key: eta for key, eta in natural.items() if key not in near}
-            total, by_tie, by_factor = self.gradients(smooth, {**other, **exact}, temper, maximum)
+            pieces = self._pieces(smooth) if expanded else {}
+            total, by_tie, by_factor = self.gradients(
+                smooth, {**other, **exact}, temper, maximum, pieces
+            )
             sums = {
                 key: plan.residuals.sums(tied, params, by_factor)
                 if key in near
@@ -149,7 +161,8 @@ class LogEvidence:
             lost = plan.residuals.lost(sums) - near
             if not lost:
                 weights = {name: by_factor[name] for name in other}
-                return self._statistics(params, float(total), sums, weights)
+                found = self._statistics(params, float(total), sums, weights)
+                return dataclasses.replace(found, expansions=self._expansions(pieces))
             near = near | lost
 
     def gradients(
@@ -158,28 +171,61 @@ class LogEvidence:
         other: Mapping[str, Tensor],
         temper: float = 1.0,
         maximum: bool = False,
+        pieces: Mapping[str, Mapping[TieKey, Tensor]] | None = None,
     ) -> tuple[Tensor, dict[TieKey, Tensor], dict[str, Tensor]]:
         """The log evidence, and its gradients by natural parameters and by log probabilities.
 
-        With several starts everything has a leading dim for them, the log evidence too.
+        With several starts everything has a leading dim for them, the log evidence too. Gradients
+        by the ``pieces`` of expansions are left in them.
         """
         etas = {key: value.detach().requires_grad_() for key, value in natural.items()}
         log_probs = {name: value.detach().requires_grad_() for name, value in other.items()}
         with torch.enable_grad():
-            each = tensors(self.plan, etas, log_probs, pooled=True)
+            each = tensors(self.plan, etas, log_probs, True, pieces)
             if temper != 1.0:
                 each = [temper * tensor for tensor in each]
             parts = self.pooled(each, maximum)
             total = self.pooled.total(parts, along=self.along) / temper
-            leaves = [*etas.values(), *log_probs.values()]
+            split = [eta for own in (pieces or {}).values() for eta in own.values()]
+            leaves = [*etas.values(), *log_probs.values(), *split]
             found = torch.autograd.grad(total.sum(), leaves, allow_unused=True)
         gradients = [
             torch.zeros_like(leaf) if g is None else g
             for leaf, g in zip(leaves, found, strict=True)
         ]
         by_tie = dict(zip(etas, gradients[: len(etas)], strict=True))
-        by_factor = dict(zip(log_probs, gradients[len(etas) :], strict=True))
+        last = len(etas) + len(log_probs)
+        by_factor = dict(zip(log_probs, gradients[len(etas) : last], strict=True))
+        for eta, gradient in zip(split, gradients[last:], strict=True):
+            eta.grad = gradient
+        for own in (pieces or {}).values():
+            for key, eta in own.items():
+                assert eta.grad is not None
+                by_tie[key] = by_tie[key] + eta.grad.sum(0)
         return total.detach(), by_tie, by_factor
+
+    def _pieces(self, natural: Mapping[TieKey, Tensor]) -> dict[str, dict[TieKey, Tensor]]:
+        """Natural parameters once more for each piece of the expansion of each component."""
+        found = {}
+        for component in self.plan.components:
+            stretches = component.stretches
+            if stretches is not None:
+                keys = {self.plan.ties[name] for name in component.sites}
+                found[component.factor.name] = {
+                    key: natural[key].detach().expand(stretches.pieces, -1, -1).requires_grad_()
+                    for key in keys
+                }
+        return found
+
+    def _expansions(self, pieces: Mapping[str, Mapping[TieKey, Tensor]]) -> tuple[Expansion, ...]:
+        """The gradients by pieces, as parts of the statistics."""
+        out = []
+        for component in self.plan.components:
+            own, stretches = pieces.get(component.factor.name), component.stretches
+            if own is not None and stretches is not None:
+                sums = {key: eta.grad for key, eta in own.items() if eta.grad is not None}
+                out.append(Expansion(stretches, sums))
+        return tuple(out)
 
     def completed(
         self,

@@ -132,6 +132,7 @@ def _plan(
         ),
         opaque=opaque,
         components=components,
+        ties={name: own.key for name, own in cells.items()},
         residuals=ResidualFactors(sites, cells, dims),
         sizes=sizes,
         latent_symbols=latent_symbols,

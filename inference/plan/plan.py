@@ -55,6 +55,7 @@ class Plan(Memo):
         prior: The prior of the parameters.
         opaque: The sites without sufficient statistics.
         components: Gaussian latents with the sites that read them.
+        ties: What each site in exponential-family form is tied to.
         residuals: Normal sites by their residuals, for where sufficient statistics lose digits.
         sizes: The size of every dim.
         latent_symbols: The dim of each latent site.
@@ -77,6 +78,7 @@ class Plan(Memo):
     prior: Prior
     opaque: OpaqueFactors
     components: tuple[GaussianComponent, ...]
+    ties: dict[str, TieKey]
     residuals: ResidualFactors
     sizes: dict[str, int]
     latent_symbols: dict[str, str]

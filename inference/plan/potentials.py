@@ -28,6 +28,7 @@ def tensors(
     natural: Mapping[TieKey, Tensor],
     other: Mapping[str, Tensor],
     pooled: bool = False,
+    pieces: Mapping[str, Mapping[TieKey, Tensor]] | None = None,
 ) -> list[Tensor]:
     """The log probability of every factor, in the plan's order.
 
@@ -36,6 +37,7 @@ def tensors(
         natural: Natural parameters of tied factors.
         other: The log probabilities of all other factors.
         pooled: Whether components that can be had without their rows are one number each.
+        pieces: Of components the natural parameters once more for each piece of an expansion.
     """
     out = []
     components = {component.factor.name: component for component in plan.components}
@@ -45,7 +47,8 @@ def tensors(
         elif factor.name in components:
             component = components[factor.name]
             whole = pooled and component.is_pooled
-            out.append(component.pooled(natural) if whole else component.log_prob(natural))
+            own = None if pieces is None else pieces.get(factor.name)
+            out.append(component.pooled(natural) if whole else component.log_prob(natural, own))
         else:
             key, compiled = plan.compiled[factor.name]
             out.append(compiled.log_prob(natural[key]))

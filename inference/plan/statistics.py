@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference.factors.gaussian.expansion import Expansion
 from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.families.regression import Regression
@@ -35,6 +36,8 @@ class Statistics:
         opaque: Posteriors of sites without sufficient statistics, one entry a piece of data.
         prior: The prior of the parameters.
         m_step: The M-step that they are for.
+        expansions: For components of Gaussian latents the pieces that grow as latents are
+            stretched, where they have been asked for.
         others: The log priors of further pieces of data, which should be the same.
 
     Raises:
@@ -49,6 +52,7 @@ class Statistics:
     prior: Prior
     m_step: Callable[[Statistics], dict[str, Tensor]] | None = None
     others: tuple[float, ...] = ()
+    expansions: tuple[Expansion, ...] = ()
 
     @property
     def objective(self) -> float:
@@ -75,6 +79,7 @@ class Statistics:
             sums=sums,
             opaque=self.opaque + other.opaque,
             others=(*self.others, other.log_prior, *other.others),
+            expansions=(),
         )
 
     def __repr__(self) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ember.inference.factors.factor import Factor, Scale
+from ember.inference.factors.gaussian.expansion import Stretches
 from ember.inference.factors.tied import TieKey
 from ember.inference.numerics.gaussian.pattern import Pattern
 from ember.inference.numerics.gaussian.systems import GaussianSystem
@@ -90,8 +91,13 @@ class GaussianComponent(ABC):
         """How the latents are integrated, in words."""
 
     @abstractmethod
-    def potentials(self, natural: Natural) -> Potentials:
-        """The quadratic form of the latents at every value of the discrete ones."""
+    def potentials(self, natural: Natural, pieces: Natural | None = None) -> Potentials:
+        """The quadratic form of the latents at every value of the discrete ones.
+
+        Args:
+            natural: Natural parameters of all that is tied.
+            pieces: Those of the component once more for each piece of its expansion.
+        """
 
     @property
     def count(self) -> int:
@@ -103,9 +109,14 @@ class GaussianComponent(ABC):
         names = list(self.latents)
         return sum(self.latents[name] for name in names[: names.index(latent)])
 
-    def log_prob(self, natural: Natural) -> Tensor:
+    @property
+    def stretches(self) -> Stretches | None:
+        """The directions in which its latents may be stretched, if there are any."""
+        return None
+
+    def log_prob(self, natural: Natural, pieces: Natural | None = None) -> Tensor:
         """The log evidence of the component's sites, in the dims of its factor."""
-        potentials = self.potentials(natural)
+        potentials = self.potentials(natural, pieces)
         parts = self.system.log_integral(potentials.linear, potentials.precision)
         return self.in_dims(potentials.constant.index_add(-1, self._row_of_part, parts))
 

@@ -1,5 +1,6 @@
 """Sites of a Gaussian component: natural parameters to potentials of the latents they read."""
 
+import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class LinkedFactor:
         coefficients: Statistics as quadratic functions of the entries, ``(D or 1, U, P + 1, M)``.
         entries: The entries that each pool reads, ``(U, J)``, counted over the component.
         rows: The row of the component's plates in which each pool lies, ``(U,)``.
+        piece: Of an expansion the piece to which each monomial belongs, ``(M,)``, -1 for none.
     """
 
     names: tuple[str, ...]
@@ -37,17 +39,41 @@ class LinkedFactor:
     coefficients: Tensor
     entries: Tensor
     rows: Tensor
+    piece: Tensor | None = None
 
-    def potentials(self, eta: Tensor) -> Tensor:
+    def potentials(self, eta: Tensor, pieces: Tensor | None = None) -> Tensor:
         """The log density of every pool as coefficients of monomials, ``(..., D, U, M)``.
 
         Args:
             eta: Natural parameters of the cells, ``(..., C, P)``.
+            pieces: The same once more for each piece of an expansion, ``(E, C, P)``.
         """
+        if pieces is None or self.piece is None:
+            return self._linear(eta, self.coefficients)
+        parts, order = [], []
+        for number in self.piece.unique().tolist():
+            mine = (self.piece == number).nonzero().reshape(-1)
+            source = eta if number < 0 else pieces[number]
+            parts.append(self._linear(source, self.coefficients[..., mine]))
+            order.append(mine)
+        return torch.cat(parts, -1)[..., torch.cat(order).argsort()]
+
+    def part(self, pools: Tensor, piece: Tensor) -> "LinkedFactor":
+        """Some of its pools, with the piece to which each of their monomials belongs."""
+        return dataclasses.replace(
+            self,
+            cells=self.cells[:, pools],
+            coefficients=self.coefficients[:, pools],
+            entries=self.entries[pools],
+            rows=self.rows[pools],
+            piece=piece,
+        )
+
+    def _linear(self, eta: Tensor, coefficients: Tensor) -> Tensor:
         gathered = eta.index_select(-2, self.cells.reshape(-1))
         gathered = gathered.reshape(*eta.shape[:-2], *self.cells.shape, 1, eta.shape[-1])
-        linear = gathered @ self.coefficients[..., :-1, :]
-        return linear.squeeze(-2) + self.coefficients[..., -1, :]
+        linear = gathered @ coefficients[..., :-1, :]
+        return linear.squeeze(-2) + coefficients[..., -1, :]
 
 
 def compile_linked(

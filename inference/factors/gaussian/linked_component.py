@@ -1,6 +1,7 @@
 """A component of any shape: latents that meet as the indices of the sites say."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +14,17 @@ from ember.inference.factors.gaussian.component import (
     Potentials,
     factor_of,
 )
+from ember.inference.factors.gaussian.expansion import Stretches
 from ember.inference.factors.gaussian.linked import LinkedFactor
 from ember.inference.factors.gaussian.quadratic import monomials
+from ember.inference.factors.tied import TieKey
 from ember.inference.numerics.gaussian.pattern import Pattern
 from ember.inference.numerics.gaussian.systems import GaussianSystem, gaussian_system
 
 __all__ = ["LinkedComponent", "linked_component"]
+
+
+MOST = 8  # directions in which the latents of a component are stretched
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +42,11 @@ class LinkedComponent(GaussianComponent):
     meeting: Pattern
     way: GaussianSystem
     row_numbers: Tensor
+    expansion: Stretches | None = None
+
+    @property
+    def stretches(self) -> Stretches | None:
+        return self.expansion
 
     @property
     def pattern(self) -> Pattern:
@@ -53,7 +64,7 @@ class LinkedComponent(GaussianComponent):
     def description(self) -> str:
         return self.way.description
 
-    def potentials(self, natural: Natural) -> Potentials:
+    def potentials(self, natural: Natural, pieces: Natural | None = None) -> Potentials:
         """The quadratic form of the latents at every value of the discrete ones."""
         lead = next(iter(natural.values())).shape[:-2]
         like = next(iter(natural.values()))
@@ -62,20 +73,21 @@ class LinkedComponent(GaussianComponent):
         sizes = (rows, self.count, len(self.pattern.rows))
         total = [like.new_zeros(*lead, *(1 for _ in shape), size) for size in sizes]
         for member, (places, factors) in zip(self.members, self.targets, strict=True):
-            found = member.potentials(natural[member.key])
+            own = None if pieces is None else pieces[member.key]
+            found = member.potentials(natural[member.key], own)
             slots = member.entries.shape[-1]
             constant, linear, quadratic = found.split([1, slots, found.shape[-1] - 1 - slots], -1)
-            pieces = (
+            added_to = (
                 (member.rows, constant.squeeze(-1)),
                 (member.entries.reshape(-1), linear.flatten(-2)),
                 (places.reshape(-1), (factors * quadratic).flatten(-2)),
             )
             dims = dict(member.symbols)
-            own = [dims.get(symbol, 1) for symbol, _ in self.states]
-            for i, (index, values) in enumerate(pieces):
+            over = [dims.get(symbol, 1) for symbol, _ in self.states]
+            for i, (index, values) in enumerate(added_to):
                 zero = values.new_zeros(*values.shape[:-1], sizes[i])
                 added = zero.index_add(-1, index, values)
-                total[i] = total[i] + added.reshape(*lead, *own, sizes[i])
+                total[i] = total[i] + added.reshape(*lead, *over, sizes[i])
         states = torch.Size(shape).numel()
         constant, linear, precision = (
             each.expand(*lead, *shape, each.shape[-1]).reshape(*lead, states, each.shape[-1])
@@ -104,6 +116,9 @@ def linked_component(
         row_of_entry: The row of those plates in which each entry lies.
         scale: The weight of the latents.
     """
+    found = _stretches(latents, members)
+    if found is not None:
+        members = [part for member in members for part in _uniform(member, *found)]
     count = sum(latents.values())
     pairs = [
         tuple(member.entries[:, index] for index in monomials(member.entries.shape[-1]))
@@ -125,4 +140,70 @@ def linked_component(
     return LinkedComponent(
         factor_of(name, states, rows, scale), dict(latents), tuple(states), tuple(rows), sites,
         tuple(members), targets, pattern, gaussian_system(pattern), row_of_entry,
+        None if found is None else found[0],
     )  # fmt: skip
+
+
+def _stretches(
+    latents: Mapping[str, int], members: Sequence[LinkedFactor]
+) -> tuple[Stretches, Tensor] | None:
+    """The directions in which latents may be stretched, and that of each entry (-1: none).
+
+    A latent may be if its own prior reads no other, and is tied to nothing else: there is one
+    direction for each place in its event, or one for all where they share a parameter.
+    """
+    first, names, counts = dict[str, int](), list[tuple[str, int]](), list[int]()
+    total = 0
+    for name, count in latents.items():
+        first[name], total = total, total + count
+    direction = torch.full((total,), -1)
+    keys = set[TieKey]()
+    for member in members:
+        own = [name for name in member.names if name in latents]
+        if not own or len(member.names) > 1:
+            continue
+        if sum(other.key == member.key for other in members) > 1:
+            continue
+        begin, end = first[own[0]], first[own[0]] + latents[own[0]]
+        inside = (member.entries >= begin) & (member.entries < end)
+        if not bool(inside.all()):
+            continue
+        places = _places(member, begin, end)
+        if int(places.max()) + 1 + len(names) > MOST:
+            continue
+        direction[begin:end] = len(names) + places
+        names += [(own[0], place) for place in range(int(places.max()) + 1)]
+        counts += torch.bincount(places).tolist()
+        keys.add(member.key)
+    if not names:
+        return None
+    return Stretches(tuple(names), torch.tensor(counts), frozenset(keys)), direction
+
+
+def _places(member: LinkedFactor, begin: int, end: int) -> Tensor:
+    """The direction of each entry of a latent, from its prior: slots of an event, or cells."""
+    width = member.entries.shape[1]
+    places = torch.zeros(end - begin, dtype=torch.long)
+    if width > 1:
+        for slot in range(width):
+            places[member.entries[:, slot] - begin] = slot
+        return places
+    cells = torch.unique(member.cells[0], return_inverse=True)[1]
+    places[member.entries[:, 0] - begin] = cells
+    return places
+
+
+def _uniform(
+    member: LinkedFactor, stretches: Stretches, direction: Tensor
+) -> Iterator[LinkedFactor]:
+    """A member in parts, in each of which slots have the same directions, with its pieces."""
+    of_slot = direction[member.entries]
+    kinds, kind = torch.unique(of_slot, dim=0, return_inverse=True)
+    one, other = monomials(of_slot.shape[1])
+    for number, slots in enumerate(kinds):
+        pairs = stretches.piece(slots[one], slots[other])
+        piece = torch.cat([torch.full((1,), -1), stretches.piece(slots), pairs])
+        if len(kinds) == 1:
+            yield dataclasses.replace(member, piece=piece)
+        else:
+            yield member.part((kind == number).nonzero().reshape(-1), piece)

@@ -56,7 +56,7 @@ class RowWiseComponent(GaussianComponent):
         out[self.entries.reshape(-1)] = rows.repeat_interleave(self.entries.shape[1])
         return out
 
-    def log_prob(self, natural: Natural) -> Tensor:
+    def log_prob(self, natural: Natural, pieces: Natural | None = None) -> Tensor:
         form = row_quadratics(self.members, natural, *self.entries.shape)
         return self.in_dims(
             self._per_state(form.constant, 1)
@@ -76,7 +76,7 @@ class RowWiseComponent(GaussianComponent):
         solved = torch.linalg.solve(precision, outer)
         return constant + normaliser + 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum(-1)
 
-    def potentials(self, natural: Natural) -> Potentials:
+    def potentials(self, natural: Natural, pieces: Natural | None = None) -> Potentials:
         rows, width = self.entries.shape
         form = row_quadratics(self.members, natural, rows, width)
         flat = self.entries.reshape(-1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.iteration.trajectory import Movement, Trajectory
+from ember.inference.maximisation.expanded import expanded_m_step
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Plan
@@ -40,12 +41,16 @@ class EMMap:
     classification: bool = False
 
     @classmethod
-    def of(cls, plan: Plan, classification: bool = False) -> Self:
-        """The map of a plan."""
+    def of(cls, plan: Plan, classification: bool = False, expanded: bool = False) -> Self:
+        """The map of a plan; ``expanded``, with Gaussian latents stretched in the M-step."""
         parameters = plan.structure.parameters
+        expanded = expanded and any(c.stretches is not None for c in plan.components)
         return cls(
-            functools.partial(LogEvidence.of(plan).statistics, maximum=classification),
-            lambda statistics: MStep.of(plan)(statistics),  # its updates are chosen in a step
+            functools.partial(
+                LogEvidence.of(plan).statistics, maximum=classification, expanded=expanded
+            ),
+            # Its updates are chosen in a step.
+            lambda statistics: expanded_m_step(MStep.of(plan), statistics),
             Coordinates(parameters, plan.superposed_parameters()),
             classification,
         )
