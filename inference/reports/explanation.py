@@ -95,7 +95,7 @@ def _gaussian_row(plan: Plan, name: str) -> list[str]:
     assert site.density is not None
     component = next(c for c in plan.components if site.slots[0].latent in c.latents)
     latent = name in structure.gaussian
-    how = f"integrated exactly (Gaussian: {component.system.description})" if latent else "-"
+    how = f"integrated exactly (Gaussian: {component.description})" if latent else "-"
     if latent and component.states:
         owners = {symbol: owner for owner, symbol in plan.latent_symbols.items()}
         known = " and ".join(f"'{owners[symbol]}'" for symbol, _ in component.states)

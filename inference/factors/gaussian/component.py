@@ -74,6 +74,16 @@ class GaussianComponent:
         """The number of entries of all latents."""
         return sum(self.latents.values())
 
+    @property
+    def row_of_entry(self) -> Tensor:
+        """The row of the plates kept outside in which each entry lies, ``(n,)``."""
+        return self.row_of_part[self.system.components]
+
+    @property
+    def description(self) -> str:
+        """How the latents are integrated, in words."""
+        return self.system.description
+
     def first(self, latent: str) -> int:
         """The number of the first entry of a latent."""
         names = list(self.latents)
@@ -99,9 +109,7 @@ class GaussianComponent:
         for member, (places, factors) in zip(self.members, self.entry_sets, strict=True):
             found = member.potentials(natural[member.key])
             slots = member.entries.shape[-1]
-            constant, linear, quadratic = found.split(
-                [1, slots, found.shape[-1] - 1 - slots], -1
-            )
+            constant, linear, quadratic = found.split([1, slots, found.shape[-1] - 1 - slots], -1)
             pieces = (
                 (member.rows, constant.squeeze(-1)),
                 (member.entries.reshape(-1), linear.flatten(-2)),
