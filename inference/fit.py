@@ -269,14 +269,14 @@ class Fit(Run):
         Example:
             >>> from ember.inference import EM
             >>> from ember.models import linear_mixed_model
-            >>> y = torch.tensor([1.0, 1.2, 0.8, 3.1, 3.0, 2.9, 2.2, 2.0, 1.8])
+            >>> y = torch.tensor([1.0, 1.2, 0.8, 3.1, 3.0, 2.9, 2.3, 2.2, 1.9])
             >>> group = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
             >>> fit = EM(linear_mixed_model, objective="mle").fit(y, groups=group)
             >>> new = fit.predictive(groups=torch.tensor([0, 1, 3]))  # the last group is new
             >>> [round(value, 3) for value in new.mean.tolist()]
-            [1.018, 2.982, 2.0]
+            [1.016, 2.985, 2.044]
             >>> [round(value, 3) for value in new.stddev.tolist()]
-            [0.169, 0.169, 0.824]
+            [0.203, 0.203, 0.831]
         """
         with sheltered(data=(self._data, args)), torch.no_grad():
             if not args and not kwargs:

@@ -50,7 +50,7 @@ def _log_prob_at(
 ) -> Tensor:
     """The log density of a component's sites where its latents have the values ``z (n,)``."""
     found, pattern = component.potentials(natural), component.pattern
-    row = component.row_of_part[component.system.components]
+    row = component.row_of_entry
     squares = -pattern.halves * found.precision * z[pattern.rows] * z[pattern.columns]
     total = found.constant.index_add(-1, row, found.linear * z)
     total = total.index_add(-1, row[pattern.rows], squares)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ember.inference.factors.gaussian.component import GaussianComponent, Moments
 from ember.inference.initialisation.clustering import standardise
-from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.reading.site import Site, Slot
 
@@ -81,14 +81,9 @@ def _spread(site: Site) -> float:
     value = site.value.detach()
     shown = value.isfinite()
     if site.mask is not None:
-        shown = (
-            shown
-            & site.mask.reshape(
-                *site.mask.shape, *(1,) * (value.dim() - site.mask.dim())
-            ).expand_as(shown)
-            if site.mask.dim() <= value.dim()
-            else shown
-        )
+        event = value.dim() - max(site.mask.dim(), 0)
+        inside = append_dims(site.mask, max(0, min(event, site.event_dim - site.layout.inner)))
+        value, shown = torch.broadcast_tensors(value, shown & inside)
     data = value[shown]
     if len(data) < 2:
         return 1.0

@@ -192,4 +192,6 @@ def _unrolled_pairs(plan: Plan, params: Params, steps: list[str]) -> Tensor:
 def _no_chain(plan: Plan, name: str) -> str:
     chains = sorted(plan.chains)
     known = f"its chains are {chains}" if chains else "it has none"
+    if plan.components:
+        known += "; a series of Gaussian latents goes on with predictive(...), NaN for each step"
     return f"'{name}' is not the state of a hidden Markov chain of the model; {known}."

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ember.inference import EM, Fit
+from ember.inference.queries.gaussian.moments import check_joint
 from ember.models import (
     factor_analysis,
     linear_mixed_model,
@@ -147,6 +148,11 @@ def test_joint_covariances(fitted: tuple[Case, Fit, Dense]) -> None:
     assert pairs.shape == (*truth.mean(one).shape, *truth.mean(other).shape)
     wanted = truth.cross_covariance(one, other)
     close(pairs.reshape(wanted.shape), wanted)
+
+
+def test_joint_covariances_of_very_many_entries_are_refused() -> None:
+    with pytest.raises(ValueError, match="the joint covariance of 'u' has 5,001 rows"):
+        check_joint(5001, "'u'")
 
 
 def test_steps_of_a_chain_are_taken_together(fitted: tuple[Case, Fit, Dense]) -> None:

@@ -1,7 +1,7 @@
 """A component of any shape: latents that meet as the indices of the sites say."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -149,8 +149,9 @@ def _stretches(
 ) -> tuple[Stretches, Tensor] | None:
     """The directions in which latents may be stretched, and that of each entry (-1: none).
 
-    A latent may be if its own prior reads no other, and is tied to nothing else: there is one
-    direction for each place in its event, or one for all where they share a parameter.
+    A latent may be if its own prior reads no other and is tied to nothing else, and no other's
+    prior reads it: there is one direction for each place in its event, or one for all where they
+    share a parameter.
     """
     first, names, counts = dict[str, int](), list[tuple[str, int]](), list[int]()
     total = 0
@@ -168,6 +169,8 @@ def _stretches(
         inside = (member.entries >= begin) & (member.entries < end)
         if not bool(inside.all()):
             continue
+        if any(_reads(other, begin, end) for other in members if _is_prior(other, latents, own)):
+            continue
         places = _places(member, begin, end)
         if int(places.max()) + 1 + len(names) > MOST:
             continue
@@ -178,6 +181,16 @@ def _stretches(
     if not names:
         return None
     return Stretches(tuple(names), torch.tensor(counts), frozenset(keys)), direction
+
+
+def _is_prior(member: LinkedFactor, latents: Container[str], own: Sequence[str]) -> bool:
+    """Whether a member holds priors of other latents than one's own."""
+    return any(name in latents and name not in own for name in member.names)
+
+
+def _reads(member: LinkedFactor, begin: int, end: int) -> bool:
+    """Whether a member reads an entry of a range."""
+    return bool(((member.entries >= begin) & (member.entries < end)).any())
 
 
 def _places(member: LinkedFactor, begin: int, end: int) -> Tensor:

@@ -82,11 +82,10 @@ class Locations:
             coefficients.append(append_dims(coefficient, event_dim - events))
             number = component.first(slot.latent) + slot.entries
             entries.append(arranged(number, 0)[0])
-        row_of_entry = component.row_of_entry
         return Locations(
             component, fn, event_dim, (*plates, *site.inner_shape), len(plates),
             arranged(fn.loc, event_dim), tuple(coefficients), tuple(entries),
-            row_of_entry[entries[0]], site,
+            component.row_of_entry[entries[0]], site,
         )  # fmt: skip
 
     @property

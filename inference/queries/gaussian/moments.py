@@ -62,7 +62,7 @@ class ComponentPosterior:
         """``E[z | s]`` of every entry at each joint value, ``(S, n)``."""
         return self._moments[0]
 
-    @functools.cached_property
+    @property
     def row_of_entry(self) -> Tensor:
         """The row of the component's plates in which each entry lies, ``(n,)``."""
         return self.component.row_of_entry

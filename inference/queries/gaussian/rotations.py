@@ -37,9 +37,9 @@ def _idle(plan: Plan, component: GaussianComponent, name: str) -> int:
     latent = plan.sites[name]
     size = latent.value.shape[latent.value.dim() - latent.event_dim :].numel()
     readers = [
-        plan.sites[reader]
-        for reader in component.sites
-        if reader != name and any(s.latent == name for s in plan.sites[reader].slots)
+        site
+        for other, site in plan.sites.items()
+        if other != name and any(slot.latent == name for slot in site.slots)
     ]
     if size < 2 or not readers or not _is_round(latent):
         return 0
