@@ -199,14 +199,14 @@ def continuous_local(x: Tensor) -> None:
     with pyro.plate("rows", len(x)):
         z = pyro.sample("z", dist.Categorical(weights))
         effect = pyro.sample("effect", dist.Normal(locs[z], 1.0))
-        pyro.sample("x", dist.Normal(effect, 1.0), obs=x)
+        pyro.sample("x", dist.Normal(effect.exp(), 1.0), obs=x)
 
 
 def asks_for_gaussian(x: Tensor) -> None:
     how: Any = {"integrate": "gaussian"}
     with pyro.plate("rows", len(x)):
         effect = pyro.sample("effect", dist.Normal(0.0, 1.0), infer=how)
-        pyro.sample("x", dist.Normal(effect, 1.0), obs=x)
+        pyro.sample("x", dist.Normal(0.0, effect.exp()), obs=x)
 
 
 def subsampled(x: Tensor) -> None:
@@ -286,7 +286,7 @@ MODELS: dict[str, tuple[Callable[..., None], str]] = {
     "missing plate, observed": (observed_without_plate, "'x'.*(to_event|plate)"),
     "missing plate, rows like states": (collides_with_states, "'x'.*(to_event|plate)"),
     "continuous local latent": (continuous_local, "'effect'.*latent"),
-    "Gaussian integration": (asks_for_gaussian, "'effect'.*gaussian"),
+    "Gaussian integration": (asks_for_gaussian, "'effect'.*Gaussian.*'scale'"),
     "subsample_size": (subsampled, "'rows'.*subsample"),
     "subsample": (subsample_given, "'rows'.*subsample"),
     "branches": (branches, "structure depends on parameter"),

@@ -319,14 +319,23 @@ def effects(way: str) -> Callable[[Tensor], None]:
     return model
 
 
-@pytest.mark.parametrize("way", ["plate", "event", "shuffled", "weighted", "exponential"])
-def test_effects_of_rows_are_refused_however_they_are_written(way: str) -> None:
-    refused(effects(way), r"'effect' has one value for each row.*'(centre|spread)'")
+@pytest.mark.parametrize("objective", ["map", "mle"])
+@pytest.mark.parametrize("way", ["plate", "event", "shuffled", "weighted"])
+def test_effects_of_rows_are_integrated_however_they_are_written(way: str, objective: str) -> None:
+    em = EM(effects(way), objective)
+    assert em.explain(X).set_index("site").loc["effect", "role"] == "latent"
+    params = {"centre": torch.tensor(0.3), "spread": torch.tensor(0.8)}
+    slope, shift = (2.0, 0.3) if way == "weighted" else (1.0, 0.0)
+    marginal = dist.Normal(shift + slope * 0.3, (1.0 + (slope * 0.8) ** 2) ** 0.5)
+    truth = float(marginal.log_prob(X.flip(0) if way == "shuffled" else X).sum())
+    assert em.e_step(params, X).log_likelihood == pytest.approx(truth, rel=1e-12)
 
 
-def test_effects_of_rows_are_refused_where_priors_do_not_count_too() -> None:
-    with pytest.raises(ValueError, match=r"'effect' has one value for each row.*'centre'"):
-        EM(effects("plate"), "mle").fit(X)
+def test_effects_of_rows_that_cannot_be_integrated_are_refused() -> None:
+    refused(effects("exponential"), r"'effect' has one value for each row.*'(centre|spread)'")
+
+
+def test_effects_of_rows_are_estimated_on_demand() -> None:
     fit = EM(effects("plate"), "mle", integrate={"effect": None}).fit(X)  # as many means as rows
     torch.testing.assert_close(fit.params["effect"], X)
 

@@ -87,8 +87,9 @@ def check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:
         if site["fn"].batch_shape != before["fn"].batch_shape:
             raise ValueError(
                 f"continuous site '{name}' depends on a discrete latent, so it is itself a latent, "
-                "and this version integrates discrete latents only; replace it by the marginal "
-                "distribution of the sites below it, or move it out of the latent's reach."
+                "but it cannot be integrated as a Gaussian: it is none, or a site reads it other "
+                "than linearly in a normal location. Replace it by the marginal distribution of "
+                "the sites below it, or move it out of the latent's reach."
             )
 
 

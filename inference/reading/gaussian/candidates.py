@@ -56,7 +56,7 @@ def gaussian_candidates(structure: Structure, plain: Trace, fixed: set[str]) -> 
         return {}
     try:
         graph = _graph(structure)
-    except (RuntimeError, ValueError, ArithmeticError):
+    except (RuntimeError, ValueError, ArithmeticError, TypeError, LookupError):
         return {}  # the model cannot be run so; what is wrong with it is told elsewhere
     batches = {name: plain.nodes[name]["fn"].batch_shape for name in names}
     return _found(graph, batches, structure)
