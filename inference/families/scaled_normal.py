@@ -103,9 +103,7 @@ class ScaledStatistics:
             base = torch.where(own, constant, base)
         return statistics, base
 
-    def _put_together(
-        self, half: Tensor, count: Tensor, log_det: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _put_together(self, half: Tensor, count: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         base = 0.5 * (count * (safe_log(self.factor) - LOG_2PI) + log_det)
         return torch.stack([0.5 * count, half], -1), base
 

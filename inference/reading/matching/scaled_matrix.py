@@ -54,4 +54,3 @@ def _alike(matrix: Tensor, slack: Tensor) -> Tensor:
         if bool(((matrix - first).abs() <= slack.amax(dim, keepdim=True)).all()):
             matrix, slack = first, slack.narrow(dim, 0, 1)
     return matrix
-
