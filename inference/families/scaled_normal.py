@@ -1,4 +1,4 @@
-r"""Multivariate normals whose matrix is known but for a factor: breeding values, Gaussian processes.
+r"""Multivariate normals with a matrix known but for a factor: breeding values, Gaussian processes.
 
 With a known location :math:`m` and precision :math:`r\,Q`,
 

@@ -12,6 +12,7 @@ from ember.inference.factors.gaussian.linked import compile_linked, merged
 from ember.inference.factors.gaussian.linked_component import linked_component
 from ember.inference.factors.gaussian.row_wise import compile_row_wise
 from ember.inference.factors.gaussian.row_wise_component import RowWiseComponent
+from ember.inference.factors.gaussian.scaled import compile_scaled, is_scaled
 from ember.inference.factors.tied import SiteCells
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.reading.gaussian.slots import NotIntegrable
@@ -87,14 +88,13 @@ def _component(
         if found is not None:
             return found
     first = _first(latents)
-    compiled = [
-        compile_linked(
-            site, cells[site.name], within[site.name], dict(states), first,
-            _row_numbers(site, rows),
-        )
+    parts = [
+        (site, cells[site.name], within[site.name], dict(states), first, _row_numbers(site, rows))
         for site in members
-    ]  # fmt: skip
-    return linked_component(name, latents, merged(compiled), states, rows, of_entry, scale)
+    ]
+    scaled = [compile_scaled(*part) for part in parts if is_scaled(part[0])]
+    compiled = merged([compile_linked(*part) for part in parts if not is_scaled(part[0])])
+    return linked_component(name, latents, [*scaled, *compiled], states, rows, of_entry, scale)
 
 
 def _first(counts: Mapping[str, int]) -> dict[str, int]:
@@ -116,6 +116,8 @@ def _row_wise(
     of_entry: Tensor,
 ) -> RowWiseComponent | None:
     """The component by rows and columns, if its rows are alike."""
+    if any(is_scaled(site) for site in members):
+        return None
     count = math.prod(size for _, size in rows)
     sizes = {name: entries // count for name, entries in latents.items()}
     of_row = torch.arange(count)

@@ -13,8 +13,7 @@ from ember.inference.factors.gaussian.component import (
     Potentials,
     factor_of,
 )
-from ember.inference.factors.gaussian.linked import LinkedFactor
-from ember.inference.factors.gaussian.quadratic import monomials
+from ember.inference.factors.gaussian.member import Member
 from ember.inference.numerics.gaussian.pattern import Pattern
 from ember.inference.numerics.gaussian.systems import GaussianSystem, gaussian_system
 
@@ -27,12 +26,11 @@ class LinkedComponent(GaussianComponent):
 
     Attributes:
         members: The sites, pooled.
-        targets: For each member where its pools' monomials go in the precision, and with which
-            factor.
+        targets: For each member where its pairs stand in the pattern.
     """
 
-    members: tuple[LinkedFactor, ...]
-    targets: tuple[tuple[Tensor, Tensor], ...]
+    members: tuple[Member, ...]
+    targets: tuple[Tensor, ...]
     meeting: Pattern
     way: GaussianSystem
     row_numbers: Tensor
@@ -61,15 +59,9 @@ class LinkedComponent(GaussianComponent):
         rows = torch.Size([size for _, size in self.rows]).numel()
         sizes = (rows, self.count, len(self.pattern.rows))
         total = [like.new_zeros(*lead, *(1 for _ in shape), size) for size in sizes]
-        for member, (places, factors) in zip(self.members, self.targets, strict=True):
-            found = member.potentials(natural[member.key])
-            slots = member.entries.shape[-1]
-            constant, linear, quadratic = found.split([1, slots, found.shape[-1] - 1 - slots], -1)
-            pieces = (
-                (member.rows, constant.squeeze(-1)),
-                (member.entries.reshape(-1), linear.flatten(-2)),
-                (places.reshape(-1), (factors * quadratic).flatten(-2)),
-            )
+        for member, places in zip(self.members, self.targets, strict=True):
+            found = member.pieces(natural[member.key])
+            pieces = zip((member.rows, member.linear_entries, places), found, strict=True)
             dims = dict(member.symbols)
             own = [dims.get(symbol, 1) for symbol, _ in self.states]
             for i, (index, values) in enumerate(pieces):
@@ -87,7 +79,7 @@ class LinkedComponent(GaussianComponent):
 def linked_component(
     name: str,
     latents: Mapping[str, int],
-    members: Sequence[LinkedFactor],
+    members: Sequence[Member],
     states: Sequence[tuple[str, int]],
     rows: Sequence[tuple[str, int]],
     row_of_entry: Tensor,
@@ -105,18 +97,9 @@ def linked_component(
         scale: The weight of the latents.
     """
     count = sum(latents.values())
-    pairs = [
-        tuple(member.entries[:, index] for index in monomials(member.entries.shape[-1]))
-        for member in members
-    ]
-    first = torch.cat([one.reshape(-1) for one, _ in pairs])
-    second = torch.cat([other.reshape(-1) for _, other in pairs])
+    first, second = (torch.cat(each) for each in zip(*(m.pairs for m in members), strict=True))
     pattern = Pattern.of(count, first, second)
-    # A monomial z_j z_k stands for both triangles; a square for one entry of -P / 2.
-    targets = tuple(
-        (pattern.place(one, other), torch.where(one == other, -2.0, -1.0).to(torch.float64))
-        for one, other in pairs
-    )
+    targets = tuple(pattern.place(*member.pairs) for member in members)
     sites = {
         site: tuple(symbol for symbol, _ in member.symbols)
         for member in members
