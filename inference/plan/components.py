@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.factor import Factor, Scale, same_scale, scale_ratio
-from ember.inference.factors.gaussian.component import GaussianComponent, factor_of
+from ember.inference.factors.gaussian.component import GaussianComponent, Natural, factor_of
 from ember.inference.factors.gaussian.linked import compile_linked, merged
 from ember.inference.factors.gaussian.linked_component import linked_component
+from ember.inference.factors.gaussian.pencil import as_pencil
 from ember.inference.factors.gaussian.row_wise import compile_row_wise
 from ember.inference.factors.gaussian.row_wise_component import RowWiseComponent
 from ember.inference.factors.gaussian.scaled import compile_scaled, is_scaled
@@ -30,6 +31,7 @@ def gaussian_components(
     scales: Scales,
     sizes: Mapping[str, int],
     latent_symbols: Mapping[str, str],
+    natural: Sequence[Natural],
 ) -> tuple[GaussianComponent, ...]:
     """The components of a plan: latents that meet in a site belong to one.
 
@@ -39,6 +41,7 @@ def gaussian_components(
         scales: Their weights.
         sizes: The size of every dim.
         latent_symbols: The dims of discrete latents, by latent.
+        natural: The natural parameters of all cells at a few random parameters.
 
     Raises:
         NotIntegrable: If a discrete latent has several values within a row of a component, or
@@ -50,7 +53,9 @@ def gaussian_components(
     for group in _connected(read.values()):
         latents = {n: linked[n].value.numel() for n in linked if n in group}
         members = [site for name, site in linked.items() if read[name] & group]
-        out.append(_component(latents, members, sites, cells, scales, sizes, latent_symbols))
+        out.append(
+            _component(latents, members, sites, cells, scales, sizes, latent_symbols, natural)
+        )
     return tuple(out)
 
 
@@ -62,6 +67,7 @@ def _component(
     scales: Scales,
     sizes: Mapping[str, int],
     latent_symbols: Mapping[str, str],
+    natural: Sequence[Natural],
 ) -> GaussianComponent:
     owner = {symbol: name for name, symbol in latent_symbols.items()}
     rows = _rows(members, sites, sizes)
@@ -94,7 +100,9 @@ def _component(
     ]
     scaled = [compile_scaled(*part) for part in parts if is_scaled(part[0])]
     compiled = merged([compile_linked(*part) for part in parts if not is_scaled(part[0])])
-    return linked_component(name, latents, [*scaled, *compiled], states, rows, of_entry, scale)
+    every = [*scaled, *compiled]
+    whole = linked_component(name, latents, every, states, rows, of_entry, scale)
+    return as_pencil(whole, natural) or whole
 
 
 def _first(counts: Mapping[str, int]) -> dict[str, int]:
