@@ -54,6 +54,8 @@ def has_gaps(site: Site) -> bool:
     """Whether some rows of a multivariate site are observed in part."""
     if site.missing is None or not isinstance(_base(site), dist.MultivariateNormal):
         return False
+    if site.form is not None and not isinstance(site.form.family, MultivariateNormal):
+        return False  # its statistics are those of what is observed
     return bool((site.missing.any(-1) & ~site.missing.all(-1)).any())
 
 

@@ -7,12 +7,14 @@ import pyro.distributions as dist
 from ember.inference.families import discrete, multivariate_normal, normal, rates
 from ember.inference.families.exponential_form import ExponentialForm, recogniser_of
 from ember.inference.families.regression import regression
+from ember.inference.families.scaled_normal import scaled_normal_form
 from ember.inference.families.sticks import StickMap, stick_form
 from ember.inference.families.superposition import superposed_form
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.map import ParameterMap
+from ember.inference.parameters.scaled_matrix import ScaledMatrix
 from ember.inference.parameters.superposed_rate import SuperposedRate
 
 __all__ = ["recognise"]
@@ -34,6 +36,8 @@ def recognise(
         return superposed_form(rate)
     if isinstance(probs := sources.get("probs"), StickMap):
         return stick_form(base, probs)
+    if isinstance(matrix := sources.get("matrix"), ScaledMatrix):
+        return scaled_normal_form(matrix, maps["matrix"][0], sources["loc"])
     affine = {name: source for name, source in sources.items() if isinstance(source, AffineMap)}
     if affine:
         scale = sources.get("scale")

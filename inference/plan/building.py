@@ -107,7 +107,12 @@ def _plan(
         for name, site in plain.items()
     }
     sizes = _sizes(trace, structure, latent_symbols)
-    components = gaussian_components(sites, cells, scales, sizes, latent_symbols)
+    natural = [
+        {key: each.natural_parameters(params) for key, each in tied.items()}
+        for params in probes.params
+        if structure.gaussian
+    ]
+    components = gaussian_components(sites, cells, scales, sizes, latent_symbols, natural)
     factors = (
         *(Factor(n, dims[n], site.plates, scales[n]) for n, site in plain.items()),
         *(component.factor for component in components),

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.factor import Factor, Scale, same_scale, scale_ratio
-from ember.inference.factors.gaussian.component import GaussianComponent, factor_of
+from ember.inference.factors.gaussian.component import GaussianComponent, Natural, factor_of
 from ember.inference.factors.gaussian.linked import compile_linked, merged
 from ember.inference.factors.gaussian.linked_component import linked_component
+from ember.inference.factors.gaussian.pencil import as_pencil
 from ember.inference.factors.gaussian.row_wise import compile_row_wise
 from ember.inference.factors.gaussian.row_wise_component import RowWiseComponent
+from ember.inference.factors.gaussian.scaled import compile_scaled, is_scaled
 from ember.inference.factors.tied import SiteCells
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.reading.gaussian.slots import NotIntegrable
@@ -29,6 +31,7 @@ def gaussian_components(
     scales: Scales,
     sizes: Mapping[str, int],
     latent_symbols: Mapping[str, str],
+    natural: Sequence[Natural],
 ) -> tuple[GaussianComponent, ...]:
     """The components of a plan: latents that meet in a site belong to one.
 
@@ -38,6 +41,7 @@ def gaussian_components(
         scales: Their weights.
         sizes: The size of every dim.
         latent_symbols: The dims of discrete latents, by latent.
+        natural: The natural parameters of all cells at a few random parameters.
 
     Raises:
         NotIntegrable: If a discrete latent has several values within a row of a component, or
@@ -49,7 +53,9 @@ def gaussian_components(
     for group in _connected(read.values()):
         latents = {n: linked[n].value.numel() for n in linked if n in group}
         members = [site for name, site in linked.items() if read[name] & group]
-        out.append(_component(latents, members, sites, cells, scales, sizes, latent_symbols))
+        out.append(
+            _component(latents, members, sites, cells, scales, sizes, latent_symbols, natural)
+        )
     return tuple(out)
 
 
@@ -61,6 +67,7 @@ def _component(
     scales: Scales,
     sizes: Mapping[str, int],
     latent_symbols: Mapping[str, str],
+    natural: Sequence[Natural],
 ) -> GaussianComponent:
     owner = {symbol: name for name, symbol in latent_symbols.items()}
     rows = _rows(members, sites, sizes)
@@ -87,14 +94,15 @@ def _component(
         if found is not None:
             return found
     first = _first(latents)
-    compiled = [
-        compile_linked(
-            site, cells[site.name], within[site.name], dict(states), first,
-            _row_numbers(site, rows),
-        )
+    parts = [
+        (site, cells[site.name], within[site.name], dict(states), first, _row_numbers(site, rows))
         for site in members
-    ]  # fmt: skip
-    return linked_component(name, latents, merged(compiled), states, rows, of_entry, scale)
+    ]
+    scaled = [compile_scaled(*part) for part in parts if is_scaled(part[0])]
+    compiled = merged([compile_linked(*part) for part in parts if not is_scaled(part[0])])
+    every = [*scaled, *compiled]
+    whole = linked_component(name, latents, every, states, rows, of_entry, scale)
+    return as_pencil(whole, natural) or whole
 
 
 def _first(counts: Mapping[str, int]) -> dict[str, int]:
@@ -116,6 +124,8 @@ def _row_wise(
     of_entry: Tensor,
 ) -> RowWiseComponent | None:
     """The component by rows and columns, if its rows are alike."""
+    if any(is_scaled(site) for site in members):
+        return None
     count = math.prod(size for _, size in rows)
     sizes = {name: entries // count for name, entries in latents.items()}
     of_row = torch.arange(count)

@@ -17,6 +17,7 @@ from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.map import ParameterMap
+from ember.inference.parameters.scaled_matrix import ScaledMatrix
 from ember.inference.parameters.superposed_rate import SuperposedRate
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.composites import Composite
@@ -134,6 +135,8 @@ def _batch_dims(argument: ParameterMap) -> int:
         return len(argument.shape)
     if isinstance(argument, AffineMap):
         return argument.index.dim() - argument.event_dim
+    if isinstance(argument, ScaledMatrix):
+        return argument.scale.index.dim()
     assert isinstance(argument, (ArgumentMap, StickMap))
     return argument.index.dim()
 

@@ -14,6 +14,7 @@ from ember.inference.reading.unwrapping import MATRICES, given_arguments
 __all__ = ["Alternatives", "arguments_of"]
 
 
+FEW, SMALL = 1_000, 250_000  # matrices, and their entries, that are inverted to be looked at
 Alternatives = Mapping[str, list[tuple[str, int, Tensor]]]
 
 
@@ -29,7 +30,8 @@ def arguments_of(base: Distribution) -> Alternatives:
     if isinstance(base, dist.MultivariateNormal):
         given = next(name for name in MATRICES if name in base.__dict__)
         names = (given, *(name for name in MATRICES if name != given))
-        few = getattr(base, given).shape[:-2].numel() <= 1000
+        shape = getattr(base, given).shape
+        few = shape[:-2].numel() <= FEW and shape.numel() <= SMALL
         matrices = [(name, 2, getattr(base, name)) for name in (names if few else names[:1])]
         return {"loc": [("vector", 1, base.loc)], "matrix": matrices}
     return {

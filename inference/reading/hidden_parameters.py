@@ -18,6 +18,7 @@ from ember.inference.families.discrete import COUNTED
 from ember.inference.numerics.shapes import unexpanded
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
+from ember.inference.parameters.scaled_matrix import ScaledMatrix
 from ember.inference.parameters.supports import is_real
 from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.structure import Structure
@@ -32,7 +33,7 @@ ROUNDING = 1e-12  # of a shift of all logits, in which the normaliser leaves its
 LEAST = -30.0  # in free numbers: a positive parameter of 1e-13
 ALTERNATIVES = {"probs": ("probs", "logits"), "matrix": MATRICES}
 Params = Mapping[str, Tensor]
-Map = ArgumentMap | AffineMap
+Map = ArgumentMap | AffineMap | ScaledMatrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _is_plain(argument_map: Map) -> bool:
     """Whether a map gathers the entries of one parameter as they are: the common case."""
     if argument_map.is_constant:
         return True
-    if isinstance(argument_map, AffineMap) or len(argument_map.sources) > 1:
+    if not isinstance(argument_map, ArgumentMap) or len(argument_map.sources) > 1:
         return False
     return bool((argument_map.coefficient == 1.0).all()) and not bool(argument_map.offset.any())
 

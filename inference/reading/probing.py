@@ -17,6 +17,7 @@ from ember.inference.numerics.shapes import compact
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.map import ParameterMap
+from ember.inference.parameters.scaled_matrix import ScaledMatrix
 from ember.inference.reading.checks.enumeration import check_each_value
 from ember.inference.reading.checks.repeatability import check_repeatable
 from ember.inference.reading.distributions import Alternatives, arguments_of
@@ -35,6 +36,7 @@ from ember.inference.reading.matching.arguments import (
     probe_values,
 )
 from ember.inference.reading.matching.moves import Moves
+from ember.inference.reading.matching.scaled_matrix import match_scaled_matrix
 from ember.inference.reading.matching.sticks import match_sticks
 from ember.inference.reading.matching.superposition import match_superposition
 from ember.inference.reading.predictors import predictors_of
@@ -46,7 +48,7 @@ from ember.inference.reading.unwrapping import Unwrapped, unwrap
 __all__ = ["Probes", "probe", "read_site"]
 
 
-Map = TypeVar("Map", ArgumentMap, AffineMap)
+Map = TypeVar("Map", ArgumentMap, AffineMap, ScaledMatrix)
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,10 @@ def _map(
         sticks = match_sticks(name, structure, probes.params, probes.traces)
         if sticks is not None:
             return argument, sticks
+    if gathered is None and argument == "matrix":
+        scaled = _unless_hidden(name, argument, probes, _match_scaled(arguments, structure, probes))
+        if scaled is not None:
+            return scaled
     if probes.moves is not None and (gathered is None or _multiplies(gathered[1])):
         # A number that multiplies one parameter may hide others in its rounding.
         domain = arguments[0][argument][0][0]
@@ -250,6 +256,16 @@ def _match(
         if found is not None:
             return (domain if is_matrix else name), found
     return None
+
+
+def _match_scaled(
+    arguments: Sequence[Alternatives], structure: Structure, probes: Probes
+) -> tuple[str, ScaledMatrix] | None:
+    """The matrix of a normal as the model gives it, if it is known but for a factor."""
+    by, _, _ = arguments[0]["matrix"][0]
+    values = [each["matrix"][0][2] for each in arguments]
+    found = match_scaled_matrix(values, structure.parameters, probes.params)
+    return None if found is None else (by, found)
 
 
 def _doubled(values: list[Tensor]) -> list[Tensor]:

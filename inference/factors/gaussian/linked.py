@@ -1,6 +1,7 @@
 """Sites of a Gaussian component: natural parameters to potentials of the latents they read."""
 
 import dataclasses
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.factor import Scale
-from ember.inference.factors.gaussian.quadratic import quadratic_statistics
+from ember.inference.factors.gaussian.arranging import arranged, over_batch
+from ember.inference.factors.gaussian.member import Pieces
+from ember.inference.factors.gaussian.quadratic import monomials, quadratic_statistics
 from ember.inference.factors.tied import SiteCells, TieKey
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.reading.gaussian.slots import NotIntegrable
-from ember.inference.reading.site import Site
+from ember.inference.reading.site import Site, Slot
 
 __all__ = ["LinkedFactor", "compile_linked", "merged"]
 
@@ -41,22 +44,48 @@ class LinkedFactor:
     rows: Tensor
     piece: Tensor | None = None
 
-    def potentials(self, eta: Tensor, pieces: Tensor | None = None) -> Tensor:
-        """The log density of every pool as coefficients of monomials, ``(..., D, U, M)``.
+    @property
+    def linear_entries(self) -> Tensor:
+        return self.entries.reshape(-1)
+
+    @functools.cached_property
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        one, other = (self.entries[:, index] for index in monomials(self.entries.shape[-1]))
+        return one[self._used], other[self._used]
+
+    @functools.cached_property
+    def _used(self) -> Tensor:
+        """Which monomials of which pools are ever there, ``(U, M)``: some slots are empty."""
+        first = 1 + self.entries.shape[-1]
+        return (self.coefficients[..., first:] != 0).any(-2).any(0)
+
+    @functools.cached_property
+    def _factors(self) -> Tensor:
+        """A monomial ``z_j z_k`` stands for both triangles; a square for an entry of ``-P / 2``."""
+        one, other = self.pairs
+        return torch.where(one == other, -2.0, -1.0).to(self.coefficients)
+
+    def pieces(self, eta: Tensor, stretched: Tensor | None = None) -> Pieces:
+        """The log density of every pool as coefficients of monomials, put in their places.
 
         Args:
             eta: Natural parameters of the cells, ``(..., C, P)``.
-            pieces: The same once more for each piece of an expansion, ``(E, C, P)``.
+            stretched: The same once more for each piece of an expansion, ``(E, C, P)``.
         """
-        if pieces is None or self.piece is None:
-            return self._linear(eta, self.coefficients)
-        parts, order = [], []
-        for number in self.piece.unique().tolist():
-            mine = (self.piece == number).nonzero().reshape(-1)
-            source = eta if number < 0 else pieces[number]
-            parts.append(self._linear(source, self.coefficients[..., mine]))
-            order.append(mine)
-        return torch.cat(parts, -1)[..., torch.cat(order).argsort()]
+        if stretched is None or self.piece is None:
+            found = self._linear(eta, self.coefficients)
+        else:
+            parts, order = [], []
+            for number in self.piece.unique().tolist():
+                mine = (self.piece == number).nonzero().reshape(-1)
+                source = eta if number < 0 else stretched[number]
+                parts.append(self._linear(source, self.coefficients[..., mine]))
+                order.append(mine)
+            found = torch.cat(parts, -1)[..., torch.cat(order).argsort()]
+        first = 1 + self.entries.shape[-1]
+        quadratic = found[..., first:]
+        used = quadratic.flatten(-2) if self._all_used else quadratic[..., self._used]
+        return Pieces(found[..., 0], found[..., 1:first].flatten(-2), self._factors * used)
 
     def part(self, pools: Tensor, piece: Tensor) -> "LinkedFactor":
         """Some of its pools, with the piece to which each of their monomials belongs."""
@@ -70,10 +99,14 @@ class LinkedFactor:
         )
 
     def _linear(self, eta: Tensor, coefficients: Tensor) -> Tensor:
+        """Monomials of every pool, ``(..., D, U, M)``, for some of their coefficients."""
         gathered = eta.index_select(-2, self.cells.reshape(-1))
         gathered = gathered.reshape(*eta.shape[:-2], *self.cells.shape, 1, eta.shape[-1])
-        linear = gathered @ coefficients[..., :-1, :]
-        return linear.squeeze(-2) + coefficients[..., -1, :]
+        return (gathered @ coefficients[..., :-1, :]).squeeze(-2) + coefficients[..., -1, :]
+
+    @functools.cached_property
+    def _all_used(self) -> bool:
+        return bool(self._used.all())
 
 
 def compile_linked(
@@ -95,44 +128,32 @@ def compile_linked(
         row_numbers: The component's row of every event, at full rank.
     """
     rank, outer = len(site.layout.outer) + site.layout.inner, site.layout.outer
+    latent = site.slots[-1].latent
     ahead = [i for i, symbol in enumerate(outer) if symbol in discrete]
-    rest = [i for i in range(rank) if i not in ahead]
+    site = _with_few_slots(site, rank, first)
     coefficients = quadratic_statistics(site, cells)
     if scale is not None:
-        weight = _over_batch(scale, outer, rank)
+        weight = over_batch(scale, outer, rank)
         coefficients = coefficients * weight.unsqueeze(-1).unsqueeze(-1)
     index = prepend_dims(cells.index, rank)
-    entries = [first[slot.latent] + prepend_dims(slot.entries, rank) for slot in site.slots]
+    entries = [prepend_dims(slot.entries, rank) for slot in site.slots]
     full = torch.broadcast_shapes(
         coefficients.shape[:rank], index.shape, row_numbers.shape, *(e.shape for e in entries)
     )
-    sizes = [full[i] for i in rest]
     states = [full[i] for i in ahead]
-
-    def arranged(tensor: Tensor, tail: int) -> Tensor:
-        """Values of discrete latents first, then all events in one dim."""
-        shape = [tensor.size(i) for i in ahead]
-        varies = torch.Size(shape).numel() > 1
-        at_full = range(rank) if varies else rest
-        wide = tensor.expand(
-            [*(full[i] if i in at_full else 1 for i in range(rank)), *tensor.shape[rank:]]
-        )
-        moved = wide.permute([*ahead, *rest, *range(rank, rank + tail)])
-        count = torch.Size(states).numel() if varies else 1
-        return moved.reshape(count, torch.Size(sizes).numel(), *tensor.shape[rank:])
 
     all_entries = torch.stack(torch.broadcast_tensors(*entries), -1)
     if any(all_entries.size(i) > 1 for i in ahead):
         raise NotIntegrable(
             f"which entry of a Gaussian latent site '{site.name}' reads depends on a discrete "
             "latent; estimate the Gaussian one as a parameter with "
-            f"integrate={{'{site.slots[-1].latent}': None}}."
+            f"integrate={{'{latent}': None}}."
         )
-    reads = arranged(all_entries, 1)[0]
-    rows = arranged(row_numbers.expand([1 if i in ahead else -1 for i in range(rank)]), 0)[0]
+    reads = arranged(all_entries, full, ahead, 1)[0]
+    rows = arranged(row_numbers, full, ahead, 0)[0]
     of_state = index.expand([full[i] if i in ahead else index.size(i) for i in range(rank)])
-    by_state = arranged(of_state, 0)
-    pooled = arranged(coefficients, 2)
+    by_state = arranged(of_state, full, ahead, 0)
+    pooled = arranged(coefficients, full, ahead, 2)
     place, members = _pools(torch.cat([rows.unsqueeze(0), reads.T, by_state]))
     if len(members) < len(place):
         total = pooled.new_zeros(len(pooled), len(members), *pooled.shape[2:])
@@ -169,15 +190,35 @@ def merged(factors: Sequence[LinkedFactor]) -> list[LinkedFactor]:
     ]
 
 
-def _over_batch(scale: Scale, outer: tuple[str, ...], rank: int) -> Tensor:
-    """A weight over the batch of a site, at full rank."""
-    shape = [
-        scale.tensor.size(scale.dims.index(symbol)) if symbol in scale.dims else 1
-        for symbol in outer
-    ]
-    order = sorted(range(len(scale.dims)), key=lambda i: outer.index(scale.dims[i]))
-    tensor = scale.tensor.permute(order).reshape(shape)
-    return tensor.reshape(*shape, *(1,) * (rank - len(outer)))
+def _with_few_slots(site: Site, rank: int, first: Mapping[str, int]) -> Site:
+    """A site whose slots count entries over the component, those never filled at once as one.
+
+    An animal has a sire of one latent, or of another, or none: the slots of all generations are
+    one slot, whose latent is that of each row.
+    """
+    slots: list[Slot] = []
+    for slot in site.slots:
+        number = first[slot.latent] + prepend_dims(slot.entries, rank)
+        own = dataclasses.replace(slot, latent="", entries=number)
+        found = (_together(slots[i], own, rank, site) for i in range(len(slots)))
+        place = next(((i, both) for i, both in enumerate(found) if both is not None), None)
+        if place is None:
+            slots.append(own)
+        else:
+            slots[place[0]] = place[1]
+    return dataclasses.replace(site, slots=tuple(slots))
+
+
+def _together(one: Slot, other: Slot, rank: int, site: Site) -> Slot | None:
+    """Two slots as one, if every event fills at most one of them."""
+    assert site.form is not None
+    if one.column is not None or other.column is not None or site.form.event_dim:
+        return None
+    left, right = (prepend_dims(slot.coefficient, rank) for slot in (one, other))
+    if bool(((left != 0) & (right != 0)).any()):
+        return None
+    entries = torch.where(right != 0, other.entries, one.entries)
+    return Slot("", entries, left + right)
 
 
 def _pools(keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from ember.inference.factors.gaussian.component import (
 )
 from ember.inference.factors.gaussian.expansion import Stretches
 from ember.inference.factors.gaussian.linked import LinkedFactor
+from ember.inference.factors.gaussian.member import Member
 from ember.inference.factors.gaussian.quadratic import monomials
 from ember.inference.factors.tied import TieKey
 from ember.inference.numerics.gaussian.pattern import Pattern
@@ -33,12 +34,11 @@ class LinkedComponent(GaussianComponent):
 
     Attributes:
         members: The sites, pooled.
-        targets: For each member where its pools' monomials go in the precision, and with which
-            factor.
+        targets: For each member where its pairs stand in the pattern.
     """
 
-    members: tuple[LinkedFactor, ...]
-    targets: tuple[tuple[Tensor, Tensor], ...]
+    members: tuple[Member, ...]
+    targets: tuple[Tensor, ...]
     meeting: Pattern
     way: GaussianSystem
     row_numbers: Tensor
@@ -72,22 +72,16 @@ class LinkedComponent(GaussianComponent):
         rows = torch.Size([size for _, size in self.rows]).numel()
         sizes = (rows, self.count, len(self.pattern.rows))
         total = [like.new_zeros(*lead, *(1 for _ in shape), size) for size in sizes]
-        for member, (places, factors) in zip(self.members, self.targets, strict=True):
-            own = None if pieces is None else pieces[member.key]
-            found = member.potentials(natural[member.key], own)
-            slots = member.entries.shape[-1]
-            constant, linear, quadratic = found.split([1, slots, found.shape[-1] - 1 - slots], -1)
-            added_to = (
-                (member.rows, constant.squeeze(-1)),
-                (member.entries.reshape(-1), linear.flatten(-2)),
-                (places.reshape(-1), (factors * quadratic).flatten(-2)),
-            )
+        for member, places in zip(self.members, self.targets, strict=True):
+            stretched = None if pieces is None else pieces[member.key]
+            found = member.pieces(natural[member.key], stretched)
+            shares = zip((member.rows, member.linear_entries, places), found, strict=True)
             dims = dict(member.symbols)
-            over = [dims.get(symbol, 1) for symbol, _ in self.states]
-            for i, (index, values) in enumerate(added_to):
+            own = [dims.get(symbol, 1) for symbol, _ in self.states]
+            for i, (index, values) in enumerate(shares):
                 zero = values.new_zeros(*values.shape[:-1], sizes[i])
                 added = zero.index_add(-1, index, values)
-                total[i] = total[i] + added.reshape(*lead, *over, sizes[i])
+                total[i] = total[i] + added.reshape(*lead, *own, sizes[i])
         states = torch.Size(shape).numel()
         constant, linear, precision = (
             each.expand(*lead, *shape, each.shape[-1]).reshape(*lead, states, each.shape[-1])
@@ -99,7 +93,7 @@ class LinkedComponent(GaussianComponent):
 def linked_component(
     name: str,
     latents: Mapping[str, int],
-    members: Sequence[LinkedFactor],
+    members: Sequence[Member],
     states: Sequence[tuple[str, int]],
     rows: Sequence[tuple[str, int]],
     row_of_entry: Tensor,
@@ -120,18 +114,9 @@ def linked_component(
     if found is not None:
         members = [part for member in members for part in _uniform(member, *found)]
     count = sum(latents.values())
-    pairs = [
-        tuple(member.entries[:, index] for index in monomials(member.entries.shape[-1]))
-        for member in members
-    ]
-    first = torch.cat([one.reshape(-1) for one, _ in pairs])
-    second = torch.cat([other.reshape(-1) for _, other in pairs])
+    first, second = (torch.cat(each) for each in zip(*(m.pairs for m in members), strict=True))
     pattern = Pattern.of(count, first, second)
-    # A monomial z_j z_k stands for both triangles; a square for one entry of -P / 2.
-    targets = tuple(
-        (pattern.place(one, other), torch.where(one == other, -2.0, -1.0).to(torch.float64))
-        for one, other in pairs
-    )
+    targets = tuple(pattern.place(*member.pairs) for member in members)
     sites = {
         site: tuple(symbol for symbol, _ in member.symbols)
         for member in members
@@ -145,7 +130,7 @@ def linked_component(
 
 
 def _stretches(
-    latents: Mapping[str, int], members: Sequence[LinkedFactor]
+    latents: Mapping[str, int], members: Sequence[Member]
 ) -> tuple[Stretches, Tensor] | None:
     """The directions in which latents may be stretched, and that of each entry (-1: none).
 
@@ -161,7 +146,7 @@ def _stretches(
     keys = set[TieKey]()
     for member in members:
         own = [name for name in member.names if name in latents]
-        if not own or len(member.names) > 1:
+        if not own or len(member.names) > 1 or not isinstance(member, LinkedFactor):
             continue
         if sum(other.key == member.key for other in members) > 1:
             continue
@@ -183,14 +168,14 @@ def _stretches(
     return Stretches(tuple(names), torch.tensor(counts), frozenset(keys)), direction
 
 
-def _is_prior(member: LinkedFactor, latents: Container[str], own: Sequence[str]) -> bool:
+def _is_prior(member: Member, latents: Container[str], own: Sequence[str]) -> bool:
     """Whether a member holds priors of other latents than one's own."""
     return any(name in latents and name not in own for name in member.names)
 
 
-def _reads(member: LinkedFactor, begin: int, end: int) -> bool:
+def _reads(member: Member, begin: int, end: int) -> bool:
     """Whether a member reads an entry of a range."""
-    return bool(((member.entries >= begin) & (member.entries < end)).any())
+    return bool(((member.linear_entries >= begin) & (member.linear_entries < end)).any())
 
 
 def _places(member: LinkedFactor, begin: int, end: int) -> Tensor:
@@ -206,10 +191,11 @@ def _places(member: LinkedFactor, begin: int, end: int) -> Tensor:
     return places
 
 
-def _uniform(
-    member: LinkedFactor, stretches: Stretches, direction: Tensor
-) -> Iterator[LinkedFactor]:
+def _uniform(member: Member, stretches: Stretches, direction: Tensor) -> Iterator[Member]:
     """A member in parts, in each of which slots have the same directions, with its pieces."""
+    if not isinstance(member, LinkedFactor):
+        yield member
+        return
     of_slot = direction[member.entries]
     kinds, kind = torch.unique(of_slot, dim=0, return_inverse=True)
     one, other = monomials(of_slot.shape[1])

@@ -21,7 +21,7 @@ from ember.inference.numerics.forward_derivative import forward_derivative
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.reading.site import Site
 
-__all__ = ["monomials", "quadratic_statistics"]
+__all__ = ["monomials", "quadratic_statistics", "statistics_at"]
 
 
 def monomials(slots: int) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def quadratic_statistics(site: Site, cells: SiteCells) -> Tensor:
     count = len(site.slots)
     origin, steps = torch.zeros(count), _steps(site)
     slopes = [_slope(site, cells, origin, j) for j in range(count)]
-    columns = [_statistics(site, cells, origin.unbind()), *slopes]
+    columns = [statistics_at(site, cells, origin.unbind()), *slopes]
     for j, k in zip(*(index.tolist() for index in monomials(count)), strict=True):
         # The slope along one slot is linear in the others: its change tells the curvature.
         there = origin.index_fill(0, torch.tensor(k), steps[k])
@@ -69,11 +69,14 @@ def _slope(site: Site, cells: SiteCells, z: Tensor, j: int) -> Tensor:
     with torch.enable_grad():
         number = z[j].clone().requires_grad_()
         latents = [number if i == j else other for i, other in enumerate(z)]
-        return forward_derivative([_statistics(site, cells, latents)], [number], [None])[0]
+        return forward_derivative([statistics_at(site, cells, latents)], [number], [None])[0]
 
 
-def _statistics(site: Site, cells: SiteCells, z: Sequence[Tensor]) -> Tensor:
-    """``T`` and ``h`` where the slots' latents have the values ``z`` in all events."""
+def statistics_at(site: Site, cells: SiteCells, z: Sequence[Tensor]) -> Tensor:
+    """``T`` and ``h`` where the first slots' latents have the values ``z`` in all events.
+
+    Over the site's batch at full rank, ``(*batch, P + 1)``; other latents are zero.
+    """
     form = site.form
     assert form is not None
     rank = len(site.layout.outer) + site.layout.inner
@@ -81,7 +84,7 @@ def _statistics(site: Site, cells: SiteCells, z: Sequence[Tensor]) -> Tensor:
     if site.mask is not None:
         value = torch.where(append_dims(site.mask, form.event_dim), value, 0.0)
     latent: Tensor | None = None
-    for number, slot in zip(z, site.slots, strict=True):
+    for number, slot in zip(z, site.slots, strict=False):
         if slot.column is None:
             value = value + number * slot.coefficient
             continue

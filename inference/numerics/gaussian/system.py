@@ -52,6 +52,7 @@ class GaussianSystem(ABC):
             ``(count,)``.
         count: How many components there are, ``C``.
         description: The algorithm in words for a user.
+        seconds: What a value and its gradient are expected to take.
     """
 
     takes_batches: ClassVar[bool] = True  # else leading dims are looped over
@@ -59,6 +60,7 @@ class GaussianSystem(ABC):
     components: Tensor
     count: int
     description: str
+    seconds: float = 0.0
 
     def log_integral(self, info: Tensor, precision: Tensor) -> Tensor:
         """The logarithm of the integral over each component, differentiable any number of times.

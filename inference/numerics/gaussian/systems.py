@@ -51,11 +51,11 @@ def gaussian_system(pattern: Pattern) -> GaussianSystem:
     _, labels = connected_components(graph, directed=False)
     components, sizes = _like(pattern, labels), np.bincount(labels)
     if sizes.max() <= LARGEST_BLOCK:
-        return BlockDiagonalSystem(pattern, components)
+        return _timed(DENSE * _cubes(sizes), BlockDiagonalSystem(pattern, components))
     levels = levels_of(graph, labels)
     chain_time = _chain_time(levels)
     if chain_time < DENSE * (SHARE * pattern.count) ** 3:
-        return ChainSystem(pattern, components, _like(pattern, levels))
+        return _timed(chain_time, ChainSystem(pattern, components, _like(pattern, levels)))
     blocks = blocks_apart(graph)
     whole = BlockDiagonalSystem if len(sizes) > 1 else _dense
     choices: list[tuple[float, Callable[[], GaussianSystem]]] = [
@@ -70,8 +70,13 @@ def gaussian_system(pattern: Pattern) -> GaussianSystem:
         time = ROUND * len(order.rounds) + GATHERED_PRODUCT * order.products
         time += DENSE * float(len(order.rest)) ** 3
         choices.append((time, lambda: SparseSystem(pattern, components, order)))
-    _, build = min(choices, key=lambda choice: choice[0])
-    return build()
+    seconds, build = min(choices, key=lambda choice: choice[0])
+    return _timed(seconds, build())
+
+
+def _timed(seconds: float, system: GaussianSystem) -> GaussianSystem:
+    system.seconds = seconds
+    return system
 
 
 def _dense(pattern: Pattern, components: torch.Tensor) -> GaussianSystem:

@@ -73,7 +73,14 @@ def _own_slots(site: Site) -> list[Slot]:
     first = torch.arange(batch.numel()).reshape(batch) * event.numel()
     if not event:
         return [Slot(site.name, first, torch.ones(()))]
-    return [Slot(site.name, first + k, one) for k, one in enumerate(torch.eye(event.numel()))]
+    return [Slot(site.name, first + k, one) for k, one in enumerate(_units(event.numel()))]
+
+
+def _units(count: int) -> list[Tensor]:
+    """The unit vectors, as windows of one vector: their number may be large."""
+    wide = torch.zeros(2 * count - 1)
+    wide[count - 1] = 1.0
+    return [wide[count - 1 - k : 2 * count - 1 - k] for k in range(count)]
 
 
 def _parts(coefficient: ArgumentMap) -> tuple[Tensor | None, ArgumentMap | None]:

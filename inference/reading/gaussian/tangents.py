@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.distribution import Distribution
-from ember.inference.numerics.forward_derivative import forward_derivative
+from ember.inference.numerics.forward_derivative import ForwardDerivatives
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.unwrapping import given_arguments, unwrap
 
-__all__ = ["Directions", "locations_at", "readers", "tangents"]
+__all__ = ["Directions", "Params", "Tangents", "locations_at", "readers"]
 
 
 Params = Mapping[str, Tensor]
@@ -41,30 +41,41 @@ def readers(structure: Structure, params: Params, sites: Iterable[str]) -> dict[
     return found
 
 
-def tangents(
-    structure: Structure, params: Params, directions: Directions, sites: Collection[str]
-) -> dict[str, dict[str, Tensor]]:
-    """How the arguments of sites move as latents leave zero in given directions.
+class Tangents:
+    """How the arguments of sites move as latents leave zero, at one value of the parameters.
 
-    Returns:
-        For each site the derivative of every argument that moves.
+    The model is run once; its graph serves all directions.
+
+    Args:
+        structure: The model.
+        params: The parameters.
+        sites: The sites that read latents.
     """
-    with torch.enable_grad():
-        leaves = {n: torch.zeros_like(d).requires_grad_() for n, d in directions.items()}
-        trace = structure.trace({**params, **leaves})
-        arguments = {
+
+    def __init__(self, structure: Structure, params: Params, sites: Collection[str]) -> None:
+        self.sites = list(sites)
+        with torch.enable_grad():
+            leaves = {
+                n: torch.zeros(shape).requires_grad_() for n, shape in structure.gaussian.items()
+            }
+            trace = structure.trace({**params, **leaves})
+        self.latents = list(leaves)
+        self.arguments = {
             (name, argument): value
-            for name in sites
+            for name in self.sites
             for argument, value in _arguments(trace.nodes[name]["fn"]).items()
             if value.requires_grad
         }
-        moved = forward_derivative(
-            list(arguments.values()), list(leaves.values()), list(directions.values())
-        )
-    out: dict[str, dict[str, Tensor]] = {name: {} for name in sites}
-    for (name, argument), derivative in zip(arguments, moved, strict=True):
-        out[name][argument] = derivative
-    return out
+        self.derivatives = ForwardDerivatives(list(self.arguments.values()), list(leaves.values()))
+
+    def along(self, directions: Directions) -> dict[str, dict[str, Tensor]]:
+        """For each site the derivative of every argument that some latent moves."""
+        used = [i for i, name in enumerate(self.latents) if name in directions]
+        moved = self.derivatives.along(used, [directions[self.latents[i]] for i in used])
+        out: dict[str, dict[str, Tensor]] = {name: {} for name in self.sites}
+        for (name, argument), derivative in zip(self.arguments, moved, strict=True):
+            out[name][argument] = derivative
+        return out
 
 
 def locations_at(
