@@ -130,14 +130,17 @@ class TiedFactors(Memo):
         """
         values = CellValues(self, params)
         coefficients = self.family.contribution(position, statistics, values)
-        if position == 1 and self.least_share and isinstance(self.family, (Normal, Regression)):
-            least = 0.5 * self.least_share * statistics[:, 0] * self.spread(statistics)
-            coefficients[1] = torch.maximum(coefficients[1], least.nan_to_num(0.0))
         if position == 0 and origin is not None:
             linear, precision = coefficients
             moved = -origin if self.reference is None else self.reference - origin
             return [linear + self.parameters[0].kind.times(precision, moved), precision]
         return coefficients
+
+    def least(self, statistics: Tensor) -> Tensor | None:
+        """Of each cell, what its sum of squared residuals is at least, halved; None if nothing."""
+        if not self.least_share or not isinstance(self.family, (Normal, Regression)):
+            return None
+        return 0.5 * self.least_share * (statistics[:, 0] * self.spread(statistics)).nan_to_num(0.0)
 
     def spread(self, statistics: Tensor) -> Tensor:
         """The mean square of what is observed in each cell about the reference, ``(C,)``.

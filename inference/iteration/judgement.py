@@ -178,6 +178,8 @@ class Judge:
         em = self.em
         if em.classification:
             return reason, warning
+        if reason is StopReason.ROUNDED and vanished(self.plan, current):
+            return self.verdict(current, StopReason.ROUNDING)
         why = collapsed_effects(self.plan, em.e_step, current)
         if not why and reason in SUSPECT:
             why = without_bound(self.plan, em.e_step, em.coordinates, current)

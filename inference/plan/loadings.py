@@ -29,8 +29,12 @@ class Loadings:
 
 
 def loadings_of(plan: Plan) -> tuple[Loadings, ...]:
-    """The latents of a plan whose scale, and correlation, loadings may take up."""
-    found = (_loadings(plan, name) for c in plan.components for name in c.latents)
+    """The latents of a plan whose scale, and correlation, loadings may take up.
+
+    Every column reads every row once, so that the products of latents are in its statistics.
+    """
+    whole = [component for component in plan.components if component.is_whole]
+    found = (_loadings(plan, name) for component in whole for name in component.latents)
     return tuple(each for each in found if each is not None)
 
 

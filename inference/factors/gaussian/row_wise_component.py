@@ -64,6 +64,11 @@ class RowWiseComponent(GaussianComponent):
         )
 
     @property
+    def is_whole(self) -> bool:
+        gaps = any(member.shown is not None for member in self.members)
+        return not gaps and self.factor.scale is None
+
+    @property
     def is_pooled(self) -> bool:
         return self._products is not None
 
@@ -100,7 +105,6 @@ class RowWiseComponent(GaussianComponent):
     @functools.cached_property
     def _products(self) -> Products | None:
         """Sums over rows, if those say it all: no gaps, no weights, no discrete latents."""
-        gaps = any(member.shown is not None for member in self.members)
-        if gaps or self.states or self.factor.scale is not None:
+        if self.states or not self.is_whole:
             return None
         return Products.of(self.members, len(self.entries))
