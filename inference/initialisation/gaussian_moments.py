@@ -84,8 +84,8 @@ def _scores(plan: Plan, name: str, count: int, first: int) -> Tensor | None:
         more = torch.randn(len(rows), size - scores.shape[1])
         scores = torch.cat([scores, more], 1)
     empty = scores.square().sum(0) == 0
-    scores = torch.where(empty, torch.randn_like(scores), scores)
-    return scores.reshape(-1)
+    filled: Tensor = torch.where(empty, torch.randn_like(scores), scores)
+    return filled.reshape(-1)
 
 
 def _table(site: Site, slot: Slot, plan: Plan, rows: int, size: int) -> Tensor:

@@ -78,8 +78,9 @@ class RowWiseComponent(GaussianComponent):
         constant, outer, precision = pooled_quadratics(self.members, natural, self._products, width)
         zero = torch.zeros_like(outer[..., 0])
         normaliser = block_log_integral(zero, precision) * self._products.count
-        solved = torch.linalg.solve(precision, outer)
-        return constant + normaliser + 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum(-1)
+        solved: Tensor = torch.linalg.solve(precision, outer)
+        explained: Tensor = solved.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return constant + normaliser + 0.5 * explained
 
     def potentials(self, natural: Natural, pieces: Natural | None = None) -> Potentials:
         rows, width = self.entries.shape
