@@ -32,6 +32,7 @@ from ember.inference.expectation.kernels.mixture import mixture_kernel
 from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.numerics.log_space import IMPOSSIBLE
+from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.potentials import all_tensors, natural_parameters, tensors, values_of
 from ember.inference.plan.statistics import Statistics
@@ -101,20 +102,21 @@ class LogEvidence:
             maximum: Whether the latents take their most probable joint value; the log likelihood
                 is then that of the classification.
         """
-        plan = self.plan
+        plan = placed(self.plan, params)
         with torch.no_grad():
             values = values_of(plan, params)
             natural = natural_parameters(plan, values)
             near = plan.residuals.needed(plan.tied, values)
             if self.kernel is not None and not near and temper == 1.0 and not maximum:
-                total, gradient = self.kernel(natural)
+                total, gradient = self.kernel.of(plan.compiled)(natural)
                 sums = {key: (tied, gradient[key]) for key, tied in plan.tied.items()}
                 if not plan.residuals.lost(sums):
-                    return self._statistics(params, total, sums, {})
-        return self._by_elimination(params, natural, near, temper, maximum)
+                    return self._statistics(plan, params, total, sums, {})
+        return self._by_elimination(plan, params, natural, near, temper, maximum)
 
     def _by_elimination(
         self,
+        plan: Plan,
         params: Params,
         natural: Mapping[TieKey, Tensor],
         near: frozenset[TieKey],
@@ -122,14 +124,15 @@ class LogEvidence:
         maximum: bool,
     ) -> Statistics:
         """For any model: contract and take the gradient; by residuals where digits are at stake."""
-        plan = self.plan
         with torch.no_grad():
             other = plan.opaque.factor_log_probs(params)
         while True:
             with torch.no_grad():
                 exact = plan.residuals.log_probs(near, plan.tied, params)
             smooth = {key: eta for key, eta in natural.items() if key not in near}
-            total, by_tie, by_factor = self.gradients(smooth, {**other, **exact}, temper, maximum)
+            total, by_tie, by_factor = self.gradients(
+                smooth, {**other, **exact}, temper, maximum, plan
+            )
             sums = {
                 key: plan.residuals.sums(tied, params, by_factor)
                 if key in near
@@ -139,7 +142,7 @@ class LogEvidence:
             lost = plan.residuals.lost(sums) - near
             if not lost:
                 weights = {name: by_factor[name] for name in other}
-                return self._statistics(params, float(total), sums, weights)
+                return self._statistics(plan, params, float(total), sums, weights)
             near = near | lost
 
     def gradients(
@@ -148,15 +151,17 @@ class LogEvidence:
         other: Mapping[str, Tensor],
         temper: float = 1.0,
         maximum: bool = False,
+        plan: Plan | None = None,
     ) -> tuple[Tensor, dict[TieKey, Tensor], dict[str, Tensor]]:
         """The log evidence, and its gradients by natural parameters and by log probabilities.
 
-        With several starts everything has a leading dim for them, the log evidence too.
+        With several starts everything has a leading dim for them, the log evidence too. ``plan`` is
+        the plan with its nodes in their places, if it has any.
         """
         etas = {key: value.detach().requires_grad_() for key, value in natural.items()}
         log_probs = {name: value.detach().requires_grad_() for name, value in other.items()}
         with torch.enable_grad():
-            each = tensors(self.plan, etas, log_probs)
+            each = tensors(plan or self.plan, etas, log_probs)
             if temper != 1.0:
                 each = [temper * tensor for tensor in each]
             parts = self.contraction(each, maximum)
@@ -181,7 +186,7 @@ class LogEvidence:
             weights: For every factor, the posterior weight of each entry of its tensor.
             naive: Whether to complete rows with missing entries by columns, not at ``params``.
         """
-        plan = self.plan
+        plan = placed(self.plan, params)
         with torch.no_grad():
             natural = natural_parameters(plan, values_of(plan, params))
             if naive:
@@ -203,13 +208,17 @@ class LogEvidence:
         for key in plan.residuals.lost(sums):
             sums[key] = plan.residuals.sums(plan.tied[key], params, weights)
         return self._statistics(
-            params, float(total.detach()), sums, {name: weights[name] for name in other}
+            plan, params, float(total.detach()), sums, {name: weights[name] for name in other}
         )
 
     def _statistics(
-        self, params: Params, log_likelihood: float, sums: Pooled, weights: Mapping[str, Tensor]
+        self,
+        plan: Plan,
+        params: Params,
+        log_likelihood: float,
+        sums: Pooled,
+        weights: Mapping[str, Tensor],
     ) -> Statistics:
-        plan = self.plan
         fixed = {name: value.detach() for name, value in params.items()}
         with torch.no_grad():
             log_prior = float(plan.prior.log_prob(fixed))

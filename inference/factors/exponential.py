@@ -119,4 +119,4 @@ def statistics_of(
     if inner:
         outer_shape = base.shape[: rank - inner]
         base = base.expand(*outer_shape, *site.inner_shape).flatten(rank - inner).sum(-1)
-    return statistics, base
+    return statistics, site.weigh(base)

@@ -38,7 +38,7 @@ def check_rows(plan: Plan) -> None:
         states, plates = plan.sizes[symbol], plan.sites[name].plates
         places = math.prod(plan.sizes[plate] for plate in plates)
         stepwise = name in plan.structure.steps or name in plan.chains
-        if plan.row not in plates or states <= places or stepwise:
+        if plan.row not in plates or states <= places or stepwise or name in plan.on_nodes:
             continue
         if sets_of_parameters(plan, name) > places:
             raise ValueError(
@@ -116,7 +116,8 @@ def _is_latent(name: str, other: str) -> str:
 def warn_of_cuts(plan: Plan, stacklevel: int) -> None:
     """Warns of parameters that act by their values, but are cut off from the gradient."""
     for name, site in cut_parameters(
-        plan.structure, {n: plan.site(n) for n in plan.factor_and_prior_names()}
+        plan.structure,
+        {n: plan.site(n) for n in plan.factor_and_prior_names() if not plan.is_computed(n)},
     ).items():
         asked = plan.site(site).density is None
         what = "it is not estimated there" if asked else "it is estimated there all the same"

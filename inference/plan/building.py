@@ -99,7 +99,7 @@ def build_plan(
             opaque if any(prior.site.density is None for prior in priors.values()) else None,
         ),
         opaque=opaque,
-        residuals=ResidualFactors(sites, cells, dims),
+        residuals=ResidualFactors(sites, _apart_from_nodes(structure, sites, cells), dims),
         sizes=sizes,
         latent_symbols=latent_symbols,
         scales=scales,
@@ -108,6 +108,7 @@ def build_plan(
         plate_names={symbol: name for name, symbol in trace.plate_to_symbol.items()},
         starting_eta=starting_eta(sites, compiled, cells),
         idle=frozenset(idle) | _masked_components(structure, sites),
+        node_cells={name: cells[name] for name in structure.nodes if name in cells},
     )
 
 
@@ -117,6 +118,16 @@ def _compiled(site: Site, cells: SiteCells) -> CompiledFactor:
         return compile_superposed(site, cells.index)
     lookup = compile_lookup(site, cells.index)
     return compile_site(site, cells.index, cells.reference) if lookup is None else lookup
+
+
+def _apart_from_nodes(
+    structure: Structure, sites: Mapping[str, Site], cells: Mapping[str, SiteCells]
+) -> dict[str, SiteCells]:
+    """The cells of sites that are tied to none whose values, or parameters, move with nodes."""
+    forms = {name: sites[name].form for name in cells}
+    computed = {name for name, form in forms.items() if form is not None and form.is_computed}
+    nodes = {own.key for name, own in cells.items() if name in computed or name in structure.nodes}
+    return {name: own for name, own in cells.items() if own.key not in nodes}
 
 
 def _opaque(

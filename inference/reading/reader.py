@@ -16,12 +16,14 @@ from ember.inference.reading.checks.sites import (
     check_given,
     check_local,
     check_observed,
+    check_on_nodes,
     check_plates,
     check_weights,
 )
 from ember.inference.reading.composites import Composite, find_composites
 from ember.inference.reading.held import held_sites
 from ember.inference.reading.model_errors import enumeration_errors, tidy_errors, unreadable
+from ember.inference.reading.nodes import Nodes, nodes_of, rule_of
 from ember.inference.reading.partly_observed import find_given, find_partly_observed
 from ember.inference.reading.roles import param_parameter, role_of, sample_parameter
 from ember.inference.reading.runs import At, is_continuous, statements
@@ -68,6 +70,7 @@ def read_structure(
     structure = Structure(
         model, arguments, roles.parameters, tuple(roles.latent), tuple(roles.observed),
         roles.nesting, roles.plates, steps, tuple(roles.composites), partly=partly,
+        nodes=roles.nodes,
     )  # fmt: skip
     structure = _with_held(structure, plain, conditioned)
     trace = _checked_run(structure, plain)
@@ -141,6 +144,7 @@ class _Roles:
     observed: list[str] = field(default_factory=list)
     plates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     composites: list[Composite] = field(default_factory=list)
+    nodes: dict[str, Nodes] = field(default_factory=dict)
     nesting: int = 0
 
 
@@ -168,6 +172,10 @@ def _assign(plain: Trace, model: Model, integrate: Mapping[str, object]) -> _Rol
         elif role == "latent":
             roles.latent.append(name)
             check_declared(name, site)
+            if is_continuous(site["fn"]):
+                check_on_nodes(name, site)
+                how = integrate.get(name, site["infer"].get("integrate"))
+                roles.nodes[name] = nodes_of(site["fn"], rule_of(name, site["fn"], how))
         else:
             _add_observed(roles, name, site, {*plain.nodes})
     return roles

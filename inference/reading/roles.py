@@ -11,6 +11,7 @@ from torch.distributions import constraints, transform_to
 from ember.inference.inputs.arguments import Model
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.supports import shown
+from ember.inference.reading.nodes import asks_for_nodes, rule_of
 from ember.inference.reading.runs import is_continuous
 from ember.inference.reading.trace import TraceNode
 
@@ -28,11 +29,14 @@ def role_of(name: str, site: TraceNode, integrate: Mapping[str, object]) -> str:
     fn = site["fn"]
     how = integrate.get(name, site["infer"].get("integrate"))
     if is_continuous(fn):
+        if asks_for_nodes(how):
+            rule_of(name, fn, how)
+            return "latent"
         if how is not None:
             raise ValueError(
-                f"site '{name}' asks to be integrated by {how!r}, but this version integrates "
-                "discrete latents only; drop the request to estimate the site as a parameter "
-                f"(EM(model, integrate={{'{name}': None}})), or give it a discrete grid of values."
+                f"site '{name}' asks to be integrated by {how!r}, which this version does not "
+                "know; ask for 'quadrature', which takes sites of one or two dimensions, or "
+                f"estimate the site as a parameter (EM(model, integrate={{'{name}': None}}))."
             )
         return "parameter"
     if how not in (None, "enumeration"):

@@ -19,6 +19,7 @@ from torch.distributions import transform_to
 from ember.inference.inputs.shelter import declare_from_outside
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.reading.composite_draws import draw_composite
+from ember.inference.reading.nodes import OnGrid
 from ember.inference.reading.partly_observed import Partly, nothing
 from ember.inference.reading.trace import (
     Trace,
@@ -43,6 +44,8 @@ class At(Messenger):
         given: Other values for some observed sites.
         held: Observed sites that are never drawn: parameters held at a value.
         partly: Sites that are observed in part.
+        nodes: The nodes of continuous latents, which are enumerated.
+        drawn: Continuous latents that are drawn instead.
 
     Attributes:
         chosen: The number of the value of each latent that has been fixed.
@@ -58,13 +61,16 @@ class At(Messenger):
         given: Mapping[str, Tensor] | None = None,
         held: Collection[str] = (),
         partly: Partly | None = None,
+        nodes: Mapping[str, Tensor] | None = None,
+        drawn: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
         self.first, self.given, self.held = first, given or {}, held
+        self.drawn = drawn
         self.chosen: dict[str, int] = {}
         self.conditioned: set[str] = set()
-        self.partly = partly or Partly()
+        self.partly, self.nodes = partly or Partly(), nodes or {}
         self._whole: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: TraceNode) -> None:
@@ -86,9 +92,12 @@ class At(Messenger):
         elif name in self.partly.undrawn:
             if not self.draw_data:
                 msg["value"] = nothing(msg)
+        elif name in self.nodes:
+            msg["fn"] = OnGrid(msg["fn"], self.nodes[name])
+            self._enumerate(msg)
         elif not is_continuous(msg["fn"]):
             self._enumerate(msg)
-        else:
+        elif name not in self.drawn:
             # A site with a value is not drawn. It is not "done" either: Pyro's enumeration passes
             # over such sites, and would not know of a parameter inside pyro.markov when a later
             # site asks.
@@ -114,6 +123,8 @@ class At(Messenger):
             msg["done"] = True
 
     def _pyro_post_sample(self, msg: TraceNode) -> None:
+        if isinstance(msg["fn"], OnGrid):
+            msg["fn"] = msg["fn"].fn
         if msg["name"] in self.partly.whole:
             self._whole[self.partly.whole[msg["name"]]] = msg["value"]
 

@@ -114,7 +114,8 @@ class Site:
     """What a factor needs to know of its site, read off the trace once.
 
     ``missing`` marks the entries of an observed value that are to be integrated out, shaped like
-    the value; single entries and whole rows among them are masked as well.
+    the value; single entries and whole rows among them are masked as well. ``log_weights`` are
+    those of the nodes of a continuous latent, ``(Q,)``.
     """
 
     name: str
@@ -129,3 +130,11 @@ class Site:
     density: DistributionTemplate | None
     reason: str
     missing: Tensor | None = None
+    log_weights: Tensor | None = None
+
+    def weigh(self, log_prob: Tensor) -> Tensor:
+        """A log density over the outer batch dims, times what the nodes of the latent weigh."""
+        if self.log_weights is None:
+            return log_prob
+        batch = self.value.shape[: self.value.dim() - self.event_dim]
+        return log_prob + self.log_weights.reshape(batch)

@@ -2,9 +2,11 @@
 
 *observed* sites have data, *latent* sites are integrated in the E-step, *parameter* sites are
 maximised in the M-step. By default discrete unobserved sites are latent (as under Pyro's
-``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters.
+``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters,
+unless they ask to be integrated on nodes.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,6 +22,7 @@ from ember.inference.reading.composites import Composite, open_composites
 from ember.inference.reading.loops.loop import Family, Loop
 from ember.inference.reading.loops.stacking import stack_loops
 from ember.inference.reading.model_errors import plain_errors
+from ember.inference.reading.nodes import Nodes
 from ember.inference.reading.partly_observed import Partly
 from ember.inference.reading.runs import At
 from ember.inference.reading.trace import Trace, plates_of, record, record_enumerated
@@ -53,6 +56,7 @@ class Structure:
     held: tuple[str, ...] = ()
     loops: tuple[Loop, ...] = ()
     partly: Partly = field(default_factory=Partly)
+    nodes: Mapping[str, Nodes] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
 
     @property
@@ -93,9 +97,19 @@ class Structure:
         family = self.family(name)
         return (name,) if family is None else family.names
 
+    @property
+    def _values(self) -> dict[str, Tensor]:
+        """The values of each latent on nodes."""
+        return {name: nodes.values for name, nodes in self.nodes.items()}
+
+    def at_nodes(self, values: Mapping[str, Tensor]) -> "Structure":
+        """The same with latents at other nodes."""
+        moved = {n: dataclasses.replace(self.nodes[n], values=v) for n, v in values.items()}
+        return dataclasses.replace(self, nodes={**self.nodes, **moved})
+
     def single(self, params: Mapping[str, Tensor], first: int) -> tuple[Trace, dict[str, int]]:
         """Runs the model at ``params`` with one value for each latent site, as numbered."""
-        at = At(params, fix_latents=True, first=first, partly=self.partly)
+        at = At(params, fix_latents=True, first=first, partly=self.partly, nodes=self._values)
         with validation_enabled(False), at, Promoted():
             return record(self.model, self.arguments), at.chosen
 
@@ -113,7 +127,7 @@ class Structure:
             validation_enabled(False),
             plain_errors(self.model),
             poutine.enum(first_available_dim=-self.nesting - 1),
-            At(params, given=given or {}, partly=self.partly),
+            At(params, given=given or {}, partly=self.partly, nodes=self._values),
             Promoted(),
         ):
             trace = record_enumerated(self.model, self.arguments)
@@ -132,7 +146,8 @@ class Structure:
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
         """Draws latent and observed sites from the model at ``params``."""
-        with At(params, draw_data=True, held=self.held, partly=self.partly), Promoted():
+        at = At(params, draw_data=True, held=self.held, partly=self.partly, drawn=self.nodes.keys())
+        with at, Promoted():
             trace = record(self.model, self.arguments)
         self.partly.restore(trace)
         for name, latents in hidden_draws(trace, self.composites).items():

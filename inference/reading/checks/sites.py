@@ -23,6 +23,7 @@ __all__ = [
     "check_given",
     "check_local",
     "check_observed",
+    "check_on_nodes",
     "check_plates",
     "check_weights",
     "has_unknown_dims",
@@ -102,6 +103,16 @@ def check_declared(name: str, site: TraceNode) -> None:
                 f"site '{name}' has batch shape {tuple(shape)}, but its dim {dim} belongs to no "
                 "plate; put the site inside pyro.plate(...), or use .to_event(...)."
             )
+
+
+def check_on_nodes(name: str, site: TraceNode) -> None:
+    """Refuses a latent on nodes in a loop, whose steps would be integrated one after the other."""
+    if "_markov_depth" in (site["infer"] or {}):
+        raise ValueError(
+            f"site '{name}' asks to be integrated by quadrature inside pyro.markov, where each "
+            "step would need the nodes of the one before; estimate it as a parameter "
+            f"(EM(model, integrate={{'{name}': None}})), or give it a discrete grid of values."
+        )
 
 
 def batch_shape(name: str, site: TraceNode) -> torch.Size:
