@@ -185,7 +185,9 @@ def _log_prior(fit: Fit) -> float:
     plan = fit.plan
     if plan.objective != "map":
         structure, misread = plan.structure, plan.opaque.misread
-        plan = build_plan(structure.model, structure.arguments, "map", misread=misread)
+        plan = build_plan(
+            structure.model, structure.arguments, "map", structure.integrate, misread=misread
+        )
     with torch.no_grad():
         return float(plan.prior.log_prob(fit.params))
 

@@ -55,7 +55,8 @@ def write(path: Path, save: Callable[[], object]) -> None:
 def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
     """A table with the most probable value of every latent site, and the probability of each.
 
-    The columns are called ``assignment``, ``assignment_probability_0``, ... after the site. In a
+    Of a continuous latent the mean and the standard deviation, ``ability`` and ``ability_sd``. The
+    columns of a discrete one are called ``assignment``, ``assignment_probability_0``, ... after the site. In a
     chain the values are those of the most probable path.
     """
     out = table.apply(_as_whole)
@@ -63,7 +64,8 @@ def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
     if isinstance(predicted, Tensor):
         predicted = {_site_name(fit): predicted}
     for name, values in predicted.items():
-        probs = fit.posterior(name).probs
+        posterior = fit.posterior(name)
+        probs = posterior.probs
         if values.shape != (len(table),) or probs.dim() != 2:
             continue
         column = name
@@ -71,6 +73,9 @@ def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
             column += "_"
         whole = bool(values.isfinite().all()) and not bool((values % 1).any())
         out[column] = (values.long() if whole else values).numpy()
+        if name in fit.plan.on_nodes:
+            out[f"{column}_sd"] = posterior.stddev.numpy()
+            continue
         for state in range(probs.shape[1]):
             out[f"{column}_probability_{state}"] = probs[:, state].numpy()
     if len(out.columns) == len(table.columns):

@@ -22,7 +22,7 @@ versions*, Computational Statistics & Data Analysis 14, 315-332.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -85,8 +85,11 @@ class LogEvidence:
 
         What lies outside the plate of rows, such as a ``pyro.factor`` on parameters, is no row's.
         """
-        plan = self.plan
-        parts = self.contraction(all_tensors(plan, params))
+        return self.rows_of(all_tensors(self.plan, params))
+
+    def rows_of(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The same for given log probabilities of all factors."""
+        plan, parts = self.plan, self.contraction(tensors)
         rows = self.contraction.total(parts, weighted=False, along=plan.row)
         rows = torch.where(rows <= 0.1 * IMPOSSIBLE, -torch.inf, rows)
         return rows.expand(plan.sizes[plan.row]) if plan.row else rows

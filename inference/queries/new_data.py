@@ -38,7 +38,9 @@ def plan_for(
         others = _without_rows(model, others, rows)
     new = prepare((*args, *kept), {**others, **kwargs})
     with validation_enabled(False):  # a single new row is enough where parameters are known
-        return build_plan(model, new, "mle", start=params, misread=plan.opaque.misread)
+        return build_plan(
+            model, new, "mle", plan.structure.integrate, params, misread=plan.opaque.misread
+        )
 
 
 def argument_names(model: Model) -> list[str]:

@@ -9,6 +9,7 @@ from ember.inference.expectation.posterior import marginals
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.impossible import blank
+from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
 from ember.inference.reading.sequences import members, stack
 from ember.inference.reading.trace import TraceNode, plates_of
 
@@ -40,16 +41,22 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
 def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
     """The most probable joint value of all latent sites; NaN or -1 for impossible data.
 
+    Of a continuous latent it is the posterior mean.
+
     Raises:
         ValueError: If the model has no latent sites.
     """
     latents = list(plan.structure.latent)
     if not latents:
         raise ValueError("the model has no latent sites to predict.")
-    best = marginals(plan, params, latents, maximum=True)
+    # Next to continuous latents, which are integrated out, a discrete one has its own mode.
+    best = marginals(plan, params, latents, maximum=not plan.on_nodes)
     values: dict[str, Tensor] = {}
     for latent in latents:
         marginal = best[latent]
+        if latent in plan.on_nodes:
+            values[latent] = NodePosterior(values_of_nodes(plan, params, latent), marginal).mean
+            continue
         chosen = _support(plan, latent)[marginal.argmax(-1)]
         gone = append_dims(marginal.isnan().any(-1), chosen.dim() - marginal.dim() + 1)
         value = blank(chosen, gone)

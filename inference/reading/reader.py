@@ -70,7 +70,7 @@ def read_structure(
     structure = Structure(
         model, arguments, roles.parameters, tuple(roles.latent), tuple(roles.observed),
         roles.nesting, roles.plates, steps, tuple(roles.composites), partly=partly,
-        nodes=roles.nodes,
+        nodes=roles.nodes, integrate=integrate or {},
     )  # fmt: skip
     structure = _with_held(structure, plain, conditioned)
     trace = _checked_run(structure, plain)

@@ -57,6 +57,7 @@ class Structure:
     loops: tuple[Loop, ...] = ()
     partly: Partly = field(default_factory=Partly)
     nodes: Mapping[str, Nodes] = field(default_factory=dict)
+    integrate: Mapping[str, object] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
 
     @property
