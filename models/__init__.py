@@ -5,7 +5,8 @@ They run unchanged under every inference of Pyro and of Ember. Sites that hold p
 `coefficients` and `gating`, in counts `concentrations`, `inflation` and `occurrence`; latent ones
 are `assignment`, `structural` and, summed out inside the chains, `state`; the data are `x`, the
 response `y` of a regression, or the columns of a profile by their kind. In tomography the parameter
-is the `image` and the data are `counts`.
+is the `image` and the data are `counts`. Of item responses they are `discriminations`, `intercepts`
+and the like, the latent `ability` is continuous, and the data are `answers`.
 """
 
 from ember.models.counts import count_mixture
@@ -18,6 +19,7 @@ from ember.models.hidden_markov import (
     hidden_markov_poisson,
 )
 from ember.models.hidden_markov_mixtures import hidden_markov_gaussian_mixture
+from ember.models.item_response import item_response
 from ember.models.latent_class import bernoulli_mixture, categorical_mixture
 from ember.models.mixtures import gaussian_mixture, poisson_mixture
 from ember.models.profiles import latent_profile
@@ -38,6 +40,7 @@ __all__ = [
     "hidden_markov_gaussian_mixture",
     "hidden_markov_poisson",
     "hidden_markov_regression",
+    "item_response",
     "latent_profile",
     "mixture_of_experts",
     "multinomial_mixture",
