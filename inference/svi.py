@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
-from ember.inference.initialisation.starting_params import Init, starting_params
+from ember.inference.initialisation.starting_params import Init
 from ember.inference.inputs.arguments import Arguments, Model, prepare
 from ember.inference.inputs.options import check_svi_options
 from ember.inference.inputs.shelter import sheltered
@@ -25,6 +25,7 @@ from ember.inference.iteration.progress import progress_bar
 from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
+from ember.inference.queries.on_nodes import node_gaps
 from ember.inference.variational.elbo import GuideFunction, NonFiniteLoss, PlanELBO
 from ember.inference.variational.guides import (
     Guide,
@@ -34,6 +35,7 @@ from ember.inference.variational.guides import (
     make_guide,
     point_estimate,
 )
+from ember.inference.variational.guided_latents import starting_values, with_guided_latents
 from ember.inference.variational.interior import moved_inside
 from ember.inference.variational.param_store import declare, learnt, restore
 from ember.inference.variational.step_sizes import ScaledAdam, lengths_by_name
@@ -48,7 +50,8 @@ FINAL_RATE = 1e-4  # the learning rate after the last step, relative to the firs
 class SVI:
     r"""Fits a latent-variable model written in Pyro by ``pyro.infer.SVI``.
 
-    The guide ``q`` covers the parameters; discrete latent sites are summed out exactly, as under
+    The guide ``q`` covers the parameters, and with them continuous latents, whatever they say of
+    how EM should integrate them; discrete latent sites are summed out exactly, as under
     ``TraceEnum_ELBO``. Stochastic gradient steps raise the evidence lower bound
 
     .. math:: \mathcal{L}(q) = \mathbb{E}_{q(\theta)}\bigl[\log p(x, \theta)
@@ -126,7 +129,8 @@ class SVI:
 
         Returns:
             A ``Fit``. Its ``params`` are the delta's value, or the median of a normal guide;
-            ``log_likelihood`` and ``log_posterior`` are those of ``params``; ``history`` is the
+            ``log_likelihood`` and ``log_posterior`` are those of ``params``, continuous latents that
+            EM would integrate integrated out, as is their ``posterior``; ``history`` is the
             evidence lower bound at the start and after each step. ``posterior_samples(n)`` draws
             from the guide.
 
@@ -156,16 +160,23 @@ class SVI:
         began: float,
         misread: Collection[str] = (),
     ) -> Fit:
-        plan = build_plan(model, prepare(args, kwargs), "map", misread=misread)
+        marginal = build_plan(model, prepare(args, kwargs), "map", misread=misread)
+        plan = with_guided_latents(marginal)
         check_rows(plan)
         check_settable(plan)
         warn_of_cuts(plan, 4)
-        start = moved_inside(plan.structure.parameters, starting_params(plan, self.init))
+        start = starting_values(marginal, plan, self.init)
+        start = moved_inside(plan.structure.parameters, start)
         guide = make_guide(self.guide, plan, start)
-        return self._run(plan, guide, start, began)
+        return self._run(plan, marginal, guide, start, began)
 
     def _run(
-        self, plan: Plan, guide: GuideFunction, start: Mapping[str, Tensor], began: float
+        self,
+        plan: Plan,
+        marginal: Plan,
+        guide: GuideFunction,
+        start: Mapping[str, Tensor],
+        began: float,
     ) -> Fit:
         declare(plan.structure.parameters, start)
         elbo = PlanELBO(plan, self.particles)
@@ -178,7 +189,7 @@ class SVI:
             loss_and_grads=elbo.loss_and_grads,
         )
         history, times, reason = self._climb(svi, plan.structure.arguments, began)
-        return self._fit(plan, guide, history, times, reason, elbo.evaluations)
+        return self._fit(plan, marginal, guide, history, times, reason, elbo.evaluations)
 
     def _climb(
         self, svi: pyro.infer.SVI, arguments: Arguments, began: float
@@ -220,16 +231,18 @@ class SVI:
     def _fit(
         self,
         plan: Plan,
+        marginal: Plan,
         guide: GuideFunction,
         history: list[float],
         times: list[float],
         reason: StopReason,
         evaluations: int,
     ) -> Fit:
-        params = point_estimate(guide, plan)
+        every = point_estimate(guide, plan)
+        params = {name: every[name] for name in marginal.structure.parameters}
         with torch.no_grad():
-            log_likelihood = float(LogEvidence.of(plan)(params))
-            log_prior = float(plan.prior.log_prob(params))
+            log_likelihood = float(LogEvidence.of(marginal)(params))
+            log_prior = float(marginal.prior.log_prob(params))
         warning = ""
         if reason is StopReason.NON_FINITE:
             warning = f"{self.name}: {reason.value}; lower learning_rate or start elsewhere"
@@ -245,9 +258,10 @@ class SVI:
             times=torch.tensor(times, dtype=torch.float64),
             evaluations=evaluations,
             stop=reason,
-            plan=plan,
+            plan=marginal,
             warning=warning,
             guide=LearntGuide(guide, values, plan),
+            node_gaps=node_gaps(marginal, params),
         )
 
     def _default_optimiser(
