@@ -21,13 +21,7 @@ def check_answers(answers: object, levels: int | None, model: str) -> int:
             f"`answers` must have shape (N, J), a row for each person and a column for each item, "
             f"not {tuple(answers.shape)}."
         )
-    if answers.is_floating_point() and bool(answers.isinf().any()):
-        raise ValueError("`answers` has infinite values: put NaN where an answer is missing.")
-    shown = answers[~answers.isnan()] if answers.is_floating_point() else answers
-    if bool((shown < 0).any()) or bool((shown != shown.floor() if shown.is_floating_point()
-                                        else torch.zeros(())).any()):  # fmt: skip
-        raise ValueError("`answers` must hold codes 0, 1, 2, ..., and NaN where one is missing.")
-    highest = int(shown.max()) if shown.numel() else 0
+    highest = _highest_code(answers)
     if model != "graded":
         if highest > 1:
             raise ValueError(
@@ -42,6 +36,16 @@ def check_answers(answers: object, levels: int | None, model: str) -> int:
             f"pass levels={max(highest + 1, 2)} or more."
         )
     return levels
+
+
+def _highest_code(answers: Tensor) -> int:
+    """The highest code; refuses anything but whole numbers of at least 0, and NaN."""
+    shown = answers.nan_to_num(nan=0.0, posinf=-1.0) if answers.is_floating_point() else answers
+    lowest, highest = shown.aminmax() if shown.dtype != torch.bool else (0, shown.any())
+    whole = not shown.is_floating_point() or bool((shown == shown.floor()).all())
+    if not whole or int(lowest) < 0:
+        raise ValueError("`answers` must hold codes 0, 1, 2, ..., and NaN where one is missing.")
+    return int(highest)
 
 
 def check_enough_answers(answers: Tensor, counts: Tensor) -> None:
