@@ -65,6 +65,7 @@ class CellFamily:
         arguments: Of each of its parameters the argument of the distribution, and the link.
         statistics: As of an ``ExponentialForm``.
         event_dim: The dims of an event.
+        argument_dim: The dims of an argument of one event.
         centred: As of an ``ExponentialForm``.
     """
 
@@ -72,6 +73,7 @@ class CellFamily:
     arguments: tuple[tuple[str, Link], ...]
     statistics: Callable[[Tensor, Any], tuple[Tensor, Tensor | None]]
     event_dim: int = 0
+    argument_dim: int = 0
     centred: Callable[[Tensor], Tensor] | None = None
 
 
@@ -83,7 +85,7 @@ def family_by_cell(base: Distribution) -> CellFamily | str:
         levels = holder._param.shape[-1] if isinstance(base, dist.Categorical) else None
         counts = CountStatistics(levels, isinstance(base, dist.Multinomial))
         family = Categorical() if by == "probs" else LogitCategorical()
-        return CellFamily(family, ((by, IDENTITY),), counts, len(base.event_shape))
+        return CellFamily(family, ((by, IDENTITY),), counts, len(base.event_shape), 1)
     if isinstance(base, (dist.Bernoulli, dist.Binomial)):
         by = "probs" if "probs" in base.__dict__ else "logits"
         is_binomial = isinstance(base, dist.Binomial)
@@ -97,7 +99,5 @@ def family_by_cell(base: Distribution) -> CellFamily | str:
     if type(base) is dist.Normal:
         data = NormalData(torch.zeros(()), is_log=False)
         arguments = (("loc", IDENTITY), ("scale", Power(-2.0)))
-        return CellFamily(
-            Normal(), arguments, NormalStatistics(data), centred=data.values
-        )  # fmt: skip
+        return CellFamily(Normal(), arguments, NormalStatistics(data), centred=data.values)
     return f"{type(base).__name__} has no sufficient statistics"

@@ -56,9 +56,8 @@ def computed_form(
     if isinstance(found, str):
         return found
     names = [argument for argument, _ in found.arguments]
-    values = {argument: unexpanded(argument_of(base, argument), found.event_dim)
-              for argument in names}  # fmt: skip
-    batch = [value.shape[: value.dim() - found.event_dim] for value in values.values()]
+    values = [unexpanded(argument_of(base, argument), found.argument_dim) for argument in names]
+    batch = [value.shape[: value.dim() - found.argument_dim] for value in values]
     cells = torch.Size(torch.broadcast_shapes(*batch))
     varied = _plate_of_rows(structure, nodes, name, cells)
     if varied:
@@ -72,7 +71,7 @@ def computed_form(
     for (argument, link), kind in zip(found.arguments, found.family.kinds, strict=True):
         own = tape.only(argument)
         sources = tuple(n for n in structure.parameters if n in own.inputs_used)
-        rows = ComputedRows(name, argument, sources, own, cells, found.event_dim, at)
+        rows = ComputedRows(name, argument, sources, own, cells, found.argument_dim, at)
         parameters.append(FamilyParameter(kind, rows, link))
     return ExponentialForm(
         found.family, tuple(parameters), (index,) * len(parameters), found.statistics,
@@ -112,7 +111,7 @@ def _recorded(
         at = structure.at_nodes({n: inputs[node_input(n)] for n in structure.nodes})
         trace = at.trace({n: inputs[n] for n in structure.parameters})
         base = unwrap(trace.nodes[name]["fn"]).base
-        return {a: _under_expand(argument_of(base, a), found.event_dim) for a in names}
+        return {a: _under_expand(argument_of(base, a), found.argument_dim) for a in names}
 
     def inputs(params: Params, times: float, plus: float) -> dict[str, Tensor]:
         moved = {node_input(n): times * each.values + plus for n, each in structure.nodes.items()}
