@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 import time
 import warnings
@@ -16,7 +17,7 @@ from torch import Tensor
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
 from ember.inference.initialisation.starting_params import Init
-from ember.inference.inputs.arguments import Arguments, Model, prepare
+from ember.inference.inputs.arguments import Model, prepare
 from ember.inference.inputs.options import check_svi_options
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.checks import check_rows, warn_of_cuts
@@ -181,18 +182,20 @@ class SVI:
         declare(plan.structure.parameters, start)
         elbo = PlanELBO(plan, self.particles)
         optim = copy.deepcopy(self.optim) or self._default_optimiser(plan, guide, start)
+        arguments = plan.structure.arguments
         svi = pyro.infer.SVI(
             config_enumerate(plan.structure.model),
-            guide,
+            # Bound here, an argument of the model's may have a name that Pyro uses too.
+            functools.partial(guide, *arguments.args, **arguments.kwargs),
             optim,
             loss=elbo.loss,
             loss_and_grads=elbo.loss_and_grads,
         )
-        history, times, reason = self._climb(svi, plan.structure.arguments, began)
+        history, times, reason = self._climb(svi, began)
         return self._fit(plan, marginal, guide, history, times, reason, elbo.evaluations)
 
     def _climb(
-        self, svi: pyro.infer.SVI, arguments: Arguments, began: float
+        self, svi: pyro.infer.SVI, began: float
     ) -> tuple[list[float], list[float], StopReason]:
         """Takes all steps: the bound where each begins and at the end, the times, and why it ended.
 
@@ -206,12 +209,12 @@ class SVI:
                 for _ in range(self.steps):
                     before = learnt()
                     # A step reports the bound where it begins.
-                    history.append(-svi.step(*arguments.args, **arguments.kwargs))
+                    history.append(-svi.step())
                     times.append(time.perf_counter() - began)
                     good = before
                     tick(history[-1])
                 last = learnt()
-                bound = -svi.evaluate_loss(*arguments.args, **arguments.kwargs)
+                bound = -svi.evaluate_loss()
                 if not math.isfinite(bound):
                     raise NonFiniteLoss
                 history.append(bound)

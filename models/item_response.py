@@ -32,8 +32,8 @@ KEYS = (
 
 def item_response(
     answers: Tensor,
-    *,
     model: str = "2pl",
+    *,
     dimensions: int = 1,
     groups: Tensor | Sequence[int] | None = None,
     group_count: int | None = None,
@@ -92,7 +92,8 @@ def item_response(
     Args:
         answers: codes (N, J), of any real dtype; parameters have torch's default dtype where it is
             integer or boolean. NaN stands for an answer that is missing at random.
-        model: one of the models above.
+        model: one of the models above. Pass it by its place to Pyro's own `SVI.step`, which has an
+            argument of this name.
         dimensions: 1 or 2.
         groups: the group of each person (N,), codes 0, ..., G - 1; all are of one unless given.
         group_count: the number G of groups, read from `groups` unless given. Give it where a fitted
