@@ -301,8 +301,7 @@ class EM:
             integrate.update(finer)
             plan = self._options._replace(integrate=integrate).read(args, kwargs, misread)
             again = self._run(plan, Trajectory(run.params, began))
-            evaluations = run.evaluations + again.evaluations
-            run = dataclasses.replace(again, evaluations=evaluations, starts=run.starts)
+            run = again.after(run)
         warning = run.warning or warning_of_gaps(run.plan, gaps)
         return dataclasses.replace(run, warning=warning), gaps
 

@@ -6,7 +6,8 @@ With natural parameters :math:`\eta` of the tied factors, the expected sufficien
 
 so one evaluation of the log evidence and its gradient is the whole E-step. How the latents are
 summed out is decided once for a plan: plain mixtures take one sweep over the rows
-(``kernels/mixture.py``), all other models an elimination order (``elimination.py``).
+(``kernels/mixture.py``), as does a single latent on nodes (``kernels/nodes.py``), all other models
+an elimination order (``elimination.py``).
 
 With ``maximum`` the latents take their jointly most probable value instead (for a chain: the
 Viterbi path): classification EM. With :math:`\hat z = \arg\max_z \log p(x, z \mid \theta_t)` the
@@ -28,7 +29,8 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.elimination import Contraction
-from ember.inference.expectation.kernels.mixture import mixture_kernel
+from ember.inference.expectation.kernels.mixture import MixtureKernel, mixture_kernel
+from ember.inference.expectation.kernels.nodes import NodeKernel, node_kernel
 from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.numerics.log_space import IMPOSSIBLE
@@ -60,10 +62,14 @@ class LogEvidence:
         # keep itself, and all rows of its data, until the garbage collector comes by.
         self.plan, self.along = dataclasses.replace(plan), None if starts is None else STARTS
         factors, sizes, latents = plan.factors, plan.sizes, plan.latents()
-        self.kernel = None
-        if starts is None:
+        self.kernel: MixtureKernel | None = None
+        self.on_nodes: NodeKernel | None = None
+        if starts is None and not plan.on_nodes:
             self.kernel = mixture_kernel(factors, plan.compiled, list(latents), plan.row)
-        else:
+        elif starts is None and len(latents) == 1:
+            ((symbol, (name, _)),) = latents.items()
+            self.on_nodes = node_kernel(factors, plan.compiled, name, symbol, plan.row)
+        elif starts is not None:
             factors = tuple(
                 dataclasses.replace(f, dims=(STARTS, *f.dims), plates=f.plates | {STARTS})
                 for f in factors
@@ -110,8 +116,11 @@ class LogEvidence:
             values = values_of(plan, params)
             natural = natural_parameters(plan, values)
             near = plan.residuals.needed(plan.tied, values)
-            if self.kernel is not None and not near and temper == 1.0 and not maximum:
-                total, gradient = self.kernel.of(plan.compiled)(natural)
+            kernel: MixtureKernel | NodeKernel | None = self.kernel
+            if self.on_nodes is not None:
+                kernel = self.on_nodes.at(plan.compiled)
+            if kernel is not None and not near and temper == 1.0 and not maximum:
+                total, gradient = kernel(natural)
                 sums = {key: (tied, gradient[key]) for key, tied in plan.tied.items()}
                 if not plan.residuals.lost(sums):
                     return self._statistics(plan, params, total, sums, {})

@@ -17,7 +17,6 @@ is then shared by all of them.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,15 +44,6 @@ class MixtureKernel:
     statistics: Tensor
     base: Tensor | None
     weights: Tensor | None
-    latent: str = ""
-
-    def of(self, compiled: Mapping[str, tuple[TieKey, CompiledFactor]]) -> MixtureKernel:
-        """The same with the prior of a latent whose nodes have moved."""
-        key, prior = compiled[self.latent]
-        if prior is self.prior[1]:
-            return self
-        assert isinstance(prior, ExponentialFactor)
-        return dataclasses.replace(self, prior=(key, prior))
 
     def __call__(self, natural: Natural) -> tuple[float, dict[TieKey, Tensor]]:
         """Log evidence, and its gradient by the natural parameters of all tied factors."""
@@ -130,7 +120,6 @@ def mixture_kernel(
         return None
     (latent,) = latents
     prior: Keyed | None = None
-    name = ""
     data: list[Keyed] = []
     scale = factors[0].scale
     for factor in factors:
@@ -141,8 +130,8 @@ def mixture_kernel(
         key, form = compiled[factor.name]
         if not isinstance(form, ExponentialFactor) or not form.is_product:
             return None  # rows with missing entries have natural parameters by pattern
-        if factor.dims == (latent,) and prior is None:
-            prior, name = (key, form), factor.name
+        if factor.dims == (latent,) and prior is None and form.base is None:
+            prior = (key, form)
         elif factor.dims == (latent, row) and form.cells.shape[0] == form.shape[0]:
             data.append((key, form))
         else:
@@ -156,5 +145,4 @@ def mixture_kernel(
         data[0][1].statistics if len(data) == 1 else torch.cat([f.statistics for _, f in data]),
         torch.stack(bases).sum(0) if bases else None,
         None if scale is None else scale.tensor,
-        name,
     )
