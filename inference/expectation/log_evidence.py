@@ -126,6 +126,13 @@ class LogEvidence:
                     return self._statistics(plan, params, total, sums, {})
         return self._by_elimination(plan, params, natural, near, temper, maximum)
 
+    def node_gap(self, params: Params, is_even: Tensor) -> float:
+        """How far log evidence by even and by odd nodes differs in a row, at most."""
+        assert self.on_nodes is not None
+        plan = placed(self.plan, params)
+        natural = natural_parameters(plan, values_of(plan, params))
+        return self.on_nodes.at(plan.compiled).gap(natural, is_even)
+
     def _by_elimination(
         self,
         plan: Plan,

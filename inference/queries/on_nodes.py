@@ -84,9 +84,12 @@ def node_gaps(plan: Plan, params: Params) -> dict[str, float]:
     It is that of the log evidence of a row, between the integral by every other node and that by
     the nodes left out.
     """
-    gaps = {}
+    gaps: dict[str, float] = {}
     evidence = LogEvidence.of(plan)
     with torch.no_grad():
+        if evidence.on_nodes is not None:
+            name = evidence.on_nodes.latent
+            return {name: evidence.node_gap(params, _is_even(plan, name))}
         tensors = all_tensors(plan, params) if plan.on_nodes else []
         for name in plan.structure.nodes:
             sides = []
@@ -94,7 +97,8 @@ def node_gaps(plan: Plan, params: Params) -> dict[str, float]:
                 moved = list(tensors)
                 for i, factor in enumerate(plan.factors):
                     if factor.name == name:
-                        halved = _every_other(plan, name, side).to(tensors[i])
+                        taken = _is_even(plan, name) == (side == 0)
+                        halved = torch.where(taken, math.log(2.0), IMPOSSIBLE).to(tensors[i])
                         own = (plan.latent_symbols[name],)
                         moved[i] = tensors[i] + align(halved, own, factor.dims)
                 sides.append(evidence.rows_of(moved))
@@ -104,14 +108,13 @@ def node_gaps(plan: Plan, params: Params) -> dict[str, float]:
     return gaps
 
 
-def _every_other(plan: Plan, name: str, side: int) -> Tensor:
-    """Log weights ``(Q,)`` that take every other node twice and leave the others out."""
+def _is_even(plan: Plan, name: str) -> Tensor:
+    """Every other node of a latent, ``(Q,)``; of a product grid those of one colour of a board."""
     nodes = plan.structure.nodes[name]
     assert nodes.rule.nodes is not None
     dims = nodes.values[0].numel()
     steps = torch.arange(nodes.rule.nodes)
-    parity = torch.cartesian_prod(*[steps] * dims).reshape(-1, dims).sum(1) % 2
-    return torch.where(parity == side, math.log(2.0), IMPOSSIBLE)
+    return torch.cartesian_prod(*[steps] * dims).reshape(-1, dims).sum(1) % 2 == 0
 
 
 def finer_rules(plan: Plan, gaps: Mapping[str, float]) -> dict[str, Quadrature]:

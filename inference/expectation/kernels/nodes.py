@@ -39,7 +39,8 @@ class NodeKernel:
     Attributes:
         latent: The name of the latent.
         prior: The factor of its prior, at nodes that suit some parameters.
-        groups: The cell of the prior that each row reads; None if all read the same.
+        priors: The cells that each of several priors reads, ``(G, entries of the latent)``.
+        groups: Which of them is that of each row; None if there is but one.
         data: The factors below it.
         statistics: Of each row, ``(F, N)``, in the order of the factors.
         pairs: For each factor the sum of its two statistics, one for each event, where that is
@@ -50,6 +51,7 @@ class NodeKernel:
 
     latent: str
     prior: Keyed
+    priors: Tensor
     groups: Tensor | None
     data: tuple[Keyed, ...]
     statistics: Tensor
@@ -65,6 +67,41 @@ class NodeKernel:
 
     def __call__(self, natural: Natural) -> tuple[float, dict[TieKey, Tensor]]:
         """Log evidence, and its gradient by the natural parameters of all tied factors."""
+        blocks, by_node = self._laid_out(natural)
+        total_evidence, sums, counts = self._sweep(torch.cat(blocks, 1), by_node)
+        prior_key, prior = self.prior
+        gradients = {key: torch.zeros_like(eta) for key, eta in natural.items()}
+        each = sums.split([block.shape[1] for block in blocks], 1)
+        for (key, form), total, block in zip(self.data, self.pairs, each, strict=True):
+            if total is not None:
+                rest = counts.sum(0).unsqueeze(1) * total - block
+                block = torch.stack([block, rest], -1).flatten(1)
+            cells = form.cells.reshape(-1)
+            gradients[key].index_add_(0, cells, block.reshape(len(cells), -1))
+        cells = self.priors.reshape(-1)
+        block = (counts @ prior.statistics.T).reshape(len(cells), -1)
+        gradients[prior_key].index_add_(0, cells, block)
+        return total_evidence, gradients
+
+    def gap(self, natural: Natural, is_even: Tensor) -> float:
+        """The largest gap, among all rows, between log evidence by even and by odd nodes.
+
+        Args:
+            natural: Natural parameters of all tied factors.
+            is_even: Which nodes are even, ``(Q,)``.
+        """
+        blocks, by_node = self._laid_out(natural)
+        left, largest = torch.cat(blocks, 1), 0.0
+        even = is_even.to(left)
+        sides = torch.stack([even, 1.0 - even])
+        for start, stop in self._chunks(left):
+            joint, _ = self._joint(left, by_node, start, stop)
+            apart = (sides @ joint).log().diff(dim=0).abs()
+            largest = max(largest, float(apart.nan_to_num(nan=0.0).max()))
+        return largest
+
+    def _laid_out(self, natural: Natural) -> tuple[list[Tensor], Tensor]:
+        """Natural parameters ``(Q, F)`` of each factor, and what each node adds, ``(Q, G)``."""
         prior_key, prior = self.prior
         shift = prior.statistics.new_zeros(())
         blocks = []
@@ -74,38 +111,32 @@ class NodeKernel:
                 first, second = block[:, 0::2], block[:, 1::2]
                 shift, block = shift + second @ total, first - second
             blocks.append(block)
-        log_prior = natural[prior_key] @ prior.statistics  # (cells, Q)
+        log_prior = at_cells(natural[prior_key], self.priors).flatten(1) @ prior.statistics  # (G, Q)
         if prior.base is not None:
             log_prior = log_prior + prior.base
-        total_evidence, sums, counts = self._sweep(torch.cat(blocks, 1), log_prior + shift)
-        gradients = {key: torch.zeros_like(eta) for key, eta in natural.items()}
-        each = sums.split([block.shape[1] for block in blocks], 1)
-        for (key, form), total, block in zip(self.data, self.pairs, each, strict=True):
-            if total is not None:
-                rest = counts.sum(0).unsqueeze(1) * total - block
-                block = torch.stack([block, rest], -1).flatten(1)
-            cells = form.cells.reshape(-1)
-            gradients[key].index_add_(0, cells, block.reshape(len(cells), -1))
-        gradients[prior_key] += counts @ prior.statistics.T
-        return total_evidence, gradients
+        return blocks, (log_prior + shift).T.contiguous()
 
-    def _sweep(self, left: Tensor, log_prior: Tensor) -> tuple[float, Tensor, Tensor]:
-        """Log evidence, sums ``(Q, F)``, and the expected count ``(cells, Q)`` of each node."""
-        statistics = self.statistics
-        features, rows = statistics.shape
+    def _chunks(self, left: Tensor) -> list[tuple[int, int]]:
+        """Where chunks of rows begin and end, which fit the cache."""
+        features, rows = self.statistics.shape
         width = max(256, CHUNK_BYTES // (8 * max(features, len(left))))
-        by_node = log_prior.T.contiguous()
+        return [(start, start + width) for start in range(0, rows, width)]
+
+    def _joint(
+        self, left: Tensor, by_node: Tensor, start: int, stop: int
+    ) -> tuple[Tensor, Tensor]:
+        """Of a chunk the density at each node over that at the best, ``(Q, n)``, and its log."""
+        each = by_node if self.groups is None else by_node[:, self.groups[start:stop]]
+        joint = torch.addmm(each, left, self.statistics[:, start:stop])
+        top = joint.amax(0)
+        return joint.sub_(top).exp_(), top
+
+    def _sweep(self, left: Tensor, by_node: Tensor) -> tuple[float, Tensor, Tensor]:
+        """Log evidence, sums ``(Q, F)``, and the expected count ``(G, Q)`` of each node."""
         sums, counts = torch.zeros_like(left), torch.zeros_like(by_node)
         total = left.new_zeros(())
-        for start in range(0, rows, width):
-            stop = start + width
-            chunk = statistics[:, start:stop]
-            if self.groups is None:
-                joint = torch.addmm(by_node, left, chunk)
-            else:
-                joint = torch.addmm(by_node[:, self.groups[start:stop]], left, chunk)
-            top = joint.amax(0)
-            joint.sub_(top).exp_()
+        for start, stop in self._chunks(left):
+            joint, top = self._joint(left, by_node, start, stop)
             evidence = joint.sum(0)
             row = evidence.log().add_(top)
             if self.base is not None:
@@ -116,7 +147,7 @@ class NodeKernel:
                 share *= self.weights[start:stop]
             total += row.sum()
             joint.mul_(share)
-            sums.addmm_(joint, chunk.T)
+            sums.addmm_(joint, self.statistics[:, start:stop].T)
             if self.groups is None:
                 counts += joint.sum(1, keepdim=True)
             else:
@@ -139,7 +170,7 @@ def node_kernel(
     if row is None or len(factors) < 2:
         return None
     prior: Keyed | None = None
-    groups: Tensor | None = None
+    priors, groups = torch.zeros((1, 1), dtype=torch.long), None
     data: list[Keyed] = []
     scale = factors[0].scale
     for factor in factors:
@@ -151,17 +182,16 @@ def node_kernel(
         if not same_scale(factor.scale, scale):
             return None
         if factor.name == latent:
-            if factor.dims not in ((symbol,), (row, symbol)) or form.cells.shape[1] != 1:
+            if factor.dims not in ((symbol,), (row, symbol)):
                 return None
-            prior = key, form
-            groups = form.cells[:, 0] if factor.dims == (row, symbol) else None
+            prior, priors = (key, form), form.cells
+            if factor.dims == (row, symbol):
+                priors, groups = torch.unique(form.cells, dim=0, return_inverse=True)
         elif factor.dims == (symbol, row) and form.cells.shape[0] == form.shape[0]:
             data.append((key, form))
         else:
             return None
     if prior is None or not data or (scale is not None and scale.dims != (row,)):
-        return None
-    if groups is None and len(prior[1].cells) != 1:
         return None
     pairs = tuple(_sum_of_pair(form) for _, form in data)
     kept = [
@@ -172,6 +202,7 @@ def node_kernel(
     kernel = NodeKernel(
         latent,
         prior,
+        priors,
         groups,
         tuple(data),
         kept[0].contiguous() if len(kept) == 1 else torch.cat(kept),
