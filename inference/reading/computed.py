@@ -130,7 +130,9 @@ def _under_expand(value: Tensor, keep: int) -> Tensor:
     below = [base.stride(d) for d in range(base.dim()) if base.size(d) > 1]
     if strides != below or part.storage_offset() != base.storage_offset():
         return part
-    return base.reshape(part.shape) if base.numel() == part.numel() else part
+    if base.numel() != part.numel():
+        return part
+    return base if base.shape == part.shape else base.reshape(part.shape)
 
 
 def _is_constant(
