@@ -28,6 +28,7 @@ from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.on_nodes import node_gaps
 from ember.inference.variational.elbo import GuideFunction, NonFiniteLoss, PlanELBO
+from ember.inference.variational.guided_latents import starting_values, with_guided_latents
 from ember.inference.variational.guides import (
     Guide,
     LearntGuide,
@@ -36,7 +37,6 @@ from ember.inference.variational.guides import (
     make_guide,
     point_estimate,
 )
-from ember.inference.variational.guided_latents import starting_values, with_guided_latents
 from ember.inference.variational.interior import moved_inside
 from ember.inference.variational.param_store import declare, learnt, restore
 from ember.inference.variational.step_sizes import ScaledAdam, lengths_by_name
@@ -130,10 +130,9 @@ class SVI:
 
         Returns:
             A ``Fit``. Its ``params`` are the delta's value, or the median of a normal guide;
-            ``log_likelihood`` and ``log_posterior`` are those of ``params``, continuous latents that
-            EM would integrate integrated out, as is their ``posterior``; ``history`` is the
-            evidence lower bound at the start and after each step. ``posterior_samples(n)`` draws
-            from the guide.
+            ``log_likelihood`` and ``log_posterior`` are those of ``params``, continuous latents
+            integrated out as in EM; ``history`` is the evidence lower bound at the start and after
+            each step. ``posterior_samples(n)`` draws from the guide.
 
         Raises:
             ValueError: If the model, its data or the guide cannot be handled; the message names

@@ -7,6 +7,7 @@ means, deviations (G - 1)      discriminations, intercepts (J), ...   (plate "it
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -22,6 +23,7 @@ from ember.models.parts.priors import Hyperparameters, Prior
 
 __all__ = ["item_response"]
 
+ON_NODES: Any = {"integrate": "quadrature"}  # a key that Pyro passes over
 MODELS = ("rasch", "1pl", "2pl", "3pl", "graded")
 KEYS = (
     "discrimination_shape", "discrimination_rate", "loading_scale", "intercept_scale",
@@ -151,7 +153,7 @@ def item_response(
         pyro.deterministic("difficulties", -heights / steep)
     population = _population(groups, group_count, dimensions, answers, hyper)
     with data_plate(len(answers), None if frequency is None else counts, "persons"):
-        ability = pyro.sample("ability", population, infer={"integrate": "quadrature"})
+        ability = pyro.sample("ability", population, infer=ON_NODES)
         line = ability @ slopes.mT if dimensions > 1 else ability.unsqueeze(-1) * slopes
         observe("answers", _answer(line, heights, guessing).to_event(1), codes, shown)
 
@@ -213,7 +215,7 @@ def _population(
     event = (dimensions,) if dimensions > 1 else ()
     zero, one = prior.like.new_zeros((1, *event)), prior.like.new_ones((1, *event))
     if groups is None:
-        return dist.Normal(zero[0], one[0]).to_event(len(event))
+        return cast(TorchDistribution, dist.Normal(zero[0], one[0]).to_event(len(event)))
     codes, count = group_codes(groups, group_count, answers)
     if count > 1:
         spread = prior.above("mean_scale", (), 5.0)
@@ -226,19 +228,19 @@ def _population(
             deviation = deviation.expand([*event]).to_event(1) if event else deviation
             deviations = pyro.sample("deviations", deviation)
         zero, one = torch.cat([zero, means]), torch.cat([one, deviations])
-    return dist.Normal(zero[codes], one[codes]).to_event(len(event))
+    return cast(TorchDistribution, dist.Normal(zero[codes], one[codes]).to_event(len(event)))
 
 
 def _answer(line: Tensor, heights: Tensor, guessing: Tensor | None) -> TorchDistribution:
     """The distribution of the answer to each item; its logits lose no digits far out."""
     if heights.dim() > 1:
         above = line.unsqueeze(-1) + heights  # log odds of at least 1, 2, ..., L - 1
-        return dist.Categorical(logits=_graded(above))
+        return cast(TorchDistribution, dist.Categorical(logits=_graded(above)))
     logits = line + heights
     if guessing is not None:
         softplus = torch.nn.functional.softplus(logits)
         logits = torch.logaddexp(torch.logit(guessing) + softplus, logits)
-    return dist.Bernoulli(logits=logits)
+    return cast(TorchDistribution, dist.Bernoulli(logits=logits))
 
 
 def _graded(above: Tensor) -> Tensor:

@@ -55,9 +55,9 @@ def write(path: Path, save: Callable[[], object]) -> None:
 def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
     """A table with the most probable value of every latent site, and the probability of each.
 
-    Of a continuous latent the mean and the standard deviation, ``ability`` and ``ability_sd``. The
-    columns of a discrete one are called ``assignment``, ``assignment_probability_0``, ... after the site. In a
-    chain the values are those of the most probable path.
+    The columns are called ``assignment``, ``assignment_probability_0``, ... after the site. In a
+    chain the values are those of the most probable path. Of a continuous latent there are the
+    mean and the standard deviation, ``ability`` and ``ability_sd``.
     """
     out = table.apply(_as_whole)
     predicted = fit.predict() if fit.plan.structure.latent else {}

@@ -80,7 +80,7 @@ class CellFamily:
 def family_by_cell(base: Distribution) -> CellFamily | str:
     """The family of a distribution, or why its cells have no sufficient statistics."""
     if isinstance(base, COUNTED):
-        holder = getattr(base, "_categorical", base)
+        holder: Any = getattr(base, "_categorical", base)
         by = "probs" if "probs" in holder.__dict__ else "logits"
         levels = holder._param.shape[-1] if isinstance(base, dist.Categorical) else None
         counts = CountStatistics(levels, isinstance(base, dist.Multinomial))

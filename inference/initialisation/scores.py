@@ -19,9 +19,7 @@ WIDTH = 0.5  # of the spread around a score, in standard deviations of the prior
 NOISE = 0.5  # on the scores, where starts should differ
 
 
-def spread_scores(
-    plan: Plan, name: str, rows: Tensor | None, first: int, varied: bool
-) -> Tensor:
+def spread_scores(plan: Plan, name: str, rows: Tensor | None, first: int, varied: bool) -> Tensor:
     """Responsibilities ``(*plates, Q)`` of the nodes of a latent.
 
     Args:

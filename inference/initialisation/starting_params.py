@@ -239,9 +239,7 @@ def _random(plan: Plan, name: str) -> Tensor:
     return torch.distributions.Dirichlet(concentration, validate_args=False).sample()
 
 
-def _clusters(
-    plan: Plan, data: Mapping[str, Tensor], how: str, varied: bool
-) -> dict[str, Tensor]:
+def _clusters(plan: Plan, data: Mapping[str, Tensor], how: str, varied: bool) -> dict[str, Tensor]:
     """Responsibilities from clusters of the data that each latent explains, standardised.
 
     Latents with as many states and features, such as the steps of a chain, share one clustering.

@@ -16,6 +16,7 @@ from ember.inference.factors.tied import TiedFactors
 from ember.inference.maximisation.parameter_plan import ParameterPlan
 from ember.inference.parameters.computed_rows import ComputedRows
 from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.parameters.supports import base_support
 from ember.inference.plan.plan import Near
 from ember.inference.plan.statistics import Statistics
 
@@ -49,7 +50,9 @@ def _is_computed(tied: TiedFactors) -> bool:
     return any(isinstance(parameter.table, ComputedRows) for parameter in tied.parameters)
 
 
-def _blocks(plan: ParameterPlan, names: tuple[str, ...], near: Near, cells: _Cells) -> Tensor | None:
+def _blocks(
+    plan: ParameterPlan, names: tuple[str, ...], near: Near, cells: _Cells
+) -> Tensor | None:
     places = Coordinates({name: plan.parameters[name] for name in names}).slices()
     size = sum(len(own) for own in places.values())
     number = sum(len(tied.cells) for tied in cells.tied)
@@ -59,7 +62,7 @@ def _blocks(plan: ParameterPlan, names: tuple[str, ...], near: Near, cells: _Cel
     with torch.no_grad():
         for name, own in places.items():
             shape = plan.parameters[name].shape
-            if plan.parameters[name].support.event_dim or shape.numel() != len(own):
+            if base_support(plan.parameters[name].support).event_dim or shape.numel() != len(own):
                 links.append(_joined([own], size))  # its entries and coordinates are not the same
         links.append(_of_cells(cells.tied, places, near.params, size))
     together = torch.cat([link.to("cpu") for link in links]).numpy()
@@ -74,7 +77,10 @@ def _blocks(plan: ParameterPlan, names: tuple[str, ...], near: Near, cells: _Cel
 
 
 def _of_cells(
-    tied: Sequence[TiedFactors], places: Mapping[str, Tensor], params: Mapping[str, Tensor], size: int
+    tied: Sequence[TiedFactors],
+    places: Mapping[str, Tensor],
+    params: Mapping[str, Tensor],
+    size: int,
 ) -> Tensor:
     """Which entries each cell depends on, ``(cells, P)``: it is NaN where one of them is."""
     number = sum(len(each.cells) for each in tied)
@@ -100,9 +106,7 @@ def _where_nan(tied: TiedFactors, params: Mapping[str, Tensor]) -> Tensor:
 
 
 def _of_priors(plan: ParameterPlan, places: Mapping[str, Tensor], size: int) -> list[Tensor]:
-    """What the prior of each parameter connects: its entries if they are drawn as one, and those
-    that it reads.
-    """
+    """What the prior of each parameter connects: what it reads, and entries drawn as one."""
     links = []
     for name, prior in plan.priors.items():
         density = prior.site.density

@@ -112,7 +112,7 @@ def minimise_blocks(
 def _block_derivatives(
     function: Callable[[Tensor], Tensor], at: Tensor, places: Tensor, inside: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradient ``(P,)`` and the blocks ``(B, W, W)`` of the Hessian, ones where there is none."""
+    """The gradient ``(P,)`` and blocks ``(B, W, W)`` of the Hessian, ones where there is none."""
     with torch.enable_grad():
         free = at.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(function(free), free, create_graph=True)

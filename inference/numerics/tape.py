@@ -87,8 +87,7 @@ class Tape:
             values.update(zip(step.outputs, results, strict=True))
         return {name: filled(out) for name, out in self.outputs.items()}
 
-
-    def only(self, name: str) -> "Tape":
+    def only(self, name: str) -> Tape:
         """The tape of one of the tensors."""
         outputs = {name: self.outputs[name]}
         return Tape(self.inputs, _leading_to(self.instructions, outputs), outputs)

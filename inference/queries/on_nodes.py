@@ -65,7 +65,7 @@ class NodePosterior:
         points = points - centre
         mean = self.probs @ points
         squares = (points.unsqueeze(-1) * points.unsqueeze(-2)).flatten(1)
-        second = (self.probs @ squares).unflatten(-1, (points.shape[1], -1))
+        second: Tensor = (self.probs @ squares).reshape(*mean.shape, -1)
         return second - mean.unsqueeze(-1) * mean.unsqueeze(-2)
 
     def __repr__(self) -> str:

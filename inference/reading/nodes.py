@@ -60,8 +60,8 @@ class OnGrid(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "OnGrid":
         return OnGrid(self.fn.expand(torch.Size(batch_shape)), self.values)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        return torch.as_tensor(self.fn.sample(sample_shape))
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.as_tensor(self.fn.sample(torch.Size(sample_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.as_tensor(self.fn.log_prob(value))
@@ -104,7 +104,10 @@ def nodes_of(fn: Distribution, rule: Quadrature) -> Nodes:
     base, assumed = unwrapped.base, rule.for_dims(size)
     assert assumed.nodes is not None
     is_log = isinstance(base, dist.LogNormal)
-    mean, deviation = (base.loc, base.scale) if is_log else (base.mean, base.variance.sqrt())
+    if isinstance(base, dist.LogNormal):
+        mean, deviation = base.loc, base.scale
+    else:
+        mean, deviation = base.mean, base.variance.sqrt()
     mean, deviation = (t.detach().reshape(-1, size) for t in (mean, deviation.expand(mean.shape)))
     lower = (mean - HALF_WIDTH * deviation).amin(0)
     upper = (mean + HALF_WIDTH * deviation).amax(0)

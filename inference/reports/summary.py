@@ -24,8 +24,8 @@ def text(fit: Fitted) -> str:
     posterior = f"\n  log posterior   {fit.log_posterior:.6f}" if fit.objective == "map" else ""
     starts = f"\n  starts          {fit.starts}" if len(fit.starts) > 1 else ""
     nodes = "".join(
-        f"\n  nodes           {fit.plan.structure.nodes[name].shown} for '{name}' (even and odd ones "
-        f"differ by {gap:.0e} at most)"
+        f"\n  nodes           {fit.plan.structure.nodes[name].shown} for '{name}' "
+        f"(even and odd ones differ by {gap:.0e} at most)"
         for name, gap in fit.node_gaps.items()
     )
     computed = fit.deterministic

@@ -39,7 +39,7 @@ def evidence(log_p: Array, answers: Array, log_prior: Array) -> Array:
 
 
 def binary(p: Array) -> Array:
-    return np.log(np.stack([1.0 - p, p], -1))
+    return np.asarray(np.log(np.stack([1.0 - p, p], -1)))
 
 
 def graded(a: Array, d: Array) -> Array:
@@ -47,7 +47,7 @@ def graded(a: Array, d: Array) -> Array:
     above = scipy.special.expit(POINTS[:, None, None] * a[:, None] + d)
     ends = np.ones((*above.shape[:2], 1))
     whole = np.concatenate([ends, above, 0.0 * ends], -1)
-    return np.log(np.clip(whole[..., :-1] - whole[..., 1:], 1e-300, None))
+    return np.asarray(np.log(np.clip(whole[..., :-1] - whole[..., 1:], 1e-300, None)))
 
 
 def standard_normal() -> Array:
@@ -107,7 +107,9 @@ def test_graded_response(ability: Tensor, gaps: bool) -> None:
 
 def test_groups(ability: Tensor) -> None:
     groups = torch.arange(N) % 3
-    shifted = torch.tensor([0.0, 0.8, -0.5])[groups] + torch.tensor([1.0, 1.4, 0.7])[groups] * ability
+    shifted = (
+        torch.tensor([0.0, 0.8, -0.5])[groups] + torch.tensor([1.0, 1.4, 0.7])[groups] * ability
+    )
     answers = torch.bernoulli(torch.sigmoid(shifted[:, None] * A + D))
     fit = EM(item_response, "mle", seed=0).fit(answers, groups=groups)
     assert fit.converged, fit.stop_reason
@@ -177,7 +179,7 @@ def test_two_dimensions_find_one(ability: Tensor) -> None:
 def test_beside_variational_inference(ability: Tensor) -> None:
     """All three say how likely the answers are with the abilities integrated out."""
     answers = torch.bernoulli(torch.sigmoid(ability[:, None] * A + D))
-    methods = [
+    methods: list[Any] = [
         EM(item_response, seed=0),
         SVI(item_response, guide="normal", steps=1500, seed=0),
         SVI(item_response, guide="delta", steps=300, seed=0),

@@ -32,7 +32,7 @@ from ember.models import item_response
 Array = np.ndarray[Any, Any]
 Model = Callable[..., None]
 positive = dist.constraints.positive
-ON_NODES = {"integrate": "quadrature"}
+ON_NODES: Any = {"integrate": "quadrature"}
 POINTS = np.linspace(-10.0, 10.0, 2001)
 WEIGHTS = scipy.stats.norm.pdf(POINTS) * 0.01
 
@@ -160,10 +160,11 @@ def test_optimum_is_that_of_direct_maximisation(answers: Tensor) -> None:
     fit = EM(two_parameters, "mle", seed=0).fit(answers)
     assert fit.converged, fit.stop_reason
     assert bool((fit.history.diff() >= -1e-9).all())
-    direct = scipy.optimize.minimize(
-        lambda x: -bernoulli_evidence(y, np.exp(x[:4]), x[4:]).sum(), np.zeros(8),
-        method="BFGS", options={"gtol": 1e-7},
-    )  # fmt: skip
+
+    def objective(x: Array) -> float:
+        return float(-bernoulli_evidence(y, np.exp(x[:4]), x[4:]).sum())
+
+    direct = scipy.optimize.minimize(objective, np.zeros(8), method="BFGS")
     assert fit.log_likelihood >= -direct.fun - 1e-7
     assert fit.params["a"].numpy() == pytest.approx(np.exp(direct.x[:4]), abs=2e-4)
     assert fit.params["d"].numpy() == pytest.approx(direct.x[4:], abs=2e-4)
@@ -362,11 +363,9 @@ def test_a_class_beside_an_ability() -> None:
 
     fit = EM(mixed, seed=0).fit(y)
     assert fit.converged, fit.stop_reason
-    w, d = fit.params["weights"].numpy(), fit.params["d"].numpy()
-    logits = 0.5 * POINTS[:, None, None] + d
-    p = scipy.special.log_expit(
-        np.where(y.numpy()[:, None, None] == 1, logits, -logits)
-    ).sum(-1)
+    w, heights = fit.params["weights"].numpy(), fit.params["d"].numpy()
+    logits = 0.5 * POINTS[:, None, None] + heights
+    p = scipy.special.log_expit(np.where(y.numpy()[:, None, None] == 1, logits, -logits)).sum(-1)
     truth = scipy.special.logsumexp(p + np.log(WEIGHTS)[:, None] + np.log(w), axis=(1, 2)).sum()
     assert fit.log_likelihood == pytest.approx(truth, abs=1e-8)
     found = fit.predict()
@@ -398,7 +397,9 @@ def test_a_prior_with_correlation() -> None:
     def pairs(y: Tensor) -> None:
         b = pyro.param("b", torch.zeros(2))
         with pyro.plate("rows", len(y)):
-            u = pyro.sample("u", dist.MultivariateNormal(torch.zeros(2), covariance), infer=ON_NODES)
+            u = pyro.sample(
+                "u", dist.MultivariateNormal(torch.zeros(2), covariance), infer=ON_NODES
+            )
             pyro.sample("y", dist.Poisson((0.5 * u + b).exp()).to_event(1), obs=y)
 
     fit = EM(pairs, "mle", seed=0).fit(y)
@@ -458,9 +459,10 @@ def test_missing_answers_are_imputed(answers: Tensor) -> None:
     a, d = fit.params["a"].numpy(), fit.params["d"].numpy()
     n = int(gone.any(1).nonzero()[0, 0])
     row = y[n].numpy()
-    like = np.where(np.isnan(row), 1.0, np.where(row == 1, scipy.special.expit(POINTS[:, None] * a + d),
-                    scipy.special.expit(-(POINTS[:, None] * a + d)))).prod(1) * WEIGHTS  # fmt: skip
-    chance = (like / like.sum()) @ scipy.special.expit(POINTS[:, None] * a + d)
+    p = scipy.special.expit(POINTS[:, None] * a + d)
+    each = np.where(np.isnan(row), 1.0, np.where(row == 1, p, 1.0 - p))
+    like = each.prod(1) * WEIGHTS
+    chance = (like / like.sum()) @ p
     assert filled[n].numpy()[np.isnan(row)] == pytest.approx(chance[np.isnan(row)], abs=1e-8)
     draws = fit.impute(draws=5, seed=0)
     assert draws.shape == (5, *y.shape)
@@ -482,7 +484,8 @@ def refused(prior: Any, event: int = 0, how: Any = "quadrature") -> Model:
         b = pyro.param("b", torch.tensor(0.0))
         with pyro.plate("rows", len(y)):
             fn = prior.to_event(event) if event else prior
-            u = pyro.sample("u", fn, infer={"integrate": how})
+            wish: Any = {"integrate": how}
+            u = pyro.sample("u", fn, infer=wish)
             u = u.sum(-1) if event else u
             pyro.sample("y", dist.Normal(u + b, 1.0), obs=y)
 
@@ -511,7 +514,7 @@ def test_a_latent_on_nodes_in_a_loop_is_refused() -> None:
             u = pyro.sample(f"u_{t}", dist.Normal(u, scale), infer=ON_NODES)
             pyro.sample(f"y_{t}", dist.Normal(u, 1.0), obs=y[t])
 
-    with pytest.raises(ValueError, match="site 'u_0'.*inside pyro.markov"):
+    with pytest.raises(ValueError, match=r"site 'u_0'.*inside pyro\.markov"):
         EM(walk, "mle").fit(torch.randn(6))
 
 

@@ -44,9 +44,7 @@ def test_optimum_at_default_settings(
         assert found.tolist() == pytest.approx(wanted, abs=1e-5)
 
 
-def test_the_prior_keeps_the_estimates_near(
-    reference_data: Load, reference_cases: Cases
-) -> None:
+def test_the_prior_keeps_the_estimates_near(reference_data: Load, reference_cases: Cases) -> None:
     case = reference_cases["lsat7_2PL"]
     fit = EM(item_response).fit(reference_data("lsat7"))
     found, wanted = fit.params["discriminations"], case["expected"]["parameters"]["discrimination"]

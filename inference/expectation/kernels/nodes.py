@@ -1,4 +1,4 @@
-r"""The E-step of a latent on nodes, in one sweep over the rows: the mixture kernel, and three savings.
+r"""The E-step of a latent on nodes, in one sweep over the rows.
 
 It is that of a plain mixture whose components are the nodes (``mixture.py``), but for these:
 
@@ -111,7 +111,9 @@ class NodeKernel:
                 first, second = block[:, 0::2], block[:, 1::2]
                 shift, block = shift + second @ total, first - second
             blocks.append(block)
-        log_prior = at_cells(natural[prior_key], self.priors).flatten(1) @ prior.statistics  # (G, Q)
+        log_prior = (
+            at_cells(natural[prior_key], self.priors).flatten(1) @ prior.statistics
+        )  # (G, Q)
         if prior.base is not None:
             log_prior = log_prior + prior.base
         return blocks, (log_prior + shift).T.contiguous()
@@ -122,9 +124,7 @@ class NodeKernel:
         width = max(256, CHUNK_BYTES // (8 * max(features, len(left))))
         return [(start, start + width) for start in range(0, rows, width)]
 
-    def _joint(
-        self, left: Tensor, by_node: Tensor, start: int, stop: int
-    ) -> tuple[Tensor, Tensor]:
+    def _joint(self, left: Tensor, by_node: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Of a chunk the density at each node over that at the best, ``(Q, n)``, and its log."""
         each = by_node if self.groups is None else by_node[:, self.groups[start:stop]]
         joint = torch.addmm(each, left, self.statistics[:, start:stop])
@@ -239,9 +239,11 @@ def _with_distinct_rows(kernel: NodeKernel) -> NodeKernel:
     first = torch.zeros_like(times).index_copy_(0, place, torch.arange(rows).to(place))
     if not torch.equal(table[:, first][:, place], table):
         return kernel  # two different rows share a number, or rounding has told equal ones apart
-    weights = times.to(statistics) if kernel.weights is None else statistics.new_zeros(
-        len(times)
-    ).index_add_(0, place, kernel.weights)
+    weights = (
+        times.to(statistics)
+        if kernel.weights is None
+        else statistics.new_zeros(len(times)).index_add_(0, place, kernel.weights)
+    )
     groups = None if kernel.groups is None else kernel.groups[first]
     return dataclasses.replace(
         kernel, statistics=statistics[:, first].contiguous(), weights=weights, groups=groups
