@@ -26,6 +26,7 @@ from ember.inference.families.links import IDENTITY, Link, Power
 from ember.inference.families.normal import Normal, NormalData, NormalStatistics
 from ember.inference.families.rates import PoissonStatistics, Rate
 from ember.inference.numerics.distribution import Distribution
+from ember.inference.numerics.shapes import compact, unexpanded
 
 __all__ = ["CellFamily", "LogitBernoulli", "LogitCategorical", "family_by_cell"]
 
@@ -89,7 +90,7 @@ def family_by_cell(base: Distribution) -> CellFamily | str:
     if isinstance(base, (dist.Bernoulli, dist.Binomial)):
         by = "probs" if "probs" in base.__dict__ else "logits"
         is_binomial = isinstance(base, dist.Binomial)
-        total = base.total_count if is_binomial else torch.ones(())
+        total = compact(unexpanded(base.total_count)) if is_binomial else torch.ones(())
         swapped = torch.zeros((), dtype=torch.bool)
         events = EventStatistics(total, swapped, is_binomial)
         odds = Bernoulli() if by == "probs" else LogitBernoulli()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.chain import Chain
+from ember.inference.factors.exponential import compile_form
 from ember.inference.factors.factor import CompiledFactor, Factor, Scale
 from ember.inference.factors.lookup import compile_lookup
 from ember.inference.factors.missing import compile_site, starting_eta
@@ -73,13 +74,19 @@ def build_plan(
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     tied, cells = tie_sites(sites)
-    compiled = {name: (own.key, _compiled(sites[name], own)) for name, own in cells.items()}
+    sizes = _sizes(trace, structure, latent_symbols)
+    folds = {name: _leaf_plates(site, sites, structure, scales, sizes)
+             for name, site in sites.items()}  # fmt: skip
+    compiled = {
+        name: (own.key, _compiled(sites[name], own, folds[name])) for name, own in cells.items()
+    }
     dims = {
         name: compiled[name][1].dims if name in compiled else factor_dims(site, trace)
         for name, site in sites.items()
     }
-    factors = tuple(Factor(n, dims[n], site.plates, scales[n]) for n, site in sites.items())
-    sizes = _sizes(trace, structure, latent_symbols)
+    factors = tuple(
+        Factor(n, dims[n], site.plates - folds[n].keys(), scales[n]) for n, site in sites.items()
+    )
     chains = _chains(structure, sites, factors, trace)
     sizes.update({c.previous: sizes[c.state] for c in chains.values()})
     priors = _priors(structure, by_site, trace) if objective == "map" else {}
@@ -112,8 +119,30 @@ def build_plan(
     )
 
 
-def _compiled(site: Site, cells: SiteCells) -> CompiledFactor:
+def _leaf_plates(
+    site: Site,
+    sites: Mapping[str, Site],
+    structure: Structure,
+    scales: Mapping[str, Scale | None],
+    sizes: Mapping[str, int],
+) -> dict[str, int]:
+    """Plates below all latents, such as that of the items that each person answers: their sizes.
+
+    What is below a latent on nodes is summed over them, as over the dims of an event: one number
+    for each node, row and item would fill the memory.
+    """
+    if site.form is None or not site.form.is_computed:
+        return {}
+    above = frozenset().union(*(sites[name].plates for name in structure.latent))
+    scale = scales[site.name]
+    weighed = frozenset(() if scale is None else scale.dims)
+    return {s: sizes[s] for s in site.layout.outer if s in site.plates - above - weighed}
+
+
+def _compiled(site: Site, cells: SiteCells, folded: Mapping[str, int]) -> CompiledFactor:
     """A site in exponential-family form, laid out for evaluation."""
+    if folded:
+        return compile_form(site, cells.index, cells.reference, folded)
     if isinstance(site.form, SuperposedForm):
         return compile_superposed(site, cells.index)
     lookup = compile_lookup(site, cells.index)

@@ -307,19 +307,38 @@ def test_gap_bounds_the_error(many: Tensor) -> None:
 # -- other models -------------------------------------------------------------------------------
 
 
-def test_a_plate_of_items_needs_no_event(answers: Tensor) -> None:
+@pytest.mark.parametrize("persons", [-1, -2])
+@pytest.mark.parametrize("trials", [1, 3])
+def test_a_plate_of_items_needs_no_event(persons: int, trials: int) -> None:
+    """Items in a plate are summed over as those of an event are, wherever its dim is."""
+    times = torch.tensor([1.0, trials, 1.0, 2.0]).double()
+    p = torch.sigmoid(torch.randn(300, 1).double() + torch.linspace(-1, 1, 4))
+    y = spoilt(torch.distributions.Binomial(times, p).sample())
+
     def plated(y: Tensor) -> None:
         a = pyro.param("a", torch.ones(y.shape[1]), constraint=positive)
         d = pyro.param("d", torch.zeros(y.shape[1]))
-        items = pyro.plate("items", y.shape[1], dim=-1)
-        with pyro.plate("persons", len(y), dim=-2):
+        if persons == -1:
+            a, d, y = a.unsqueeze(-1), d.unsqueeze(-1), y.T
+        total = times if persons == -2 else times.unsqueeze(-1)
+        items = pyro.plate("items", 4, dim=-3 - persons)
+        with pyro.plate("persons", y.shape[persons], dim=persons):
             u = pyro.sample("u", dist.Normal(0.0, 1.0), infer=ON_NODES)
             with items:
-                pyro.sample("y", dist.Bernoulli(logits=u * a + d), obs=y)
+                pyro.sample("y", dist.Binomial(total, logits=u * a + d), obs=y)
 
-    y = spoilt(answers)
-    one, two = (EM(model, "mle", seed=0).fit(y) for model in (two_parameters, plated))
-    assert two.log_likelihood == pytest.approx(one.log_likelihood, abs=1e-7)
+    fit = EM(plated, "mle", seed=0).fit(y)
+    assert LogEvidence.of(fit.plan).on_nodes is not None
+    a, d = fit.params["a"].numpy(), fit.params["d"].numpy()
+    joint = np.zeros((len(y), len(POINTS)))
+    for j, total in enumerate((1, trials, 1, 2)):
+        shown = ~y[:, j].isnan().numpy()
+        p = scipy.special.expit(POINTS * a[j] + d[j])
+        joint[shown] += scipy.stats.binom.logpmf(y[shown, j].numpy()[:, None], total, p)
+    truth = scipy.special.logsumexp(joint + np.log(WEIGHTS), axis=1)
+    assert np.abs(fit.log_prob().numpy() - truth).max() < 1e-8
+    assert fit.impute().shape == ((4, 300) if persons == -1 else (300, 4))
+    assert fit.sample(5, seed=0)["y"].shape == (5, 4)
 
 
 def test_features_of_rows(answers: Tensor) -> None:
