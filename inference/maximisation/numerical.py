@@ -96,7 +96,7 @@ class _Search:
     @property
     def _is_straight(self) -> bool:
         """Whether the way is along the coordinates themselves."""
-        one = torch.eye(len(self._start)).to(self._along)
+        one = torch.eye(len(self._start), dtype=self._along.dtype, device=self._along.device)
         return torch.equal(self._along, one)
 
     def lbfgs(self) -> tuple[Tensor, float]:

@@ -58,7 +58,8 @@ def _blocks(
     number = sum(len(tied.cells) for tied in cells.tied)
     if size < 2 or number * size > MOST_NUMBERS:
         return None
-    links = [torch.eye(size, dtype=torch.float32), *_of_priors(plan, places, size)]
+    one = torch.eye(size, device="cpu", dtype=torch.float32)
+    links = [one, *_of_priors(plan, places, size)]
     with torch.no_grad():
         for name, own in places.items():
             shape = plan.parameters[name].shape
@@ -84,7 +85,7 @@ def _of_cells(
 ) -> Tensor:
     """Which entries each cell depends on, ``(cells, P)``: it is NaN where one of them is."""
     number = sum(len(each.cells) for each in tied)
-    link = torch.zeros((number, size), dtype=torch.float32)
+    link = torch.zeros((number, size), device="cpu", dtype=torch.float32)
     for name, own in places.items():
         for i, place in enumerate(own.tolist()):
             marked = params[name].detach().clone()
@@ -119,6 +120,6 @@ def _of_priors(plan: ParameterPlan, places: Mapping[str, Tensor], size: int) -> 
 
 
 def _joined(places: Sequence[Tensor], size: int) -> Tensor:
-    link = torch.zeros((1, size), dtype=torch.float32)
+    link = torch.zeros((1, size), device="cpu", dtype=torch.float32)
     link[0, torch.cat(list(places)).to("cpu")] = 1.0
     return link

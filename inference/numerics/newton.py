@@ -124,7 +124,7 @@ def _block_derivatives(
             columns.append(product[places])
     hessian = torch.stack(columns, -1)
     both = inside.unsqueeze(-1) & inside.unsqueeze(-2)
-    one = torch.eye(places.shape[1]).to(hessian)
+    one = torch.eye(places.shape[1], dtype=hessian.dtype, device=hessian.device)
     return gradient.detach(), torch.where(both, (hessian + hessian.mT) / 2.0, one)
 
 

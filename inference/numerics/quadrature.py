@@ -91,8 +91,8 @@ def uniform_grid(lower: Tensor, upper: Tensor, count: int) -> tuple[Tensor, floa
 
     Also the logarithm of the volume that each point stands for.
     """
-    lines = [torch.linspace(0.0, 1.0, count).to(lower) * (b - a) + a
-             for a, b in zip(lower, upper, strict=True)]  # fmt: skip
+    steps = torch.arange(count, dtype=lower.dtype, device=lower.device) / (count - 1)
+    lines = [steps * (b - a) + a for a, b in zip(lower, upper, strict=True)]
     points = torch.cartesian_prod(*lines).reshape(-1, len(lines))
     cell = (upper - lower) / (count - 1)
     return points, math.fsum(cell.log().tolist())

@@ -113,7 +113,7 @@ def _is_even(plan: Plan, name: str) -> Tensor:
     nodes = plan.structure.nodes[name]
     assert nodes.rule.nodes is not None
     dims = nodes.values[0].numel()
-    steps = torch.arange(nodes.rule.nodes)
+    steps = torch.arange(nodes.rule.nodes, device=nodes.values.device)
     return torch.cartesian_prod(*[steps] * dims).reshape(-1, dims).sum(1) % 2 == 0
 
 
