@@ -23,7 +23,7 @@ versions*, Computational Statistics & Data Analysis 14, 315-332.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -229,6 +229,24 @@ class LogEvidence:
         return self._statistics(
             plan, params, float(total.detach()), sums, {name: weights[name] for name in other}
         )
+
+    def completed_on_nodes(
+        self, params: Params, weights: Callable[[Tensor | slice], Tensor]
+    ) -> Statistics:
+        """The same for a plan whose kernel is that of a latent on nodes, without a table of rows.
+
+        Args:
+            params: Where the nodes are placed.
+            weights: The weights ``(n, Q)`` of the nodes in some rows.
+        """
+        assert self.on_nodes is not None
+        plan = placed(self.plan, params)
+        with torch.no_grad():
+            natural = natural_parameters(plan, values_of(plan, params))
+            gradient = self.on_nodes.at(plan.compiled).completed(natural, weights)
+            total = sum(float((natural[key] * sums).sum()) for key, sums in gradient.items())
+        sums = {key: (tied, gradient[key]) for key, tied in plan.tied.items()}
+        return self._statistics(plan, params, total, sums, {})
 
     def _statistics(
         self,

@@ -5,6 +5,8 @@ each of its dims. A start with no idea of the latent would be a saddle: where no
 no row tells anything about it, and EM stays.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -12,15 +14,34 @@ from ember.inference.initialisation.clustering import standardise
 from ember.inference.numerics.quadrature import HALF_WIDTH
 from ember.inference.plan.plan import Plan
 
-__all__ = ["spread_scores"]
+__all__ = ["Scores", "scores_of"]
 
 
 WIDTH = 0.5  # of the spread around a score, in standard deviations of the prior
 NOISE = 0.5  # on the scores, where starts should differ
 
 
-def spread_scores(plan: Plan, name: str, rows: Tensor | None, first: int, varied: bool) -> Tensor:
-    """Responsibilities ``(*plates, Q)`` of the nodes of a latent.
+@dataclass(frozen=True)
+class Scores:
+    """A score of each row in each dim of a latent, ``(N, D)``, and how many nodes a dim has."""
+
+    values: Tensor
+    nodes: int
+
+    def weights(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The weight of each node in some rows, ``(n, Q)``: a normal density around the score."""
+        scores = self.values[rows]
+        line = torch.linspace(-HALF_WIDTH, HALF_WIDTH, self.nodes).to(scores)
+        far = (line - scores.unsqueeze(-1)).div(WIDTH).square()  # (n, D, nodes of a dim)
+        each = (-0.5 * far).softmax(-1)
+        grid = each[:, 0]
+        for d in range(1, each.shape[1]):
+            grid = (grid.unsqueeze(-1) * each[:, d].unsqueeze(-2)).flatten(1)
+        return grid
+
+
+def scores_of(plan: Plan, name: str, rows: Tensor | None, first: int, varied: bool) -> Scores:
+    """The scores of a latent on nodes, one for each entry of its plates.
 
     Args:
         plan: The plan to start.
@@ -30,20 +51,13 @@ def spread_scores(plan: Plan, name: str, rows: Tensor | None, first: int, varied
         varied: Whether scores get some noise, since starts should differ.
     """
     nodes = plan.structure.nodes[name]
-    dims, count = nodes.values[0].numel(), nodes.rule.nodes
-    places = [plan.sizes[symbol] for symbol in plan.places(name)]
-    number = torch.Size(places).numel()
+    assert nodes.rule.nodes is not None
+    dims = nodes.values[0].numel()
+    number = torch.Size([plan.sizes[symbol] for symbol in plan.places(name)]).numel()
     scores = torch.randn(number, dims) if rows is None else _components(rows, first, dims)
     if varied:
         scores = scores + NOISE * torch.randn(scores.shape)
-    assert count is not None
-    line = torch.linspace(-HALF_WIDTH, HALF_WIDTH, count)
-    far = (line - scores.unsqueeze(-1)).div(WIDTH).square()  # (N, D, nodes of a dim)
-    weights = (-0.5 * far).softmax(-1)
-    grid = weights[:, 0]
-    for d in range(1, dims):
-        grid = (grid.unsqueeze(-1) * weights[:, d].unsqueeze(-2)).flatten(1)
-    return grid.reshape(*places, -1)
+    return Scores(scores, nodes.rule.nodes)
 
 
 def _components(rows: Tensor, first: int, count: int) -> Tensor:

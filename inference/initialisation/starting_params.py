@@ -52,7 +52,7 @@ from ember.inference.initialisation.known_latents import with_known
 from ember.inference.initialisation.numbering import best_numbering
 from ember.inference.initialisation.prior_draws import draw_from_priors
 from ember.inference.initialisation.responsibilities import weights_of
-from ember.inference.initialisation.scores import spread_scores
+from ember.inference.initialisation.scores import Scores, scores_of
 from ember.inference.maximisation.degeneracy import Degenerate
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.updates import How, updates
@@ -142,10 +142,14 @@ def _from_responsibilities(
         name: clusters[name] if name in clusters else _random(plan, name)
         for name in plan.discrete_latents
     }
-    taken = 0
-    for name, nodes in plan.structure.nodes.items():
-        responsibilities[name] = spread_scores(plan, name, rows.get(name), taken, varied)
-        taken += nodes.values[0].numel()
+    scores = _scores(plan, rows, varied)
+    evidence = LogEvidence.of(plan)
+    if evidence.on_nodes is not None:
+        weights = scores[evidence.on_nodes.latent].weights
+        return MStep.of(plan)(evidence.completed_on_nodes(params, weights))
+    for name, own in scores.items():
+        places = [plan.sizes[symbol] for symbol in plan.places(name)]
+        responsibilities[name] = own.weights().reshape(*places, -1)
     stay = float(torch.empty(()).uniform_(*STAYS)) if varied and how == "sticky" else STAY
 
     def start(numbered: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -170,6 +174,16 @@ def _from_responsibilities(
             raise
 
     return best_numbering(plan, responsibilities, start)
+
+
+def _scores(plan: Plan, rows: Mapping[str, Tensor], varied: bool) -> dict[str, Scores]:
+    """The scores of each latent on nodes; no two share a principal component."""
+    scores: dict[str, Scores] = {}
+    taken = 0
+    for name, nodes in plan.structure.nodes.items():
+        scores[name] = scores_of(plan, name, rows.get(name), taken, varied)
+        taken += nodes.values[0].numel()
+    return scores
 
 
 def _weighed(

@@ -13,7 +13,7 @@ It is that of a plain mixture whose components are the nodes (``mixture.py``), b
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +47,7 @@ class NodeKernel:
             the same in all rows; the second statistic is then left out of ``statistics``.
         base: What is added to the log evidence of each row.
         weights: How often each row counts.
+        first: Where rows are distinct ones, a row of the data for each.
     """
 
     latent: str
@@ -58,6 +59,7 @@ class NodeKernel:
     pairs: tuple[Tensor | None, ...]
     base: Tensor | None
     weights: Tensor | None
+    first: Tensor | None = None
 
     def at(self, compiled: Compiled) -> NodeKernel:
         """The same with nodes in other places."""
@@ -69,9 +71,37 @@ class NodeKernel:
         """Log evidence, and its gradient by the natural parameters of all tied factors."""
         blocks, by_node = self._laid_out(natural)
         total_evidence, sums, counts = self._sweep(torch.cat(blocks, 1), by_node)
+        return total_evidence, self._scattered(natural, sums, counts)
+
+    def completed(
+        self, natural: Natural, weights: Callable[[Tensor | slice], Tensor]
+    ) -> dict[TieKey, Tensor]:
+        """The gradient by all natural parameters with the weights of the nodes given.
+
+        Args:
+            natural: Natural parameters of all tied factors, for their shapes.
+            weights: The weights ``(n, Q)`` of the nodes in some rows.
+        """
+        blocks, by_node = self._laid_out(natural)
+        left = torch.cat(blocks, 1)
+        sums, counts = torch.zeros_like(left), torch.zeros_like(by_node)
+        for start, stop in self._chunks(left):
+            rows = slice(start, stop) if self.first is None else self.first[start:stop]
+            each = weights(rows).T
+            if self.weights is not None:
+                each = each * self.weights[start:stop]
+            self._collect(each, sums, counts, start, stop)
+        return self._scattered(natural, sums, counts.T)
+
+    def _scattered(self, natural: Natural, sums: Tensor, counts: Tensor) -> dict[TieKey, Tensor]:
+        """Expected statistics ``(Q, F)`` and counts ``(G, Q)``, cell by cell."""
         prior_key, prior = self.prior
         gradients = {key: torch.zeros_like(eta) for key, eta in natural.items()}
-        each = sums.split([block.shape[1] for block in blocks], 1)
+        widths = [
+            form.cells.shape[1] * natural[key].shape[1] // (1 if total is None else 2)
+            for (key, form), total in zip(self.data, self.pairs, strict=True)
+        ]
+        each = sums.split(widths, 1)
         for (key, form), total, block in zip(self.data, self.pairs, each, strict=True):
             if total is not None:
                 rest = counts.sum(0).unsqueeze(1) * total - block
@@ -81,7 +111,7 @@ class NodeKernel:
         cells = self.priors.reshape(-1)
         block = (counts @ prior.statistics.T).reshape(len(cells), -1)
         gradients[prior_key].index_add_(0, cells, block)
-        return total_evidence, gradients
+        return gradients
 
     def gap(self, natural: Natural, is_even: Tensor) -> float:
         """The largest gap, among all rows, between log evidence by even and by odd nodes.
@@ -147,12 +177,18 @@ class NodeKernel:
                 share *= self.weights[start:stop]
             total += row.sum()
             joint.mul_(share)
-            sums.addmm_(joint, self.statistics[:, start:stop].T)
-            if self.groups is None:
-                counts += joint.sum(1, keepdim=True)
-            else:
-                counts.index_add_(1, self.groups[start:stop], joint)
+            self._collect(joint, sums, counts, start, stop)
         return float(total), sums, counts.T
+
+    def _collect(
+        self, weights: Tensor, sums: Tensor, counts: Tensor, start: int, stop: int
+    ) -> None:
+        """Adds the statistics and counts of a chunk, each row weighed by the nodes ``(Q, n)``."""
+        sums.addmm_(weights, self.statistics[:, start:stop].T)
+        if self.groups is None:
+            counts += weights.sum(1, keepdim=True)
+        else:
+            counts.index_add_(1, self.groups[start:stop], weights)
 
 
 def node_kernel(
@@ -246,5 +282,9 @@ def _with_distinct_rows(kernel: NodeKernel) -> NodeKernel:
     )
     groups = None if kernel.groups is None else kernel.groups[first]
     return dataclasses.replace(
-        kernel, statistics=statistics[:, first].contiguous(), weights=weights, groups=groups
+        kernel,
+        statistics=statistics[:, first].contiguous(),
+        weights=weights,
+        groups=groups,
+        first=first,
     )
