@@ -353,6 +353,8 @@ class Fit(Run):
         chains          the data over time in the colours of their states, and the states'
                         posterior probabilities below
         regressions     points and fitted lines, a panel for each covariate
+        on nodes        what is expected of each item along a continuous latent, and a histogram of
+                        its posterior means; of two dims those means as points
         ==============  ========================================================================
 
         Models of the user's own are drawn in the same way, whatever their sites are called.

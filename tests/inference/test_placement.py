@@ -7,6 +7,7 @@ would lie elsewhere (on "meta", which holds no numbers) and meet the others in a
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_the_m_step_is_where_its_statistics_are(name: str) -> None:
 
 
 ANSWERS = (torch.arange(80).reshape(20, 4) * 7 % 11 < 5).double()
-ON_NODES = {
+ON_NODES: dict[str, dict[str, Any]] = {
     "one group": {},
     "groups": {"groups": torch.arange(20) % 2},
     "vectors": {"dimensions": 2},
