@@ -63,8 +63,10 @@ def draw_item_curves(figure: FigureBase, fit: Fitted) -> None:
     means = _means(fit)
     known = means[np.isfinite(means)]
     below.hist(known, bins=_bins(known, line), color=GREY)
-    below.set_ylabel("rows")
-    below.set_xlabel(f"{latent} (posterior means below)")
+    row = fit.plan.row_plate()
+    below.set_ylabel("rows" if row is None else row[0])
+    below.set_title("posterior means", fontsize="small", loc="left", pad=2.0)
+    below.set_xlabel(latent)
     below.set_xlim(line[0], line[-1])
     for axes in (top, below):
         axes.spines[["top", "right"]].set_visible(False)
