@@ -108,7 +108,8 @@ def _is_of_rows(plan: Plan, name: str) -> bool:
 def _is_latent(name: str, other: str) -> str:
     return (
         f"continuous site '{name}' has one value for each row and shares a factor with '{other}', "
-        "so it is a latent variable, which this version cannot integrate; write the marginal "
+        "so it is a latent variable; pass integrate="
+        f"{{'{name}': 'quadrature'}} to integrate it on a grid of nodes, write the marginal "
         f"distribution instead, or pass integrate={{'{name}': None}} to estimate the joint mode."
     )
 

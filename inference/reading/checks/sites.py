@@ -87,9 +87,10 @@ def check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:
             continue
         if site["fn"].batch_shape != before["fn"].batch_shape:
             raise ValueError(
-                f"continuous site '{name}' depends on a discrete latent, so it is itself a latent, "
-                "and this version integrates discrete latents only; replace it by the marginal "
-                "distribution of the sites below it, or move it out of the latent's reach."
+                f"continuous site '{name}' depends on a discrete latent, so it is itself a latent; "
+                f"ask for its integral (EM(model, integrate={{'{name}': 'quadrature'}})), replace "
+                "it by the marginal distribution of the sites below it, or move it out of the "
+                "latent's reach."
             )
 
 
