@@ -13,17 +13,18 @@
 # %% [markdown]
 # # Item response: a continuous latent
 #
-# A thousand people answered five questions of the Law School Admission Test, right or wrong. What
-# does an answer say of the question, and what of the person? In the two-parameter model every person
-# $n$ has an ability $\theta_n$, every item $j$ a discrimination $a_j$ and a difficulty $b_j$, and
+# A thousand people answered five questions of the Law School Admission Test, right or wrong.
+# What does an answer say of the question, and what of the person? In the two-parameter model
+# every person $n$ has an ability $\theta_n$, every item $j$ a discrimination $a_j$ and a
+# difficulty $b_j$, and
 #
 # $$ \theta_n \sim \mathcal N(0, 1), \qquad
 #    \operatorname{logit} P(y_{nj} = 1) = a_j (\theta_n - b_j) = a_j \theta_n + d_j. $$
 #
-# Ability is latent, as the component of a mixture is, but continuous. Estimating it for each person
-# together with the items, as if it were a parameter, is biased; we shall see how much. EM integrates
-# over it instead. The integral has no closed form, so it is taken on a fixed grid of *nodes*, and a
-# latent on nodes is nothing but a discrete one of 61 values (Bock & Aitkin 1981).
+# Ability is latent, as the component of a mixture is, but continuous. Estimating it for each
+# person together with the items, as if it were a parameter, is biased; we shall see how much. EM
+# integrates over it instead. The integral has no closed form, so it is taken on a fixed grid of
+# *nodes*, and a latent on nodes is nothing but a discrete one of 61 values (Bock & Aitkin 1981).
 
 # %%
 # %matplotlib inline
@@ -47,10 +48,10 @@ answers.head(3)
 # ## What EM makes of the model
 #
 # The model is plain Pyro; that ability is to be integrated is a note beside its site,
-# `infer={"integrate": "quadrature"}`, which Pyro passes over. The arguments of the Bernoulli differ
-# from node to node and from item to item, but not from person to person. So there are $61 \times 5$
-# *cells*, and all that the M-step needs of the data is how many right and wrong answers are expected
-# in each.
+# `infer={"integrate": "quadrature"}`, which Pyro passes over. The arguments of the Bernoulli
+# differ from node to node and from item to item, but not from person to person. So there are $61
+# \times 5$ *cells*, and all that the M-step needs of the data is how many right and wrong
+# answers are expected in each.
 
 # %%
 em = EM(item_response, objective="mle")
@@ -67,8 +68,9 @@ print(fit)
 #
 # ## The items
 #
-# Question 3 tells people apart best, question 5 is the easiest. The last column has the intercepts
-# $d_j$ as the documentation of the R package mirt prints them; it stops a little earlier.
+# Question 3 tells people apart best, question 5 is the easiest. The last column has the
+# intercepts $d_j$ as the documentation of the R package mirt prints them; it stops a little
+# earlier.
 
 # %%
 mirt = [1.856, 0.808, 1.804, 0.486, 1.855]
@@ -80,8 +82,8 @@ items = pd.DataFrame(
         "mirt": mirt,
     },
     index=answers.columns,
-).round(3)
-items
+)
+items.round(3)
 
 # %% [markdown]
 # The item characteristic curves, and below them where the people stand:
@@ -92,9 +94,9 @@ fit.plot()
 # %% [markdown]
 # ## The people
 #
-# The posterior of an ability is a weight for each node; its mean and standard deviation follow. There
-# are 32 patterns of answers, and two people with as many right answers are not the same: a right
-# answer to question 3 says more than one to question 5.
+# The posterior of an ability is a weight for each node; its mean and standard deviation follow.
+# There are 32 patterns of answers, and two people with as many right answers are not the same: a
+# right answer to question 3 says more than one to question 5.
 
 # %%
 patterns = answers.drop_duplicates().reset_index(drop=True)
@@ -123,8 +125,8 @@ print("question 3", fit.impute(new)[:, 2].round(decimals=2).tolist())
 # %% [markdown]
 # ## One discrimination, or five?
 #
-# In the Rasch model all discriminations are 1, in the one-parameter model they are equal. They are
-# options of the same function, so `select` sweeps them.
+# In the Rasch model all discriminations are 1, in the one-parameter model they are equal. They
+# are options of the same function, so `select` sweeps them.
 
 # %%
 swept = select(item_response, answers, model=["rasch", "1pl", "2pl"], em={"objective": "mle"})
@@ -132,14 +134,14 @@ swept.table[["model", "log_likelihood", "parameters", "aic", "bic"]].round(2)
 
 # %% [markdown]
 # The five discriminations gain six nats for four parameters. AIC takes them; BIC, which charges
-# more, does not. Three-parameter (`"3pl"`, with guessing) and graded (`"graded"`, several levels)
-# models are further options, and `groups=` gives each group of people a mean and a standard deviation
-# of its own.
+# more, does not. Three-parameter (`"3pl"`, with guessing) and graded (`"graded"`, several
+# levels) models are further options, and `groups=` gives each group of people a mean and a
+# standard deviation of its own.
 #
 # ## Beside variational inference
 #
-# The same function goes into SVI, where the guide covers the abilities too. What the table says of a
-# fit has them integrated out, whatever the method, so the rows can be compared.
+# The same function goes into SVI, where the guide covers the abilities too. What the table says
+# of a fit has them integrated out, whatever the method, so the rows can be compared.
 
 # %%
 compared = compare(
@@ -160,16 +162,17 @@ axes.set(ylabel="discrimination", yscale="log")
 _ = axes.legend(frameon=False)
 
 # %% [markdown]
-# Normal guides come near. The delta guide takes each ability at its best value, together with the
-# items: the people are pushed apart, and discriminations grow without need, a thousand abilities being
-# as many parameters that explain their own answers. That is the bias we began with.
+# Normal guides come near. The delta guide takes each ability at its best value, together with
+# the items: the people are pushed apart, and discriminations grow without need, a thousand
+# abilities being as many parameters that explain their own answers. That is the bias we began
+# with.
 #
 # ## How many nodes?
 #
-# As many as the narrowest posterior needs: with five questions a posterior is two thirds as wide as
-# the prior, and two dozen would do. The gap between even and odd nodes knows: the error of the integral
-# is about the square of it, over 400. Where the gap is above $10^{-3}$ for some person, the fit goes on
-# with twice as many nodes, up to 241.
+# As many as the narrowest posterior needs: with five questions a posterior is two thirds as wide
+# as the prior, and two dozen would do. The gap between even and odd nodes knows: the error of
+# the integral is about the square of it, over 400. Where the gap is above $10^{-3}$ for some
+# person, the fit goes on with twice as many nodes, up to 241.
 
 # %%
 counts = [11, 13, 15, 17, 21, 25, 31, 41, 61]
