@@ -265,6 +265,13 @@ class EM:
     def _fit(self, plan: Plan, began: float) -> Run:
         """The best run from all starts under one plan."""
         check_rows(plan)
+        if plan.on_nodes and self._classification:
+            name = min(plan.on_nodes)
+            raise ValueError(
+                "assignment='hard' takes the most probable value of every latent, and that of "
+                f"'{name}' is a point of a density: leave assignment out, or estimate the site as "
+                f"a parameter (integrate={{'{name}': None}})."
+            )
         if self.escape:
             check_mixture(plan)
         close = REACHED * (self.tol or TOLERANCE)

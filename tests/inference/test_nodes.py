@@ -262,6 +262,48 @@ def test_goes_through_pickle(answers: Tensor) -> None:
     assert torch.equal(there.posterior("u").mean, fit.posterior("u").mean)
 
 
+@pytest.mark.parametrize("init", ["random", "points", "hierarchical", "prior", "given"])
+def test_every_start_leads_to_the_optimum(answers: Tensor, init: str) -> None:
+    usual = EM(item_response, seed=0).fit(answers)
+    start: Any = {"discriminations": torch.full((4,), 2.0)} if init == "given" else init
+    fit = EM(item_response, seed=0, init=start).fit(answers)
+    assert fit.log_posterior == pytest.approx(usual.log_posterior, abs=1e-6)
+
+
+def test_restarts_and_annealing(answers: Tensor) -> None:
+    usual = EM(item_response, seed=0).fit(answers)
+    fit = EM(item_response, seed=0, restarts=3, anneal=(0.3, 0.6)).fit(answers)
+    assert len(fit.starts) == 3
+    assert fit.log_posterior == pytest.approx(usual.log_posterior, abs=1e-6)
+
+
+def test_a_model_that_branches_where_no_probe_was(answers: Tensor) -> None:
+    """Where a fit ends the arguments are compared once more with what was recorded."""
+
+    def capped(y: Tensor) -> None:
+        d = pyro.param("d", torch.zeros(y.shape[1]))
+        a = pyro.param("a", torch.tensor(1.0), constraint=positive)
+        with pyro.plate("persons", len(y)):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0), infer=ON_NODES)
+            logits = a * u.unsqueeze(-1) + torch.where(d > 5.0, 5.0, d)
+            pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=y)
+
+    plan = EM(capped, "mle").plan(answers)
+    params = {"a": torch.tensor(1.0).double(), "d": torch.tensor([0.0, 1.0, 7.0, 2.0]).double()}
+    assert plan.misread_sites(params) == []  # torch.where is on the tape as well
+
+    def branching(y: Tensor) -> None:
+        d = pyro.param("d", torch.zeros(y.shape[1]))
+        with pyro.plate("persons", len(y)):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0), infer=ON_NODES)
+            logits = u.unsqueeze(-1) + (2.0 * d if float(d.detach().max()) > 5.0 else d)
+            pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=y)
+
+    plan = EM(branching, "mle").plan(answers)
+    here = {"d": params["d"]}
+    assert not plan.is_computed("y") or plan.misread_sites(here) == ["y"]
+
+
 # -- how many nodes -----------------------------------------------------------------------------
 
 
@@ -550,6 +592,16 @@ def test_rules_that_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         Quadrature(*arguments)
+
+
+def test_hard_assignment_is_refused(answers: Tensor) -> None:
+    with pytest.raises(ValueError, match="assignment='hard'.*that of 'u' is a point of a density"):
+        EM(two_parameters, "mle", assignment="hard").fit(answers)
+
+
+def test_split_and_merge_is_refused(answers: Tensor) -> None:
+    with pytest.raises(ValueError, match="split-merge"):
+        EM(two_parameters, "mle", escape="split-merge").fit(answers)
 
 
 def test_a_wish_for_a_parameter_wins(answers: Tensor) -> None:
