@@ -5,7 +5,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +34,7 @@ from ember.inference.maximisation.m_step import MStep
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
+from ember.inference.queries.on_nodes import finer_rules, node_gaps, warning_of_gaps
 from ember.inference.queries.relabelling import in_canonical_order
 from ember.inference.reports.explanation import Explanation, explain
 
@@ -245,6 +246,7 @@ class EM:
         began = time.perf_counter()
         with sheltered(self.seed, (args, kwargs)):
             run, misread = self._fit(self._options.read(args, kwargs), began), set[str]()
+            gaps: dict[str, float] = {}
             try:
                 # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
                 while sites := run.plan.misread_sites(run.params):
@@ -254,10 +256,11 @@ class EM:
                     run = self._fit(self._options.read(args, kwargs, misread), began)
                 if misread:  # single steps need not find out again
                     self._kept.keep(run.plan, self._options)
+                run, gaps = self._on_enough_nodes(run, args, kwargs, misread, began)
                 run = self._in_order(run)
             except KeyboardInterrupt:
                 run = dataclasses.replace(run, stop=StopReason.INTERRUPTED)
-        fit = Fit.of(run).with_names(args, kwargs)
+        fit = dataclasses.replace(Fit.of(run), node_gaps=gaps).with_names(args, kwargs)
         if fit.warning:
             warnings.warn(fit.warning, RuntimeWarning, stacklevel=2)
         return dataclasses.replace(fit, seconds=time.perf_counter() - began)
@@ -283,6 +286,28 @@ class EM:
         if self.escape and best.converged:
             best = split_and_merge(plan, best, lambda start: run(Trajectory(start, began)), close)
         return dataclasses.replace(best, evaluations=best.evaluations + len(self.anneal))
+
+    def _on_enough_nodes(
+        self,
+        run: Run,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        misread: Collection[str],
+        began: float,
+    ) -> tuple[Run, dict[str, float]]:
+        """Goes on with more nodes where the integral of some row has not settled; and the gaps."""
+        integrate = dict(self.integrate)
+        while True:
+            gaps = node_gaps(run.plan, run.params)
+            finer = finer_rules(run.plan, gaps)
+            if not finer or run.stop is StopReason.INTERRUPTED:
+                break
+            integrate.update(finer)
+            plan = self._options._replace(integrate=integrate).read(args, kwargs, misread)
+            again = self._run(plan, Trajectory(run.params, began))
+            run = again.after(run)
+        warning = run.warning or warning_of_gaps(run.plan, gaps)
+        return dataclasses.replace(run, warning=warning), gaps
 
     def _run(self, plan: Plan, way: Trajectory, limit: int | None = None) -> Run:
         """The run from one start."""

@@ -5,11 +5,13 @@ They run unchanged under every inference of Pyro and of Ember. Sites that hold p
 `coefficients` and `gating`, in counts `concentrations`, `inflation` and `occurrence`; latent ones
 are `assignment`, `structural` and, summed out inside the chains, `state`; the data are `x`, the
 response `y` of a regression, or the columns of a profile by their kind. In tomography the parameter
-is the `image` and the data are `counts`.
+is the `image` and the data are `counts`. Of item responses they are `discriminations`, `intercepts`
+and the like, the latent `ability` is continuous, and the data are `answers`.
 
 Models with Gaussian latents have variances as parameters (`variance`, `uniquenesses`, and named
 ones such as `group_variance`), and `loadings` where latents are multiplied. Their latents, such as
-`factors` and `group_effects`, say `infer={"integrate": "gaussian"}`: other inferences sample them.
+`factors` and `group_effects`, say `infer={"integrate": "gaussian"}`, and `ability` says
+`"quadrature"`: other inferences sample them.
 """
 
 from ember.models.counts import count_mixture
@@ -24,6 +26,7 @@ from ember.models.hidden_markov import (
     hidden_markov_poisson,
 )
 from ember.models.hidden_markov_mixtures import hidden_markov_gaussian_mixture
+from ember.models.item_response import item_response
 from ember.models.kinship import animal_model
 from ember.models.latent_class import bernoulli_mixture, categorical_mixture
 from ember.models.mixed_models import linear_mixed_model
@@ -54,6 +57,7 @@ __all__ = [
     "hidden_markov_gaussian_mixture",
     "hidden_markov_poisson",
     "hidden_markov_regression",
+    "item_response",
     "latent_profile",
     "linear_gaussian_state_space",
     "linear_mixed_model",

@@ -11,6 +11,7 @@ from torch import Tensor
 from ember.inference.command_line.model_data import ModelData, UsageError
 from ember.inference.fit import Fit
 from ember.inference.queries.gaussian.posterior import GaussianPosterior
+from ember.inference.queries.on_nodes import NodePosterior
 from ember.inference.reports.drawing.comparison import draw_fits
 
 __all__ = ["assigned_rows", "write", "write_fit"]
@@ -57,7 +58,7 @@ def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
     """A table with the most probable value of every latent site, and the probability of each.
 
     The columns are called ``assignment``, ``assignment_probability_0``, ... after the site. In a
-    chain the values are those of the most probable path. Of a Gaussian latent they are the
+    chain the values are those of the most probable path. Of a continuous latent they are the
     posterior mean and standard deviation, ``level``, ``level_stddev``; of vectors those of each
     entry, ``factors_0``, ``factors_0_stddev``, ...
     """
@@ -71,7 +72,7 @@ def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
         column = name
         while column in table.columns:
             column += "_"
-        if isinstance(found, GaussianPosterior):
+        if isinstance(found, GaussianPosterior | NodePosterior):
             _add_means(out, column, found)
         elif values.shape == (len(table),) and found.probs.dim() == 2:
             whole = bool(values.isfinite().all()) and not bool((values % 1).any())
@@ -83,7 +84,7 @@ def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
-def _add_means(out: pd.DataFrame, column: str, found: GaussianPosterior) -> None:
+def _add_means(out: pd.DataFrame, column: str, found: GaussianPosterior | NodePosterior) -> None:
     """Adds means and standard deviations, if there is a value for each row."""
     if found.covariance.shape[:-2] != (len(out),):
         return

@@ -1,12 +1,14 @@
 """Sites without sufficient statistics: rebuilt from their arguments, or asked of the model."""
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ember.inference.factors.tape import Tape, record
+from ember.inference.numerics.tape import Tape, record
+from ember.inference.parameters.computed_rows import node_input
 from ember.inference.reading.opaque import model_log_prob
 from ember.inference.reading.site import Site
 from ember.inference.reading.structure import Structure
@@ -27,6 +29,7 @@ class OpaqueFactors:
         dependencies: The parameters that each site reads which only the model can evaluate.
         misread: Sites that are asked of the model although maps seemed to describe them.
         tape: What the model computes for those it is asked, recorded; None if it cannot be.
+        nodes: The nodes of latents, by the names that a tape takes them by.
     """
 
     structure: Structure
@@ -35,14 +38,36 @@ class OpaqueFactors:
     dependencies: Mapping[str, frozenset[str]]
     misread: frozenset[str]
     tape: Tape | None = None
+    nodes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def at(
+        self, structure: Structure, sites: Mapping[str, Site], nodes: Mapping[str, Tensor]
+    ) -> "OpaqueFactors":
+        """The same with latents at other nodes.
+
+        Args:
+            structure: Runs the model at those.
+            sites: All sites, as they are there.
+            nodes: The nodes, by the names that a tape takes them by.
+        """
+        moved = {name: sites.get(name, site) for name, site in self.sites.items()}
+        return dataclasses.replace(self, structure=structure, sites=moved, nodes=nodes)
 
     def recorded(self, probes: Sequence[Params]) -> Tape | None:
         """A tape of all that the model is asked, if the probes agree with it."""
         asked = [name for name, site in self.sites.items() if site.density is None]
         if not asked or not probes:
             return None
-        first, *others = probes
-        return record(lambda params: self.log_probs(params, asked), first, others[-2:])
+        nodes = {node_input(name): each.values for name, each in self.structure.nodes.items()}
+        first, *others = ({**params, **nodes} for params in probes)
+        return record(lambda inputs: self._asked(inputs, asked), first, others[-2:])
+
+    def _asked(self, inputs: Params, names: Sequence[str]) -> dict[str, Tensor]:
+        """The log probabilities of some sites, from a run of the model at parameters and nodes."""
+        structure = self.structure
+        at = structure.at_nodes({n: inputs[node_input(n)] for n in structure.nodes})
+        trace = at.trace({n: inputs[n] for n in structure.parameters})
+        return {name: model_log_prob(self.sites[name], trace) for name in names}
 
     def factor_log_probs(self, params: Params) -> dict[str, Tensor]:
         """The log probability of each factor, dims of size 1 dropped."""
@@ -54,7 +79,7 @@ class OpaqueFactors:
                 log_prob = site.density.log_prob(params, site.value)
             else:
                 log_prob = asked[name]
-            out[name] = site.layout.pack(log_prob)[0]
+            out[name] = site.layout.pack(site.weigh(log_prob))[0]
         return out
 
     def log_probs(self, params: Params, names: Sequence[str]) -> dict[str, Tensor]:
@@ -64,7 +89,7 @@ class OpaqueFactors:
         if self.tape is not None:
             # Where an operation fails, the model may know better.
             with contextlib.suppress(RuntimeError):
-                return self.tape(params)
+                return self.tape({**params, **self.nodes})
         trace = self.structure.trace(params)
         return {name: model_log_prob(self.sites[name], trace) for name in names}
 

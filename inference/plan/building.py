@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.chain import Chain
+from ember.inference.factors.exponential import compile_form
 from ember.inference.factors.factor import CompiledFactor, Factor, Scale
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.factors.lookup import compile_lookup
@@ -24,6 +25,7 @@ from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.priors import Prior, PriorSite
 from ember.inference.plan.tying import tie_of_site, tie_sites
 from ember.inference.reading.checks.misreading import MISREAD
+from ember.inference.reading.computed import latents_on_nodes
 from ember.inference.reading.gaussian.linking import linked
 from ember.inference.reading.gaussian.slots import NotIntegrable, find_reads
 from ember.inference.reading.held import held_density
@@ -98,15 +100,19 @@ def _plan(
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     tied, cells = tie_sites(sites)
+    sizes = _sizes(trace, structure, latent_symbols)
     plain = {name: site for name, site in sites.items() if not site.slots}
+    folds = {name: _leaf_plates(site, sites, structure, scales, sizes)
+             for name, site in plain.items()}  # fmt: skip
     compiled = {
-        name: (own.key, _compiled(sites[name], own)) for name, own in cells.items() if name in plain
+        name: (own.key, _compiled(sites[name], own, folds[name]))
+        for name, own in cells.items()
+        if name in plain
     }
     dims = {
         name: compiled[name][1].dims if name in compiled else factor_dims(site, trace)
         for name, site in plain.items()
     }
-    sizes = _sizes(trace, structure, latent_symbols)
     natural = [
         {key: each.natural_parameters(params) for key, each in tied.items()}
         for params in probes.params
@@ -114,7 +120,7 @@ def _plan(
     ]
     components = gaussian_components(sites, cells, scales, sizes, latent_symbols, natural)
     factors = (
-        *(Factor(n, dims[n], site.plates, scales[n]) for n, site in plain.items()),
+        *(Factor(n, dims[n], s.plates - folds[n].keys(), scales[n]) for n, s in plain.items()),
         *(component.factor for component in components),
     )
     chains = _chains(structure, sites, factors, trace)
@@ -138,7 +144,7 @@ def _plan(
         opaque=opaque,
         components=components,
         ties={name: own.key for name, own in cells.items()},
-        residuals=ResidualFactors(sites, cells, dims),
+        residuals=ResidualFactors(sites, _apart_from_nodes(structure, sites, cells), dims),
         sizes=sizes,
         latent_symbols=latent_symbols,
         scales=scales,
@@ -147,6 +153,7 @@ def _plan(
         plate_names={symbol: name for name, symbol in trace.plate_to_symbol.items()},
         starting_eta=starting_eta(sites, compiled, cells),
         idle=frozenset(idle) | _masked_components(structure, sites),
+        node_cells={name: cells[name] for name in structure.nodes if name in cells},
     )
 
 
@@ -164,15 +171,61 @@ def _with_slots(
         )
     priors = [n for n, p in structure.parameters.items() if p.has_prior]
     reads = find_reads(structure, probes.params, start, list(sites), priors)
+    _check_meeting(structure, {n: [r.latent for r in found] for n, found in reads.items()}, start)
     return {n: linked(site, reads.get(n, []), structure) for n, site in sites.items()}
 
 
-def _compiled(site: Site, cells: SiteCells) -> CompiledFactor:
+def _check_meeting(structure: Structure, reads: Mapping[str, Sequence[str]], start: Any) -> None:
+    """Refuses sites of Gaussian latents that have to do with a latent on nodes as well."""
+    for name in [*structure.gaussian, *reads]:
+        for latent in latents_on_nodes(name, structure, start.nodes):
+            gaussian = reads[name][0] if name in reads else name
+            raise NotIntegrable(
+                f"site '{name}' meets the Gaussian latent '{gaussian}' and the latent '{latent}', "
+                "which is on nodes: their integral is neither exact nor on nodes. Put both on "
+                f"nodes (integrate={{'{gaussian}': 'quadrature'}}), or estimate one as a parameter "
+                f"(integrate={{'{gaussian}': None}})."
+            )
+
+
+def _leaf_plates(
+    site: Site,
+    sites: Mapping[str, Site],
+    structure: Structure,
+    scales: Mapping[str, Scale | None],
+    sizes: Mapping[str, int],
+) -> dict[str, int]:
+    """Plates below all latents, such as that of the items that each person answers: their sizes.
+
+    What is below a latent on nodes is summed over them, as over the dims of an event: one number
+    for each node, row and item would fill the memory.
+    """
+    if site.form is None or not site.form.is_computed:
+        return {}
+    above = frozenset().union(*(sites[name].plates for name in structure.latent))
+    scale = scales[site.name]
+    weighed = frozenset(() if scale is None else scale.dims)
+    return {s: sizes[s] for s in site.layout.outer if s in site.plates - above - weighed}
+
+
+def _compiled(site: Site, cells: SiteCells, folded: Mapping[str, int]) -> CompiledFactor:
     """A site in exponential-family form, laid out for evaluation."""
+    if folded:
+        return compile_form(site, cells.index, cells.reference, folded)
     if isinstance(site.form, SuperposedForm):
         return compile_superposed(site, cells.index)
     lookup = compile_lookup(site, cells.index)
     return compile_site(site, cells.index, cells.reference) if lookup is None else lookup
+
+
+def _apart_from_nodes(
+    structure: Structure, sites: Mapping[str, Site], cells: Mapping[str, SiteCells]
+) -> dict[str, SiteCells]:
+    """The cells of sites that are tied to none whose values, or parameters, move with nodes."""
+    forms = {name: sites[name].form for name in cells}
+    computed = {name for name, form in forms.items() if form is not None and form.is_computed}
+    nodes = {own.key for name, own in cells.items() if name in computed or name in structure.nodes}
+    return {name: own for name, own in cells.items() if own.key not in nodes}
 
 
 def _opaque(

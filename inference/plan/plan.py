@@ -22,7 +22,7 @@ from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.factors.opaque import OpaqueFactors
 from ember.inference.factors.residuals.choice import ResidualFactors
 from ember.inference.factors.superposed import SuperposedFactor
-from ember.inference.factors.tied import TiedFactors, TieKey
+from ember.inference.factors.tied import SiteCells, TiedFactors, TieKey
 from ember.inference.numerics.memo import Memo
 from ember.inference.plan.priors import Prior, PriorSite
 from ember.inference.reading.checks.misreading import misread_sites
@@ -66,6 +66,7 @@ class Plan(Memo):
         starting_eta: For each of the tied factors with gaps, natural parameters by which a start
             completes its rows.
         idle: Latents of which some entries are left out, because nothing depends on them.
+        node_cells: For each latent on nodes in exponential-family form, the cells of its entries.
         starts: How many values of every parameter it is for, along a leading dim if several.
     """
 
@@ -88,6 +89,7 @@ class Plan(Memo):
     plate_names: dict[str, str]
     starting_eta: dict[TieKey, Tensor]
     idle: frozenset[str]
+    node_cells: dict[str, SiteCells] = field(default_factory=dict)
     starts: int = 1
 
     def batched(self, count: int) -> "Plan":
@@ -124,11 +126,26 @@ class Plan(Memo):
         latent = bool(self.structure.latent) or bool(self.components)
         return latent or self.has_gaps or bool(self.superposed_parameters())
 
+    @property
+    def on_nodes(self) -> frozenset[str]:
+        """The continuous latents, which are integrated on nodes."""
+        return frozenset(self.structure.nodes)
+
+    @property
+    def discrete_latents(self) -> tuple[str, ...]:
+        """The latents that are summed over."""
+        return tuple(name for name in self.structure.latent if name not in self.structure.nodes)
+
     def superposed_parameters(self) -> frozenset[str]:
         """Parameters that feed the rate of a superposition."""
         factors = [factor for _, factor in self.compiled.values()]
         found = [f.rate.sources for f in factors if isinstance(f, SuperposedFactor)]
         return frozenset(name for sources in found for name in sources)
+
+    def is_computed(self, name: str) -> bool:
+        """Whether a site's arguments are computed at each node of a latent."""
+        form = self.sites[name].form if name in self.sites else None
+        return form is not None and form.is_computed
 
     def site(self, name: str) -> Site:
         """A latent, observed or parameter site."""
@@ -145,7 +162,9 @@ class Plan(Memo):
 
     def dependencies(self, name: str) -> frozenset[str]:
         """Parameters that a site reads (a parameter's own prior aside)."""
-        template = self.site(name).density
+        template, form = self.site(name).density, self.site(name).form
+        if template is None and form is not None:
+            return frozenset(source for p in form.parameters for source in p.sources)
         return self.opaque.dependencies[name] if template is None else template.sources
 
     def misread_sites(self, params: Params) -> list[str]:

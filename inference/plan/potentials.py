@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.tied import TieKey
+from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Params, Plan
 
 __all__ = ["Values", "all_tensors", "natural_parameters", "tensors", "values_of"]
@@ -56,7 +57,8 @@ def tensors(
 
 
 def all_tensors(plan: Plan, params: Params) -> list[Tensor]:
-    """The log probability of every factor at ``params``."""
+    """The log probability of every factor at ``params``, latents at nodes that suit these."""
+    plan = placed(plan, params)
     values = values_of(plan, params)
     with torch.no_grad():
         near = plan.residuals.needed(plan.tied, values)

@@ -26,6 +26,7 @@ from ember.inference.factors.factor import Factor, align
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.observed_density import row_patterns
 from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.gaussian.draws import component_draws, state_draws
 from ember.inference.queries.gaussian.filling import drawn, filled
@@ -127,7 +128,8 @@ class _Filling:
         if site.density is not None:
             fn = site.density.distribution(params)
         else:
-            fn = unwrap(plan.structure.trace(params).nodes[name]["fn"]).base
+            structure = placed(plan, params).structure
+            fn = unwrap(structure.trace(params).nodes[name]["fn"]).base
         factor = next(factor for factor in plan.factors if factor.name == name)
         known = set(plan.latent_symbols.values())
         latents = tuple(s for s in outer if s in known and s in factor.dims)

@@ -12,6 +12,7 @@ from ember.inference.plan.plan import Plan
 from ember.inference.queries.gaussian.draws import component_draws, state_draws
 from ember.inference.queries.gaussian.moments import ComponentPosterior, entries_of
 from ember.inference.queries.impossible import blank
+from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
 from ember.inference.reading.sequences import base_name, members, stack
 from ember.inference.reading.trace import TraceNode, plates_of
 
@@ -48,7 +49,7 @@ def _shown(plan: Plan) -> list[str]:
 
 
 def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
-    """The most probable joint value of all discrete latents, and the mean of each Gaussian one.
+    """The most probable joint value of all discrete latents, and the mean of each continuous one.
 
     NaN or -1 for impossible data.
 
@@ -58,11 +59,17 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tens
     latents = list(plan.structure.latent)
     if not latents and not plan.components:
         raise ValueError("the model has no latent sites to predict.")
-    best = marginals(plan, params, latents, maximum=True) if latents else {}
+    # Next to latents on nodes, which are integrated out, a discrete one has its own mode.
+    best = marginals(plan, params, latents, maximum=not plan.on_nodes) if latents else {}
     values: dict[str, Tensor] = {}
     for latent in latents:
         marginal = best[latent]
-        values |= _values(plan, latent, marginal.argmax(-1), marginal.isnan().any(-1))
+        if latent in plan.on_nodes:
+            values[latent] = NodePosterior(values_of_nodes(plan, params, latent), marginal).mean
+        else:
+            support = _support(plan, latent)
+            gone = marginal.isnan().any(-1)
+            values |= _values(plan, latent, support, marginal.argmax(-1), gone)
     leading = {name: value.dim() for name, value in values.items()}
     for component in plan.components:
         mean = ComponentPosterior.of(plan, params, component).mean
@@ -74,6 +81,8 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tens
 def latent_samples(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
     """Joint draws of all latents from their posterior, site name to ``(n, *shape)``.
 
+    Those of a latent on nodes are nodes.
+
     Raises:
         ValueError: If the model has no latent sites.
     """
@@ -84,7 +93,10 @@ def latent_samples(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str
         states = state_draws(plan, params, n)
         for latent in plan.structure.latent:
             _, state = states[plan.latent_symbols[latent]]
-            values |= _values(plan, latent, state, torch.zeros((), dtype=torch.bool))
+            on_nodes = latent in plan.on_nodes
+            support = values_of_nodes(plan, params, latent) if on_nodes else _support(plan, latent)
+            possible = torch.zeros((), dtype=torch.bool)
+            values |= _values(plan, latent, support, state, possible)
         leading = {name: value.dim() for name, value in values.items()}
         drawn = component_draws(plan, params, states, n)
         for component in plan.components:
@@ -93,9 +105,11 @@ def latent_samples(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str
     return stack(values, leading, plan.structure.steps)
 
 
-def _values(plan: Plan, latent: str, state: Tensor, gone: Tensor) -> dict[str, Tensor]:
-    """The values of a discrete latent whose states have these numbers; by step if of a loop."""
-    chosen = _support(plan, latent)[state]
+def _values(
+    plan: Plan, latent: str, support: Tensor, state: Tensor, gone: Tensor
+) -> dict[str, Tensor]:
+    """The values of a latent whose states have these numbers; by step if it is one of a loop."""
+    chosen = support[state]
     value = blank(chosen, append_dims(gone, chosen.dim() - state.dim()))
     family = plan.structure.family(latent)
     return {latent: value} if family is None else family.apart(value, state.dim() - 1)

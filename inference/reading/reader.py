@@ -16,6 +16,7 @@ from ember.inference.reading.checks.sites import (
     check_given,
     check_local,
     check_observed,
+    check_on_nodes,
     check_plates,
     check_weights,
 )
@@ -23,8 +24,14 @@ from ember.inference.reading.composites import Composite, find_composites
 from ember.inference.reading.gaussian.candidates import gaussian_candidates
 from ember.inference.reading.held import held_sites
 from ember.inference.reading.model_errors import enumeration_errors, tidy_errors, unreadable
+from ember.inference.reading.nodes import Nodes, nodes_of, rule_of
 from ember.inference.reading.partly_observed import find_given, find_partly_observed
-from ember.inference.reading.roles import param_parameter, role_of, sample_parameter
+from ember.inference.reading.roles import (
+    param_parameter,
+    role_of,
+    sample_parameter,
+    wish_for,
+)
 from ember.inference.reading.runs import At, is_continuous, statements
 from ember.inference.reading.structure import Structure, signature_of
 from ember.inference.reading.trace import Trace, TraceNode, plates_of, record
@@ -70,7 +77,7 @@ def read_structure(
     structure = Structure(
         model, arguments, roles.parameters, tuple(roles.latent), tuple(roles.observed),
         roles.nesting, roles.plates, steps, tuple(roles.composites), partly=partly,
-        gaussian=roles.gaussian,
+        gaussian=roles.gaussian, nodes=roles.nodes,
     )  # fmt: skip
     structure = _with_held(structure, plain, conditioned)
     structure = _with_found(structure, plain, integrate or {})
@@ -146,6 +153,7 @@ class _Roles:
     observed: list[str] = field(default_factory=list)
     plates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     composites: list[Composite] = field(default_factory=list)
+    nodes: dict[str, Nodes] = field(default_factory=dict)
     nesting: int = 0
 
 
@@ -173,9 +181,13 @@ def _assign(plain: Trace, model: Model, integrate: Mapping[str, object]) -> _Rol
         elif role == "gaussian":
             roles.gaussian[name] = site["value"].shape
             check_declared(name, site)
-        elif role == "latent":
+        elif role in ("latent", "nodes"):
             roles.latent.append(name)
             check_declared(name, site)
+            if role == "nodes":
+                check_on_nodes(name, site)
+                rule = rule_of(name, site["fn"], wish_for(name, site, integrate))
+                roles.nodes[name] = nodes_of(site["fn"], rule)
         else:
             _add_observed(roles, name, site, {*plain.nodes})
     return roles

@@ -140,6 +140,7 @@ class Site:
     ``missing`` marks the entries of an observed value that are to be integrated out, shaped like
     the value; single entries and whole rows among them are masked as well. ``slots`` are the
     Gaussian latents that it reads: its value, form and density are those at zero of them all.
+    ``log_weights`` are those of the nodes of a latent on nodes, ``(Q,)``.
     """
 
     name: str
@@ -155,3 +156,11 @@ class Site:
     reason: str
     missing: Tensor | None = None
     slots: tuple[Slot, ...] = ()
+    log_weights: Tensor | None = None
+
+    def weigh(self, log_prob: Tensor) -> Tensor:
+        """A log density over the outer batch dims, times what the nodes of the latent weigh."""
+        if self.log_weights is None:
+            return log_prob
+        batch = self.value.shape[: self.value.dim() - self.event_dim]
+        return log_prob + self.log_weights.reshape(batch)

@@ -2,9 +2,11 @@
 
 *observed* sites have data, *latent* sites are integrated in the E-step, *parameter* sites are
 maximised in the M-step. By default discrete unobserved sites are latent (as under Pyro's
-``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters.
+``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters,
+unless they are integrated: as Gaussian latents, exactly, or on nodes.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,6 +22,7 @@ from ember.inference.reading.composites import Composite, open_composites
 from ember.inference.reading.loops.loop import Family, Loop
 from ember.inference.reading.loops.stacking import stack_loops
 from ember.inference.reading.model_errors import plain_errors
+from ember.inference.reading.nodes import Nodes
 from ember.inference.reading.partly_observed import Partly
 from ember.inference.reading.runs import At
 from ember.inference.reading.trace import Trace, plates_of, record, record_enumerated
@@ -42,7 +45,8 @@ class Structure:
     """The roles of a model's sites for one shape of data, and a way to run the model again.
 
     ``gaussian`` holds the Gaussian latents with the shapes of their values; ``found`` those of them
-    that no mark asks for, with the reason why they are latent.
+    that no mark asks for, with the reason why they are latent. ``nodes`` holds the latents on
+    nodes, which are among those of ``latent``.
     """
 
     model: Model
@@ -59,6 +63,7 @@ class Structure:
     partly: Partly = field(default_factory=Partly)
     gaussian: Mapping[str, Size] = field(default_factory=dict)
     found: Mapping[str, str] = field(default_factory=dict)
+    nodes: Mapping[str, Nodes] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
 
     @property
@@ -85,6 +90,19 @@ class Structure:
         """Names of the latent sites that Pyro enumerates."""
         return [name for name in self.plain_factors if name in self.latent]
 
+    @property
+    def wishes(self) -> dict[str, object]:
+        """The wishes by which continuous sites get their roles again when the model is read anew.
+
+        They hold whatever is found of the sites in other data.
+        """
+        parameters = (name for name, p in self.parameters.items() if p.has_prior)
+        return {
+            **dict.fromkeys(self.gaussian, "gaussian"),
+            **{name: nodes.rule for name, nodes in self.nodes.items()},
+            **dict.fromkeys(parameters),
+        }
+
     def family(self, name: str) -> Family | None:
         """The sites of a loop that a latent or observed site is made of, if it is."""
         families = (family for loop in self.loops for family in loop.families)
@@ -99,9 +117,26 @@ class Structure:
         family = self.family(name)
         return (name,) if family is None else family.names
 
+    @property
+    def _values(self) -> dict[str, Tensor]:
+        """The values of each latent on nodes."""
+        return {name: nodes.values for name, nodes in self.nodes.items()}
+
+    def at_nodes(self, values: Mapping[str, Tensor]) -> "Structure":
+        """The same with latents at other nodes."""
+        moved = {n: dataclasses.replace(self.nodes[n], values=v) for n, v in values.items()}
+        return dataclasses.replace(self, nodes={**self.nodes, **moved})
+
     def single(self, params: Mapping[str, Tensor], first: int) -> tuple[Trace, dict[str, int]]:
         """Runs the model at ``params`` with one value for each latent site, as numbered."""
-        at = At(params, fix_latents=True, first=first, partly=self.partly, integrated=self.gaussian)
+        at = At(
+            params,
+            fix_latents=True,
+            first=first,
+            partly=self.partly,
+            integrated=self.gaussian,
+            nodes=self._values,
+        )
         with validation_enabled(False), at, Promoted():
             return record(self.model, self.arguments), at.chosen
 
@@ -119,7 +154,13 @@ class Structure:
             validation_enabled(False),
             plain_errors(self.model),
             poutine.enum(first_available_dim=-self.nesting - 1),
-            At(params, given=given or {}, partly=self.partly, integrated=self.gaussian),
+            At(
+                params,
+                given=given or {},
+                partly=self.partly,
+                integrated=self.gaussian,
+                nodes=self._values,
+            ),
             Promoted(),
         ):
             trace = record_enumerated(self.model, self.arguments)
@@ -145,6 +186,7 @@ class Structure:
             held=self.held,
             partly=self.partly,
             integrated=self.gaussian,
+            nodes=self._values,
         )
         with at, Promoted():
             trace = record(self.model, self.arguments)

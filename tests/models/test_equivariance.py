@@ -24,6 +24,7 @@ POSITIVE = {
         "poisson_mixture", "bernoulli_mixture", "categorical_mixture", "multinomial_mixture",
         "naive_bayes", "topic_model", "count_mixture", "emission_tomography",
         "hidden_markov_poisson", "hidden_markov_categorical", "hidden_markov_bernoulli",
+        "item_response",
     )
 }  # fmt: skip
 CONTINUOUS = (

@@ -235,9 +235,9 @@ def _slopes(
             if argument != "loc" and bool((tangent != 0).any()):
                 latent = next(latent for latent in reading[name] if latent in ones)
                 raise NotIntegrable(_refusal(name, latent, f"it enters '{argument}'"))
-        tangent = each.get("loc")
-        seen = tangent is not None and bool((tangent != 0).any())
-        out[name] = tangent if seen else None
+        moved = each.get("loc")
+        seen = moved is not None and bool((moved != 0).any())
+        out[name] = moved if seen else None
     return out
 
 
