@@ -595,7 +595,7 @@ def test_rules_that_are_refused(
 
 
 def test_hard_assignment_is_refused(answers: Tensor) -> None:
-    with pytest.raises(ValueError, match="assignment='hard'.*that of 'u' is a point of a density"):
+    with pytest.raises(ValueError, match=r"assignment='hard'.*that of 'u' is a point of a density"):
         EM(two_parameters, "mle", assignment="hard").fit(answers)
 
 
