@@ -409,7 +409,7 @@ def test_features_of_rows(answers: Tensor) -> None:
 
 def test_masked_rows_drop_out(answers: Tensor) -> None:
     """Rows under a mask have the prior as their posterior, and no part in the fit."""
-    there = torch.arange(300) < 200
+    there: Any = torch.arange(300) < 200
 
     def masked(y: Tensor) -> None:
         d = pyro.param("d", torch.zeros(y.shape[1]))
