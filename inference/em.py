@@ -55,8 +55,9 @@ class EM:
         \qquad
         \text{M:}\quad \theta_{t+1} = \arg\max_\theta Q(\theta).
 
-    Discrete latent sites are summed out exactly. Continuous unobserved sites and ``pyro.param``
-    statements are parameters: with ``objective="map"`` their priors count, as densities in the
+    Discrete latent sites are summed out exactly, and continuous ones that ask for it integrated on
+    nodes (``Quadrature``). All other unobserved sites and ``pyro.param`` statements are parameters:
+    with ``objective="map"`` their priors count, as densities in the
     space in which the model declares them (the same optimum as Pyro's ``AutoDelta``); with
     ``"mle"`` they are left out. The objective never falls.
 
@@ -67,7 +68,8 @@ class EM:
     Args:
         model: A Pyro function (or ``PyroModule``) that takes the data.
         objective: "map" or "mle".
-        integrate: Per-site wishes that override the model's ``infer={"integrate": ...}``.
+        integrate: Per-site wishes that override the model's ``infer={"integrate": ...}``:
+            "quadrature" or a ``Quadrature`` for a continuous latent, None for a parameter.
         init: "kmeans", "points", "random", "hierarchical", "prior", for chains also "sticky"
             (levels of the data, states that last) and "windows" (see
             ``initialisation/starting_params.py``), a dict of parameters (constrained; may be
