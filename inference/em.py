@@ -57,9 +57,9 @@ class EM:
 
     Discrete latent sites are summed out exactly, and continuous ones that ask for it integrated on
     nodes (``Quadrature``). All other unobserved sites and ``pyro.param`` statements are parameters:
-    with ``objective="map"`` their priors count, as densities in the
-    space in which the model declares them (the same optimum as Pyro's ``AutoDelta``); with
-    ``"mle"`` they are left out. The objective never falls.
+    with ``objective="map"`` their priors count, as densities in the space in which the model
+    declares them (the same optimum as Pyro's ``AutoDelta``); with ``"mle"`` they are left out. The
+    objective never falls.
 
     NaN in the data (or a masked entry of an array, or pandas' ``NA``) stands for an entry that is
     missing at random, and drops out of the likelihood: of a multivariate normal row the density is
