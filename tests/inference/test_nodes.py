@@ -407,6 +407,23 @@ def test_features_of_rows(answers: Tensor) -> None:
     assert evidence(b + 1e-3, d) < fit.log_likelihood > evidence(b - 1e-3, d)
 
 
+def test_masked_rows_drop_out(answers: Tensor) -> None:
+    """Rows under a mask have the prior as their posterior, and no part in the fit."""
+    there: Any = torch.arange(300) < 200
+
+    def masked(y: Tensor) -> None:
+        d = pyro.param("d", torch.zeros(y.shape[1]))
+        with pyro.plate("persons", len(y)), pyro.poutine.mask(mask=there):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0), infer=ON_NODES)
+            pyro.sample("y", dist.Bernoulli(logits=u.unsqueeze(-1) + d).to_event(1), obs=y)
+
+    fit = EM(masked, "mle", seed=0).fit(answers)
+    part = EM(item_response, "mle", seed=0).fit(answers[:200], model="rasch")
+    assert fit.log_likelihood == pytest.approx(part.log_likelihood, abs=1e-8)
+    assert torch.allclose(fit.params["d"], part.params["intercepts"], atol=1e-5)
+    assert torch.allclose(fit.posterior("u").variance[200:], torch.ones(100).double())
+
+
 def test_a_class_beside_an_ability() -> None:
     """Discrete and continuous latents together: a mixture of two Rasch models."""
     z = torch.arange(400) % 2

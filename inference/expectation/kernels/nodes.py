@@ -266,15 +266,16 @@ def _with_distinct_rows(kernel: NodeKernel) -> NodeKernel:
     table = statistics
     if kernel.groups is not None:
         table = torch.cat([statistics, kernel.groups.to(statistics).unsqueeze(0)])
-    # Rows are told apart by one number each, which equal rows share.
-    mix = torch.linspace(1.0, 2.0, len(table)).to(table).mul(12.9898).sin() + 2.0
-    number = (mix.unsqueeze(-1) * table).sum(0) if len(table) * rows < 1e6 else mix @ table
+    # Rows are told apart by one number each, to eleven digits: a sum may be rounded in two ways.
+    mix = torch.arange(1.0, 1.0 + len(table)).to(table).mul(12.9898).sin() + 2.0
+    number = mix @ table
+    number = (1e11 * number / number.abs().amax().clamp_min(1e-300)).round()
     _, place, times = torch.unique(number, return_inverse=True, return_counts=True)
     if 2 * len(times) > rows:
         return kernel
     first = torch.zeros_like(times).index_copy_(0, place, torch.arange(rows).to(place))
     if not torch.equal(table[:, first][:, place], table):
-        return kernel  # two different rows share a number, or rounding has told equal ones apart
+        return kernel  # two different rows share a number
     weights = (
         times.to(statistics)
         if kernel.weights is None
