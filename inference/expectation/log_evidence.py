@@ -195,7 +195,8 @@ class LogEvidence:
                 for key, eta in plan.starting_eta.items():
                     natural[key] = eta.expand(natural[key].shape).clone()
             other = plan.opaque.factor_log_probs(params)
-        leaves = [t.requires_grad_() for t in natural.values()]
+        members = {n: other[n].detach().requires_grad_() for n in plan.opaque.members}
+        leaves = [*(t.requires_grad_() for t in natural.values()), *members.values()]
         with torch.enable_grad():
             names = (factor.name for factor in plan.factors)
             assumed = {
@@ -205,7 +206,7 @@ class LogEvidence:
                 for component in plan.components
                 if moments is not None
             }
-            each = dict(zip(names, tensors(plan, natural, {**other, **assumed}), strict=True))
+            each = dict(zip(names, tensors(plan, natural, {**other, **members, **assumed}), strict=True))
             # What is impossible has no weight, whatever a start has drawn.
             weights = {
                 name: torch.where(t.detach() <= 0.1 * IMPOSSIBLE, 0.0, weights[name])
@@ -213,11 +214,15 @@ class LogEvidence:
             }
             total = torch.stack([(weights[name] * t).sum() for name, t in each.items()]).sum()
             gradients = torch.autograd.grad(total, leaves) if leaves else ()
-        sums = {key: (plan.tied[key], g) for key, g in zip(natural, gradients, strict=True)}
+        sums = {key: (plan.tied[key], g) for key, g in zip(natural, gradients, strict=False)}
+        expected = dict(zip(members, gradients[len(natural) :], strict=True))
         for key in plan.residuals.lost(sums):
             sums[key] = plan.residuals.sums(plan.tied[key], params, weights)
         return self._statistics(
-            params, float(total.detach()), sums, {name: weights[name] for name in other}
+            params,
+            float(total.detach()),
+            sums,
+            {name: expected[name] if name in expected else weights[name] for name in other},
         )
 
     def _statistics(

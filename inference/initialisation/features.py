@@ -44,11 +44,11 @@ def features(plan: Plan) -> dict[str, Tensor]:
 
 
 def _readers(plan: Plan) -> Iterator[tuple[Site, tuple[str, ...]]]:
-    """All sites with the dims on which they depend, those of Gaussian components among them."""
+    """All sites with the dims on which they depend, those of components among them."""
     for factor in plan.factors:
         if factor.name in plan.sites:
             yield plan.sites[factor.name], factor.dims
-    for component in plan.components:
+    for component in (*plan.components, *plan.conjugate):
         for member in component.members:
             yield plan.sites[member.name], tuple(symbol for symbol, _ in member.symbols)
 

@@ -132,7 +132,7 @@ def _from_responsibilities(
 ) -> dict[str, Tensor]:
     if not plan.structure.latent:
         params = _apart(plan, params)
-        if not plan.has_gaps and not plan.components:
+        if not plan.has_gaps and not plan.components and not plan.conjugate:
             return params
         try:
             return _completed(plan, params, _weighed(plan, {}, varied), varied)

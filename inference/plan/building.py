@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ember.inference.factors.chain import Chain
 from ember.inference.factors.factor import CompiledFactor, Factor, Scale
+from ember.inference.factors.conjugate.component import ConjugateComponent
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.factors.lookup import compile_lookup
 from ember.inference.factors.missing import compile_site, starting_eta
@@ -20,10 +21,13 @@ from ember.inference.families.superposition import SuperposedForm
 from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.plan.components import gaussian_components
+from ember.inference.plan.conjugate_components import conjugate_components
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.priors import Prior, PriorSite
 from ember.inference.plan.tying import tie_of_site, tie_sites
 from ember.inference.reading.checks.misreading import MISREAD
+from ember.inference.reading.conjugate.linking import conjugate_site
+from ember.inference.reading.conjugate.slots import find_conjugate_reads
 from ember.inference.reading.gaussian.linking import linked
 from ember.inference.reading.gaussian.slots import NotIntegrable, find_reads
 from ember.inference.reading.held import held_density
@@ -37,6 +41,7 @@ from ember.inference.reading.reader import read_structure
 from ember.inference.reading.site import Site
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["build_plan"]
 
@@ -94,11 +99,11 @@ def _plan(
     sites = {
         n: read_site(n, structure, by_site[n], trace, idle.get(n)) for n in structure.factor_names
     }
-    sites = _with_slots(sites, structure, probes, trace)
+    sites = _with_conjugate(_with_slots(sites, structure, probes, trace), structure, probes, trace)
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     tied, cells = tie_sites(sites)
-    plain = {name: site for name, site in sites.items() if not site.slots}
+    plain = {name: site for name, site in sites.items() if site.is_plain}
     compiled = {
         name: (own.key, _compiled(sites[name], own)) for name, own in cells.items() if name in plain
     }
@@ -108,14 +113,18 @@ def _plan(
     }
     sizes = _sizes(trace, structure, latent_symbols)
     components = gaussian_components(sites, cells, scales, sizes, latent_symbols)
+    priors = _priors(structure, by_site, trace) if objective == "map" else {}
+    opaque = _opaque(structure, sites, compiled, priors, probes, misread)
+    asked = opaque.factor_log_probs({n: p.start for n, p in structure.parameters.items()})
+    conjugate = conjugate_components(
+        structure, sites, cells, asked, scales, sizes, latent_symbols
+    )
     factors = (
         *(Factor(n, dims[n], site.plates, scales[n]) for n, site in plain.items()),
-        *(component.factor for component in components),
+        *(component.factor for component in (*components, *conjugate)),
     )
     chains = _chains(structure, sites, factors, trace)
     sizes.update({c.previous: sizes[c.state] for c in chains.values()})
-    priors = _priors(structure, by_site, trace) if objective == "map" else {}
-    opaque = _opaque(structure, plain, compiled, priors, probes, misread)
     return Plan(
         structure=structure,
         objective=objective,
@@ -132,12 +141,13 @@ def _plan(
         ),
         opaque=opaque,
         components=components,
+        conjugate=conjugate,
         residuals=ResidualFactors(sites, cells, dims),
         sizes=sizes,
         latent_symbols=latent_symbols,
         scales=scales,
         chains=chains,
-        row=_row_plate(sites, structure, components),
+        row=_row_plate(sites, structure, (*components, *conjugate)),
         plate_names={symbol: name for name, symbol in trace.plate_to_symbol.items()},
         starting_eta=starting_eta(sites, compiled, cells),
         idle=frozenset(idle) | _masked_components(structure, sites),
@@ -161,6 +171,32 @@ def _with_slots(
     return {n: linked(site, reads.get(n, []), structure) for n, site in sites.items()}
 
 
+def _with_conjugate(
+    sites: dict[str, Site], structure: Structure, probes: Probes, start: Trace
+) -> dict[str, Site]:
+    """The sites with the latents with conjugate priors that they read."""
+    if not structure.conjugate:
+        return sites
+    if not probes.params:
+        latent = next(iter(structure.conjugate))
+        raise NotIntegrable(
+            f"the latent '{latent}' is to be integrated as conjugate, but {probes.refusal}; make "
+            "the model valid for all parameters, or estimate the latent as a parameter with "
+            f"integrate={{'{latent}': None}}."
+        )
+    priors = [n for n, p in structure.parameters.items() if p.has_prior]
+    slots = find_conjugate_reads(structure, probes.params, start, list(sites), priors)
+    own = {n: unwrap(start.nodes[n]["fn"]).base for n in structure.conjugate}
+    for name, slot in slots.items():
+        if name in own:
+            raise NotIntegrable(
+                f"the prior of the latent '{name}' reads the latent '{slot.latent}', and no exact "
+                "integral over both is known; estimate one of them as a parameter, with "
+                f"integrate={{'{slot.latent}': None}}."
+            )
+    return {n: conjugate_site(site, slots.get(n), own.get(n)) for n, site in sites.items()}
+
+
 def _compiled(site: Site, cells: SiteCells) -> CompiledFactor:
     """A site in exponential-family form, laid out for evaluation."""
     if isinstance(site.form, SuperposedForm):
@@ -178,14 +214,18 @@ def _opaque(
     misread: Collection[str],
 ) -> OpaqueFactors:
     """The sites without sufficient statistics, and a tape of what the model is asked."""
-    opaque = {name: site for name, site in sites.items() if name not in compiled}
+    opaque = {n: site for n, site in sites.items() if n not in compiled and site.is_plain}
     names = tuple(opaque)
+    members = {n: s for n, s in sites.items() if s.conjugate is not None and s.form is None}
+    opaque |= members
     opaque |= {name: prior.site for name, prior in priors.items() if prior.tied is None}
     asked = {name: site for name, site in opaque.items() if site.density is None}
     depends = {n: frozenset(d) for n, d in model_dependencies(structure, asked).items()}
     for name in misread:  # a branch leaves no gradient behind: any parameter may decide on it
         depends[name] = frozenset(structure.parameters) - {name}
-    found = OpaqueFactors(structure, opaque, names, depends, frozenset(misread))
+    found = OpaqueFactors(
+        structure, opaque, names, depends, frozenset(misread), members=tuple(members)
+    )
     return dataclasses.replace(found, tape=found.recorded(probes.params))
 
 
@@ -285,7 +325,9 @@ def _gone(site: Site) -> Tensor:
 
 
 def _row_plate(
-    sites: Mapping[str, Site], structure: Structure, components: Sequence[GaussianComponent]
+    sites: Mapping[str, Site],
+    structure: Structure,
+    components: Sequence[GaussianComponent | ConjugateComponent],
 ) -> str | None:
     """The plate whose rows are the observations: the innermost one common to all data."""
     # A pyro.factor statement is no observation: it has no value.

@@ -31,15 +31,19 @@ def tensors(
     Args:
         plan: The plan.
         natural: Natural parameters of tied factors.
-        other: The log probabilities of all other factors.
+        other: The log probabilities of all other factors, and the potentials of members of
+            components that have no natural parameters.
     """
     out = []
     components = {component.factor.name: component for component in plan.components}
+    conjugate = {component.factor.name: component for component in plan.conjugate}
     for factor in plan.factors:
         if factor.name in other:
             out.append(other[factor.name])
         elif factor.name in components:
             out.append(components[factor.name].log_prob(natural))
+        elif factor.name in conjugate:
+            out.append(conjugate[factor.name].log_prob(natural, other))
         else:
             key, compiled = plan.compiled[factor.name]
             out.append(compiled.log_prob(natural[key]))

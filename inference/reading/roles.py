@@ -1,7 +1,7 @@
 """The role of a site: *observed* has data, *latent* is integrated, *parameter* is maximised.
 
 Discrete latents are summed over. A continuous site is a parameter unless it is asked for, or found,
-as a Gaussian latent: then it is integrated exactly.
+as a Gaussian latent or as one with a conjugate prior: then it is integrated exactly.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import constraints, transform_to
 
+from ember.inference.families.conjugate_latents import conjugate_family
 from ember.inference.inputs.arguments import Model
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.parameters.parameter import Parameter
@@ -23,8 +24,11 @@ from ember.inference.reading.unwrapping import unwrap
 __all__ = ["param_parameter", "role_of", "sample_parameter"]
 
 
+CONJUGATE = ("conjugate", "scale-mixture")
+
+
 def role_of(name: str, site: TraceNode, integrate: Mapping[str, object]) -> str:
-    """The role of a sample site: "observed", "latent", "gaussian" or "parameter".
+    """The role of a sample site: "observed", "latent", "gaussian", "conjugate" or "parameter".
 
     Raises:
         ValueError: If a latent site cannot be integrated as it asks; the message names it.
@@ -55,10 +59,12 @@ def role_of(name: str, site: TraceNode, integrate: Mapping[str, object]) -> str:
 
 def _continuous_role(name: str, fn: Distribution, how: object) -> str:
     """The role of a continuous site that asks to be integrated."""
+    if how in CONJUGATE:
+        return _conjugate_role(name, fn, how)
     if how != "gaussian":
         raise ValueError(
-            f"site '{name}' asks to be integrated by {how!r}, which is not known; use 'gaussian', "
-            f"or estimate the site as a parameter with EM(model, integrate={{'{name}': None}})."
+            f"site '{name}' asks to be integrated by {how!r}, which is not known; use 'gaussian' "
+            f"or 'conjugate', or estimate the site as a parameter with EM(model, integrate={{'{name}': None}})."
         )
     base = unwrap(fn).base
     if type(base) not in (dist.Normal, dist.MultivariateNormal):
@@ -68,6 +74,18 @@ def _continuous_role(name: str, fn: Distribution, how: object) -> str:
             f"EM(model, integrate={{'{name}': None}})."
         )
     return "gaussian"
+
+
+def _conjugate_role(name: str, fn: Distribution, how: object) -> str:
+    """The role of a site that asks to be integrated by its conjugate prior."""
+    base = unwrap(fn).base
+    if conjugate_family(base) is None:
+        raise ValueError(
+            f"site '{name}' ({type(base).__name__}) asks to be integrated by {how!r}, but its prior "
+            "is neither Gamma nor InverseGamma, Exponential, Beta or Dirichlet; estimate it as a "
+            f"parameter with EM(model, integrate={{'{name}': None}})."
+        )
+    return "conjugate"
 
 
 def param_parameter(name: str, site: TraceNode, model: Model) -> Parameter:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from pyro import poutine, validation_enabled
 from torch import Size, Tensor
 
@@ -41,8 +42,9 @@ class SiteSignature(NamedTuple):
 class Structure:
     """The roles of a model's sites for one shape of data, and a way to run the model again.
 
-    ``gaussian`` holds the Gaussian latents with the shapes of their values; ``found`` those of them
-    that no mark asks for, with the reason why they are latent.
+    ``gaussian`` holds the Gaussian latents with the shapes of their values, ``conjugate`` those
+    with conjugate priors, with values that change nothing; ``found`` those of them that no mark
+    asks for, with the reason why they are latent.
     """
 
     model: Model
@@ -58,14 +60,22 @@ class Structure:
     loops: tuple[Loop, ...] = ()
     partly: Partly = field(default_factory=Partly)
     gaussian: Mapping[str, Size] = field(default_factory=dict)
+    conjugate: Mapping[str, Tensor] = field(default_factory=dict)
     found: Mapping[str, str] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the latent and observed sites, in the model's order."""
-        wanted = {*self.latent, *self.gaussian, *self.observed, *(c.initial for c in self.chains)}
+        integrated = {*self.latent, *self.gaussian, *self.conjugate}
+        wanted = {*integrated, *self.observed, *(c.initial for c in self.chains)}
         return tuple(name for name in self.plates if name in wanted)
+
+    @property
+    def origins(self) -> dict[str, Tensor]:
+        """The continuous latents, with the values at which the model is read."""
+        zeros = {name: torch.zeros(shape) for name, shape in self.gaussian.items()}
+        return {**zeros, **self.conjugate}
 
     @property
     def chains(self) -> tuple[Composite | Loop, ...]:
@@ -101,7 +111,7 @@ class Structure:
 
     def single(self, params: Mapping[str, Tensor], first: int) -> tuple[Trace, dict[str, int]]:
         """Runs the model at ``params`` with one value for each latent site, as numbered."""
-        at = At(params, fix_latents=True, first=first, partly=self.partly, integrated=self.gaussian)
+        at = At(params, fix_latents=True, first=first, partly=self.partly, integrated=self.origins)
         with validation_enabled(False), at, Promoted():
             return record(self.model, self.arguments), at.chosen
 
@@ -119,7 +129,7 @@ class Structure:
             validation_enabled(False),
             plain_errors(self.model),
             poutine.enum(first_available_dim=-self.nesting - 1),
-            At(params, given=given or {}, partly=self.partly, integrated=self.gaussian),
+            At(params, given=given or {}, partly=self.partly, integrated=self.origins),
             Promoted(),
         ):
             trace = record_enumerated(self.model, self.arguments)
@@ -133,7 +143,7 @@ class Structure:
 
     def run(self, params: Mapping[str, Tensor]) -> Trace:
         """Runs the model plainly at ``params``, every latent site at its first value."""
-        at = At(params, fix_latents=True, integrated=self.gaussian)
+        at = At(params, fix_latents=True, integrated=self.origins)
         with validation_enabled(False), at, Promoted():
             return record(self.model, self.arguments)
 
@@ -144,7 +154,7 @@ class Structure:
             draw_data=True,
             held=self.held,
             partly=self.partly,
-            integrated=self.gaussian,
+            integrated=self.origins,
         )
         with at, Promoted():
             trace = record(self.model, self.arguments)

@@ -1,4 +1,4 @@
-"""One site of a Gaussian component: natural parameters to potentials of the latents it reads."""
+"""One site of a component: natural parameters to potentials of the continuous latents it reads."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.factor import Scale
-from ember.inference.factors.gaussian.quadratic import quadratic_statistics
 from ember.inference.factors.tied import SiteCells, TieKey
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.reading.gaussian.slots import NotIntegrable
 from ember.inference.reading.site import Site
 
-__all__ = ["LinkedFactor", "compile_linked"]
+__all__ = ["LinkedFactor", "compile_linked", "weight_over_batch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +52,7 @@ class LinkedFactor:
 def compile_linked(
     site: Site,
     cells: SiteCells,
+    coefficients: Tensor,
     scale: Scale | None,
     discrete: Mapping[str, int],
     first: Mapping[str, int],
@@ -63,20 +63,20 @@ def compile_linked(
     Args:
         site: The site.
         cells: Its cells.
+        coefficients: Its statistics as functions of the entries, ``(*batch, P + 1, M)``.
         scale: The weight of each event relative to its row's.
         discrete: The sizes of the dims of discrete latents.
         first: For each latent of the component the number of its first entry.
         row_numbers: The component's row of every event, at full rank.
     """
     rank, outer = len(site.layout.outer) + site.layout.inner, site.layout.outer
-    ahead = [i for i, symbol in enumerate(outer) if symbol in discrete]
+    ahead = sorted((i for i, s in enumerate(outer) if s in discrete), key=lambda i: outer[i])
     rest = [i for i in range(rank) if i not in ahead]
-    coefficients = quadratic_statistics(site, cells)
     if scale is not None:
-        weight = _over_batch(scale, outer, rank)
+        weight = weight_over_batch(scale, outer, rank)
         coefficients = coefficients * weight.unsqueeze(-1).unsqueeze(-1)
     index = prepend_dims(cells.index, rank)
-    entries = [first[slot.latent] + prepend_dims(slot.entries, rank) for slot in site.slots]
+    entries = [first[slot.latent] + prepend_dims(slot.entries, rank) for slot in site.reads]
     full = torch.broadcast_shapes(
         coefficients.shape[:rank], index.shape, row_numbers.shape, *(e.shape for e in entries)
     )
@@ -98,9 +98,9 @@ def compile_linked(
     all_entries = torch.stack(torch.broadcast_tensors(*entries), -1)
     if any(all_entries.size(i) > 1 for i in ahead):
         raise NotIntegrable(
-            f"which entry of a Gaussian latent site '{site.name}' reads depends on a discrete "
-            "latent; estimate the Gaussian one as a parameter with "
-            f"integrate={{'{site.slots[-1].latent}': None}}."
+            f"which entry of the latent '{site.reads[-1].latent}' site '{site.name}' reads depends "
+            "on a discrete latent; estimate the continuous one as a parameter with "
+            f"integrate={{'{site.reads[-1].latent}': None}}."
         )
     reads = arranged(all_entries, 1)[0]
     rows = arranged(row_numbers.expand([1 if i in ahead else -1 for i in range(rank)]), 0)[0]
@@ -120,7 +120,7 @@ def compile_linked(
     )  # fmt: skip
 
 
-def _over_batch(scale: Scale, outer: tuple[str, ...], rank: int) -> Tensor:
+def weight_over_batch(scale: Scale, outer: tuple[str, ...], rank: int) -> Tensor:
     """A weight over the batch of a site, at full rank."""
     shape = [
         scale.tensor.size(scale.dims.index(symbol)) if symbol in scale.dims else 1

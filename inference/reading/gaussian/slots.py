@@ -81,7 +81,8 @@ def find_reads(
     Raises:
         NotIntegrable: If a site reads a latent otherwise; the message names both, and the remedy.
     """
-    by_site = readers(structure, probes[0], [*sites, *names])
+    origins = {name: structure.origins[name] for name in structure.gaussian}
+    by_site = readers(structure, probes[0], [*sites, *names], origins)
     for name in names:
         if by_site[name]:
             raise NotIntegrable(_refusal(name, by_site[name][0], "it is the prior of a parameter"))
