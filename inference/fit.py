@@ -21,6 +21,7 @@ from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.run import Run
 from ember.inference.plan.plan import Plan
 from ember.inference.queries import criteria, forecasting, imputation, prediction, relabelling
+from ember.inference.queries.conjugate.posterior import conjugate_posterior
 from ember.inference.queries.deterministic import deterministic_values
 from ember.inference.queries.impossible import warn_if_impossible
 from ember.inference.queries.new_data import argument_names, plan_for
@@ -109,8 +110,8 @@ class Fit(Run):
         with sheltered(data=self._data):
             return deterministic_values(self.plan.structure, self.params)
 
-    def posterior(self, name: str, *args: object, **kwargs: object) -> dist.Categorical:
-        """Posterior of a discrete latent site given the data and the estimates.
+    def posterior(self, name: str, *args: object, **kwargs: object) -> Any:
+        """Posterior of a latent site given the data and the estimates.
 
         Args:
             name: The latent site; for a site written step by step, its name without the step
@@ -119,7 +120,9 @@ class Fit(Run):
             **kwargs: Keyword arguments of the model to change.
 
         Returns:
-            A ``Categorical`` with ``probs`` of shape ``(N, K)``; NaN for impossible data.
+            Of a discrete latent a ``Categorical`` with ``probs`` of shape ``(N, K)``; NaN for
+            impossible data. Of one with a conjugate prior a ``ConjugatePosterior`` with ``mean``,
+            ``variance`` and ``stddev`` in the shape of the latent, and ``distribution``.
 
         Warns:
             RuntimeWarning: If data have probability zero at the estimates.
@@ -129,6 +132,10 @@ class Fit(Run):
         """
         with sheltered(data=(self._data, args)):
             plan = self.plan_for(args, kwargs)
+            conjugate = conjugate_posterior(plan, self.params, name)
+            if conjugate is not None:
+                warn_if_impossible(plan, self.params, conjugate.mean)
+                return conjugate
             probs = prediction.posterior(plan, self.params, name)
             warn_if_impossible(plan, self.params, probs)
             valid = False if probs.isnan().any() else None
@@ -196,6 +203,9 @@ class Fit(Run):
 
     def predict(self, *args: object, **kwargs: object) -> Any:
         """The most probable joint value of the latent sites (for a chain: the Viterbi path).
+
+        Latents with conjugate priors are averaged over (see ``posterior``); where there are no
+        others, it is their posterior means.
 
         Args:
             *args: New data, as the model takes it; none for the data of the fit.

@@ -8,17 +8,19 @@ from typing import Any
 import torch
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.families.conjugate_latents import conjugate_family
 from ember.inference.plan.ownership import sets_of_parameters
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.checks.cut_gradients import cut_parameters
 from ember.inference.reading.gaussian.candidates import is_gaussian
 from ember.inference.reading.held import prior_sources
 from ember.inference.reading.matching.arguments import probe_values
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = [
-    "all_gaussian",
     "check_local_parameters",
     "check_rows",
+    "integrable",
     "local_parameters",
     "warn_of_cuts",
 ]
@@ -103,11 +105,20 @@ def check_local_parameters(plan: Plan, local: Mapping[str, str], why: str) -> No
         )
 
 
-def all_gaussian(plan: Plan, names: Iterable[str]) -> bool:
-    """Whether parameters have priors of the kind that can be integrated exactly."""
+def integrable(plan: Plan, names: Iterable[str]) -> dict[str, str] | None:
+    """How parameters can be integrated exactly by the kinds of their priors; None if one cannot."""
     start = {name: parameter.start for name, parameter in plan.structure.parameters.items()}
     nodes = plan.structure.run(start).nodes
-    return all(is_gaussian(nodes[name]["fn"]) for name in names)
+    how: dict[str, str] = {}
+    for name in names:
+        fn = nodes[name]["fn"]
+        if is_gaussian(fn):
+            how[name] = "gaussian"
+        elif conjugate_family(unwrap(fn).base) is not None:
+            how[name] = "conjugate"
+        else:
+            return None
+    return how
 
 
 def _is_of_rows(plan: Plan, name: str) -> bool:

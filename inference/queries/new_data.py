@@ -10,7 +10,7 @@ from ember.inference.inputs.arguments import Model, prepare
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 
-__all__ = ["argument_names", "plan_for"]
+__all__ = ["argument_names", "plan_for", "roles_of"]
 
 
 def plan_for(
@@ -38,7 +38,20 @@ def plan_for(
         others = _without_rows(model, others, rows)
     new = prepare((*args, *kept), {**others, **kwargs})
     with validation_enabled(False):  # a single new row is enough where parameters are known
-        return build_plan(model, new, "mle", start=params, misread=plan.opaque.misread)
+        return build_plan(
+            model, new, "mle", roles_of(plan), start=params, misread=plan.opaque.misread
+        )
+
+
+def roles_of(plan: Plan) -> dict[str, str | None]:
+    """The wishes by which a model's continuous sites get the roles again that a plan gives them."""
+    structure = plan.structure
+    sampled = [name for name, parameter in structure.parameters.items() if parameter.has_prior]
+    return {
+        **dict.fromkeys(structure.gaussian, "gaussian"),
+        **dict.fromkeys(structure.conjugate, "conjugate"),
+        **dict.fromkeys(sampled),
+    }
 
 
 def argument_names(model: Model) -> list[str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from ember.inference.expectation.posterior import marginals
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.plan.plan import Plan
+from ember.inference.queries.conjugate.posterior import conjugate_posterior
 from ember.inference.queries.impossible import blank
 from ember.inference.reading.sequences import members, stack
 from ember.inference.reading.trace import TraceNode, plates_of
@@ -31,7 +32,8 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
     steps = members(name, latents)
     if not steps:
         raise ValueError(
-            f"'{name}' is not a latent site of the model; its latent sites are {list(latents)}."
+            f"'{name}' is not a latent site of the model; its latent sites are "
+            f"{[*latents, *plan.structure.conjugate]}."
         )
     by_step = marginals(plan, params, steps)
     return torch.stack([by_step[step] for step in steps], -2)
@@ -40,10 +42,15 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
 def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
     """The most probable joint value of all latent sites; NaN or -1 for impossible data.
 
+    Latents with conjugate priors are averaged over; where there are no others, it is their means.
+
     Raises:
         ValueError: If the model has no latent sites.
     """
     latents = list(plan.structure.latent)
+    if not latents and plan.conjugate:
+        means = {name: _mean(plan, params, name) for name in plan.structure.conjugate}
+        return next(iter(means.values())) if len(means) == 1 else means
     if not latents:
         raise ValueError("the model has no latent sites to predict.")
     best = marginals(plan, params, latents, maximum=True)
@@ -61,6 +68,12 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tens
     leading = {name: value.dim() for name, value in values.items()}
     joined = stack(values, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined
+
+
+def _mean(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
+    found = conjugate_posterior(plan, params, name)
+    assert found is not None
+    return found.mean
 
 
 def _support(plan: Plan, name: str) -> Tensor:
@@ -103,9 +116,10 @@ def _drawn(plan: Plan) -> list[str]:
     """Latents and data; a ``pyro.factor`` statement and what is known of a latent are neither."""
     structure = plan.structure
     channels = [name for name in structure.observed if structure.is_channel(name)]
+    of_rows = [n for n in structure.conjugate if plan.row is None or plan.row in plan.sites[n].plates]
     return [
         name
-        for name in (*structure.latent, *structure.observed)
+        for name in (*structure.latent, *of_rows, *structure.observed)
         if plan.sites[name].value.numel() and name not in channels
     ]
 

@@ -45,7 +45,7 @@ EXPONENTS = {  # the power of a rate, or of a precision, that an argument is
     dist.Exponential: {"rate": 1.0},
     dist.Gamma: {"rate": 1.0},
 }  # fmt: skip
-EVENTS = (dist.Bernoulli, dist.Binomial, dist.Geometric)
+EVENTS = (dist.Bernoulli, dist.Binomial)
 CATEGORIES = (dist.Categorical, dist.OneHotCategorical, dist.Multinomial)
 
 
