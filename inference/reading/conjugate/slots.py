@@ -1,14 +1,13 @@
-r"""How sites read latents with conjugate priors, found by forward-mode runs.
+r"""How sites read latents with conjugate priors, found by runs at a few of their values.
 
 A Gamma latent multiplies a rate or a precision: the argument that it enters is
-:math:`v\, u_e^k`, with the exponent :math:`k` that makes a rate of the argument and one entry
-:math:`e` for each event. At :math:`u = 1` the derivative along a direction :math:`d` is
-:math:`k\, v\, d_e`. With :math:`d = 1` its ratio to :math:`v` shows the exponent, with entries
-numbered the entry, and the squares of the numbers confirm that it is one alone. A Beta or Dirichlet
-latent is the probability itself, or one less it. A run at random values confirms the whole.
+:math:`v\, u_e^k`, where :math:`v` is its value at :math:`u = 1`, the exponent :math:`k` is the one
+that belongs to such an argument, and :math:`e` is one entry for each event. A Beta or Dirichlet
+latent is the probability itself, or one less it. In a run in which every entry has another value,
+evenly spaced, what an argument says of the latent is therefore the number of the entry. A run at
+random values, and at other parameters, confirms the whole.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import pyro.distributions as dist
@@ -16,15 +15,10 @@ import torch
 from torch import Tensor
 
 from ember.inference.families.conjugate_latents import ConjugateFamily, conjugate_family
-from ember.inference.numerics.shapes import append_dims
+from ember.inference.numerics.distribution import Distribution
+from ember.inference.numerics.shapes import append_dims, compact
 from ember.inference.reading.gaussian.slots import NotIntegrable
-from ember.inference.reading.gaussian.tangents import (
-    Directions,
-    Params,
-    locations_at,
-    readers,
-    tangents,
-)
+from ember.inference.reading.gaussian.tangents import Params, locations_at, readers
 from ember.inference.reading.site import ConjugateSlot
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
@@ -34,7 +28,7 @@ __all__ = ["find_conjugate_reads"]
 
 
 CONFIRMED = 1e-9  # of an argument, relative
-NUMBERED = 1e-6  # how far a number read off may be from a whole one
+NUMBERED = 1e-3  # how far a number read off may be from a whole one
 EXPONENTS = {  # the power of a rate, or of a precision, that an argument is
     dist.Normal: {"scale": -0.5},
     dist.LogNormal: {"scale": -0.5},
@@ -47,6 +41,8 @@ EXPONENTS = {  # the power of a rate, or of a precision, that an argument is
 }  # fmt: skip
 EVENTS = (dist.Bernoulli, dist.Binomial)
 CATEGORIES = (dist.Categorical, dist.OneHotCategorical, dist.Multinomial)
+
+Arguments = Mapping[str, Mapping[str, Tensor]]
 
 
 def find_conjugate_reads(
@@ -73,17 +69,16 @@ def find_conjugate_reads(
         if by_site[name]:
             raise NotIntegrable(_refusal(name, by_site[name][0], "it is the prior of a parameter"))
     reading = {name: latents for name, latents in by_site.items() if latents}
-    families = {name: _family(trace, name) for name in structure.conjugate}
     for name, latents in reading.items():
         if len(latents) > 1:
             what = f"it reads '{latents[1]}' as well"
             raise NotIntegrable(_refusal(name, latents[0], what))
-    seen = [
-        tangents(structure, probes[0], _directions(structure, families, power), reading)
-        for power in (0, 1, 2)
-    ]
+    families = {name: _family(trace, name) for name in structure.conjugate}
+    numbered = {n: _numbered(families[n], value) for n, value in structure.conjugate.items()}
+    before = locations_at(structure, probes[0], structure.conjugate, reading)
+    after = locations_at(structure, probes[0], numbered, reading)
     found = {
-        name: _slot(name, latent, families[latent], trace, probes[0], structure, seen)
+        name: _slot(name, latent, families[latent], trace, (before[name], after[name]))
         for name, (latent,) in reading.items()
     }
     _confirm(structure, probes[-1], found, families)
@@ -96,23 +91,25 @@ def _family(trace: Trace, name: str) -> ConjugateFamily:
     return family
 
 
-def _directions(
-    structure: Structure, families: Mapping[str, ConjugateFamily], power: int
-) -> Directions:
-    """A slope for every entry of latents: its number, counted from one, to a power.
+# -- entries by their numbers -------------------------------------------------------------------
 
-    Probabilities of categories move from the last one to the first.
+
+def _numbered(family: ConjugateFamily, value: Tensor) -> Tensor:
+    """A value of a latent that says of each entry its number, in steps of one over their count.
+
+    A Gamma lies between one and two, and probabilities between none and a half.
     """
-    out = {}
-    for name, value in structure.conjugate.items():
-        batch = value.shape[:-1] if families[name].name == "Dirichlet" else value.shape
-        slope = torch.arange(1.0, batch.numel() + 1.0, dtype=torch.float64).reshape(batch) ** power
-        if families[name].name == "Dirichlet":
-            ends = torch.zeros(value.shape[-1], dtype=torch.float64)
-            ends[0], ends[-1] = 1.0, -1.0
-            slope = slope.unsqueeze(-1) * ends
-        out[name] = slope
-    return out
+    is_vector = family.name == "Dirichlet"
+    batch = value.shape[:-1] if is_vector else value.shape
+    count = batch.numel()
+    steps = (torch.arange(count, dtype=value.dtype).reshape(batch) + 0.5) / count
+    if family.power:
+        return 1.0 + steps
+    if not is_vector:
+        return 0.5 * steps
+    rest = (1.0 - 0.5 * steps) / (value.shape[-1] - 1)
+    others = rest.unsqueeze(-1).expand(*batch, value.shape[-1] - 1)
+    return torch.cat([0.5 * steps.unsqueeze(-1), others], -1)
 
 
 def _slot(
@@ -120,70 +117,49 @@ def _slot(
     latent: str,
     family: ConjugateFamily,
     trace: Trace,
-    params: Params,
-    structure: Structure,
-    seen: Sequence[Mapping[str, Mapping[str, Tensor]]],
+    arguments: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
 ) -> ConjugateSlot:
-    """What the events of one site read."""
-    refuse = functools.partial(_refusal, name, latent)
+    """What the events of one site read, by its arguments at one and at the numbered values."""
+    before, after = arguments
     base = unwrap(trace.nodes[name]["fn"]).base
-    moving = {argument for each in seen for argument, t in each[name].items() if bool((t != 0).any())}
-    argument = _argument(type(base), family, moving)
-    if argument is None:
-        raise NotIntegrable(refuse(_why_not(base, family, moving)))
-    value = locations_at(structure, params, structure.conjugate, [name])[name][argument]
+    moving = [a for a, value in before.items() if not torch.equal(value, after[a])]
+    able = _able(base, family)
+    if len(moving) != 1 or moving[0] not in able:
+        raise NotIntegrable(_refusal(name, latent, _why_not(base, family, moving)))
+    argument, exponent = moving[0], able[moving[0]] * family.power
+    value, swapped = after[argument], torch.zeros((), dtype=torch.bool)
     event_dim = given_arguments(base)[argument][0]
-    plain, numbered, squared = (each[name][argument].flatten(value.dim() - event_dim) if event_dim
-                                else each[name][argument].unsqueeze(-1) for each in seen)  # fmt: skip
-    at = plain.abs().argmax(-1, keepdim=True)
-    slope = plain.gather(-1, at).squeeze(-1)
-    if not bool((slope != 0).all()):
-        raise NotIntegrable(refuse("some of its values do not read it"))
-    number = numbered.gather(-1, at).squeeze(-1) / slope
-    whole = number.round()
-    fits = (number - whole).abs() <= NUMBERED
-    square = squared.gather(-1, at).squeeze(-1) / slope
-    fits &= (square - whole.square()).abs() <= NUMBERED * whole.square()
-    fits &= (whole >= 1.0) & (whole <= structure.conjugate[latent].numel())
-    if not bool(fits.all()):
-        raise NotIntegrable(refuse("one value of it reads several entries of the latent"))
-    exponent, swapped = 0.0, torch.zeros((), dtype=torch.bool)
     if family.power:
-        exponent = EXPONENTS[type(base)][argument] * family.power
-    elif family.name == "Beta":
-        swapped = _compact(slope < 0)
-    event = trace.nodes[latent]["fn"].event_shape if family.name == "Dirichlet" else torch.Size()
-    entries = _compact((whole - 1.0).long() * event.numel())
+        at = before[argument].abs().flatten(value.dim() - event_dim) if event_dim else None
+        ratio = value / before[argument]
+        if at is not None:  # all entries of an event say the same; the largest is no zero
+            ratio = ratio.flatten(value.dim() - event_dim).gather(-1, at.argmax(-1, True))[..., 0]
+        steps = ratio ** (1.0 / exponent) - 1.0
+    elif family.name == "Dirichlet":
+        steps = 2.0 * value[..., 0]
+    else:
+        swapped = compact(value > 0.5)
+        steps = 2.0 * torch.where(value > 0.5, 1.0 - value, value)
+    shape = trace.nodes[latent]["value"].shape
+    size = shape[-1] if family.name == "Dirichlet" else 1
+    count = shape.numel() // size
+    number = steps * count - 0.5
+    whole = number.round().clamp(0, count - 1)
+    if not bool(((number - whole).abs() <= NUMBERED).all()):
+        raise NotIntegrable(_refusal(name, latent, _how_else(argument, family)))
+    entries = compact(whole.long() * size)
     return ConjugateSlot(latent, entries, family, argument, exponent, swapped)
 
 
-def _argument(
-    kind: type, family: ConjugateFamily, moving: set[str]
-) -> str | None:
-    """The argument that a latent of this family may enter, if it is the one that moves."""
+def _able(base: Distribution, family: ConjugateFamily) -> Mapping[str, float]:
+    """The arguments that a latent of this family may enter, with the power of a rate."""
     if family.power:
-        able = EXPONENTS.get(kind, {}).keys()
-    else:
-        able = {"probs"} if kind in (CATEGORIES if family.name == "Dirichlet" else EVENTS) else {}
-    return next(iter(moving)) if len(moving) == 1 and moving <= set(able) else None
+        return EXPONENTS.get(type(base), {})
+    kinds = CATEGORIES if family.name == "Dirichlet" else EVENTS
+    return {"probs": 0.0} if type(base) in kinds else {}
 
 
-def _why_not(base: object, family: ConjugateFamily, moving: set[str]) -> str:
-    kind, shown = type(base).__name__, " and ".join(f"'{name}'" for name in sorted(moving))
-    return (
-        f"it enters {shown} of a {kind}, to which a {family.name} prior is not conjugate"
-        if moving
-        else f"its {kind} does not change with it"
-    )
-
-
-def _compact(index: Tensor) -> Tensor:
-    """An index with dims of size 1 where it does not vary."""
-    for dim in range(index.dim()):
-        first = index.narrow(dim, 0, 1)
-        if bool((index == first).all()):
-            index = first
-    return index
+# -- confirmation -------------------------------------------------------------------------------
 
 
 def _confirm(
@@ -196,7 +172,7 @@ def _confirm(
     generator = torch.Generator().manual_seed(0)
     latents = {}
     for name, value in structure.conjugate.items():
-        drawn = torch.rand(value.shape, generator=generator, dtype=torch.float64) + 0.1
+        drawn = 0.1 + torch.rand(value.shape, generator=generator, dtype=value.dtype)
         if families[name].name == "Dirichlet":
             drawn = drawn / drawn.sum(-1, keepdim=True)
         elif families[name].name == "Beta":
@@ -206,15 +182,9 @@ def _confirm(
     after = locations_at(structure, params, latents, found)
     for name, slot in found.items():
         expected = _expected(before[name][slot.argument], latents[slot.latent], slot)
-        seen = after[name][slot.argument]
-        wrong = (seen - expected).abs() > CONFIRMED * expected.abs() + 1e-300
+        wrong = (after[name][slot.argument] - expected).abs() > CONFIRMED * expected.abs() + 1e-300
         if bool(wrong.any()):
-            what = f"'{slot.argument}' is not proportional to "
-            if slot.exponent:
-                what += "it, or to its power that makes it a factor of the rate or precision"
-            else:
-                what = f"'{slot.argument}' is neither the latent nor one less it"
-            raise NotIntegrable(_refusal(name, slot.latent, what))
+            raise NotIntegrable(_refusal(name, slot.latent, _how_else(slot.argument, slot.family)))
         for argument, value in before[name].items():
             if argument != slot.argument and not torch.equal(value, after[name][argument]):
                 raise NotIntegrable(_refusal(name, slot.latent, f"it enters '{argument}' too"))
@@ -223,17 +193,38 @@ def _confirm(
 def _expected(before: Tensor, latent: Tensor, slot: ConjugateSlot) -> Tensor:
     """An argument where the latent has other values than those at which the model was read."""
     if slot.family.name == "Dirichlet":
-        return latent.reshape(-1, latent.shape[-1])[slot.entries // latent.shape[-1]]
+        width = latent.shape[-1]
+        entries = torch.div(slot.entries, width, rounding_mode="floor")
+        return latent.reshape(-1, width)[entries]
     own = latent.reshape(-1)[slot.entries]
-    if slot.exponent == 0.0:
+    if not slot.exponent:
         return torch.where(slot.swapped, 1.0 - own, own)
     return before * append_dims(own**slot.exponent, before.dim() - own.dim())
+
+
+# -- refusals -----------------------------------------------------------------------------------
+
+
+def _why_not(base: Distribution, family: ConjugateFamily, moving: Sequence[str]) -> str:
+    kind, shown = type(base).__name__, " and ".join(f"'{name}'" for name in sorted(moving))
+    if not moving:
+        return f"its {kind} does not change with it"
+    return f"it enters {shown} of a {kind}, to which a {family.name} prior is not conjugate"
+
+
+def _how_else(argument: str, family: ConjugateFamily) -> str:
+    if not family.power:
+        return f"'{argument}' is neither an entry of the latent nor one less it"
+    return (
+        f"'{argument}' is not made of one entry of the latent for each event, as a factor of the "
+        f"rate or precision{'' if family.power == 1.0 else ', which it divides'}"
+    )
 
 
 def _refusal(site: str, latent: str, why: str) -> str:
     return (
         f"site '{site}' reads the latent '{latent}', which is to be integrated as conjugate, but "
-        f"{why}; a Gamma may multiply a precision or a rate, a Beta be the probability of an event "
-        f"and a Dirichlet those of categories. Estimate it as a parameter with "
-        f"integrate={{'{latent}': None}}, or write the site so."
+        f"{why}; a Gamma may multiply a precision or a rate, an inverse Gamma divide one, a Beta be "
+        "the probability of an event and a Dirichlet those of categories. Estimate it as a "
+        f"parameter with integrate={{'{latent}': None}}, or write the site so."
     )

@@ -1,4 +1,4 @@
-"""Derivatives of what a model's sites are made of by continuous latents, exact to rounding.
+"""Derivatives of what a model's sites are made of by its Gaussian latents, exact to rounding.
 
 A location that is linear in the latents moves with a direction of theirs by an amount that one
 forward-mode run of the model shows: no difference of two runs, which would lose digits to an
@@ -47,15 +47,14 @@ def readers(
 def tangents(
     structure: Structure, params: Params, directions: Directions, sites: Iterable[str]
 ) -> dict[str, dict[str, Tensor]]:
-    """How the arguments of sites move as latents leave their origins in given directions.
+    """How the arguments of sites move as latents leave zero in given directions.
 
     Returns:
         For each site the derivative of every argument that moves.
     """
     out: dict[str, dict[str, Tensor]] = {}
     with torch.no_grad(), forward_ad.dual_level():
-        origins = structure.origins
-        duals = {n: forward_ad.make_dual(origins[n], d) for n, d in directions.items()}
+        duals = {n: forward_ad.make_dual(torch.zeros_like(d), d) for n, d in directions.items()}
         trace = structure.trace({**params, **duals})
         for name in sites:
             out[name] = {}
