@@ -10,6 +10,8 @@ is the `image` and the data are `counts`.
 Models with Gaussian latents have variances as parameters (`variance`, `uniquenesses`, and named
 ones such as `group_variance`), and `loadings` where latents are multiplied. Their latents, such as
 `factors` and `group_effects`, say `infer={"integrate": "gaussian"}`: other inferences sample them.
+So do the weights `u` of models with heavy tails, which are integrated as "conjugate"; their degrees
+of freedom are the parameter `df`.
 """
 
 from ember.models.counts import count_mixture
@@ -36,6 +38,7 @@ from ember.models.state_space import (
     local_level,
     local_linear_trend,
 )
+from ember.models.student_t import student_t_mixture, student_t_regression
 from ember.models.switching import hidden_markov_regression
 from ember.models.tomography import emission_tomography
 from ember.models.topics import topic_model
@@ -67,5 +70,7 @@ __all__ = [
     "poisson_mixture",
     "probabilistic_pca",
     "regression_mixture",
+    "student_t_mixture",
+    "student_t_regression",
     "topic_model",
 ]
