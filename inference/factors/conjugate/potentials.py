@@ -17,6 +17,7 @@ from ember.inference.families.regression import Regression
 from ember.inference.families.weighted import WeightedMultivariateNormal, WeightedNormal
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
+from ember.inference.numerics.observed_density import observed_parts
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.reading.site import Site, fill_masked
 
@@ -123,12 +124,8 @@ def _rate_terms(fn: Distribution, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         base = a * safe_log(fn.rate) + (a - 1.0) * safe_log(x) - torch.lgamma(a)
         return base, a + torch.zeros_like(x), fn.rate * x
     if isinstance(fn, dist.MultivariateNormal):
-        size = fn.loc.shape[-1]
-        precision = fn.precision_matrix
-        z = (x - fn.loc).unsqueeze(-1)
-        square = 0.5 * (z.mT @ precision @ z).squeeze(-1).squeeze(-1)
-        base = 0.5 * (torch.logdet(precision) - size * LOG_2PI)
-        return base, torch.full_like(square, 0.5 * size), square
+        base, entries, square = observed_parts(fn.loc, fn.covariance_matrix, x)
+        return base, 0.5 * entries, square
     if isinstance(fn, dist.LogNormal):
         z = (safe_log(x) - fn.loc) / fn.scale
         base = -safe_log(fn.scale) - safe_log(x) - 0.5 * LOG_2PI

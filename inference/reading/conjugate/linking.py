@@ -27,7 +27,7 @@ def conjugate_site(site: Site, slot: ConjugateSlot | None, own: Distribution | N
         own: Of a latent itself the prior without its wrappers, else None.
 
     Raises:
-        NotIntegrable: If it reads a Gaussian latent as well, or a row is missing in part.
+        NotIntegrable: If it reads a Gaussian latent as well.
     """
     if own is not None:
         return _prior(site, own)
@@ -40,19 +40,22 @@ def conjugate_site(site: Site, slot: ConjugateSlot | None, own: Distribution | N
             "over both is known; estimate one of them as a parameter, with "
             f"integrate={{'{slot.latent}': None}}."
         )
-    event = site.event_dim - site.layout.inner
-    if site.missing is not None and event:
-        gone = site.missing.flatten(site.missing.dim() - event)
-        if bool((gone.any(-1) & ~gone.all(-1)).any()):
-            raise NotIntegrable(
-                f"site '{site.name}' has rows that are missing in part, and reads the latent "
-                f"'{slot.latent}', which is to be integrated as conjugate; leave such rows out, or "
-                "write the entries as independent given the latent (Normal(...).to_event(1))."
-            )
+    if _has_gaps(site):
+        reason = "rows that are missing in part have no weighted sufficient statistics"
+        return dataclasses.replace(site, form=None, reason=reason, conjugate=slot)
     if site.form is None or isinstance(site.form, SuperposedForm):
         reason = site.reason or "a superposition times a latent has no closed form"
         return dataclasses.replace(site, form=None, reason=reason, conjugate=slot)
     return dataclasses.replace(site, form=with_weights(site.form), conjugate=slot)
+
+
+def _has_gaps(site: Site) -> bool:
+    """Whether vectors are missing in part."""
+    event = site.event_dim - site.layout.inner
+    if site.missing is None or not event:
+        return False
+    gone = site.missing.flatten(site.missing.dim() - event)
+    return bool((gone.any(-1) & ~gone.all(-1)).any())
 
 
 def _prior(site: Site, own: Distribution) -> Site:

@@ -154,9 +154,10 @@ def _slot(
 def _able(base: Distribution, family: ConjugateFamily) -> Mapping[str, float]:
     """The arguments that a latent of this family may enter, with the power of a rate."""
     if family.power:
-        return EXPONENTS.get(type(base), {})
+        known = (EXPONENTS[kind] for kind in type(base).__mro__ if kind in EXPONENTS)
+        return next(known, {})
     kinds = CATEGORIES if family.name == "Dirichlet" else EVENTS
-    return {"probs": 0.0} if type(base) in kinds else {}
+    return {"probs": 0.0} if isinstance(base, kinds) else {}
 
 
 # -- confirmation -------------------------------------------------------------------------------
