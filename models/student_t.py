@@ -262,4 +262,6 @@ def _weighed(fn: TorchDistribution, u: Tensor) -> TorchDistribution:
         precision = fn.precision_matrix * u[..., None, None]
         return type(fn)(fn.loc, precision_matrix=precision)
     base = fn.base_dist
-    return dist.Normal(base.loc, base.scale * u[..., None].rsqrt()).to_event(1)
+    entries = dist.Normal(base.loc, base.scale * u[..., None].rsqrt())
+    weighed: TorchDistribution = entries.to_event(1)
+    return weighed

@@ -206,7 +206,9 @@ class LogEvidence:
                 for component in plan.components
                 if moments is not None
             }
-            each = dict(zip(names, tensors(plan, natural, {**other, **members, **assumed}), strict=True))
+            each = dict(
+                zip(names, tensors(plan, natural, {**other, **members, **assumed}), strict=True)
+            )
             # What is impossible has no weight, whatever a start has drawn.
             weights = {
                 name: torch.where(t.detach() <= 0.1 * IMPOSSIBLE, 0.0, weights[name])

@@ -122,7 +122,8 @@ class GammaFamily(ConjugateFamily):
         return log_rising(a, x) - a * torch.log1p(y / b) - x * torch.log(b + y)
 
     def distribution(self, hyper: Tensor) -> Distribution:
-        return dist.Gamma(*hyper.unbind(-1), validate_args=False)
+        a, b = hyper.unbind(-1)
+        return dist.Gamma(a, b, validate_args=False)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class InverseGammaFamily(GammaFamily):
     power: ClassVar[float] = -1.0
 
     def distribution(self, hyper: Tensor) -> Distribution:
-        return dist.InverseGamma(*hyper.unbind(-1), validate_args=False)
+        a, b = hyper.unbind(-1)
+        return dist.InverseGamma(a, b, validate_args=False)
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,8 @@ class BetaFamily(DirichletFamily):
         return torch.stack([prior.concentration1, prior.concentration0], -1)
 
     def distribution(self, hyper: Tensor) -> Distribution:
-        return dist.Beta(*hyper.unbind(-1), validate_args=False)
+        a, b = hyper.unbind(-1)
+        return dist.Beta(a, b, validate_args=False)
 
 
 FAMILIES: dict[type, ConjugateFamily] = {

@@ -90,7 +90,7 @@ WEIGHTED: dict[type[Family], Family] = {
 
 
 def with_weights(form: ExponentialForm) -> ExponentialForm:
-    """A form whose family has room for weights of events; the statistics are those of weight one."""
+    """A form whose family has room for weights of events; its statistics are at weight one."""
     family = WEIGHTED.get(type(form.family))
     if family is None:
         return form

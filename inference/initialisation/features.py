@@ -48,9 +48,12 @@ def _readers(plan: Plan) -> Iterator[tuple[Site, tuple[str, ...]]]:
     for factor in plan.factors:
         if factor.name in plan.sites:
             yield plan.sites[factor.name], factor.dims
-    for component in (*plan.components, *plan.conjugate):
+    for component in plan.components:
         for member in component.members:
             yield plan.sites[member.name], tuple(symbol for symbol, _ in member.symbols)
+    for integrated in plan.conjugate:
+        for reader in integrated.members:
+            yield plan.sites[reader.name], tuple(symbol for symbol, _ in reader.symbols)
 
 
 def _rows(plan: Plan, name: str, plates: tuple[str, ...]) -> Tensor:

@@ -40,9 +40,7 @@ def row_patterns(hidden: Tensor) -> tuple[Tensor, Tensor]:
     return hidden[first], index
 
 
-def observed_parts(
-    loc: Tensor, covariance: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def observed_parts(loc: Tensor, covariance: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of the log density of normal rows, NaN where missing, what makes it up.
 
     Returns:

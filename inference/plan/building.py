@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.chain import Chain
-from ember.inference.factors.factor import CompiledFactor, Factor, Scale
 from ember.inference.factors.conjugate.component import ConjugateComponent
+from ember.inference.factors.factor import CompiledFactor, Factor, Scale
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.factors.lookup import compile_lookup
 from ember.inference.factors.missing import compile_site, starting_eta
@@ -99,7 +99,8 @@ def _plan(
     sites = {
         n: read_site(n, structure, by_site[n], trace, idle.get(n)) for n in structure.factor_names
     }
-    sites = _with_conjugate(_with_slots(sites, structure, probes, trace), structure, probes, trace)
+    sites = _with_conjugate(sites, structure, probes, trace)
+    sites = _with_slots(sites, structure, probes, trace)
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     tied, cells = tie_sites(sites)
@@ -116,12 +117,11 @@ def _plan(
     priors = _priors(structure, by_site, trace) if objective == "map" else {}
     opaque = _opaque(structure, sites, compiled, priors, probes, misread)
     asked = opaque.factor_log_probs({n: p.start for n, p in structure.parameters.items()})
-    conjugate = conjugate_components(
-        structure, sites, cells, asked, scales, sizes, latent_symbols
-    )
+    conjugate = conjugate_components(structure, sites, cells, asked, scales, sizes, latent_symbols)
     factors = (
         *(Factor(n, dims[n], site.plates, scales[n]) for n, site in plain.items()),
-        *(component.factor for component in (*components, *conjugate)),
+        *(component.factor for component in components),
+        *(component.factor for component in conjugate),
     )
     chains = _chains(structure, sites, factors, trace)
     sizes.update({c.previous: sizes[c.state] for c in chains.values()})
@@ -187,13 +187,6 @@ def _with_conjugate(
     priors = [n for n, p in structure.parameters.items() if p.has_prior]
     slots = find_conjugate_reads(structure, probes.params, start, list(sites), priors)
     own = {n: unwrap(start.nodes[n]["fn"]).base for n in structure.conjugate}
-    for name, slot in slots.items():
-        if name in own:
-            raise NotIntegrable(
-                f"the prior of the latent '{name}' reads the latent '{slot.latent}', and no exact "
-                "integral over both is known; estimate one of them as a parameter, with "
-                f"integrate={{'{slot.latent}': None}}."
-            )
     return {n: conjugate_site(site, slots.get(n), own.get(n)) for n, site in sites.items()}
 
 

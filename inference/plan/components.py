@@ -148,7 +148,9 @@ def outer_rows(
     ]
 
 
-def _reads_own(site: Site, slot: Slot | ConjugateSlot, sites: Mapping[str, Site], symbol: str) -> bool:
+def _reads_own(
+    site: Site, slot: Slot | ConjugateSlot, sites: Mapping[str, Site], symbol: str
+) -> bool:
     coordinate = _coordinate(sites[slot.latent], slot.entries, symbol)
     own = _along(site, symbol)
     coordinate = prepend_dims(coordinate, own.dim())

@@ -81,8 +81,15 @@ def impute(
             }
         else:
             states = Latents.of(plan, params).draw(draws) if gappy else {}
+            latents = {
+                name: entry_posteriors(plan, params, fillings[name].site).draw(states, draws)
+                for name in gappy
+                if fillings[name].site.conjugate is not None
+            }
             values = {
-                name: filling.draw(states, draws) if name in gappy else filling.repeated(draws)
+                name: filling.draw(states, draws, latents.get(name))
+                if name in gappy
+                else filling.repeated(draws)
                 for name, filling in fillings.items()
             }
         values.update({name: fillings[name].blank(values[name], weights[name]) for name in gappy})
@@ -209,7 +216,9 @@ class _Filling:
     def _drawn(self, joint: Tensor) -> Tensor:
         """A draw for each of the joint states ``(draws, R)``."""
         if isinstance(self.fn, dist.MultivariateNormal):
-            return self._shaped(self._normal(lambda rest, rows: rest.draw(joint[:, rows]), len(joint)))
+            return self._shaped(
+                self._normal(lambda rest, rows: rest.draw(joint[:, rows]), len(joint))
+            )
         return self._shaped(torch.stack([self._draw_entries(row) for row in joint]))
 
     def _draw_entries(self, states: Tensor) -> Tensor:

@@ -116,7 +116,9 @@ def _drawn(plan: Plan) -> list[str]:
     """Latents and data; a ``pyro.factor`` statement and what is known of a latent are neither."""
     structure = plan.structure
     channels = [name for name in structure.observed if structure.is_channel(name)]
-    of_rows = [n for n in structure.conjugate if plan.row is None or plan.row in plan.sites[n].plates]
+    of_rows = [
+        n for n in structure.conjugate if plan.row is None or plan.row in plan.sites[n].plates
+    ]
     return [
         name
         for name in (*structure.latent, *of_rows, *structure.observed)

@@ -64,7 +64,8 @@ def _continuous_role(name: str, fn: Distribution, how: object) -> str:
     if how != "gaussian":
         raise ValueError(
             f"site '{name}' asks to be integrated by {how!r}, which is not known; use 'gaussian' "
-            f"or 'conjugate', or estimate the site as a parameter with EM(model, integrate={{'{name}': None}})."
+            "or 'conjugate', or estimate the site as a parameter with "
+            f"EM(model, integrate={{'{name}': None}})."
         )
     base = unwrap(fn).base
     if type(base) not in (dist.Normal, dist.MultivariateNormal):
@@ -81,9 +82,9 @@ def _conjugate_role(name: str, fn: Distribution, how: object) -> str:
     base = unwrap(fn).base
     if conjugate_family(base) is None:
         raise ValueError(
-            f"site '{name}' ({type(base).__name__}) asks to be integrated by {how!r}, but its prior "
-            "is neither Gamma nor InverseGamma, Exponential, Beta or Dirichlet; estimate it as a "
-            f"parameter with EM(model, integrate={{'{name}': None}})."
+            f"site '{name}' ({type(base).__name__}) asks to be integrated by {how!r}, but its "
+            "prior is neither Gamma nor InverseGamma, Exponential, Beta or Dirichlet; estimate it "
+            f"as a parameter with EM(model, integrate={{'{name}': None}})."
         )
     return "conjugate"
 

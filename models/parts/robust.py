@@ -1,4 +1,6 @@
-"""What models with heavy tails share: their latent weights, and scales that outliers do not move."""
+"""What models with heavy tails share: weights of rows, and scales that outliers do not move."""
+
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -7,7 +9,15 @@ from torch import Tensor
 
 from ember.models.parts.priors import Hyperparameters, default_variance, weighted_mean
 
-__all__ = ["FREEDOM_KEYS", "check_freedom", "freedom_site", "left_scale", "middle", "spread", "weight_site"]
+__all__ = [
+    "FREEDOM_KEYS",
+    "check_freedom",
+    "freedom_site",
+    "left_scale",
+    "middle",
+    "spread",
+    "weight_site",
+]
 
 FREEDOM_KEYS = ("df_shape", "df_rate")
 SIGMA = 1.4826  # standard deviations of a Normal in its median absolute deviation
@@ -40,8 +50,8 @@ def freedom_site(df: float | None, shape: tuple[int, ...], hyper: Hyperparameter
 
 def weight_site(df: Tensor) -> Tensor:
     """Declare the latent weight `u` of each row, which multiplies its precision."""
-    prior = dist.Gamma(df / 2, df / 2)
-    weight: Tensor = pyro.sample("u", prior, infer={"integrate": "conjugate"})
+    mark: Any = {"integrate": "conjugate"}
+    weight: Tensor = pyro.sample("u", dist.Gamma(df / 2, df / 2), infer=mark)
     return weight
 
 
@@ -75,7 +85,7 @@ def spread(rows: Tensor, frequency: Tensor) -> Tensor:
 
 
 def left_scale(y: Tensor, design: Tensor, frequency: Tensor) -> Tensor:
-    """The variance that the line of least absolute deviations leaves, by the median of what is left.
+    """The variance that the line of least absolute deviations leaves, by the median of the rest.
 
     The line is found by weighted least squares, over and over, with one over the size of each
     residual as its weight.

@@ -83,9 +83,7 @@ class ConjugateComponent:
         prior, children = self.potentials(natural, other)
         return self.family.hyperparameters(prior) + children[..., 1:]
 
-    def potentials(
-        self, natural: Natural, other: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def potentials(self, natural: Natural, other: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Those of the prior and of all children together, ``(..., S, n, P or 1 + M)``."""
         prior = self._gathered(self.prior, natural, other)
         children = sum((self._gathered(child, natural, other) for child in self.children[1:]),

@@ -72,7 +72,6 @@ def compile_asked(
     outer = site.layout.outer
     rank = len(outer) + site.layout.inner
     ahead = sorted((i for i, s in enumerate(outer) if s in discrete), key=lambda i: outer[i])
-    rest = [i for i in range(rank) if i not in ahead]
     entries = prepend_dims(slot.entries, rank)
     if any(entries.size(i) > 1 for i in ahead):
         raise NotIntegrable(

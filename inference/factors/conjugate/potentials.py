@@ -155,4 +155,3 @@ def _masked(site: Site, found: Tensor) -> Tensor:
         last = found[..., -1:, :1] + torch.where(mask, 0.0, constant)
         found = torch.cat([found[..., :-1, :], torch.cat([last, found[..., -1:, 1:]], -1)], -2)
     return found
-

@@ -1,6 +1,7 @@
 """Missing entries below a latent with a conjugate prior: distributions to fill them from."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -48,9 +49,7 @@ def averaged(site: Site, fn: Distribution, posterior: EntryPosteriors) -> Distri
     return with_latent(site, fn, _over_batch(site, posterior, each), natural=True)
 
 
-def with_latent(
-    site: Site, fn: Distribution, value: Tensor, natural: bool = False
-) -> Distribution:
+def with_latent(site: Site, fn: Distribution, value: Tensor, natural: bool = False) -> Distribution:
     """The distribution of a site where its latent has a value.
 
     Args:
@@ -63,7 +62,7 @@ def with_latent(
     assert slot is not None
     given = given_arguments(fn)
     event_dim, before = given[slot.argument]
-    arguments = {name: argument for name, (_, argument) in given.items()}
+    arguments: dict[str, Any] = {name: argument for name, (_, argument) in given.items()}
     if slot.exponent:
         exponent = slot.exponent / (slot.family.power if natural else 1.0)
         arguments[slot.argument] = before * append_dims(value**exponent, event_dim)

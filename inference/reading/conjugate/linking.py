@@ -7,13 +7,12 @@ import dataclasses
 
 import torch
 
+from ember.inference.families.conjugate_latents import conjugate_family
 from ember.inference.families.rates import Rate
 from ember.inference.families.superposition import SuperposedForm
 from ember.inference.families.weighted import with_weights
 from ember.inference.numerics.distribution import Distribution
-from ember.inference.reading.gaussian.slots import NotIntegrable
 from ember.inference.reading.site import ConjugateSlot, Site
-from ember.inference.families.conjugate_latents import conjugate_family
 
 __all__ = ["conjugate_site"]
 
@@ -25,21 +24,11 @@ def conjugate_site(site: Site, slot: ConjugateSlot | None, own: Distribution | N
         site: The site as it is where the latents change nothing.
         slot: What it reads.
         own: Of a latent itself the prior without its wrappers, else None.
-
-    Raises:
-        NotIntegrable: If it reads a Gaussian latent as well.
     """
     if own is not None:
         return _prior(site, own)
     if slot is None:
         return site
-    if site.slots:
-        raise NotIntegrable(
-            f"site '{site.name}' reads the latent '{slot.latent}', which is to be integrated as "
-            f"conjugate, and the Gaussian latent '{site.slots[0].latent}', and no exact integral "
-            "over both is known; estimate one of them as a parameter, with "
-            f"integrate={{'{slot.latent}': None}}."
-        )
     if _has_gaps(site):
         reason = "rows that are missing in part have no weighted sufficient statistics"
         return dataclasses.replace(site, form=None, reason=reason, conjugate=slot)

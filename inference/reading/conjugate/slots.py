@@ -64,15 +64,15 @@ def find_conjugate_reads(
     Raises:
         NotIntegrable: If a site reads a latent otherwise; the message names both, and the remedy.
     """
-    by_site = readers(structure, probes[0], [*sites, *names], structure.conjugate)
+    by_site = readers(structure, probes[0], [*sites, *names], structure.origins)
     for name in names:
-        if by_site[name]:
-            raise NotIntegrable(_refusal(name, by_site[name][0], "it is the prior of a parameter"))
-    reading = {name: latents for name, latents in by_site.items() if latents}
+        of_prior = [latent for latent in by_site[name] if latent in structure.conjugate]
+        if of_prior:
+            raise NotIntegrable(_refusal(name, of_prior[0], "it is the prior of a parameter"))
+    reading = {n: latents for n, latents in by_site.items() if {*latents} & {*structure.conjugate}}
     for name, latents in reading.items():
-        if len(latents) > 1:
-            what = f"it reads '{latents[1]}' as well"
-            raise NotIntegrable(_refusal(name, latents[0], what))
+        if len(latents) > 1 or name in structure.conjugate:
+            raise NotIntegrable(_of_two(name, latents, structure))
     families = {name: _family(trace, name) for name in structure.conjugate}
     numbered = {n: _numbered(families[n], value) for n, value in structure.conjugate.items()}
     before = locations_at(structure, probes[0], structure.conjugate, reading)
@@ -222,10 +222,22 @@ def _how_else(argument: str, family: ConjugateFamily) -> str:
     )
 
 
+def _of_two(site: str, latents: Sequence[str], structure: Structure) -> str:
+    """Why a site that depends on two continuous latents cannot be had, or a latent on another."""
+    first, *others = sorted(latents, key=lambda latent: latent not in structure.conjugate)
+    what = f"site '{site}' reads the latents '{first}' and '{others[0]}'" if others else (
+        f"the prior of the latent '{site}' reads the latent '{first}'"
+    )  # fmt: skip
+    return (
+        f"{what}, and no integral over both is known in closed form; estimate one of them as a "
+        f"parameter, for example with integrate={{'{first}': None}}."
+    )
+
+
 def _refusal(site: str, latent: str, why: str) -> str:
     return (
         f"site '{site}' reads the latent '{latent}', which is to be integrated as conjugate, but "
-        f"{why}; a Gamma may multiply a precision or a rate, an inverse Gamma divide one, a Beta be "
-        "the probability of an event and a Dirichlet those of categories. Estimate it as a "
+        f"{why}; a Gamma may multiply a precision or a rate, an inverse Gamma divide one, a Beta "
+        "be the probability of an event and a Dirichlet those of categories. Estimate it as a "
         f"parameter with integrate={{'{latent}': None}}, or write the site so."
     )
