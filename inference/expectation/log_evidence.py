@@ -184,7 +184,8 @@ class LogEvidence:
         Args:
             params: Current parameters; closed forms that depend on others read them.
             weights: For every factor, the posterior weight of each entry of its tensor.
-            naive: Whether to complete rows with missing entries by columns, not at ``params``.
+            naive: Whether to complete rows with missing entries by columns, not at ``params``, and
+                to take latents with conjugate priors to be what these say.
             moments: Those of the Gaussian latents of each component; those at ``params`` unless
                 given.
         """
@@ -206,9 +207,15 @@ class LogEvidence:
                 for component in plan.components
                 if moments is not None
             }
-            each = dict(
-                zip(names, tensors(plan, natural, {**other, **members, **assumed}), strict=True)
-            )
+            known = {**other, **members}
+            # Where discrete latents part the rows, what lies far from all of them had better weigh
+            # little from the start, as it does at the parameters' own.
+            if naive and not plan.latent_symbols:
+                assumed |= {
+                    component.factor.name: component.expected_log_prob(natural, known)
+                    for component in plan.conjugate
+                }
+            each = dict(zip(names, tensors(plan, natural, {**known, **assumed}), strict=True))
             # What is impossible has no weight, whatever a start has drawn.
             weights = {
                 name: torch.where(t.detach() <= 0.1 * IMPOSSIBLE, 0.0, weights[name])

@@ -74,6 +74,15 @@ class ConjugateFamily(ABC):
     def distribution(self, hyper: Tensor) -> Distribution:
         """The distribution of the latent with given hyperparameters."""
 
+    @abstractmethod
+    def expected(self, hyper: Tensor) -> tuple[Tensor, Tensor]:
+        """What is expected under hyperparameters ``(..., M)``.
+
+        Returns:
+            That of the statistics ``t(u)``, ``(..., M)``; and what the potentials of the prior are
+            multiplied by in its expected log density, ``(..., P)``.
+        """
+
     def log_evidence(self, prior: Tensor, children: Tensor) -> Tensor:
         """The log of the integral of one latent, ``(...)``.
 
@@ -121,6 +130,13 @@ class GammaFamily(ConjugateFamily):
         (a, b), (x, y) = hyper.unbind(-1), added.unbind(-1)
         return log_rising(a, x) - a * torch.log1p(y / b) - x * torch.log(b + y)
 
+    def expected(self, hyper: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = hyper.unbind(-1)
+        mean, log_mean = a / b, torch.digamma(a) - torch.log(b)
+        one, zero = torch.ones_like(mean), torch.zeros_like(mean)
+        of_prior = torch.stack([one, log_mean - mean + 1.0, mean - 1.0, zero], -1)
+        return torch.stack([log_mean, -mean], -1), of_prior
+
     def distribution(self, hyper: Tensor) -> Distribution:
         a, b = hyper.unbind(-1)
         return dist.Gamma(a, b, validate_args=False)
@@ -165,6 +181,10 @@ class DirichletFamily(ConjugateFamily):
 
     def log_ratio(self, hyper: Tensor, added: Tensor) -> Tensor:
         return log_rising(hyper, added).sum(-1) - log_rising(hyper.sum(-1), added.sum(-1))
+
+    def expected(self, hyper: Tensor) -> tuple[Tensor, Tensor]:
+        logs = torch.digamma(hyper) - torch.digamma(hyper.sum(-1, keepdim=True))
+        return logs, torch.cat([torch.ones_like(logs[..., :1]), logs], -1)
 
     def distribution(self, hyper: Tensor) -> Distribution:
         return dist.Dirichlet(hyper, validate_args=False)

@@ -70,7 +70,18 @@ class ConjugateComponent:
             other: Potentials of the sites that no natural parameters describe.
         """
         prior, children = self.potentials(natural, other)
-        each = self.family.log_evidence(prior, children)
+        return self._by_row(self.family.log_evidence(prior, children))
+
+    def expected_log_prob(self, natural: Natural, other: Mapping[str, Tensor]) -> Tensor:
+        """The log density of the sites, expected as if the latent had no data: where EM starts."""
+        prior, children = self.potentials(natural, other)
+        with torch.no_grad():
+            of_children, of_prior = self.family.expected(self.family.hyperparameters(prior))
+        each = children[..., 0] + (children[..., 1:] * of_children).sum(-1)
+        return self._by_row(each + (prior * of_prior).sum(-1))
+
+    def _by_row(self, each: Tensor) -> Tensor:
+        """What is known of every entry, ``(..., S, n)``, in the dims of the factor."""
         rows = torch.Size([size for _, size in self.rows]).numel()
         if rows != self.count or rows == 1:
             total = each.new_zeros(*each.shape[:-1], rows)
