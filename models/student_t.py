@@ -23,7 +23,12 @@ from ember.models.parts.checks import (
     row_frequency,
 )
 from ember.models.parts.design import called, check_response, design_matrix, row_offset
-from ember.models.parts.emissions import COVARIANCES, GAUSSIAN_KEYS, gaussian_emission
+from ember.models.parts.emissions import (
+    COVARIANCES,
+    GAUSSIAN_KEYS,
+    gaussian_emission,
+    select,
+)
 from ember.models.parts.gaussian_latents import Line, coefficients_of_line
 from ember.models.parts.missing import observe, shown_entries
 from ember.models.parts.plates import data_plate, mixture_weights
@@ -236,7 +241,7 @@ def student_t_mixture(
     shown = shown_entries(x)
     with data_plate(len(x), None if frequency is None else counts):
         z = pyro.sample("assignment", dist.Categorical(weights))
-        u = weight_site(tails[z])
+        u = weight_site(select(tails, z, 0))
         observe("x", _weighed(emission(z), u), x, shown)
 
 

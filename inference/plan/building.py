@@ -177,15 +177,9 @@ def _with_conjugate(
     """The sites with the latents with conjugate priors that they read."""
     if not structure.conjugate:
         return sites
-    if not probes.params:
-        latent = next(iter(structure.conjugate))
-        raise NotIntegrable(
-            f"the latent '{latent}' is to be integrated as conjugate, but {probes.refusal}; make "
-            "the model valid for all parameters, or estimate the latent as a parameter with "
-            f"integrate={{'{latent}': None}}."
-        )
     priors = [n for n, p in structure.parameters.items() if p.has_prior]
-    slots = find_conjugate_reads(structure, probes.params, start, list(sites), priors)
+    at = probes.params or [{n: p.start for n, p in structure.parameters.items()}]
+    slots = find_conjugate_reads(structure, at, start, list(sites), priors)
     own = {n: unwrap(start.nodes[n]["fn"]).base for n in structure.conjugate}
     return {n: conjugate_site(site, slots.get(n), own.get(n)) for n, site in sites.items()}
 

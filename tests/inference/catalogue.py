@@ -122,6 +122,9 @@ NUMERICAL: list[Case] = [
     ("regression_mixture", _response("poisson"), {**X, "family": "poisson"}),
     ("regression_mixture", _response("logistic"), {**X, "family": "logistic"}),
     ("mixture_of_experts", _response("gaussian"), X),
+    ("student_t_regression", _response("gaussian"), {"X": _covariates()}),
+    ("student_t_mixture", _points(0), {"components": 2}),
+    ("student_t_mixture", _points(0), {"components": 2, "covariance": "diag"}),
     ("mixture_of_experts", _response("gaussian"), {**X, "components": 3, "scale": "tied"}),
 ]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ember.inference import EM, SVI
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.inputs.shelter import sheltered
+from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.objective import expected_log_joint
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Plan
@@ -260,6 +261,27 @@ def test_statistics_add() -> None:
     assert half.log_likelihood == pytest.approx(whole.log_likelihood, rel=1e-12)
     for site, value in em.m_step(whole).items():
         torch.testing.assert_close(em.m_step(half)[site], value, rtol=1e-6, atol=1e-8)
+
+
+@every_case
+def test_steps_are_taken_where_the_data_are(name: str) -> None:
+    """Under other defaults than those of the plan, a tensor made without naming them would tell."""
+    plan = plan_of(CASES[name], "map")
+    with sheltered(0):
+        params = dict(probe_values(plan.structure, 0))
+        evidence, m_step = LogEvidence(plan), MStep(plan)
+        here = evidence.statistics(params)
+        best = m_step(here)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("meta"):
+            there = evidence.statistics(params)
+            again = m_step(there)
+    finally:
+        torch.set_default_dtype(before)
+    assert there.log_likelihood == here.log_likelihood
+    assert all(torch.equal(value, best[site]) for site, value in again.items())
 
 
 # -- answers ------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ MOST_NUMBERS = 20_000_000  # in the factors of the starts that are contracted at
 
 def can_batch_steps(plan: Plan) -> bool:
     """Whether several starts can be a batch: something is latent, and no rate is superposed."""
-    latent = bool(plan.structure.latent) or plan.has_gaps
+    latent = bool(plan.structure.latent) or plan.has_gaps or bool(plan.conjugate)
     return latent and bool(plan.structure.parameters) and not plan.superposed_parameters()
 
 
