@@ -153,12 +153,13 @@ odd = [1, 3, 4, 21]
 colours = [RED if day in odd else BLUE for day in days.index]
 
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-axes[0].bar(days.index, weights.mean, yerr=weights.stddev, color=colours, ecolor=GREY)
+mean, deviation, rest = weights.mean.numpy(), weights.stddev.numpy(), (loss - line).numpy()
+axes[0].bar(days.index, mean, yerr=deviation, color=colours, ecolor=GREY)
 axes[0].set(xlabel="day", ylabel="weight", title="E[u], and its standard deviation")
 axes[1].axhline(0, color=GREY, lw=1)
-axes[1].scatter(line, loss - line, c=colours)
+axes[1].scatter(line.numpy(), rest, c=colours)
 for day in odd:
-    axes[1].annotate(str(day), (line[day - 1] + 0.4, (loss - line)[day - 1]))
+    axes[1].annotate(str(day), (float(line[day - 1]) + 0.4, rest[day - 1]))
 _ = axes[1].set(xlabel="fitted loss", ylabel="residual", title="what the plane leaves")
 
 # %% [markdown]
@@ -171,7 +172,7 @@ _ = axes[1].set(xlabel="fitted loss", ylabel="residual", title="what the plane l
 torch.manual_seed(0)
 x = torch.linspace(0.0, 10.0, 20)
 clean = 1.0 + 0.5 * x + 0.3 * torch.randn(20)
-shifts = torch.linspace(0.0, 12.0, 25)
+shifts = np.linspace(0.0, 12.0, 25)
 
 
 def slope(shift, df):
@@ -190,8 +191,8 @@ axes[0].legend(frameon=False)
 far = clean + 12.0 * (torch.arange(20) == 18)
 for df, colour in ((1e8, GREY), (4.0, BLUE)):
     b = EM(student_t_regression, "mle").fit(far, x, df=df).params["coefficients"]
-    axes[1].plot(x, b[0] + b[1] * x, color=colour)
-axes[1].scatter(x, far, s=14, color="black")
+    axes[1].plot(x.numpy(), (b[0] + b[1] * x).numpy(), color=colour)
+axes[1].scatter(x.numpy(), far.numpy(), s=14, color="black")
 _ = axes[1].set(xlabel="x", ylabel="y", title="the lines at the largest shift")
 
 # %% [markdown]
@@ -212,7 +213,7 @@ profile = [EM(student_t_regression, "mle").fit(y, Z, df=float(df)).log_likelihoo
 fig, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
 axis.plot(grid, profile, color=BLUE)
 axis.axvline(4.0, color=GREY, ls=":", label="truth")
-axis.plot(free.params["df"], free.log_likelihood, "o", color=RED, label="estimate")
+axis.plot(float(free.params["df"]), free.log_likelihood, "o", color=RED, label="estimate")
 axis.set(xscale="log", xlabel="degrees of freedom", ylabel="log likelihood")
 axis.legend(frameon=False)
 print(f"estimate {float(free.params['df']):.2f} after {free.iterations} iterations")
@@ -280,12 +281,12 @@ fig, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharex=True
 turns = torch.linspace(0.0, 2.0 * torch.pi, 100)
 circle = 2.0 * torch.stack([turns.cos(), turns.sin()])
 for axis, model, title in zip(axes, (gaussian, heavy), ("Gaussian", "t"), strict=True):
-    size = 12.0 if model is gaussian else 20.0 * heavy.posterior("u").mean
-    axis.scatter(*points.T, s=size, color=GREY)
+    size = 12.0 if model is gaussian else 20.0 * heavy.posterior("u").mean.numpy()
+    axis.scatter(*points.numpy().T, s=size, color=GREY)
     for k in range(2):
         factor = torch.linalg.cholesky(torch.linalg.inv(model.params["precisions"][k]))
         centre = model.params["locs"][k]
-        axis.plot(*(centre[:, None] + factor @ circle), color=RED)
+        axis.plot(*(centre[:, None] + factor @ circle).numpy(), color=RED)
     axis.set(title=f"{title}: two standard deviations of each component")
 _ = axes[1].set_xlabel("points by their weight")
 
