@@ -287,7 +287,7 @@ for axis, model, title in zip(axes, (gaussian, heavy), ("Gaussian", "t"), strict
         factor = torch.linalg.cholesky(torch.linalg.inv(model.params["precisions"][k]))
         centre = model.params["locs"][k]
         axis.plot(*(centre[:, None] + factor @ circle).numpy(), color=RED)
-    axis.set(title=f"{title}: two standard deviations of each component")
+    axis.set(title=f"{title}: two scales of each component")
 _ = axes[1].set_xlabel("points by their weight")
 
 # %%

@@ -61,7 +61,7 @@ def test_models_run_under_guides(check_guides: Any) -> None:
 
 def test_log_joint_equals_scipy(prior_draw: Any, log_joint: Any) -> None:
     y, X = line_data()
-    prior = {"mean": [0.1, 0.1, 0.0], "deviation": [0.5, 0.2, 1e-3], "noise_df": 5.0,
+    prior: dict[str, Any] = {"mean": [0.1, 0.1, 0.0], "deviation": [0.5, 0.2, 1e-3], "noise_df": 5.0,
              "noise_scale": 2.0, "df_shape": 3.0, "df_rate": 0.2}  # fmt: skip
     params = prior_draw(student_t_regression, y, X, prior=prior)
     u = torch.linspace(0.2, 3.0, N, dtype=torch.float64)
@@ -84,15 +84,16 @@ def test_rows_have_scipy_s_density(covariance: str, df: float | None) -> None:
     assert fit.converged
     p = {name: value.numpy() for name, value in fit.params.items()}
     tails = np.full(K, df) if df else p["df"]
-    precisions = {
-        "full": lambda k: p["precisions"][k],
-        "tied": lambda k: p["precisions"],
-        "diag": lambda k: np.diag(p["precisions"][k]),
-        "spherical": lambda k: p["precisions"][k] * np.eye(2),
-    }[covariance]
+    found = p["precisions"]
+    matrices = {
+        "diag": lambda: [np.diag(row) for row in found],
+        "spherical": lambda: [row * np.eye(2) for row in found],
+        "tied": lambda: [found, found],
+        "full": lambda: list(found),
+    }[covariance]()
     each = [
         np.log(p["weights"][k])
-        + stats.multivariate_t(p["locs"][k], np.linalg.inv(precisions(k)), tails[k]).logpdf(x)
+        + stats.multivariate_t(p["locs"][k], np.linalg.inv(matrices[k]), tails[k]).logpdf(x)
         for k in range(K)
     ]
     np.testing.assert_allclose(fit.log_prob(), np.logaddexp(*each), rtol=1e-10)
