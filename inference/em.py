@@ -56,13 +56,14 @@ class EM:
         \qquad
         \text{M:}\quad \theta_{t+1} = \arg\max_\theta Q(\theta).
 
-    Discrete latent sites are summed out exactly. Gaussian ones, ``Normal`` and
-    ``MultivariateNormal`` sites that others read in weighted sums, are integrated exactly where
-    they ask for it, ``infer={"integrate": "gaussian"}``, or are found to be latent; other
-    continuous ones that ask for it on nodes (``Quadrature``). All other unobserved sites and
-    ``pyro.param`` statements are parameters: with ``objective="map"`` their priors count, as
-    densities in the space in which the model declares them (the same optimum as Pyro's
-    ``AutoDelta``); with ``"mle"`` they are left out. The objective never falls.
+    Discrete latent sites are summed out exactly. Continuous ones are integrated where they ask for
+    it or are found to be latent: exactly if they are Gaussian (``Normal`` and
+    ``MultivariateNormal`` sites that others read in weighted sums, ``infer={"integrate":
+    "gaussian"}``) or have conjugate priors (``"conjugate"``); on nodes if they ask for that
+    (``"quadrature"``). All other unobserved sites and ``pyro.param`` statements are parameters:
+    with ``objective="map"`` their priors count, as densities in the space in which the model
+    declares them (the same optimum as Pyro's ``AutoDelta``); with ``"mle"`` they are left out. The
+    objective never falls.
 
     NaN in the data (or a masked entry of an array, or pandas' ``NA``) stands for an entry that is
     missing at random, and drops out of the likelihood: of a multivariate normal row the density is
@@ -72,8 +73,8 @@ class EM:
         model: A Pyro function (or ``PyroModule``) that takes the data.
         objective: "map" or "mle".
         integrate: Per-site wishes that override the model's ``infer={"integrate": ...}``:
-            "gaussian", "quadrature" or a ``Quadrature`` for a continuous latent, None for a
-            parameter.
+            "gaussian", "conjugate", "quadrature" or a ``Quadrature`` for a continuous latent, None
+            for a parameter.
         init: "kmeans", "points", "random", "hierarchical", "prior", for chains also "sticky"
             (levels of the data, states that last) and "windows" (see
             ``initialisation/starting_params.py``), a dict of parameters (constrained; may be

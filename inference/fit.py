@@ -21,6 +21,7 @@ from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.run import Run
 from ember.inference.plan.plan import Plan
 from ember.inference.queries import criteria, forecasting, imputation, prediction, relabelling
+from ember.inference.queries.conjugate.posterior import conjugate_posterior
 from ember.inference.queries.deterministic import deterministic_values
 from ember.inference.queries.gaussian.posterior import (
     gaussian_posterior,
@@ -132,9 +133,10 @@ class Fit(Run):
         Returns:
             Of a discrete latent a ``Categorical`` with ``probs`` of shape ``(N, K)``; NaN for
             impossible data. Of a continuous latent an object with ``mean``, ``variance`` and
-            ``stddev`` in the shape of the latent and ``covariance`` of each event: of a Gaussian
-            one a ``GaussianPosterior``, with ``joint()`` for the covariance of all entries and
-            ``distribution``; of one on nodes a ``NodePosterior``, with the ``nodes`` ``(Q,)`` and
+            ``stddev`` in the shape of the latent: of a Gaussian one a ``GaussianPosterior``, with
+            ``covariance`` of each event, ``joint()`` for that of all entries and ``distribution``;
+            of one with a conjugate prior a ``ConjugatePosterior``, with ``distribution``; of one on
+            nodes a ``NodePosterior``, with ``covariance`` of each event, the ``nodes`` ``(Q,)`` and
             the weight of each in ``probs`` ``(N, Q)``.
 
         Warns:
@@ -145,10 +147,11 @@ class Fit(Run):
         """
         with sheltered(data=(self._data, args)):
             plan = self.plan_for(args, kwargs)
-            gaussian = gaussian_posterior(plan, self.params, name)
-            if gaussian is not None:
-                warn_if_impossible(plan, self.params, gaussian.mean)
-                return gaussian
+            continuous = gaussian_posterior(plan, self.params, name)
+            found = continuous or conjugate_posterior(plan, self.params, name)
+            if found is not None:
+                warn_if_impossible(plan, self.params, found.mean)
+                return found
             probs = prediction.posterior(plan, self.params, name)
             warn_if_impossible(plan, self.params, probs)
             if name in plan.on_nodes:

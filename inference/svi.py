@@ -57,9 +57,9 @@ FINAL_RATE = 1e-4  # the learning rate after the last step, relative to the firs
 class SVI:
     r"""Fits a latent-variable model written in Pyro by ``pyro.infer.SVI``.
 
-    The guide ``q`` covers the parameters, and continuous latents as guides of Pyro do; discrete
-    latent sites are summed out exactly, as under ``TraceEnum_ELBO``. Stochastic gradient steps
-    raise the evidence lower bound
+    The guide ``q`` covers the parameters, and Gaussian latents and those on nodes as guides of Pyro
+    do; discrete latent sites are summed out exactly, as under ``TraceEnum_ELBO``, and so are
+    latents with conjugate priors. Stochastic gradient steps raise the evidence lower bound
 
     .. math:: \mathcal{L}(q) = \mathbb{E}_{q(\theta)}\bigl[\log p(x, \theta)
         - \log q(\theta)\bigr].

@@ -11,7 +11,8 @@ and the like, the latent `ability` is continuous, and the data are `answers`.
 Models with Gaussian latents have variances as parameters (`variance`, `uniquenesses`, and named
 ones such as `group_variance`), and `loadings` where latents are multiplied. Their latents, such as
 `factors` and `group_effects`, say `infer={"integrate": "gaussian"}`, and `ability` says
-`"quadrature"`: other inferences sample them.
+`"quadrature"`: other inferences sample them. So do the weights `u` of models with heavy tails,
+which are integrated as `"conjugate"`; their degrees of freedom are the parameter `df`.
 """
 
 from ember.models.counts import count_mixture
@@ -39,6 +40,7 @@ from ember.models.state_space import (
     local_level,
     local_linear_trend,
 )
+from ember.models.student_t import student_t_mixture, student_t_regression
 from ember.models.switching import hidden_markov_regression
 from ember.models.tomography import emission_tomography
 from ember.models.topics import topic_model
@@ -71,5 +73,7 @@ __all__ = [
     "poisson_mixture",
     "probabilistic_pca",
     "regression_mixture",
+    "student_t_mixture",
+    "student_t_regression",
     "topic_model",
 ]

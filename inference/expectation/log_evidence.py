@@ -261,7 +261,8 @@ class LogEvidence:
         Args:
             params: Current parameters; closed forms that depend on others read them.
             weights: For every factor, the posterior weight of each entry of its tensor.
-            naive: Whether to complete rows with missing entries by columns, not at ``params``.
+            naive: Whether to complete rows with missing entries by columns, not at ``params``, and
+                to take latents with conjugate priors to be what these say.
             moments: Those of the Gaussian latents of each component; those at ``params`` unless
                 given.
         """
@@ -272,7 +273,8 @@ class LogEvidence:
                 for key, eta in plan.starting_eta.items():
                     natural[key] = eta.expand(natural[key].shape).clone()
             other = plan.opaque.factor_log_probs(params)
-        leaves = [t.requires_grad_() for t in natural.values()]
+        members = {n: other[n].detach().requires_grad_() for n in plan.opaque.members}
+        leaves = [*(t.requires_grad_() for t in natural.values()), *members.values()]
         with torch.enable_grad():
             names = (factor.name for factor in plan.factors)
             assumed = {
@@ -282,7 +284,15 @@ class LogEvidence:
                 for component in plan.components
                 if moments is not None
             }
-            each = dict(zip(names, tensors(plan, natural, {**other, **assumed}), strict=True))
+            known = {**other, **members}
+            # Where discrete latents part the rows, what lies far from all of them had better weigh
+            # little from the start, as it does at the parameters' own.
+            if naive and not plan.latent_symbols:
+                assumed |= {
+                    component.factor.name: component.expected_log_prob(natural, known)
+                    for component in plan.conjugate
+                }
+            each = dict(zip(names, tensors(plan, natural, {**known, **assumed}), strict=True))
             # What is impossible has no weight, whatever a start has drawn.
             weights = {
                 name: torch.where(t.detach() <= 0.1 * IMPOSSIBLE, 0.0, weights[name])
@@ -290,11 +300,16 @@ class LogEvidence:
             }
             total = torch.stack([(weights[name] * t).sum() for name, t in each.items()]).sum()
             gradients = torch.autograd.grad(total, leaves) if leaves else ()
-        sums = {key: (plan.tied[key], g) for key, g in zip(natural, gradients, strict=True)}
+        sums = {key: (plan.tied[key], g) for key, g in zip(natural, gradients, strict=False)}
+        expected = dict(zip(members, gradients[len(natural) :], strict=True))
         for key in plan.residuals.lost(sums):
             sums[key] = plan.residuals.sums(plan.tied[key], params, weights)
         return self._statistics(
-            plan, params, float(total.detach()), sums, {name: weights[name] for name in other}
+            plan,
+            params,
+            float(total.detach()),
+            sums,
+            {name: expected[name] if name in expected else weights[name] for name in other},
         )
 
     def completed_on_nodes(

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from ember.inference.factors.conjugate.potentials import density_potentials
 from ember.inference.numerics.tape import Tape, record
 from ember.inference.parameters.computed_rows import node_input
 from ember.inference.reading.opaque import model_log_prob
 from ember.inference.reading.site import Site
 from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["OpaqueFactors", "OpaquePosterior"]
 
@@ -26,6 +29,8 @@ class OpaqueFactors:
         structure: A way to run the model.
         sites: All of them.
         factors: The names of those that are factors, in their order.
+        members: Those that are read through their potentials, by the latent with a conjugate prior
+            that they belong to.
         dependencies: The parameters that each site reads which only the model can evaluate.
         misread: Sites that are asked of the model although maps seemed to describe them.
         tape: What the model computes for those it is asked, recorded; None if it cannot be.
@@ -38,6 +43,7 @@ class OpaqueFactors:
     dependencies: Mapping[str, frozenset[str]]
     misread: frozenset[str]
     tape: Tape | None = None
+    members: tuple[str, ...] = ()
     nodes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def at(
@@ -67,12 +73,20 @@ class OpaqueFactors:
         structure = self.structure
         at = structure.at_nodes({n: inputs[node_input(n)] for n in structure.nodes})
         trace = at.trace({n: inputs[n] for n in structure.parameters})
-        return {name: model_log_prob(self.sites[name], trace) for name in names}
+        return {name: self._of_site(name, trace) for name in names}
 
     def factor_log_probs(self, params: Params) -> dict[str, Tensor]:
-        """The log probability of each factor, dims of size 1 dropped."""
-        asked = self.log_probs(params, [n for n in self.factors if self.sites[n].density is None])
+        """The log probability of each factor, dims of size 1 dropped; the potentials of members."""
+        names = (*self.factors, *self.members)
+        asked = self.log_probs(params, [n for n in names if self.sites[n].density is None])
         out: dict[str, Tensor] = {}
+        for name in self.members:
+            density = self.sites[name].density
+            if density is not None:
+                fn = density.distribution(params)
+                out[name] = density_potentials(self.sites[name], fn)
+            else:
+                out[name] = asked[name]
         for name in self.factors:
             site = self.sites[name]
             if site.density is not None:
@@ -83,7 +97,7 @@ class OpaqueFactors:
         return out
 
     def log_probs(self, params: Params, names: Sequence[str]) -> dict[str, Tensor]:
-        """Log probabilities that only the model knows: from its tape, or from another run."""
+        """What only the model knows, log probabilities or potentials: from its tape, or a run."""
         if not names:
             return {}
         if self.tape is not None:
@@ -91,12 +105,18 @@ class OpaqueFactors:
             with contextlib.suppress(RuntimeError):
                 return self.tape({**params, **self.nodes})
         trace = self.structure.trace(params)
-        return {name: model_log_prob(self.sites[name], trace) for name in names}
+        return {name: self._of_site(name, trace) for name in names}
+
+    def _of_site(self, name: str, trace: Trace) -> Tensor:
+        if name not in self.members:
+            return model_log_prob(self.sites[name], trace)
+        return density_potentials(self.sites[name], unwrap(trace.nodes[name]["fn"]).base)
 
     @property
     def asks_the_model(self) -> bool:
         """Whether a factor is evaluated by running the model, or by playing back its tape."""
-        return any(self.sites[name].density is None for name in self.factors)
+        names = (*self.factors, *self.members)
+        return any(self.sites[name].density is None for name in names)
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,12 +48,15 @@ def features(plan: Plan) -> dict[str, Tensor]:
 
 
 def _readers(plan: Plan) -> Iterator[tuple[Site, tuple[str, ...]]]:
-    """All sites with the dims on which they depend, those of Gaussian components among them."""
+    """All sites with the dims on which they depend, those of components among them."""
     for factor in plan.factors:
         if factor.name in plan.sites:
             yield plan.sites[factor.name], factor.dims
     for component in plan.components:
         for name, symbols in component.sites.items():
+            yield plan.sites[name], symbols
+    for integrated in plan.conjugate:
+        for name, symbols in integrated.sites.items():
             yield plan.sites[name], symbols
 
 

@@ -67,7 +67,7 @@ __all__ = ["Init", "has_states", "params_from", "start_kinds", "starting_params"
 
 Init = str | Mapping[str, Tensor] | Callable[..., Mapping[str, Tensor]]
 BLEND = 0.05  # share of the uniform in a k-means start: a probability of exactly 0 would stay 0
-COMPLETIONS = 3  # of rows with missing entries, the responsibilities being as they are
+COMPLETIONS = 3  # of what else is latent, the responsibilities being as they are
 FROM_DATA = ("windows", "random")  # kinds whose labels say how a chain moves
 SAME = 1e-9  # difference of log probabilities of states that a start has left alike
 STAY = 0.9  # weight of staying at other kinds, the rest goes to all states alike
@@ -136,7 +136,7 @@ def _from_responsibilities(
 ) -> dict[str, Tensor]:
     if not plan.structure.latent:
         params = _apart(plan, params)
-        if not plan.has_gaps and not plan.components:
+        if not plan.has_gaps and not plan.components and not plan.conjugate:
             return params
         try:
             return _completed(plan, params, _weighed(plan, {}, varied), varied)
@@ -217,10 +217,10 @@ def _completed(
     weights: Mapping[str, Tensor],
     varied: bool = False,
 ) -> dict[str, Tensor]:
-    """One M-step; where rows have gaps, a few more, each completing them given the last."""
+    """One M-step; where more than that is latent, a few more, each completing it given the last."""
     moments = starting_moments(plan, params, varied)
     moved = MStep.of(plan)(LogEvidence.of(plan).completed(params, weights, True, moments))
-    for _ in range(COMPLETIONS if plan.has_gaps else 0):
+    for _ in range(COMPLETIONS if plan.has_gaps or plan.conjugate else 0):
         moved = MStep.of(plan)(LogEvidence.of(plan).completed(moved, weights))
     return moved
 

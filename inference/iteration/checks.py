@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.families.conjugate_latents import conjugate_family
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.plan.ownership import sets_of_parameters
 from ember.inference.plan.plan import Plan
@@ -16,11 +17,12 @@ from ember.inference.reading.gaussian.candidates import is_gaussian
 from ember.inference.reading.held import prior_sources
 from ember.inference.reading.matching.arguments import probe_values
 from ember.inference.reading.nodes import can_be_on_nodes
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = [
-    "all_gaussian",
     "check_local_parameters",
     "check_rows",
+    "integrable",
     "local_parameters",
     "warn_of_cuts",
 ]
@@ -99,7 +101,7 @@ def check_local_parameters(plan: Plan, local: Mapping[str, str], why: str) -> No
     """
     for name, other in local.items():
         grid = ""
-        if can_be_on_nodes(_priors_of(plan, [name])[0]):
+        if can_be_on_nodes(_priors_of(plan, [name])[name]):
             grid = f"pass integrate={{'{name}': 'quadrature'}} to integrate it on a grid of nodes, "
         raise ValueError(
             f"continuous site '{name}' has one value for each row and shares a factor with "
@@ -109,16 +111,24 @@ def check_local_parameters(plan: Plan, local: Mapping[str, str], why: str) -> No
         )
 
 
-def all_gaussian(plan: Plan, names: Iterable[str]) -> bool:
-    """Whether parameters have priors of the kind that can be integrated exactly."""
-    return all(is_gaussian(fn) for fn in _priors_of(plan, names))
+def integrable(plan: Plan, names: Iterable[str]) -> dict[str, str] | None:
+    """How parameters can be integrated exactly by the kinds of their priors; None if one cannot."""
+    how: dict[str, str] = {}
+    for name, fn in _priors_of(plan, names).items():
+        if is_gaussian(fn):
+            how[name] = "gaussian"
+        elif conjugate_family(unwrap(fn).base) is not None:
+            how[name] = "conjugate"
+        else:
+            return None
+    return how
 
 
-def _priors_of(plan: Plan, names: Iterable[str]) -> list[Distribution]:
+def _priors_of(plan: Plan, names: Iterable[str]) -> dict[str, Distribution]:
     """The distributions of parameter sites, at the start."""
     start = {name: parameter.start for name, parameter in plan.structure.parameters.items()}
     nodes = plan.structure.run(start).nodes
-    return [nodes[name]["fn"] for name in names]
+    return {name: nodes[name]["fn"] for name in names}
 
 
 def _is_of_rows(plan: Plan, name: str) -> bool:

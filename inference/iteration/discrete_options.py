@@ -10,14 +10,15 @@ __all__ = ["check_discrete_options"]
 def check_discrete_options(plan: Plan, assignment: str, anneal: Sequence[float]) -> None:
     """Refuses hard assignment and annealing of latents that they are not about.
 
-    Beside discrete latents both are meant for these: Gaussian latents stay integrated, and the
-    discrete ones take their most probable value, or have their posterior flattened. Nodes are
+    Beside discrete latents both are meant for these: what is integrated exactly stays so, and
+    the discrete ones take their most probable value, or have their posterior flattened. Nodes are
     states to the elimination: it can flatten their posterior, but should not choose one of them.
 
     Raises:
         ValueError: Naming the continuous latent.
     """
-    alone = [] if plan.latent_symbols else [*plan.structure.gaussian]
+    exact = [*plan.structure.gaussian, *plan.structure.conjugate]
+    alone = [] if plan.latent_symbols else exact
     for name in [*plan.structure.nodes, *alone] if assignment == "hard" else []:
         raise ValueError(
             "assignment='hard' takes the most probable value of discrete latents, but the latent "
@@ -27,5 +28,5 @@ def check_discrete_options(plan: Plan, assignment: str, anneal: Sequence[float])
     for name in alone if anneal else []:
         raise ValueError(
             f"anneal=... flattens the posterior of latents that are summed over, but '{name}' is "
-            "Gaussian and integrated exactly; leave it out and use restarts=... instead."
+            "continuous and integrated exactly; leave it out and use restarts=... instead."
         )

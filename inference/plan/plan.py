@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ember.inference.factors.chain import Chain
+from ember.inference.factors.conjugate.component import ConjugateComponent
 from ember.inference.factors.factor import CompiledFactor, Factor, Scale
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.factors.opaque import OpaqueFactors
@@ -55,6 +56,7 @@ class Plan(Memo):
         prior: The prior of the parameters.
         opaque: The sites without sufficient statistics.
         components: Gaussian latents with the sites that read them.
+        conjugate: Latents with conjugate priors, each with the sites that read it.
         ties: What each site in exponential-family form is tied to.
         residuals: Normal sites by their residuals, for where sufficient statistics lose digits.
         sizes: The size of every dim.
@@ -79,6 +81,7 @@ class Plan(Memo):
     prior: Prior
     opaque: OpaqueFactors
     components: tuple[GaussianComponent, ...]
+    conjugate: tuple[ConjugateComponent, ...]
     ties: dict[str, TieKey]
     residuals: ResidualFactors
     sizes: dict[str, int]
@@ -123,7 +126,7 @@ class Plan(Memo):
     @property
     def is_incomplete(self) -> bool:
         """Whether something is latent: sites, parts of rows, or counts seen only in sums."""
-        latent = bool(self.structure.latent) or bool(self.components)
+        latent = bool(self.structure.latent or self.components or self.conjugate)
         return latent or self.has_gaps or bool(self.superposed_parameters())
 
     @property
@@ -157,7 +160,11 @@ class Plan(Memo):
 
     def opaque_sites(self) -> list[str]:
         """Sites without sufficient statistics: their parameters have no closed form."""
-        factors = [n for n, s in self.sites.items() if n not in self.compiled and not s.slots]
+        factors = [
+            name
+            for name, site in self.sites.items()
+            if name not in self.compiled and (site.is_plain or site.form is None)
+        ]
         return factors + [name for name, prior in self.priors.items() if prior.tied is None]
 
     def dependencies(self, name: str) -> frozenset[str]:

@@ -42,6 +42,11 @@ class NodePosterior:
     probs: Tensor
 
     @property
+    def batch_shape(self) -> torch.Size:
+        """The sizes of the plates."""
+        return self.probs.shape[:-1]
+
+    @property
     def mean(self) -> Tensor:
         """Posterior means, ``(*plates)`` or ``(*plates, D)``."""
         return self.probs @ self.nodes
@@ -69,8 +74,7 @@ class NodePosterior:
         return second - mean.unsqueeze(-1) * mean.unsqueeze(-2)
 
     def __repr__(self) -> str:
-        plates = tuple(self.probs.shape[:-1])
-        return f"NodePosterior({len(self.nodes)} nodes, batch_shape={plates})"
+        return f"NodePosterior({len(self.nodes)} nodes, batch_shape={tuple(self.batch_shape)})"
 
 
 def values_of_nodes(plan: Plan, params: Params, name: str) -> Tensor:

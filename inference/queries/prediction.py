@@ -9,6 +9,8 @@ from ember.inference.expectation.posterior import marginals
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.plan.plan import Plan
+from ember.inference.queries.conjugate.moments import EntryPosteriors
+from ember.inference.queries.conjugate.posterior import conjugate_posterior
 from ember.inference.queries.gaussian.draws import component_draws, state_draws
 from ember.inference.queries.gaussian.moments import ComponentPosterior, entries_of
 from ember.inference.queries.impossible import blank
@@ -44,7 +46,7 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
 def _shown(plan: Plan) -> list[str]:
     """The latent sites, those of a chain's steps by their common name."""
     structure = plan.structure
-    names = [*structure.latent, *structure.gaussian]
+    names = [*structure.latent, *structure.gaussian, *structure.conjugate]
     return list(dict.fromkeys((n in structure.steps and base_name(n)) or n for n in names))
 
 
@@ -57,7 +59,7 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tens
         ValueError: If the model has no latent sites.
     """
     latents = list(plan.structure.latent)
-    if not latents and not plan.components:
+    if not latents and not plan.components and not plan.conjugate:
         raise ValueError("the model has no latent sites to predict.")
     # Next to latents on nodes, which are integrated out, a discrete one has its own mode.
     best = marginals(plan, params, latents, maximum=not plan.on_nodes) if latents else {}
@@ -74,6 +76,10 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tens
     for component in plan.components:
         mean = ComponentPosterior.of(plan, params, component).mean
         values |= _of_component(plan, component, mean, leading)
+    for name in plan.structure.conjugate:
+        found = conjugate_posterior(plan, params, name)
+        assert found is not None
+        values |= _of_conjugate(plan, name, found.mean, (), leading)
     joined = stack(values, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined
 
@@ -86,7 +92,7 @@ def latent_samples(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str
     Raises:
         ValueError: If the model has no latent sites.
     """
-    if not plan.structure.latent and not plan.components:
+    if not plan.structure.latent and not plan.components and not plan.conjugate:
         raise ValueError("the model has no latent sites to draw.")
     values: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -102,6 +108,9 @@ def latent_samples(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str
         for component in plan.components:
             entries = drawn[component.factor.name]
             values |= _of_component(plan, component, entries, leading)
+        for integrated in plan.conjugate:
+            entries = EntryPosteriors.of(plan, params, integrated).draw(states, n)
+            values |= _of_conjugate(plan, integrated.latent, entries, (n,), leading)
     return stack(values, leading, plan.structure.steps)
 
 
@@ -124,6 +133,15 @@ def _of_component(
         values[name] = entries[..., entries_of(plan, component, [name])]
         leading[name] = values[name].dim() - plan.sites[name].event_dim
     return values
+
+
+def _of_conjugate(
+    plan: Plan, name: str, entries: Tensor, lead: tuple[int, ...], leading: dict[str, int]
+) -> dict[str, Tensor]:
+    """The same of a latent with a conjugate prior, whose entries have ``lead`` before them."""
+    value = entries.reshape(*lead, *plan.sites[name].value.shape)
+    leading[name] = value.dim() - plan.sites[name].event_dim
+    return {name: value}
 
 
 def _support(plan: Plan, name: str) -> Tensor:
@@ -168,7 +186,12 @@ def _drawn(plan: Plan) -> list[str]:
     channels = [name for name in structure.observed if structure.is_channel(name)]
     return [
         name
-        for name in (*structure.latent, *structure.gaussian, *structure.observed)
+        for name in (
+            *structure.latent,
+            *structure.gaussian,
+            *structure.conjugate,
+            *structure.observed,
+        )
         if plan.sites[name].value.numel() and name not in channels
     ]
 

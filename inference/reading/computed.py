@@ -22,6 +22,7 @@ from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import unexpanded
 from ember.inference.numerics.tape import Tape, record
 from ember.inference.parameters.computed_rows import ComputedRows, node_input
+from ember.inference.reading.checks.sites import batch_shape
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import TraceNode, plates_of, symbols_of
 from ember.inference.reading.unwrapping import given_arguments, unwrap
@@ -40,7 +41,10 @@ def is_below_nodes(name: str, structure: Structure, nodes: Mapping[str, TraceNod
 
 def latents_on_nodes(name: str, structure: Structure, nodes: Mapping[str, TraceNode]) -> list[str]:
     """The latents on nodes in a site: itself if it is one, and those with which it varies."""
-    known = set(symbols_of(nodes[name]).values())
+    node = nodes[name]
+    shape = batch_shape(name, node)
+    # The site may know of dims along which it does not vary.
+    known = {s for dim, s in symbols_of(node).items() if -dim <= len(shape) and shape[dim] > 1}
     return [n for n in structure.nodes if nodes[n]["infer"]["_enumerate_symbol"] in known]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Size, Tensor
 
+from ember.inference.families.conjugate_latents import conjugate_family
 from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.inputs.shelter import Promoted
 from ember.inference.parameters.parameter import Parameter
@@ -35,6 +36,7 @@ from ember.inference.reading.roles import (
 from ember.inference.reading.runs import At, is_continuous, statements
 from ember.inference.reading.structure import Structure, signature_of
 from ember.inference.reading.trace import Trace, TraceNode, plates_of, record
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["read_structure"]
 
@@ -77,7 +79,7 @@ def read_structure(
     structure = Structure(
         model, arguments, roles.parameters, tuple(roles.latent), tuple(roles.observed),
         roles.nesting, roles.plates, steps, tuple(roles.composites), partly=partly,
-        gaussian=roles.gaussian, nodes=roles.nodes,
+        gaussian=roles.gaussian, conjugate=roles.conjugate, nodes=roles.nodes,
     )  # fmt: skip
     structure = _with_held(structure, plain, conditioned)
     structure = _with_found(structure, plain, integrate or {})
@@ -150,6 +152,7 @@ class _Roles:
     parameters: dict[str, Parameter] = field(default_factory=dict)
     latent: list[str] = field(default_factory=list)
     gaussian: dict[str, Size] = field(default_factory=dict)
+    conjugate: dict[str, Tensor] = field(default_factory=dict)
     observed: list[str] = field(default_factory=list)
     plates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     composites: list[Composite] = field(default_factory=list)
@@ -180,6 +183,11 @@ def _assign(plain: Trace, model: Model, integrate: Mapping[str, object]) -> _Rol
             roles.parameters[name] = sample_parameter(name, site, roles.plates[name])
         elif role == "gaussian":
             roles.gaussian[name] = site["value"].shape
+            check_declared(name, site)
+        elif role == "conjugate":
+            family = conjugate_family(unwrap(site["fn"]).base)
+            assert family is not None
+            roles.conjugate[name] = family.origin(site["value"].shape)
             check_declared(name, site)
         elif role in ("latent", "nodes"):
             roles.latent.append(name)

@@ -44,8 +44,8 @@ class At(Messenger):
         given: Other values for some observed sites.
         held: Observed sites that are never drawn: parameters held at a value.
         partly: Sites that are observed in part.
-        integrated: Gaussian latents, with the shapes of their values. In a run they are zero, or
-            where ``params`` says; where data are drawn, they are drawn as well.
+        integrated: Continuous latents, with the values that they have in a run unless ``params``
+            says otherwise; where data are drawn, they are drawn as well.
         nodes: The nodes of continuous latents, which are enumerated; these are drawn with the data
             as well.
 
@@ -63,7 +63,7 @@ class At(Messenger):
         given: Mapping[str, Tensor] | None = None,
         held: Collection[str] = (),
         partly: Partly | None = None,
-        integrated: Mapping[str, torch.Size] | None = None,
+        integrated: Mapping[str, Tensor] | None = None,
         nodes: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -102,8 +102,7 @@ class At(Messenger):
             self._enumerate(msg)
         elif name in self.integrated:
             if not self.draw_data:
-                zero = torch.zeros(self.integrated[name])
-                msg["value"] = self.params.get(name, zero)
+                msg["value"] = self.params.get(name, self.integrated[name])
         else:
             # A site with a value is not drawn. It is not "done" either: Pyro's enumeration passes
             # over such sites, and would not know of a parameter inside pyro.markov when a later

@@ -3,7 +3,7 @@
 *observed* sites have data, *latent* sites are integrated in the E-step, *parameter* sites are
 maximised in the M-step. By default discrete unobserved sites are latent (as under Pyro's
 ``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters,
-unless they are integrated: as Gaussian latents, exactly, or on nodes.
+unless they are integrated: exactly, as Gaussian latents or by conjugate priors, or on nodes.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from pyro import poutine, validation_enabled
 from torch import Size, Tensor
 
@@ -44,9 +45,10 @@ class SiteSignature(NamedTuple):
 class Structure:
     """The roles of a model's sites for one shape of data, and a way to run the model again.
 
-    ``gaussian`` holds the Gaussian latents with the shapes of their values; ``found`` those of them
-    that no mark asks for, with the reason why they are latent. ``nodes`` holds the latents on
-    nodes, which are among those of ``latent``.
+    ``gaussian`` holds the Gaussian latents with the shapes of their values, ``conjugate`` those
+    with conjugate priors, with values that change nothing; ``found`` those of them that no mark
+    asks for, with the reason why they are latent. ``nodes`` holds the latents on nodes, which are
+    among those of ``latent``.
     """
 
     model: Model
@@ -62,6 +64,7 @@ class Structure:
     loops: tuple[Loop, ...] = ()
     partly: Partly = field(default_factory=Partly)
     gaussian: Mapping[str, Size] = field(default_factory=dict)
+    conjugate: Mapping[str, Tensor] = field(default_factory=dict)
     found: Mapping[str, str] = field(default_factory=dict)
     nodes: Mapping[str, Nodes] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
@@ -69,8 +72,15 @@ class Structure:
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the latent and observed sites, in the model's order."""
-        wanted = {*self.latent, *self.gaussian, *self.observed, *(c.initial for c in self.chains)}
+        integrated = {*self.latent, *self.gaussian, *self.conjugate}
+        wanted = {*integrated, *self.observed, *(c.initial for c in self.chains)}
         return tuple(name for name in self.plates if name in wanted)
+
+    @property
+    def origins(self) -> dict[str, Tensor]:
+        """The continuous latents, with the values at which the model is read."""
+        zeros = {name: torch.zeros(shape) for name, shape in self.gaussian.items()}
+        return {**zeros, **self.conjugate}
 
     @property
     def chains(self) -> tuple[Composite | Loop, ...]:
@@ -99,6 +109,7 @@ class Structure:
         parameters = (name for name, p in self.parameters.items() if p.has_prior)
         return {
             **dict.fromkeys(self.gaussian, "gaussian"),
+            **dict.fromkeys(self.conjugate, "conjugate"),
             **{name: nodes.rule for name, nodes in self.nodes.items()},
             **dict.fromkeys(parameters),
         }
@@ -134,7 +145,7 @@ class Structure:
             fix_latents=True,
             first=first,
             partly=self.partly,
-            integrated=self.gaussian,
+            integrated=self.origins,
             nodes=self._values,
         )
         with validation_enabled(False), at, Promoted():
@@ -158,7 +169,7 @@ class Structure:
                 params,
                 given=given or {},
                 partly=self.partly,
-                integrated=self.gaussian,
+                integrated=self.origins,
                 nodes=self._values,
             ),
             Promoted(),
@@ -174,7 +185,7 @@ class Structure:
 
     def run(self, params: Mapping[str, Tensor]) -> Trace:
         """Runs the model plainly at ``params``, every latent site at its first value."""
-        at = At(params, fix_latents=True, integrated=self.gaussian)
+        at = At(params, fix_latents=True, integrated=self.origins)
         with validation_enabled(False), at, Promoted():
             return record(self.model, self.arguments)
 
@@ -185,7 +196,7 @@ class Structure:
             draw_data=True,
             held=self.held,
             partly=self.partly,
-            integrated=self.gaussian,
+            integrated=self.origins,
             nodes=self._values,
         )
         with at, Promoted():

@@ -258,9 +258,9 @@ def _check_sites(guide: GuideFunction, plan: Plan, guided: list[str]) -> None:
                 f"SVI(model, integrate={{'{name}': 'gaussian'}})."
             )
     for name, site in sites.items():
-        if name in plan.structure.latent:
+        if name in plan.structure.latent or name in plan.structure.conjugate:
             raise ValueError(
-                f"the guide samples the latent site '{name}', which is summed out exactly; hide "
+                f"the guide samples the latent site '{name}', which is integrated out; hide "
                 "it from the guide with poutine.block."
             )
         if not site["fn"].has_rsample:

@@ -6,17 +6,21 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 from torch.distributions.constraints import positive
 
 from ember.inference import EM, SVI
+from ember.inference.inputs.shelter import sheltered
 
 EXACTLY: Any = {"integrate": "gaussian"}
 ON_NODES: Any = {"integrate": "quadrature"}
+CONJUGATE: Any = {"integrate": "conjugate"}
 GROUPS = torch.arange(24) % 4
 GENERATOR = torch.Generator().manual_seed(3)
 Y = torch.randn(24, generator=GENERATOR) + 1.5 * torch.randn(4, generator=GENERATOR)[GROUPS]
 COUNTS = torch.poisson(torch.randn(30, generator=GENERATOR).exp(), generator=GENERATOR)
+X = torch.randn(40, generator=GENERATOR) / torch.rand(40, generator=GENERATOR).sqrt()
 
 
 def effects(y: Tensor) -> None:
@@ -39,41 +43,66 @@ def rates(counts: Tensor) -> None:
         pyro.sample("counts", dist.Poisson(rate.exp()), obs=counts)
 
 
+def tails(x: Tensor) -> None:
+    """Student's t: the weights of the rows have conjugate priors."""
+    middle = pyro.param("middle", torch.tensor(0.0))
+    size = pyro.param("size", torch.tensor(1.0), constraint=positive)
+    with pyro.plate("points", len(x)):
+        w = pyro.sample("w", dist.Gamma(2.0, 2.0), infer=CONJUGATE)
+        pyro.sample("x", dist.Normal(middle, size / w.sqrt()), obs=x)
+
+
 def both(y: Tensor, counts: Tensor) -> None:
     effects(y)
     rates(counts)
 
 
-def test_a_gaussian_latent_and_one_on_nodes_are_integrated_as_if_alone() -> None:
-    one, other = EM(effects, "mle", seed=0).fit(Y), EM(rates, "mle", seed=0).fit(COUNTS)
-    fit = EM(both, "mle", seed=0).fit(Y, COUNTS)
-    assert fit.log_likelihood == pytest.approx(one.log_likelihood + other.log_likelihood, abs=1e-6)
-    for name, value in {**one.params, **other.params}.items():
-        assert fit.params[name].numpy() == pytest.approx(value.numpy(), abs=1e-4)
+def every(y: Tensor, counts: Tensor, x: Tensor) -> None:
+    both(y, counts)
+    tails(x)
+
+
+def test_latents_of_three_kinds_are_integrated_as_if_alone() -> None:
+    alone = {
+        "u": EM(effects, "mle", seed=0).fit(Y),
+        "rate": EM(rates, "mle", seed=0).fit(COUNTS),
+        "w": EM(tails, "mle", seed=0).fit(X),
+    }
+    fit = EM(every, "mle", seed=0).fit(Y, COUNTS, X)
+    total = sum(each.log_likelihood for each in alone.values())
+    assert fit.log_likelihood == pytest.approx(total, abs=1e-6)
+    for each in alone.values():
+        for name, value in each.params.items():
+            assert fit.params[name].numpy() == pytest.approx(value.numpy(), abs=2e-4)
     roles = fit.plan.structure
     assert [*roles.gaussian] == ["u"]
     assert [*roles.nodes] == ["rate"]
-    for alone, name in ((one, "u"), (other, "rate")):
-        found, wanted = fit.posterior(name), alone.posterior(name)
-        assert found.mean.numpy() == pytest.approx(wanted.mean.numpy(), abs=1e-4)
-        assert found.stddev.numpy() == pytest.approx(wanted.stddev.numpy(), abs=1e-4)
-        assert fit.predict()[name].numpy() == pytest.approx(wanted.mean.numpy(), abs=1e-4)
+    assert [*roles.conjugate] == ["w"]
+    for name, by_itself in alone.items():
+        found, wanted = fit.posterior(name), by_itself.posterior(name)
+        assert found.mean.numpy() == pytest.approx(wanted.mean.numpy(), abs=2e-4)
+        assert found.stddev.numpy() == pytest.approx(wanted.stddev.numpy(), abs=2e-4)
+        assert fit.predict()[name].numpy() == pytest.approx(wanted.mean.numpy(), abs=2e-4)
     drawn = fit.latent_samples(4000, seed=0)
-    for name in ("u", "rate"):
+    for name in alone:
         found = fit.posterior(name)
         off = (drawn[name].mean(0) - found.mean) / found.stddev
         assert float(off.abs().max()) < 0.1
-    assert "integrated exactly (Gaussian" in str(EM(both).explain(Y, COUNTS))
-    assert "integrated on 61 nodes" in str(EM(both).explain(Y, COUNTS))
+    shown = str(EM(every).explain(Y, COUNTS, X))
+    assert "integrated exactly (Gaussian" in shown
+    assert "integrated exactly (conjugate: Gamma)" in shown
+    assert "integrated on 61 nodes" in shown
 
 
 def test_reading_the_model_again_gives_the_same_roles() -> None:
-    fit = EM(both, "mle", seed=0).fit(Y, COUNTS)
-    again = fit.plan_for((Y, COUNTS), {})
+    fit = EM(every, "mle", seed=0).fit(Y, COUNTS, X)
+    with sheltered():
+        again = fit.plan_for((Y, COUNTS, X), {})
     assert [*again.structure.gaussian] == ["u"]
+    assert [*again.structure.conjugate] == ["w"]
     assert [*again.structure.nodes] == ["rate"]
     wishes = fit.plan.structure.wishes
-    assert wishes["u"] == "gaussian"
+    assert (wishes["u"], wishes["w"]) == ("gaussian", "conjugate")
     assert wishes["rate"] == fit.plan.structure.nodes["rate"].rule
 
 
@@ -90,6 +119,8 @@ def test_a_guide_covers_both_or_either() -> None:
         part = SVI(both, integrate=asked, **options).fit(Y, COUNTS)
         assert part.guide is not None
         assert part.guide.covered == (left,)
+    with pytest.raises(ValueError, match="'w', which is integrated out; hide"):
+        SVI(tails, guide=AutoNormal(tails), steps=1).fit(X)
     exact = SVI(both, integrate={"u": "gaussian", "rate": "quadrature"}, **options).fit(Y, COUNTS)
     assert float(exact.history[0]) == pytest.approx(em.log_posterior, abs=1e-6)
 
@@ -111,15 +142,44 @@ def below(y: Tensor) -> None:
         pyro.sample("y", dist.Poisson(v.exp()), obs=y.abs().round())
 
 
-@pytest.mark.parametrize(("model", "site"), [(meeting, "y"), (below, "v")])
-def test_where_they_meet_is_refused_in_a_sentence(model: Any, site: str) -> None:
-    message = f"site '{site}' meets the Gaussian latent 'u' and the latent 'v', which is on nodes"
-    with pytest.raises(ValueError, match=message + ".*integrate={'u': 'quadrature'}"):
+def weighed(y: Tensor) -> None:
+    """Normal data that read a latent on nodes, and one with a conjugate prior."""
+    with pyro.plate("rows", len(y)):
+        v = pyro.sample("v", dist.Normal(0.0, 1.0), infer=ON_NODES)
+        u = pyro.sample("u", dist.Gamma(2.0, 2.0), infer=CONJUGATE)
+        pyro.sample("y", dist.Normal(v, u.rsqrt()), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "site", "remedy"),
+    [
+        (meeting, "y", "Put both on nodes .integrate={'u': 'quadrature'}"),
+        (below, "v", "Put both on nodes .integrate={'u': 'quadrature'}"),
+        (weighed, "y", "Estimate one as a parameter .integrate={'u': None}"),
+    ],
+)
+def test_where_they_meet_is_refused_in_a_sentence(model: Any, site: str, remedy: str) -> None:
+    message = f"site '{site}' meets the latent 'u', which is integrated exactly, and the latent 'v'"
+    with pytest.raises(ValueError, match=message + ", which is on nodes.*" + remedy):
         EM(model).fit(Y)
+
+
+def shifted(y: Tensor) -> None:
+    """Normal data that read a Gaussian latent, and one with a conjugate prior."""
+    with pyro.plate("groups", 4):
+        v = pyro.sample("v", dist.Normal(0.0, 1.0), infer=EXACTLY)
+    with pyro.plate("rows", len(y)):
+        u = pyro.sample("u", dist.Gamma(2.0, 2.0), infer=CONJUGATE)
+        pyro.sample("y", dist.Normal(v[GROUPS], u.rsqrt()), obs=y)
+
+
+def test_a_gaussian_latent_and_one_with_a_conjugate_prior_in_one_site_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"site 'y' reads the latents 'u' and 'v'.*parameter"):
+        EM(shifted).fit(Y)
 
 
 def test_hard_assignment_is_refused_of_either() -> None:
     with pytest.raises(ValueError, match=r"assignment='hard'.*'rate' is continuous"):
         EM(both, assignment="hard").fit(Y, COUNTS)
-    with pytest.raises(ValueError, match=r"anneal=.*'u' is Gaussian"):
+    with pytest.raises(ValueError, match=r"anneal=.*'u' is continuous"):
         EM(effects, anneal=(0.5,)).fit(Y)

@@ -42,7 +42,8 @@ def can_batch_steps(plan: Plan) -> bool:
 
     The nodes of a continuous latent are in other places for each start.
     """
-    latent = (bool(plan.structure.latent) or plan.has_gaps) and not plan.on_nodes
+    latent = bool(plan.structure.latent) or plan.has_gaps or bool(plan.conjugate)
+    latent = latent and not plan.on_nodes
     return latent and bool(plan.structure.parameters) and not plan.superposed_parameters()
 
 

@@ -103,7 +103,8 @@ def _reading(
     structure: Structure, params: Params, trace: Trace, sites: Sequence[str], names: Sequence[str]
 ) -> dict[str, list[str]]:
     """The latents that each site reads, which only the location of a normal one may."""
-    by_site = readers(structure, params, [*sites, *names])
+    origins = {name: structure.origins[name] for name in structure.gaussian}
+    by_site = readers(structure, params, [*sites, *names], origins)
     for name in names:
         if by_site[name]:
             raise NotIntegrable(_refusal(name, by_site[name][0], "it is the prior of a parameter"))
