@@ -7,6 +7,7 @@ from ember.inference.fit import Fit
 from ember.inference.numerics import (
     positive_definite as _constraints,  # registers a bijection for Wishart sites
 )
+from ember.inference.numerics.quadrature import Quadrature
 from ember.inference.plan.statistics import Statistics
 from ember.inference.selection import Selection, select
 from ember.inference.svi import SVI
@@ -16,6 +17,7 @@ __all__ = [
     "SVI",
     "Comparison",
     "Fit",
+    "Quadrature",
     "Selection",
     "Statistics",
     "align",

@@ -15,7 +15,6 @@ from ember.inference.alignment import align
 from ember.inference.fit import Fit
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.plan.building import build_plan
-from ember.inference.queries.new_data import roles_of
 from ember.inference.reading.sequences import base_name
 from ember.inference.reports.drawing.comparison import draw_fits
 from ember.inference.reports.summary import entry_label, named_labels
@@ -153,7 +152,7 @@ def _covered(fits: Mapping[str, Fit]) -> list[str]:
     folded = dict.fromkeys(base_name(n) or n for n in latents) if len(latents) > 3 else latents
     shown = ", ".join(f"'{latent}'" for latent in folded)
     text = (
-        "Log likelihood: Gaussian latents integrated out, for every method. The guide of "
+        "Log likelihood: continuous latents integrated out, for every method. The guide of "
         f"{methods} covers {shown}, so what it climbed is a bound that lies below."
     )
     return [textwrap.fill(text, WIDTH)]
@@ -207,7 +206,7 @@ def _log_prior(fit: Fit) -> float:
     if plan.objective != "map":
         structure, misread = plan.structure, plan.opaque.misread
         plan = build_plan(
-            structure.model, structure.arguments, "map", roles_of(plan), misread=misread
+            structure.model, structure.arguments, "map", structure.wishes, misread=misread
         )
     with torch.no_grad():
         return float(plan.prior.log_prob(fit.params))

@@ -5,7 +5,7 @@ import functools
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +34,7 @@ from ember.inference.maximisation.m_step import MStep
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
+from ember.inference.queries.on_nodes import finer_rules, node_gaps, warning_of_gaps
 from ember.inference.queries.relabelling import in_canonical_order
 from ember.inference.reports.explanation import Explanation, explain
 
@@ -55,12 +56,14 @@ class EM:
         \qquad
         \text{M:}\quad \theta_{t+1} = \arg\max_\theta Q(\theta).
 
-    Discrete latent sites are summed out exactly. Gaussian ones are integrated exactly: ``Normal``
-    and ``MultivariateNormal`` sites marked ``infer={"integrate": "gaussian"}``, which other sites
-    read in weighted sums. Other continuous unobserved sites and ``pyro.param`` statements are
-    parameters: with ``objective="map"`` their priors count, as densities in the space in which the
-    model declares them (the same optimum as Pyro's ``AutoDelta``); with ``"mle"`` they are left
-    out. The objective never falls.
+    Discrete latent sites are summed out exactly. Continuous ones are integrated where they ask for
+    it or are found to be latent: exactly if they are Gaussian (``Normal`` and
+    ``MultivariateNormal`` sites that others read in weighted sums, ``infer={"integrate":
+    "gaussian"}``) or have conjugate priors (``"conjugate"``); on nodes if they ask for that
+    (``"quadrature"``). All other unobserved sites and ``pyro.param`` statements are parameters:
+    with ``objective="map"`` their priors count, as densities in the space in which the model
+    declares them (the same optimum as Pyro's ``AutoDelta``); with ``"mle"`` they are left out. The
+    objective never falls.
 
     NaN in the data (or a masked entry of an array, or pandas' ``NA``) stands for an entry that is
     missing at random, and drops out of the likelihood: of a multivariate normal row the density is
@@ -69,7 +72,9 @@ class EM:
     Args:
         model: A Pyro function (or ``PyroModule``) that takes the data.
         objective: "map" or "mle".
-        integrate: Per-site wishes that override the model's ``infer={"integrate": ...}``.
+        integrate: Per-site wishes that override the model's ``infer={"integrate": ...}``:
+            "gaussian", "conjugate", "quadrature" or a ``Quadrature`` for a continuous latent, None
+            for a parameter.
         init: "kmeans", "points", "random", "hierarchical", "prior", for chains also "sticky"
             (levels of the data, states that last) and "windows" (see
             ``initialisation/starting_params.py``), a dict of parameters (constrained; may be
@@ -245,6 +250,7 @@ class EM:
         began = time.perf_counter()
         with sheltered(self.seed, (args, kwargs)):
             run, misread = self._fit(self._options.read(args, kwargs), began), set[str]()
+            gaps: dict[str, float] = {}
             try:
                 # Where a model branches out of the probes' sight, its maps are wrong: begin anew.
                 while sites := run.plan.misread_sites(run.params):
@@ -254,10 +260,11 @@ class EM:
                     run = self._fit(self._options.read(args, kwargs, misread), began)
                 if misread:  # single steps need not find out again
                     self._kept.keep(run.plan, self._options)
+                run, gaps = self._on_enough_nodes(run, args, kwargs, misread, began)
                 run = self._in_order(run)
             except KeyboardInterrupt:
                 run = dataclasses.replace(run, stop=StopReason.INTERRUPTED)
-        fit = Fit.of(run).with_names(args, kwargs)
+        fit = dataclasses.replace(Fit.of(run), node_gaps=gaps).with_names(args, kwargs)
         if fit.warning:
             warnings.warn(fit.warning, RuntimeWarning, stacklevel=2)
         return dataclasses.replace(fit, seconds=time.perf_counter() - began)
@@ -283,6 +290,28 @@ class EM:
         if self.escape and best.converged:
             best = split_and_merge(plan, best, lambda start: run(Trajectory(start, began)), close)
         return dataclasses.replace(best, evaluations=best.evaluations + len(self.anneal))
+
+    def _on_enough_nodes(
+        self,
+        run: Run,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        misread: Collection[str],
+        began: float,
+    ) -> tuple[Run, dict[str, float]]:
+        """Goes on with more nodes where the integral of some row has not settled; and the gaps."""
+        integrate = dict(self.integrate)
+        while True:
+            gaps = node_gaps(run.plan, run.params)
+            finer = finer_rules(run.plan, gaps)
+            if not finer or run.stop is StopReason.INTERRUPTED:
+                break
+            integrate.update(finer)
+            plan = self._options._replace(integrate=integrate).read(args, kwargs, misread)
+            again = self._run(plan, Trajectory(run.params, began))
+            run = again.after(run)
+        warning = run.warning or warning_of_gaps(run.plan, gaps)
+        return dataclasses.replace(run, warning=warning), gaps
 
     def _run(self, plan: Plan, way: Trajectory, limit: int | None = None) -> Run:
         """The run from one start."""

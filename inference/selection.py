@@ -89,6 +89,7 @@ class Selection:
 
 def select(
     model: Model,
+    /,
     *args: object,
     criterion: str = "bic",
     folds: int = 0,

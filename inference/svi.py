@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 import time
 import warnings
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
-from ember.inference.initialisation.starting_params import Init, starting_params
-from ember.inference.inputs.arguments import Arguments, Model, prepare
+from ember.inference.initialisation.starting_params import Init
+from ember.inference.inputs.arguments import Model, prepare
 from ember.inference.inputs.options import check_svi_options
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.checks import check_rows, warn_of_cuts
@@ -26,8 +27,14 @@ from ember.inference.iteration.progress import progress_bar
 from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
+from ember.inference.queries.on_nodes import node_gaps
 from ember.inference.variational.elbo import GuideFunction, NonFiniteLoss, PlanELBO
 from ember.inference.variational.gaussian_starts import gaussian_starts
+from ember.inference.variational.guided_latents import (
+    latents_to_guide,
+    starting_values,
+    with_guided_latents,
+)
 from ember.inference.variational.guides import (
     Guide,
     LearntGuide,
@@ -50,20 +57,20 @@ FINAL_RATE = 1e-4  # the learning rate after the last step, relative to the firs
 class SVI:
     r"""Fits a latent-variable model written in Pyro by ``pyro.infer.SVI``.
 
-    The guide ``q`` covers the parameters, and Gaussian latents as guides of Pyro do; discrete
-    latent sites are summed out exactly, as under ``TraceEnum_ELBO``. Stochastic gradient steps
-    raise the evidence lower bound
+    The guide ``q`` covers the parameters, and Gaussian latents and those on nodes as guides of Pyro
+    do; discrete latent sites are summed out exactly, as under ``TraceEnum_ELBO``, and so are
+    latents with conjugate priors. Stochastic gradient steps raise the evidence lower bound
 
     .. math:: \mathcal{L}(q) = \mathbb{E}_{q(\theta)}\bigl[\log p(x, \theta)
         - \log q(\theta)\bigr].
 
     With ``guide="delta"`` the bound is the log posterior density itself, so its optimum is EM's
-    with ``objective="map"``. Where it has Gaussian latents to cover, independent normals stand
+    with ``objective="map"``. Where it has continuous latents to cover, independent normals stand
     beside the delta, and the bound lies below the log posterior density by as much as the latents'
-    posterior differs from those; ``integrate={"site": "gaussian"}`` integrates them out exactly
+    posterior differs from those; ``integrate={"site": ...}`` integrates them out as EM does
     instead. ``fit.log_likelihood`` has all latents integrated out, whatever the guide covers. It
-    starts where EM starts, drawn inside where that is on the boundary
-    of a support. ``pyro.param`` statements of the model are optimised as well.
+    starts where EM starts, drawn inside where that is on the boundary of a support. ``pyro.param``
+    statements of the model are optimised as well.
 
     Args:
         model: A Pyro function (or ``PyroModule``) that takes the data.
@@ -79,9 +86,10 @@ class SVI:
         particles: Draws from the guide for each step.
         seed: Makes the run repeatable; the global random state is untouched either way.
         progress: Whether to show a progress bar.
-        integrate: Gaussian latents that are integrated out exactly, by ``{"site": "gaussian"}``,
-            instead of being covered by the guide; with None a site is a parameter. A guide of your
-            own says by what it samples which of them it covers.
+        integrate: Continuous latents that are integrated out, by ``{"site": "gaussian"}`` or
+            ``{"site": "quadrature"}`` as for ``EM``, instead of being covered by the guide; with
+            None a site is a parameter. A guide of your own says by what it samples which of them
+            it covers.
 
     Raises:
         TypeError: If an option has the wrong type.
@@ -137,9 +145,9 @@ class SVI:
 
         Returns:
             A ``Fit``. Its ``params`` are the delta's value, or the median of a normal guide;
-            ``log_likelihood`` and ``log_posterior`` are those of ``params``; ``history`` is the
-            evidence lower bound at the start and after each step. ``posterior_samples(n)`` draws
-            from the guide.
+            ``log_likelihood`` and ``log_posterior`` are those of ``params``, continuous latents
+            integrated out as in EM; ``history`` is the evidence lower bound at the start and after
+            each step. ``posterior_samples(n)`` draws from the guide.
 
         Raises:
             ValueError: If the model, its data or the guide cannot be handled; the message names
@@ -167,20 +175,25 @@ class SVI:
         began: float,
         misread: Collection[str] = (),
     ) -> Fit:
-        plan = build_plan(model, prepare(args, kwargs), "map", self.integrate, misread=misread)
+        marginal = build_plan(model, prepare(args, kwargs), "map", self.integrate, misread=misread)
+        asked = {name for name, how in self.integrate.items() if how is not None}
+        guided = latents_to_guide(self.guide, marginal, asked)
+        plan = with_guided_latents(marginal, guided)
         check_rows(plan)
         check_settable(plan)
         warn_of_cuts(plan, 4)
-        start = moved_inside(plan.structure.parameters, starting_params(plan, self.init))
-        asked = {name for name, how in self.integrate.items() if how == "gaussian"}
+        start, spread = starting_values(marginal, plan, self.init)
+        start = moved_inside(plan.structure.parameters, start)
         latents = gaussian_starts(plan, start, asked)
-        guide = make_guide(self.guide, plan, start, {n: mean for n, (mean, _) in latents.items()})
-        spread = {name: deviation for name, (_, deviation) in latents.items()}
-        return self._run(plan, guide, start, began, spread)
+        spread |= {name: deviation for name, (_, deviation) in latents.items()}
+        covered = {n: mean for n, (mean, _) in latents.items()} | {n: start[n] for n in guided}
+        guide = make_guide(self.guide, plan, start, covered)
+        return self._run(plan, marginal, guide, start, began, spread)
 
     def _run(
         self,
         plan: Plan,
+        marginal: Plan,
         guide: GuideFunction,
         start: Mapping[str, Tensor],
         began: float,
@@ -189,18 +202,20 @@ class SVI:
         declare(plan.structure.parameters, start)
         elbo = PlanELBO(plan, self.particles)
         optim = copy.deepcopy(self.optim) or self._default_optimiser(plan, guide, start, spread)
+        arguments = plan.structure.arguments
         svi = pyro.infer.SVI(
             config_enumerate(plan.structure.model),
-            guide,
+            # Bound here, an argument of the model's may have a name that Pyro uses too.
+            functools.partial(guide, *arguments.args, **arguments.kwargs),
             optim,
             loss=elbo.loss,
             loss_and_grads=elbo.loss_and_grads,
         )
-        history, times, reason = self._climb(svi, plan.structure.arguments, began)
-        return self._fit(plan, guide, history, times, reason, elbo.evaluations)
+        history, times, reason = self._climb(svi, began)
+        return self._fit(plan, marginal, guide, history, times, reason, elbo.evaluations)
 
     def _climb(
-        self, svi: pyro.infer.SVI, arguments: Arguments, began: float
+        self, svi: pyro.infer.SVI, began: float
     ) -> tuple[list[float], list[float], StopReason]:
         """Takes all steps: the bound where each begins and at the end, the times, and why it ended.
 
@@ -214,12 +229,12 @@ class SVI:
                 for _ in range(self.steps):
                     before = learnt()
                     # A step reports the bound where it begins.
-                    history.append(-svi.step(*arguments.args, **arguments.kwargs))
+                    history.append(-svi.step())
                     times.append(time.perf_counter() - began)
                     good = before
                     tick(history[-1])
                 last = learnt()
-                bound = -svi.evaluate_loss(*arguments.args, **arguments.kwargs)
+                bound = -svi.evaluate_loss()
                 if not math.isfinite(bound):
                     raise NonFiniteLoss
                 history.append(bound)
@@ -239,16 +254,18 @@ class SVI:
     def _fit(
         self,
         plan: Plan,
+        marginal: Plan,
         guide: GuideFunction,
         history: list[float],
         times: list[float],
         reason: StopReason,
         evaluations: int,
     ) -> Fit:
-        params = point_estimate(guide, plan)
+        every = point_estimate(guide, plan)
+        params = {name: every[name] for name in marginal.structure.parameters}
         with torch.no_grad():
-            log_likelihood = float(LogEvidence.of(plan)(params))
-            log_prior = float(plan.prior.log_prob(params))
+            log_likelihood = float(LogEvidence.of(marginal)(params))
+            log_prior = float(marginal.prior.log_prob(params))
         warning = ""
         if reason is StopReason.NON_FINITE:
             warning = f"{self.name}: {reason.value}; lower learning_rate or start elsewhere"
@@ -264,9 +281,10 @@ class SVI:
             times=torch.tensor(times, dtype=torch.float64),
             evaluations=evaluations,
             stop=reason,
-            plan=plan,
+            plan=marginal,
             warning=warning,
-            guide=LearntGuide(guide, values, plan),
+            guide=LearntGuide(guide, values, plan, marginal.on_nodes - plan.on_nodes),
+            node_gaps=node_gaps(marginal, params),
         )
 
     def _default_optimiser(

@@ -5,11 +5,14 @@ They run unchanged under every inference of Pyro and of Ember. Sites that hold p
 `coefficients` and `gating`, in counts `concentrations`, `inflation` and `occurrence`; latent ones
 are `assignment`, `structural` and, summed out inside the chains, `state`; the data are `x`, the
 response `y` of a regression, or the columns of a profile by their kind. In tomography the parameter
-is the `image` and the data are `counts`.
+is the `image` and the data are `counts`. Of item responses they are `discriminations`, `intercepts`
+and the like, the latent `ability` is continuous, and the data are `answers`.
 
 Models with Gaussian latents have variances as parameters (`variance`, `uniquenesses`, and named
 ones such as `group_variance`), and `loadings` where latents are multiplied. Their latents, such as
-`factors` and `group_effects`, say `infer={"integrate": "gaussian"}`: other inferences sample them.
+`factors` and `group_effects`, say `infer={"integrate": "gaussian"}`, and `ability` says
+`"quadrature"`: other inferences sample them. So do the weights `u` of models with heavy tails,
+which are integrated as `"conjugate"`; their degrees of freedom are the parameter `df`.
 """
 
 from ember.models.counts import count_mixture
@@ -24,6 +27,7 @@ from ember.models.hidden_markov import (
     hidden_markov_poisson,
 )
 from ember.models.hidden_markov_mixtures import hidden_markov_gaussian_mixture
+from ember.models.item_response import item_response
 from ember.models.kinship import animal_model
 from ember.models.latent_class import bernoulli_mixture, categorical_mixture
 from ember.models.mixed_models import linear_mixed_model
@@ -36,6 +40,7 @@ from ember.models.state_space import (
     local_level,
     local_linear_trend,
 )
+from ember.models.student_t import student_t_mixture, student_t_regression
 from ember.models.switching import hidden_markov_regression
 from ember.models.tomography import emission_tomography
 from ember.models.topics import topic_model
@@ -54,6 +59,7 @@ __all__ = [
     "hidden_markov_gaussian_mixture",
     "hidden_markov_poisson",
     "hidden_markov_regression",
+    "item_response",
     "latent_profile",
     "linear_gaussian_state_space",
     "linear_mixed_model",
@@ -67,5 +73,7 @@ __all__ = [
     "poisson_mixture",
     "probabilistic_pca",
     "regression_mixture",
+    "student_t_mixture",
+    "student_t_regression",
     "topic_model",
 ]

@@ -10,10 +10,16 @@ from torch import Tensor
 
 from ember.inference.command_line.model_data import ModelData, UsageError
 from ember.inference.fit import Fit
+from ember.inference.queries.conjugate.posterior import ConjugatePosterior
 from ember.inference.queries.gaussian.posterior import GaussianPosterior
+from ember.inference.queries.on_nodes import NodePosterior
 from ember.inference.reports.drawing.comparison import draw_fits
 
 __all__ = ["assigned_rows", "write", "write_fit"]
+
+
+CONTINUOUS = (GaussianPosterior, ConjugatePosterior, NodePosterior)
+Continuous = GaussianPosterior | ConjugatePosterior | NodePosterior
 
 
 def write_fit(fit: Fit, data: ModelData, path: Path) -> None:
@@ -57,13 +63,12 @@ def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
     """A table with the most probable value of every latent site, and the probability of each.
 
     The columns are called ``assignment``, ``assignment_probability_0``, ... after the site. In a
-    chain the values are those of the most probable path. Of a Gaussian latent they are the
+    chain the values are those of the most probable path. Of a continuous latent they are the
     posterior mean and standard deviation, ``level``, ``level_stddev``; of vectors those of each
     entry, ``factors_0``, ``factors_0_stddev``, ...
     """
     out = table.apply(_as_whole)
-    has_latents = fit.plan.structure.latent or fit.plan.structure.gaussian
-    predicted = fit.predict() if has_latents else {}
+    predicted = fit.predict() if _latents(fit) else {}
     if isinstance(predicted, Tensor):
         predicted = {_site_name(fit): predicted}
     for name, values in predicted.items():
@@ -71,7 +76,7 @@ def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
         column = name
         while column in table.columns:
             column += "_"
-        if isinstance(found, GaussianPosterior):
+        if isinstance(found, CONTINUOUS):
             _add_means(out, column, found)
         elif values.shape == (len(table),) and found.probs.dim() == 2:
             whole = bool(values.isfinite().all()) and not bool((values % 1).any())
@@ -83,9 +88,9 @@ def assigned_rows(fit: Fit, table: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
-def _add_means(out: pd.DataFrame, column: str, found: GaussianPosterior) -> None:
+def _add_means(out: pd.DataFrame, column: str, found: Continuous) -> None:
     """Adds means and standard deviations, if there is a value for each row."""
-    if found.covariance.shape[:-2] != (len(out),):
+    if found.batch_shape != (len(out),):
         return
     if found.mean.dim() == 1:
         out[column], out[f"{column}_stddev"] = found.mean.numpy(), found.stddev.numpy()
@@ -103,9 +108,15 @@ def _as_whole(column: pd.Series) -> pd.Series:
     return column.astype("Int64")
 
 
+def _latents(fit: Fit) -> list[str]:
+    """All latent sites."""
+    structure = fit.plan.structure
+    return [*structure.latent, *structure.gaussian, *structure.conjugate]
+
+
 def _site_name(fit: Fit) -> str:
     """The name of the one latent site, steps and observed parts of it put together."""
-    (first, *others) = [*fit.plan.structure.latent, *fit.plan.structure.gaussian]
+    (first, *others) = _latents(fit)
     first = first.removesuffix("_unobserved")
     return first.rpartition("_")[0] if others else first
 

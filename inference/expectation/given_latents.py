@@ -12,6 +12,7 @@ from torch import Tensor
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.factors.tied import TieKey
+from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.potentials import natural_parameters, tensors, values_of
 
@@ -28,6 +29,7 @@ def log_joint(plan: Plan, params: Params, latents: Mapping[str, Tensor]) -> Tens
     """
     if not latents:
         return LogEvidence.of(plan)(params)
+    contraction, plan = LogEvidence.of(plan).contraction, placed(plan, params)
     values = values_of(plan, params)
     with torch.no_grad():
         near = plan.residuals.needed(plan.tied, values)
@@ -40,7 +42,6 @@ def log_joint(plan: Plan, params: Params, latents: Mapping[str, Tensor]) -> Tens
         if component.latents.keys() <= latents.keys():
             z = torch.cat([latents[name].reshape(-1) for name in component.latents])
             other[component.factor.name] = _log_prob_at(component, natural, z)
-    contraction = LogEvidence.of(plan).contraction
     total: Tensor = contraction.total(contraction(tensors(plan, natural, other)))
     return total
 

@@ -6,7 +6,8 @@ With natural parameters :math:`\eta` of the tied factors, the expected sufficien
 
 so one evaluation of the log evidence and its gradient is the whole E-step. How the latents are
 summed out is decided once for a plan: plain mixtures take one sweep over the rows
-(``kernels/mixture.py``), all other models an elimination order (``elimination.py``).
+(``kernels/mixture.py``), as does a single latent on nodes (``kernels/nodes.py``), all other models
+an elimination order (``elimination.py``).
 
 With ``maximum`` the latents take their jointly most probable value instead (for a chain: the
 Viterbi path): classification EM. With :math:`\hat z = \arg\max_z \log p(x, z \mid \theta_t)` the
@@ -22,18 +23,20 @@ versions*, Computational Statistics & Data Analysis 14, 315-332.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ember.inference.expectation.elimination import Contraction
-from ember.inference.expectation.kernels.mixture import mixture_kernel
+from ember.inference.expectation.kernels.mixture import MixtureKernel, mixture_kernel
+from ember.inference.expectation.kernels.nodes import NodeKernel, node_kernel
 from ember.inference.factors.gaussian.component import Moments
 from ember.inference.factors.gaussian.expansion import Expansion
 from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.numerics.log_space import IMPOSSIBLE
+from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.potentials import all_tensors, natural_parameters, tensors, values_of
 from ember.inference.plan.statistics import Statistics
@@ -61,10 +64,14 @@ class LogEvidence:
         # keep itself, and all rows of its data, until the garbage collector comes by.
         self.plan, self.along = dataclasses.replace(plan), None if starts is None else STARTS
         factors, sizes, latents = plan.factors, plan.sizes, plan.latents()
-        self.kernel = None
-        if starts is None:
+        self.kernel: MixtureKernel | None = None
+        self.on_nodes: NodeKernel | None = None
+        if starts is None and not plan.on_nodes:
             self.kernel = mixture_kernel(factors, plan.compiled, list(latents), plan.row)
-        else:
+        elif starts is None and len(latents) == 1:
+            ((symbol, (name, _)),) = latents.items()
+            self.on_nodes = node_kernel(factors, plan.compiled, name, symbol, plan.row)
+        elif starts is not None:
             factors = tuple(
                 dataclasses.replace(f, dims=(STARTS, *f.dims), plates=f.plates | {STARTS})
                 for f in factors
@@ -95,8 +102,11 @@ class LogEvidence:
 
         What lies outside the plate of rows, such as a ``pyro.factor`` on parameters, is no row's.
         """
-        plan = self.plan
-        parts = self.contraction(all_tensors(plan, params))
+        return self.rows_of(all_tensors(self.plan, params))
+
+    def rows_of(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The same for given log probabilities of all factors."""
+        plan, parts = self.plan, self.contraction(tensors)
         rows = self.contraction.total(parts, weighted=False, along=plan.row)
         rows = torch.where(rows <= 0.1 * IMPOSSIBLE, -torch.inf, rows)
         return rows.expand(plan.sizes[plan.row]) if plan.row else rows
@@ -119,20 +129,31 @@ class LogEvidence:
                 is then that of the classification.
             expanded: Whether to tell apart what grows as Gaussian latents are stretched.
         """
-        plan = self.plan
+        plan = placed(self.plan, params)
         with torch.no_grad():
             values = values_of(plan, params)
             natural = natural_parameters(plan, values)
             near = plan.residuals.needed(plan.tied, values)
-            if self.kernel is not None and not near and temper == 1.0 and not maximum:
-                total, gradient = self.kernel(natural)
+            kernel: MixtureKernel | NodeKernel | None = self.kernel
+            if self.on_nodes is not None:
+                kernel = self.on_nodes.at(plan.compiled)
+            if kernel is not None and not near and temper == 1.0 and not maximum:
+                total, gradient = kernel(natural)
                 sums = {key: (tied, gradient[key]) for key, tied in plan.tied.items()}
                 if not plan.residuals.lost(sums):
-                    return self._statistics(params, total, sums, {})
-        return self._by_elimination(params, natural, near, temper, maximum, expanded)
+                    return self._statistics(plan, params, total, sums, {})
+        return self._by_elimination(plan, params, natural, near, temper, maximum, expanded)
+
+    def node_gap(self, params: Params, is_even: Tensor) -> float:
+        """How far log evidence by even and by odd nodes differs in a row, at most."""
+        assert self.on_nodes is not None
+        plan = placed(self.plan, params)
+        natural = natural_parameters(plan, values_of(plan, params))
+        return self.on_nodes.at(plan.compiled).gap(natural, is_even)
 
     def _by_elimination(
         self,
+        plan: Plan,
         params: Params,
         natural: Mapping[TieKey, Tensor],
         near: frozenset[TieKey],
@@ -141,7 +162,6 @@ class LogEvidence:
         expanded: bool,
     ) -> Statistics:
         """For any model: contract and take the gradient; by residuals where digits are at stake."""
-        plan = self.plan
         with torch.no_grad():
             other = plan.opaque.factor_log_probs(params)
         while True:
@@ -150,7 +170,7 @@ class LogEvidence:
             smooth = {key: eta for key, eta in natural.items() if key not in near}
             pieces = self._pieces(smooth) if expanded else {}
             total, by_tie, by_factor = self.gradients(
-                smooth, {**other, **exact}, temper, maximum, pieces
+                smooth, {**other, **exact}, temper, maximum, pieces, plan
             )
             sums = {
                 key: plan.residuals.sums(tied, params, by_factor)
@@ -161,7 +181,7 @@ class LogEvidence:
             lost = plan.residuals.lost(sums) - near
             if not lost:
                 weights = {name: by_factor[name] for name in other}
-                found = self._statistics(params, float(total), sums, weights)
+                found = self._statistics(plan, params, float(total), sums, weights)
                 return dataclasses.replace(found, expansions=self._expansions(pieces))
             near = near | lost
 
@@ -172,16 +192,18 @@ class LogEvidence:
         temper: float = 1.0,
         maximum: bool = False,
         pieces: Mapping[str, Mapping[TieKey, Tensor]] | None = None,
+        plan: Plan | None = None,
     ) -> tuple[Tensor, dict[TieKey, Tensor], dict[str, Tensor]]:
         """The log evidence, and its gradients by natural parameters and by log probabilities.
 
         With several starts everything has a leading dim for them, the log evidence too. Gradients
-        by the ``pieces`` of expansions are left in them.
+        by the ``pieces`` of expansions are left in them. ``plan`` is the plan with its nodes in
+        their places, if it has any.
         """
         etas = {key: value.detach().requires_grad_() for key, value in natural.items()}
         log_probs = {name: value.detach().requires_grad_() for name, value in other.items()}
         with torch.enable_grad():
-            each = tensors(self.plan, etas, log_probs, True, pieces)
+            each = tensors(plan or self.plan, etas, log_probs, True, pieces)
             if temper != 1.0:
                 each = [temper * tensor for tensor in each]
             parts = self.pooled(each, maximum)
@@ -239,18 +261,20 @@ class LogEvidence:
         Args:
             params: Current parameters; closed forms that depend on others read them.
             weights: For every factor, the posterior weight of each entry of its tensor.
-            naive: Whether to complete rows with missing entries by columns, not at ``params``.
+            naive: Whether to complete rows with missing entries by columns, not at ``params``, and
+                to take latents with conjugate priors to be what these say.
             moments: Those of the Gaussian latents of each component; those at ``params`` unless
                 given.
         """
-        plan = self.plan
+        plan = placed(self.plan, params)
         with torch.no_grad():
             natural = natural_parameters(plan, values_of(plan, params))
             if naive:
                 for key, eta in plan.starting_eta.items():
                     natural[key] = eta.expand(natural[key].shape).clone()
             other = plan.opaque.factor_log_probs(params)
-        leaves = [t.requires_grad_() for t in natural.values()]
+        members = {n: other[n].detach().requires_grad_() for n in plan.opaque.members}
+        leaves = [*(t.requires_grad_() for t in natural.values()), *members.values()]
         with torch.enable_grad():
             names = (factor.name for factor in plan.factors)
             assumed = {
@@ -260,7 +284,15 @@ class LogEvidence:
                 for component in plan.components
                 if moments is not None
             }
-            each = dict(zip(names, tensors(plan, natural, {**other, **assumed}), strict=True))
+            known = {**other, **members}
+            # Where discrete latents part the rows, what lies far from all of them had better weigh
+            # little from the start, as it does at the parameters' own.
+            if naive and not plan.latent_symbols:
+                assumed |= {
+                    component.factor.name: component.expected_log_prob(natural, known)
+                    for component in plan.conjugate
+                }
+            each = dict(zip(names, tensors(plan, natural, {**known, **assumed}), strict=True))
             # What is impossible has no weight, whatever a start has drawn.
             weights = {
                 name: torch.where(t.detach() <= 0.1 * IMPOSSIBLE, 0.0, weights[name])
@@ -268,17 +300,44 @@ class LogEvidence:
             }
             total = torch.stack([(weights[name] * t).sum() for name, t in each.items()]).sum()
             gradients = torch.autograd.grad(total, leaves) if leaves else ()
-        sums = {key: (plan.tied[key], g) for key, g in zip(natural, gradients, strict=True)}
+        sums = {key: (plan.tied[key], g) for key, g in zip(natural, gradients, strict=False)}
+        expected = dict(zip(members, gradients[len(natural) :], strict=True))
         for key in plan.residuals.lost(sums):
             sums[key] = plan.residuals.sums(plan.tied[key], params, weights)
         return self._statistics(
-            params, float(total.detach()), sums, {name: weights[name] for name in other}
+            plan,
+            params,
+            float(total.detach()),
+            sums,
+            {name: expected[name] if name in expected else weights[name] for name in other},
         )
 
-    def _statistics(
-        self, params: Params, log_likelihood: float, sums: Pooled, weights: Mapping[str, Tensor]
+    def completed_on_nodes(
+        self, params: Params, weights: Callable[[Tensor | slice], Tensor]
     ) -> Statistics:
-        plan = self.plan
+        """The same for a plan whose kernel is that of a latent on nodes, without a table of rows.
+
+        Args:
+            params: Where the nodes are placed.
+            weights: The weights ``(n, Q)`` of the nodes in some rows.
+        """
+        assert self.on_nodes is not None
+        plan = placed(self.plan, params)
+        with torch.no_grad():
+            natural = natural_parameters(plan, values_of(plan, params))
+            gradient = self.on_nodes.at(plan.compiled).completed(natural, weights)
+            total = sum(float((natural[key] * sums).sum()) for key, sums in gradient.items())
+        sums = {key: (tied, gradient[key]) for key, tied in plan.tied.items()}
+        return self._statistics(plan, params, total, sums, {})
+
+    def _statistics(
+        self,
+        plan: Plan,
+        params: Params,
+        log_likelihood: float,
+        sums: Pooled,
+        weights: Mapping[str, Tensor],
+    ) -> Statistics:
         fixed = {name: value.detach() for name, value in params.items()}
         with torch.no_grad():
             log_prior = float(plan.prior.log_prob(fixed))

@@ -6,6 +6,7 @@ known: its log probability is one matrix product of natural parameters and suffi
 asked of the model itself, by running it (``opaque.py``).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,19 +53,30 @@ def at_cells(eta: Tensor, cells: Tensor) -> Tensor:
     return taken.reshape(*eta.shape[:-2], *cells.shape, eta.shape[-1])
 
 
-def compile_form(site: Site, cells: Tensor, reference: Tensor | Frame | float) -> ExponentialFactor:
+def compile_form(
+    site: Site,
+    cells: Tensor,
+    reference: Tensor | Frame | float,
+    folded: Mapping[str, int] | None = None,
+) -> ExponentialFactor:
     """Lays out a site's statistics once, so that each evaluation is one product.
 
     Args:
         site: The site; its form is known.
         cells: The cell of every entry, batch-shaped, broadcast dims of size 1.
         reference: The point the data are measured from, one for each event entry.
+        folded: Plates that are summed over, as dims of events are, and their sizes.
     """
     statistics, base = statistics_of(site, site.value, reference)
     rank, inner = statistics.dim() - 1, len(site.inner_shape)
+    cells, symbol, inner_shape = prepend_dims(cells, rank), site.layout.outer, site.inner_shape
+    if folded:
+        statistics, base, cells = _folded(statistics, base, cells, symbol, folded)
+        symbol = tuple(s for s in symbol if s not in folded)
+        inner_shape = (*folded.values(), *inner_shape)
+        inner = len(inner_shape)
     outer = rank - inner
-    cells = prepend_dims(cells, rank)
-    for i, size in enumerate(site.inner_shape, start=outer):
+    for i, size in enumerate(inner_shape, start=outer):
         # Event dims must agree: what eta does not tell apart is summed now, once and for all.
         if cells.size(i) == 1:
             full = statistics.expand(*(size if j == i else -1 for j in range(rank + 1)))
@@ -74,7 +86,6 @@ def compile_form(site: Site, cells: Tensor, reference: Tensor | Frame | float) -
     rows = [i for i in range(outer) if cells.size(i) > 1]
     columns = [i for i in range(outer) if max(statistics.size(i), base.size(i)) > 1]
     sizes = [max(cells.size(i), statistics.size(i), base.size(i)) for i in range(outer)]
-    symbol = site.layout.outer
     no_base = not bool((base != 0).any())
     if set(rows) & set(columns):
         dims = tuple(symbol[i] for i in range(outer) if sizes[i] > 1)
@@ -99,6 +110,23 @@ def compile_form(site: Site, cells: Tensor, reference: Tensor | Frame | float) -
     )
 
 
+def _folded(
+    statistics: Tensor,
+    base: Tensor,
+    cells: Tensor,
+    outer: tuple[str, ...],
+    folded: Mapping[str, int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Statistics and cells with some plates after the others, and the base measure summed."""
+    kept = [i for i, symbol in enumerate(outer) if symbol not in folded]
+    last = [outer.index(symbol) for symbol in folded]
+    rest = range(len(outer), cells.dim())
+    sizes = [folded.get(symbol, -1) for symbol in outer]
+    base = base.expand(*sizes).permute(*kept, *last).flatten(len(kept)).sum(-1)
+    moved = cells.permute(*kept, *last, *rest)
+    return statistics.permute(*kept, *last, *rest, statistics.dim() - 1), base, moved
+
+
 def statistics_of(
     site: Site, value: Tensor, reference: Tensor | Frame | float
 ) -> tuple[Tensor, Tensor]:
@@ -119,4 +147,4 @@ def statistics_of(
     if inner:
         outer_shape = base.shape[: rank - inner]
         base = base.expand(*outer_shape, *site.inner_shape).flatten(rank - inner).sum(-1)
-    return statistics, base
+    return statistics, site.weigh(base)

@@ -1,15 +1,20 @@
 """Sites without sufficient statistics: rebuilt from their arguments, or asked of the model."""
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ember.inference.factors.tape import Tape, record
+from ember.inference.factors.conjugate.potentials import density_potentials
+from ember.inference.numerics.tape import Tape, record
+from ember.inference.parameters.computed_rows import node_input
 from ember.inference.reading.opaque import model_log_prob
 from ember.inference.reading.site import Site
 from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["OpaqueFactors", "OpaquePosterior"]
 
@@ -24,9 +29,12 @@ class OpaqueFactors:
         structure: A way to run the model.
         sites: All of them.
         factors: The names of those that are factors, in their order.
+        members: Those that are read through their potentials, by the latent with a conjugate prior
+            that they belong to.
         dependencies: The parameters that each site reads which only the model can evaluate.
         misread: Sites that are asked of the model although maps seemed to describe them.
         tape: What the model computes for those it is asked, recorded; None if it cannot be.
+        nodes: The nodes of latents, by the names that a tape takes them by.
     """
 
     structure: Structure
@@ -35,43 +43,80 @@ class OpaqueFactors:
     dependencies: Mapping[str, frozenset[str]]
     misread: frozenset[str]
     tape: Tape | None = None
+    members: tuple[str, ...] = ()
+    nodes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def at(
+        self, structure: Structure, sites: Mapping[str, Site], nodes: Mapping[str, Tensor]
+    ) -> "OpaqueFactors":
+        """The same with latents at other nodes.
+
+        Args:
+            structure: Runs the model at those.
+            sites: All sites, as they are there.
+            nodes: The nodes, by the names that a tape takes them by.
+        """
+        moved = {name: sites.get(name, site) for name, site in self.sites.items()}
+        return dataclasses.replace(self, structure=structure, sites=moved, nodes=nodes)
 
     def recorded(self, probes: Sequence[Params]) -> Tape | None:
         """A tape of all that the model is asked, if the probes agree with it."""
         asked = [name for name, site in self.sites.items() if site.density is None]
         if not asked or not probes:
             return None
-        first, *others = probes
-        return record(lambda params: self.log_probs(params, asked), first, others[-2:])
+        nodes = {node_input(name): each.values for name, each in self.structure.nodes.items()}
+        first, *others = ({**params, **nodes} for params in probes)
+        return record(lambda inputs: self._asked(inputs, asked), first, others[-2:])
+
+    def _asked(self, inputs: Params, names: Sequence[str]) -> dict[str, Tensor]:
+        """The log probabilities of some sites, from a run of the model at parameters and nodes."""
+        structure = self.structure
+        at = structure.at_nodes({n: inputs[node_input(n)] for n in structure.nodes})
+        trace = at.trace({n: inputs[n] for n in structure.parameters})
+        return {name: self._of_site(name, trace) for name in names}
 
     def factor_log_probs(self, params: Params) -> dict[str, Tensor]:
-        """The log probability of each factor, dims of size 1 dropped."""
-        asked = self.log_probs(params, [n for n in self.factors if self.sites[n].density is None])
+        """The log probability of each factor, dims of size 1 dropped; the potentials of members."""
+        names = (*self.factors, *self.members)
+        asked = self.log_probs(params, [n for n in names if self.sites[n].density is None])
         out: dict[str, Tensor] = {}
+        for name in self.members:
+            density = self.sites[name].density
+            if density is not None:
+                fn = density.distribution(params)
+                out[name] = density_potentials(self.sites[name], fn)
+            else:
+                out[name] = asked[name]
         for name in self.factors:
             site = self.sites[name]
             if site.density is not None:
                 log_prob = site.density.log_prob(params, site.value)
             else:
                 log_prob = asked[name]
-            out[name] = site.layout.pack(log_prob)[0]
+            out[name] = site.layout.pack(site.weigh(log_prob))[0]
         return out
 
     def log_probs(self, params: Params, names: Sequence[str]) -> dict[str, Tensor]:
-        """Log probabilities that only the model knows: from its tape, or from another run."""
+        """What only the model knows, log probabilities or potentials: from its tape, or a run."""
         if not names:
             return {}
         if self.tape is not None:
             # Where an operation fails, the model may know better.
             with contextlib.suppress(RuntimeError):
-                return self.tape(params)
+                return self.tape({**params, **self.nodes})
         trace = self.structure.trace(params)
-        return {name: model_log_prob(self.sites[name], trace) for name in names}
+        return {name: self._of_site(name, trace) for name in names}
+
+    def _of_site(self, name: str, trace: Trace) -> Tensor:
+        if name not in self.members:
+            return model_log_prob(self.sites[name], trace)
+        return density_potentials(self.sites[name], unwrap(trace.nodes[name]["fn"]).base)
 
     @property
     def asks_the_model(self) -> bool:
         """Whether a factor is evaluated by running the model, or by playing back its tape."""
-        return any(self.sites[name].density is None for name in self.factors)
+        names = (*self.factors, *self.members)
+        return any(self.sites[name].density is None for name in names)
 
 
 @dataclass(frozen=True, eq=False)

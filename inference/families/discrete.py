@@ -88,6 +88,8 @@ class EventStatistics:
             assert self.total is not None
             h = torch.lgamma(self.total + 1.0) - torch.lgamma(a + 1.0) - torch.lgamma(b + 1.0)
         a, b, swapped = torch.broadcast_tensors(a, b, self.swapped)
+        if not bool(self.swapped.any()):
+            return torch.stack([a, b], -1), h
         return torch.stack([torch.where(swapped, b, a), torch.where(swapped, a, b)], -1), h
 
 

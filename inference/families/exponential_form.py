@@ -17,6 +17,7 @@ from ember.inference.numerics.shapes import compact, prepend_dims
 from ember.inference.parameters.affine_map import ParameterEntries
 from ember.inference.parameters.argument_map import ArgumentMap, ParameterRows
 from ember.inference.parameters.batching import Shapes, batched_rows
+from ember.inference.parameters.computed_rows import ComputedRows
 
 __all__ = [
     "ExponentialForm",
@@ -44,7 +45,7 @@ class FamilyParameter:
     """
 
     kind: Kind
-    table: ParameterRows | ParameterEntries | None
+    table: ParameterRows | ParameterEntries | ComputedRows | None
     link: Link = IDENTITY
     constants: Tensor = field(default_factory=lambda: torch.zeros(0))
 
@@ -117,6 +118,11 @@ class ExponentialForm:
     centred: Callable[[Tensor], Tensor] | None = None
     design: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
     latent_features: tuple[int, ...] = ()
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether arguments are computed at each node of a latent."""
+        return any(isinstance(parameter.table, ComputedRows) for parameter in self.parameters)
 
     def batched(self, shapes: Shapes, rank: int, count: int) -> "ExponentialForm":
         """The form for several values of every parameter, its batch dims ``rank`` and one more."""

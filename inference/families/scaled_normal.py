@@ -114,7 +114,7 @@ class ScaledStatistics:
             return (root.mT @ columns).squeeze(-1)
         if root.dim() == 2:  # one factor of all vectors: they are the columns of one system
             flat = x.reshape(-1, x.shape[-1]).mT
-            solved = torch.linalg.solve_triangular(root, flat, upper=False)
+            solved: Tensor = torch.linalg.solve_triangular(root, flat, upper=False)
             return solved.mT.reshape(x.shape)
         shape = torch.broadcast_shapes(root.shape[:-2], x.shape[:-1])
         columns = columns.expand(*shape, *columns.shape[-2:])

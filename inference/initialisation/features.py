@@ -35,21 +35,28 @@ def features(plan: Plan) -> dict[str, Tensor]:
             continue
         if levels_of(site) > MANY_LEVELS:  # words are all equally far apart
             continue
-        # A site below several latents (x_t below the states t-1 and t) is the last one's.
-        name = names[max(order[symbol] for symbol in latents)]
-        plates = dims_of(plan, name)[:-1]
-        if plan.sites[name].plates <= site.plates:
-            columns.setdefault(name, []).append(_rows(plan, site.name, plates))
+        # A site below several latents (x_t below the states t-1 and t) is the last one's; besides
+        # those that are on nodes, of which each has a part in it.
+        places = sorted(order[symbol] for symbol in latents)
+        below = [names[place] for place in places]
+        discrete = [name for name in below if name not in plan.on_nodes]
+        for name in [*discrete[-1:], *(name for name in below if name in plan.on_nodes)]:
+            plates = dims_of(plan, name)[:-1]
+            if plan.sites[name].plates <= site.plates:
+                columns.setdefault(name, []).append(_rows(plan, site.name, plates))
     return {name: torch.cat(parts, 1) for name, parts in columns.items()}
 
 
 def _readers(plan: Plan) -> Iterator[tuple[Site, tuple[str, ...]]]:
-    """All sites with the dims on which they depend, those of Gaussian components among them."""
+    """All sites with the dims on which they depend, those of components among them."""
     for factor in plan.factors:
         if factor.name in plan.sites:
             yield plan.sites[factor.name], factor.dims
     for component in plan.components:
         for name, symbols in component.sites.items():
+            yield plan.sites[name], symbols
+    for integrated in plan.conjugate:
+        for name, symbols in integrated.sites.items():
             yield plan.sites[name], symbols
 
 

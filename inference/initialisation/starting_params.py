@@ -24,6 +24,9 @@ its own starting values, by the same M-step that the loop uses. The kinds of sta
 A chain starts with persistent moves, whatever the labels of neighbouring steps are; at "windows"
 and "random" alone its moves are those of the labels.
 
+A latent on nodes has no states: whatever the kind, its rows are spread around scores of the data
+(``scores.py``), at "random" around random ones.
+
 A latent without data of its own starts at random, whatever the kind. With several starts the first
 is the wished one and the others are of several kinds (``start_kinds``), since no kind is best for
 all data: an optimum that one kind never leads to is often found by another.
@@ -50,6 +53,7 @@ from ember.inference.initialisation.known_latents import with_known
 from ember.inference.initialisation.numbering import best_numbering
 from ember.inference.initialisation.prior_draws import draw_from_priors
 from ember.inference.initialisation.responsibilities import weights_of
+from ember.inference.initialisation.scores import Scores, scores_of
 from ember.inference.maximisation.degeneracy import Degenerate
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.updates import How, updates
@@ -63,7 +67,7 @@ __all__ = ["Init", "has_states", "params_from", "start_kinds", "starting_params"
 
 Init = str | Mapping[str, Tensor] | Callable[..., Mapping[str, Tensor]]
 BLEND = 0.05  # share of the uniform in a k-means start: a probability of exactly 0 would stay 0
-COMPLETIONS = 3  # of rows with missing entries, the responsibilities being as they are
+COMPLETIONS = 3  # of what else is latent, the responsibilities being as they are
 FROM_DATA = ("windows", "random")  # kinds whose labels say how a chain moves
 SAME = 1e-9  # difference of log probabilities of states that a start has left alike
 STAY = 0.9  # weight of staying at other kinds, the rest goes to all states alike
@@ -132,7 +136,7 @@ def _from_responsibilities(
 ) -> dict[str, Tensor]:
     if not plan.structure.latent:
         params = _apart(plan, params)
-        if not plan.has_gaps and not plan.components:
+        if not plan.has_gaps and not plan.components and not plan.conjugate:
             return params
         try:
             return _completed(plan, params, _weighed(plan, {}, varied), varied)
@@ -140,11 +144,20 @@ def _from_responsibilities(
             if plan.has_gaps:
                 raise
             return params
-    clusters = _clusters(plan, how, varied) if how != "random" else {}
+    rows = features(plan) if how != "random" else {}
+    clusters = _clusters(plan, rows, how, varied)
     responsibilities = {
         name: clusters[name] if name in clusters else _random(plan, name)
-        for name in plan.structure.latent
+        for name in plan.discrete_latents
     }
+    scores = _scores(plan, rows, varied)
+    evidence = LogEvidence.of(plan)
+    if evidence.on_nodes is not None:
+        weights = scores[evidence.on_nodes.latent].weights
+        return MStep.of(plan)(evidence.completed_on_nodes(params, weights))
+    for name, own in scores.items():
+        places = [plan.sizes[symbol] for symbol in plan.places(name)]
+        responsibilities[name] = own.weights().reshape(*places, -1)
     stay = float(torch.empty(()).uniform_(*STAYS)) if varied and how == "sticky" else STAY
 
     def start(numbered: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -171,6 +184,16 @@ def _from_responsibilities(
     return best_numbering(plan, responsibilities, start)
 
 
+def _scores(plan: Plan, rows: Mapping[str, Tensor], varied: bool) -> dict[str, Scores]:
+    """The scores of each latent on nodes; no two share a principal component."""
+    scores: dict[str, Scores] = {}
+    taken = 0
+    for name, nodes in plan.structure.nodes.items():
+        scores[name] = scores_of(plan, name, rows.get(name), taken, varied)
+        taken += nodes.values[0].numel()
+    return scores
+
+
 def _weighed(
     plan: Plan, responsibilities: Mapping[str, Tensor], varied: bool, stay: float | None = None
 ) -> dict[str, Tensor]:
@@ -194,10 +217,10 @@ def _completed(
     weights: Mapping[str, Tensor],
     varied: bool = False,
 ) -> dict[str, Tensor]:
-    """One M-step; where rows have gaps, a few more, each completing them given the last."""
+    """One M-step; where more than that is latent, a few more, each completing it given the last."""
     moments = starting_moments(plan, params, varied)
     moved = MStep.of(plan)(LogEvidence.of(plan).completed(params, weights, True, moments))
-    for _ in range(COMPLETIONS if plan.has_gaps else 0):
+    for _ in range(COMPLETIONS if plan.has_gaps or plan.conjugate else 0):
         moved = MStep.of(plan)(LogEvidence.of(plan).completed(moved, weights))
     return moved
 
@@ -242,14 +265,16 @@ def _random(plan: Plan, name: str) -> Tensor:
     return torch.distributions.Dirichlet(concentration, validate_args=False).sample()
 
 
-def _clusters(plan: Plan, how: str, varied: bool) -> dict[str, Tensor]:
+def _clusters(plan: Plan, data: Mapping[str, Tensor], how: str, varied: bool) -> dict[str, Tensor]:
     """Responsibilities from clusters of the data that each latent explains, standardised.
 
     Latents with as many states and features, such as the steps of a chain, share one clustering.
     Latents without data of their own are left out.
     """
     pools: dict[tuple[int, int, str], list[tuple[str, Tensor]]] = {}
-    for name, rows in features(plan).items():
+    for name, rows in data.items():
+        if name in plan.on_nodes:
+            continue
         kind = "kmeans" if how in FOR_CHAINS and name not in plan.chains else how
         if kind == "windows":
             rows = windows(plan, name, rows)

@@ -10,7 +10,15 @@ import pandas as pd
 from ember.inference.inputs.delimited import read_delimited
 from ember.inference.inputs.numerals import is_number
 
-__all__ = ["air_quality", "check_path", "old_faithful", "read_raw", "read_table", "select_columns"]
+__all__ = [
+    "air_quality",
+    "check_path",
+    "law_school_test",
+    "old_faithful",
+    "read_raw",
+    "read_table",
+    "select_columns",
+]
 
 
 TEXT = (".csv", ".tsv")
@@ -43,6 +51,30 @@ def air_quality() -> pd.DataFrame:
         {'Ozone': 37, 'Solar.R': 7, 'Wind': 0, 'Temp': 0}
     """
     return _shipped("airquality.csv")
+
+
+def law_school_test(section: int = 6) -> pd.DataFrame:
+    """Answers of 1000 people to five questions of the Law School Admission Test, right (1) or not.
+
+    Args:
+        section: 6, figure classification, or 7, debate.
+
+    Raises:
+        ValueError: If the section is neither.
+
+    Reference: Bock & Lieberman (1970), *Fitting a response model for n dichotomously scored items*,
+    Psychometrika 35, 179-197.
+
+    Example:
+        >>> law_school_test().mean().to_dict()
+        {'Q1': 0.924, 'Q2': 0.709, 'Q3': 0.553, 'Q4': 0.763, 'Q5': 0.87}
+    """
+    if section not in (6, 7):
+        raise ValueError(f"section={section!r} is not shipped; choose 6 or 7.")
+    patterns = _shipped("lsat.csv")
+    times = patterns[f"section{section}"].astype(int)
+    answers = patterns[["Q1", "Q2", "Q3", "Q4", "Q5"]]
+    return answers.loc[answers.index.repeat(times)].reset_index(drop=True)
 
 
 def _shipped(name: str) -> pd.DataFrame:

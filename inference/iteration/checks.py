@@ -8,17 +8,21 @@ from typing import Any
 import torch
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.families.conjugate_latents import conjugate_family
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.plan.ownership import sets_of_parameters
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.checks.cut_gradients import cut_parameters
 from ember.inference.reading.gaussian.candidates import is_gaussian
 from ember.inference.reading.held import prior_sources
 from ember.inference.reading.matching.arguments import probe_values
+from ember.inference.reading.nodes import can_be_on_nodes
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = [
-    "all_gaussian",
     "check_local_parameters",
     "check_rows",
+    "integrable",
     "local_parameters",
     "warn_of_cuts",
 ]
@@ -45,7 +49,7 @@ def check_rows(plan: Plan) -> None:
         states, plates = plan.sizes[symbol], plan.sites[name].plates
         places = math.prod(plan.sizes[plate] for plate in plates)
         stepwise = name in plan.structure.steps or name in plan.chains
-        if plan.row not in plates or states <= places or stepwise:
+        if plan.row not in plates or states <= places or stepwise or name in plan.on_nodes:
             continue
         if sets_of_parameters(plan, name) > places:
             raise ValueError(
@@ -96,18 +100,35 @@ def check_local_parameters(plan: Plan, local: Mapping[str, str], why: str) -> No
         ValueError: Naming the first of them and what it shares a factor with.
     """
     for name, other in local.items():
+        grid = ""
+        if can_be_on_nodes(_priors_of(plan, [name])[name]):
+            grid = f"pass integrate={{'{name}': 'quadrature'}} to integrate it on a grid of nodes, "
         raise ValueError(
             f"continuous site '{name}' has one value for each row and shares a factor with "
-            f"'{other}', so it is a latent variable, but {why}; write the marginal distribution "
-            f"instead, or pass integrate={{'{name}': None}} to estimate the joint mode."
+            f"'{other}', so it is a latent variable, but {why}; {grid}write the marginal "
+            f"distribution instead, or pass integrate={{'{name}': None}} to estimate the joint "
+            "mode."
         )
 
 
-def all_gaussian(plan: Plan, names: Iterable[str]) -> bool:
-    """Whether parameters have priors of the kind that can be integrated exactly."""
+def integrable(plan: Plan, names: Iterable[str]) -> dict[str, str] | None:
+    """How parameters can be integrated exactly by the kinds of their priors; None if one cannot."""
+    how: dict[str, str] = {}
+    for name, fn in _priors_of(plan, names).items():
+        if is_gaussian(fn):
+            how[name] = "gaussian"
+        elif conjugate_family(unwrap(fn).base) is not None:
+            how[name] = "conjugate"
+        else:
+            return None
+    return how
+
+
+def _priors_of(plan: Plan, names: Iterable[str]) -> dict[str, Distribution]:
+    """The distributions of parameter sites, at the start."""
     start = {name: parameter.start for name, parameter in plan.structure.parameters.items()}
     nodes = plan.structure.run(start).nodes
-    return all(is_gaussian(nodes[name]["fn"]) for name in names)
+    return {name: nodes[name]["fn"] for name in names}
 
 
 def _is_of_rows(plan: Plan, name: str) -> bool:
@@ -143,7 +164,8 @@ def _is_of_rows(plan: Plan, name: str) -> bool:
 def warn_of_cuts(plan: Plan, stacklevel: int) -> None:
     """Warns of parameters that act by their values, but are cut off from the gradient."""
     for name, site in cut_parameters(
-        plan.structure, {n: plan.site(n) for n in plan.factor_and_prior_names()}
+        plan.structure,
+        {n: plan.site(n) for n in plan.factor_and_prior_names() if not plan.is_computed(n)},
     ).items():
         asked = plan.site(site).density is None
         what = "it is not estimated there" if asked else "it is estimated there all the same"

@@ -70,7 +70,7 @@ class Diagnosis:
         """A warning about estimates that the data do not determine, or nothing."""
         plan, warning = self.plan, ""
         if plan.objective == "mle":  # a prior determines what data leave open
-            latents = [n for n in plan.structure.latent if n in plan.compiled]
+            latents = [n for n in plan.discrete_latents if n in plan.compiled]
             keys = {n: plan.compiled[n][0] for n in latents if may_own_parameters(plan, n)}
             warning = emptied_states(current, keys, plan.structure.steps)
             warning = warning or self._uncertainty_warning(current)

@@ -1,4 +1,4 @@
-"""Options that are about discrete latents, asked of a plan whose latents are all Gaussian."""
+"""Options that are about discrete latents, asked of a plan with continuous ones."""
 
 from collections.abc import Sequence
 
@@ -8,25 +8,25 @@ __all__ = ["check_discrete_options"]
 
 
 def check_discrete_options(plan: Plan, assignment: str, anneal: Sequence[float]) -> None:
-    """Refuses hard assignment and annealing where there is no discrete latent.
+    """Refuses hard assignment and annealing of latents that they are not about.
 
-    Beside discrete latents both are meant: Gaussian latents stay integrated, and the discrete ones
-    take their most probable value, or have their posterior flattened.
+    Beside discrete latents both are meant for these: what is integrated exactly stays so, and
+    the discrete ones take their most probable value, or have their posterior flattened. Nodes are
+    states to the elimination: it can flatten their posterior, but should not choose one of them.
 
     Raises:
-        ValueError: Naming the Gaussian latent.
+        ValueError: Naming the continuous latent.
     """
-    if not plan.components or plan.latent_symbols:
-        return
-    name = next(iter(plan.structure.gaussian))
-    only = f"but the model's latents, such as '{name}', are Gaussian and are integrated exactly"
-    if assignment == "hard":
+    exact = [*plan.structure.gaussian, *plan.structure.conjugate]
+    alone = [] if plan.latent_symbols else exact
+    for name in [*plan.structure.nodes, *alone] if assignment == "hard" else []:
         raise ValueError(
-            f"assignment='hard' gives discrete latents their most probable value, {only}; leave it "
-            "out."
+            "assignment='hard' takes the most probable value of discrete latents, but the latent "
+            f"'{name}' is continuous, and that of a density is a point: leave it out, or estimate "
+            f"the site as a parameter (integrate={{'{name}': None}})."
         )
-    if anneal:
+    for name in alone if anneal else []:
         raise ValueError(
-            f"anneal=... flattens the posterior of discrete latents, {only}; leave it out and use "
-            "restarts=... instead."
+            f"anneal=... flattens the posterior of latents that are summed over, but '{name}' is "
+            "continuous and integrated exactly; leave it out and use restarts=... instead."
         )

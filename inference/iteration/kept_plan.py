@@ -14,8 +14,8 @@ from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.inputs.arguments import Model, prepare
 from ember.inference.inputs.options import OBJECTIVES, check_choice
 from ember.inference.iteration.checks import (
-    all_gaussian,
     check_local_parameters,
+    integrable,
     local_parameters,
     warn_of_cuts,
 )
@@ -76,10 +76,11 @@ class ReadingOptions(NamedTuple):
         Raises:
             ValueError: Naming one of them and what it shares a factor with.
         """
-        why = "it is not Normal, so it cannot be integrated exactly"
-        if all_gaussian(plan, local):
+        why = "it has neither a Normal nor a conjugate prior, so it cannot be integrated exactly"
+        how = integrable(plan, local)
+        if how is not None:
             try:
-                found = read(integrate={**self.integrate, **dict.fromkeys(local, "gaussian")})
+                found = read(integrate={**self.integrate, **how})
             except NotIntegrable as error:
                 why = f"it cannot be integrated exactly ({error})"
             else:

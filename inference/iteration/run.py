@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ember.inference.iteration.convergence import StopReason
@@ -46,6 +48,21 @@ class Run:
     def is_degenerate(self) -> bool:
         """Whether a component collapsed or emptied on the way."""
         return self.stop is StopReason.DEGENERATE
+
+    def after(self, before: Run) -> Run:
+        """This run as the continuation of another, which ended where it begins.
+
+        Where the objective is another one there, on more nodes, say, the history of the run before
+        is moved by the difference.
+        """
+        moved = before.history + (self.history[0] - before.history[-1])
+        return dataclasses.replace(
+            self,
+            history=torch.cat([moved, self.history[1:]]),
+            times=torch.cat([before.times, self.times[1:]]),
+            evaluations=before.evaluations + self.evaluations,
+            starts=before.starts,
+        )
 
     @property
     def iterations(self) -> int:

@@ -55,11 +55,12 @@ def check_mixture(plan: Plan) -> None:
     """
     latent = plan.structure.latent
     chain = bool(plan.structure.steps or plan.chains)
-    plain = len(latent) == 1 and plan.row is not None and not chain
+    plain = len(latent) == 1 and plan.row is not None and not chain and not plan.on_nodes
     if not plain or plan.sites[latent[0]].plates != {plan.row}:
         raise ValueError(
             "escape='split-merge' needs a plain mixture, with one latent site that has one value "
-            f"for each row, but the model's latent sites are {list(numberings(plan))}; leave "
+            "of finitely many for each row, but the model's latent sites are "
+            f"{[*numberings(plan), *sorted(plan.on_nodes)]}; leave "
             "escape out and use restarts=... or anneal=... instead."
         )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ember.inference.maximisation.conditioning import directions
 from ember.inference.maximisation.objective import expected_log_joint
 from ember.inference.maximisation.parameter_plan import ParameterPlan
+from ember.inference.maximisation.separable import blocks_of
 from ember.inference.numerics import newton
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.supports import all_within
@@ -56,6 +57,7 @@ class _Search:
         statistics: Statistics,
         params: dict[str, Tensor],
     ) -> None:
+        self._plan, self._names = plan, names
         self._statistics, self._params = statistics, params
         self._coordinates = Coordinates({name: plan.parameters[name] for name in names})
         start = self._coordinates.flatten(params).detach()
@@ -81,10 +83,21 @@ class _Search:
 
     def newton(self) -> Tensor | None:
         """The way found by Newton's method; None where that is too costly or fails."""
+        if self._is_straight:
+            blocks = blocks_of(self._plan, self._names, self._statistics)
+            found = None if blocks is None else newton.minimise_blocks(self, self._still, blocks)
+            if found is not None:
+                return found
         too_many = len(self._start) > newton.MOST_PARAMETERS
         if too_many or _asks_the_model(self._statistics):
             return None
         return newton.minimise(self, self._still)
+
+    @property
+    def _is_straight(self) -> bool:
+        """Whether the way is along the coordinates themselves."""
+        one = torch.eye(len(self._start), dtype=self._along.dtype, device=self._along.device)
+        return torch.equal(self._along, one)
 
     def lbfgs(self) -> tuple[Tensor, float]:
         """The way found by L-BFGS, and the function there."""

@@ -12,6 +12,7 @@ from ember.inference.families.exponential_form import FamilyParameter
 from ember.inference.families.kinds import Kind
 from ember.inference.families.links import IDENTITY, Link
 from ember.inference.parameters.argument_map import row_count
+from ember.inference.parameters.computed_rows import ComputedRows
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.superposed_rate import SuperposedRate
 from ember.inference.parameters.supports import shown
@@ -121,6 +122,10 @@ def _choose(plan: Plan, parameter: Parameter) -> Update:
         if plan.objective == "mle" or not parameter.has_prior:
             return Update(name, How.FIXED, "does not enter the likelihood")
         return Update(name, How.NUMERICAL, "enters no factor but its own prior")
+    for usage in usages:
+        table = _fed(plan, usage).table
+        if isinstance(table, ComputedRows):
+            return Update(name, How.NUMERICAL, table.reason)
     first = _fed(plan, usages[0])
     obstacle = _clash(plan, usages) or _obstacle(plan, parameter, first.kind, first.link)
     if obstacle:

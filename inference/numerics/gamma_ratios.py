@@ -22,7 +22,7 @@ from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.large_counts import MANY, binomial, gamma_poisson, poisson
 from ember.inference.numerics.log_space import safe_log
 
-__all__ = ["exact_log_prob", "log_rising"]
+__all__ = ["exact_log_prob", "log_rising", "stirling_rest"]
 
 
 LARGE = 1e4
@@ -35,6 +35,14 @@ def log_rising(r: Tensor, x: Tensor) -> Tensor:
     first = (1.0 / (large + x) - 1.0 / large) / 12.0  # the next term is below 1e-15
     series = (large - 0.5) * torch.log1p(x / large) + x * torch.log(large + x) - x + first
     return torch.where(is_large, series, torch.lgamma(small + x) - torch.lgamma(small))
+
+
+def stirling_rest(r: Tensor) -> Tensor:
+    """``r log r - r - log Gamma(r)``; for large ``r`` what Stirling's formula leaves of it."""
+    is_large = r > LARGE
+    small, large = torch.where(is_large, 1.0, r), torch.where(is_large, r, LARGE)
+    series = 0.5 * torch.log(large / (2.0 * math.pi)) - 1.0 / (12.0 * large)
+    return torch.where(is_large, series, torch.xlogy(small, small) - small - torch.lgamma(small))
 
 
 def _negative_binomial(fn: dist.NegativeBinomial, x: Tensor) -> Tensor:

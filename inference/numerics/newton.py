@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ember.inference.numerics import nonsmooth
 
-__all__ = ["MOST_PARAMETERS", "minimise"]
+__all__ = ["MOST_PARAMETERS", "minimise", "minimise_blocks"]
 
 
 MOST_PARAMETERS = 40  # the Hessian takes as many backward passes
@@ -67,6 +67,65 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
     if bool(held.any()):
         return nonsmooth.descend(lambda at: _derivative(function, at), point, units)
     return point
+
+
+def minimise_blocks(
+    function: Callable[[Tensor], Tensor], start: Tensor, blocks: Tensor
+) -> Tensor | None:
+    """The same for a function that is a sum of functions of blocks of coordinates.
+
+    The Hessian takes as many products with a vector as the widest block has coordinates, however
+    many blocks there are.
+
+    Args:
+        function: Twice differentiable, of a vector of free reals.
+        start: Where to begin, ``(P,)``.
+        blocks: The coordinates of each block, ``(B, W)``, -1 where it has fewer than ``W``.
+
+    Returns:
+        A local minimiser, or None where a step along Newton's direction does not lead down: the
+        curvature is not finite, or the function has an edge.
+    """
+    point, value = start.detach(), float(function(start.detach()))
+    inside, places = blocks >= 0, blocks.clamp_min(0)
+    for _ in range(STEPS):
+        gradient, hessian = _block_derivatives(function, point, places, inside)
+        if not bool(torch.isfinite(gradient).all()) or not bool(torch.isfinite(hessian).all()):
+            return None
+        steps = _downhill_blocks(torch.where(inside, gradient[places], 0.0), hessian)
+        direction = torch.zeros_like(point)
+        direction[blocks[inside]] = steps[inside]
+        slope = float(gradient @ direction)
+        last = -slope <= ROUNDING * (1.0 + abs(value))
+        moved, reached = _shortened(
+            function, point, value, direction, slope, 1 if last else SHORTENINGS
+        )
+        stalls = not reached < value
+        if stalls and -slope > PROMISE * (1.0 + abs(value)):
+            return None
+        point, value = moved, reached
+        if last or stalls:
+            break
+    return point
+
+
+def _block_derivatives(
+    function: Callable[[Tensor], Tensor], at: Tensor, places: Tensor, inside: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradient ``(P,)`` and blocks ``(B, W, W)`` of the Hessian, ones where there is none."""
+    with torch.enable_grad():
+        free = at.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(free), free, create_graph=True)
+        columns = []
+        for column, there in zip(places.unbind(1), inside.unbind(1), strict=True):
+            along = torch.zeros_like(at)
+            along[column[there]] = 1.0
+            (product,) = torch.autograd.grad((gradient * along).sum(), free, retain_graph=True)
+            columns.append(product[places])
+    hessian = torch.stack(columns, -1)
+    both = inside.unsqueeze(-1) & inside.unsqueeze(-2)
+    one = torch.eye(places.shape[1], dtype=hessian.dtype, device=hessian.device)
+    return gradient.detach(), torch.where(both, (hessian + hessian.mT) / 2.0, one)
 
 
 def _units(gradient: Tensor, hessian: Tensor) -> Tensor:
@@ -145,11 +204,17 @@ def _downhill(gradient: Tensor, hessian: Tensor) -> Tensor:
     Along coordinates without curvature, which the data may leave open, as far as lowers the
     function by one, whatever their units.
     """
-    scale = hessian.diagonal().abs().sqrt()
+    return _downhill_blocks(gradient.unsqueeze(0), hessian.unsqueeze(0))[0]
+
+
+def _downhill_blocks(gradient: Tensor, hessian: Tensor) -> Tensor:
+    """The same in each block, ``(B, W)``."""
+    scale = hessian.diagonal(dim1=-2, dim2=-1).abs().sqrt()
     scale = torch.where(scale > 0, scale, gradient.abs())
     scale = torch.where(scale > 0, scale, 1.0)
-    values, vectors = torch.linalg.eigh(hessian / scale / scale.unsqueeze(-1))
+    values, vectors = torch.linalg.eigh(hessian / scale.unsqueeze(-2) / scale.unsqueeze(-1))
     size = values.abs()
-    size = torch.where(size > 1e-12 * float(size.max()), size, 1.0)
-    step: Tensor = -(vectors @ ((vectors.mT @ (gradient / scale)) / size)) / scale
+    size = torch.where(size > 1e-12 * size.amax(-1, keepdim=True), size, 1.0)
+    turned = (vectors.mT @ (gradient / scale).unsqueeze(-1)).squeeze(-1)
+    step: Tensor = -(vectors @ (turned / size).unsqueeze(-1)).squeeze(-1) / scale
     return step

@@ -11,7 +11,7 @@ from ember.inference.numerics.gamma_ratios import exact_log_prob
 from ember.inference.numerics.log_space import safe_log
 from ember.inference.numerics.shapes import prepend_dims
 
-__all__ = ["observed_log_prob", "row_patterns"]
+__all__ = ["observed_log_prob", "observed_parts", "row_patterns"]
 
 
 def observed_log_prob(fn: Distribution, value: Tensor) -> Tensor:
@@ -22,7 +22,8 @@ def observed_log_prob(fn: Distribution, value: Tensor) -> Tensor:
     """
     if not isinstance(fn, dist.MultivariateNormal) or not bool(value.isnan().any()):
         return exact_log_prob(fn, value)
-    return _by_covariance(fn.loc, fn.covariance_matrix, value)
+    constant, _, square = observed_parts(fn.loc, fn.covariance_matrix, value)
+    return constant - square
 
 
 def row_patterns(hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +40,12 @@ def row_patterns(hidden: Tensor) -> tuple[Tensor, Tensor]:
     return hidden[first], index
 
 
-def _by_covariance(loc: Tensor, covariance: Tensor, value: Tensor) -> Tensor:
+def observed_parts(loc: Tensor, covariance: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the log density of normal rows, NaN where missing, what makes it up.
+
+    Returns:
+        The constant, the number of observed entries, and half the Mahalanobis square.
+    """
     hidden = value.isnan()
     dim, batch = value.shape[-1], value.shape[:-1]
     matrices = prepend_dims(covariance, max(covariance.dim(), len(batch) + 2))
@@ -58,8 +64,9 @@ def _by_covariance(loc: Tensor, covariance: Tensor, value: Tensor) -> Tensor:
         factor, residual.expand(shape).unsqueeze(-1), upper=False
     ).squeeze(-1)
     log_det = safe_log(factor.diagonal(dim1=-2, dim2=-1)).sum(-1)
-    constant = 0.5 * math.log(2.0 * math.pi) * (~hidden).sum(-1).to(white.dtype)
-    return torch.as_tensor(-0.5 * white.square().sum(-1) - log_det - constant)
+    shown = (~hidden).sum(-1).to(white.dtype)
+    constant = -0.5 * math.log(2.0 * math.pi) * shown - log_det
+    return constant, shown, 0.5 * white.square().sum(-1)
 
 
 def _padded_factor(covariance: Tensor, hidden: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.chain import Chain
+from ember.inference.factors.conjugate.component import ConjugateComponent
+from ember.inference.factors.exponential import compile_form
 from ember.inference.factors.factor import CompiledFactor, Factor, Scale
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.factors.lookup import compile_lookup
@@ -20,10 +22,14 @@ from ember.inference.families.superposition import SuperposedForm
 from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.plan.components import gaussian_components
+from ember.inference.plan.conjugate_components import conjugate_components
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.priors import Prior, PriorSite
 from ember.inference.plan.tying import tie_of_site, tie_sites
 from ember.inference.reading.checks.misreading import MISREAD
+from ember.inference.reading.computed import latents_on_nodes
+from ember.inference.reading.conjugate.linking import conjugate_site
+from ember.inference.reading.conjugate.slots import find_conjugate_reads
 from ember.inference.reading.gaussian.linking import linked
 from ember.inference.reading.gaussian.slots import NotIntegrable, find_reads
 from ember.inference.reading.held import held_density
@@ -37,6 +43,7 @@ from ember.inference.reading.reader import read_structure
 from ember.inference.reading.site import Site
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["build_plan"]
 
@@ -94,33 +101,42 @@ def _plan(
     sites = {
         n: read_site(n, structure, by_site[n], trace, idle.get(n)) for n in structure.factor_names
     }
+    sites = _with_conjugate(sites, structure, probes, trace)
     sites = _with_slots(sites, structure, probes, trace)
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
     tied, cells = tie_sites(sites)
-    plain = {name: site for name, site in sites.items() if not site.slots}
+    sizes = _sizes(trace, structure, latent_symbols)
+    plain = {name: site for name, site in sites.items() if site.is_plain}
+    folds = {name: _leaf_plates(site, sites, structure, scales, sizes)
+             for name, site in plain.items()}  # fmt: skip
     compiled = {
-        name: (own.key, _compiled(sites[name], own)) for name, own in cells.items() if name in plain
+        name: (own.key, _compiled(sites[name], own, folds[name]))
+        for name, own in cells.items()
+        if name in plain
     }
     dims = {
         name: compiled[name][1].dims if name in compiled else factor_dims(site, trace)
         for name, site in plain.items()
     }
-    sizes = _sizes(trace, structure, latent_symbols)
     natural = [
         {key: each.natural_parameters(params) for key, each in tied.items()}
         for params in probes.params
         if structure.gaussian
     ]
     components = gaussian_components(sites, cells, scales, sizes, latent_symbols, natural)
+    priors = _priors(structure, by_site, trace) if objective == "map" else {}
+    opaque = _opaque(structure, sites, compiled, priors, probes, misread)
+    at_start = {name: p.start for name, p in structure.parameters.items()}
+    asked = opaque.factor_log_probs(at_start) if structure.conjugate else {}
+    conjugate = conjugate_components(structure, sites, cells, asked, scales, sizes, latent_symbols)
     factors = (
-        *(Factor(n, dims[n], site.plates, scales[n]) for n, site in plain.items()),
+        *(Factor(n, dims[n], s.plates - folds[n].keys(), scales[n]) for n, s in plain.items()),
         *(component.factor for component in components),
+        *(component.factor for component in conjugate),
     )
     chains = _chains(structure, sites, factors, trace)
     sizes.update({c.previous: sizes[c.state] for c in chains.values()})
-    priors = _priors(structure, by_site, trace) if objective == "map" else {}
-    opaque = _opaque(structure, plain, compiled, priors, probes, misread)
     return Plan(
         structure=structure,
         objective=objective,
@@ -137,16 +153,18 @@ def _plan(
         ),
         opaque=opaque,
         components=components,
+        conjugate=conjugate,
         ties={name: own.key for name, own in cells.items()},
-        residuals=ResidualFactors(sites, cells, dims),
+        residuals=ResidualFactors(sites, _apart_from_nodes(structure, sites, cells), dims),
         sizes=sizes,
         latent_symbols=latent_symbols,
         scales=scales,
         chains=chains,
-        row=_row_plate(sites, structure, components),
+        row=_row_plate(sites, structure, (*components, *conjugate)),
         plate_names={symbol: name for name, symbol in trace.plate_to_symbol.items()},
         starting_eta=starting_eta(sites, compiled, cells),
         idle=frozenset(idle) | _masked_components(structure, sites),
+        node_cells={name: cells[name] for name in structure.nodes if name in cells},
     )
 
 
@@ -164,15 +182,87 @@ def _with_slots(
         )
     priors = [n for n, p in structure.parameters.items() if p.has_prior]
     reads = find_reads(structure, probes.params, start, list(sites), priors)
+    read = {name: [each.latent for each in found] for name, found in reads.items()}
+    _check_meeting(structure, [*structure.gaussian], read, start)
     return {n: linked(site, reads.get(n, []), structure) for n, site in sites.items()}
 
 
-def _compiled(site: Site, cells: SiteCells) -> CompiledFactor:
+def _with_conjugate(
+    sites: dict[str, Site], structure: Structure, probes: Probes, start: Trace
+) -> dict[str, Site]:
+    """The sites with the latents with conjugate priors that they read."""
+    if not structure.conjugate:
+        return sites
+    priors = [n for n, p in structure.parameters.items() if p.has_prior]
+    at = probes.params or [{n: p.start for n, p in structure.parameters.items()}]
+    slots = find_conjugate_reads(structure, at, start, list(sites), priors)
+    reads = {name: [slot.latent] for name, slot in slots.items()}
+    _check_meeting(structure, [*structure.conjugate], reads, start)
+    own = {n: unwrap(start.nodes[n]["fn"]).base for n in structure.conjugate}
+    return {n: conjugate_site(site, slots.get(n), own.get(n)) for n, site in sites.items()}
+
+
+def _check_meeting(
+    structure: Structure, latents: Sequence[str], reads: Mapping[str, Sequence[str]], start: Trace
+) -> None:
+    """Refuses what is integrated in closed form where a site has a latent on nodes as well.
+
+    Args:
+        structure: The model.
+        latents: The latents in question.
+        reads: Those that each site reads.
+        start: A run of the model.
+    """
+    for name in [*latents, *reads]:
+        for other in latents_on_nodes(name, structure, start.nodes):
+            latent = reads[name][0] if name in reads else name
+            nodes = f"Put both on nodes (integrate={{'{latent}': 'quadrature'}}), or estimate"
+            raise NotIntegrable(
+                f"site '{name}' meets the latent '{latent}', which is integrated exactly, and the "
+                f"latent '{other}', which is on nodes: the two together are neither. "
+                f"{nodes if latent in structure.gaussian else 'Estimate'} one as a parameter "
+                f"(integrate={{'{latent}': None}})."
+            )
+
+
+def _leaf_plates(
+    site: Site,
+    sites: Mapping[str, Site],
+    structure: Structure,
+    scales: Mapping[str, Scale | None],
+    sizes: Mapping[str, int],
+) -> dict[str, int]:
+    """Plates below all latents, such as that of the items that each person answers: their sizes.
+
+    What is below a latent on nodes is summed over them, as over the dims of an event: one number
+    for each node, row and item would fill the memory.
+    """
+    if site.form is None or not site.form.is_computed:
+        return {}
+    above = frozenset().union(*(sites[name].plates for name in structure.latent))
+    scale = scales[site.name]
+    weighed = frozenset(() if scale is None else scale.dims)
+    return {s: sizes[s] for s in site.layout.outer if s in site.plates - above - weighed}
+
+
+def _compiled(site: Site, cells: SiteCells, folded: Mapping[str, int]) -> CompiledFactor:
     """A site in exponential-family form, laid out for evaluation."""
+    if folded:
+        return compile_form(site, cells.index, cells.reference, folded)
     if isinstance(site.form, SuperposedForm):
         return compile_superposed(site, cells.index)
     lookup = compile_lookup(site, cells.index)
     return compile_site(site, cells.index, cells.reference) if lookup is None else lookup
+
+
+def _apart_from_nodes(
+    structure: Structure, sites: Mapping[str, Site], cells: Mapping[str, SiteCells]
+) -> dict[str, SiteCells]:
+    """The cells of sites that are tied to none whose values, or parameters, move with nodes."""
+    forms = {name: sites[name].form for name in cells}
+    computed = {name for name, form in forms.items() if form is not None and form.is_computed}
+    nodes = {own.key for name, own in cells.items() if name in computed or name in structure.nodes}
+    return {name: own for name, own in cells.items() if own.key not in nodes}
 
 
 def _opaque(
@@ -184,14 +274,18 @@ def _opaque(
     misread: Collection[str],
 ) -> OpaqueFactors:
     """The sites without sufficient statistics, and a tape of what the model is asked."""
-    opaque = {name: site for name, site in sites.items() if name not in compiled}
+    opaque = {n: site for n, site in sites.items() if n not in compiled and site.is_plain}
     names = tuple(opaque)
+    members = {n: s for n, s in sites.items() if s.conjugate is not None and s.form is None}
+    opaque |= members
     opaque |= {name: prior.site for name, prior in priors.items() if prior.tied is None}
     asked = {name: site for name, site in opaque.items() if site.density is None}
     depends = {n: frozenset(d) for n, d in model_dependencies(structure, asked).items()}
     for name in misread:  # a branch leaves no gradient behind: any parameter may decide on it
         depends[name] = frozenset(structure.parameters) - {name}
-    found = OpaqueFactors(structure, opaque, names, depends, frozenset(misread))
+    found = OpaqueFactors(
+        structure, opaque, names, depends, frozenset(misread), members=tuple(members)
+    )
     return dataclasses.replace(found, tape=found.recorded(probes.params))
 
 
@@ -291,7 +385,9 @@ def _gone(site: Site) -> Tensor:
 
 
 def _row_plate(
-    sites: Mapping[str, Site], structure: Structure, components: Sequence[GaussianComponent]
+    sites: Mapping[str, Site],
+    structure: Structure,
+    components: Sequence[GaussianComponent | ConjugateComponent],
 ) -> str | None:
     """The plate whose rows are the observations: the innermost one common to all data."""
     # A pyro.factor statement is no observation: it has no value.

@@ -18,9 +18,17 @@ from ember.inference.factors.gaussian.scaled import compile_scaled, is_scaled
 from ember.inference.factors.tied import SiteCells
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.reading.gaussian.slots import NotIntegrable
-from ember.inference.reading.site import Site, Slot
+from ember.inference.reading.site import ConjugateSlot, Site, Slot
 
-__all__ = ["gaussian_components"]
+__all__ = [
+    "common_scale",
+    "discrete_states",
+    "gaussian_components",
+    "outer_rows",
+    "relative_scale",
+    "row_numbers",
+    "rows_of_entries",
+]
 
 
 Scales = Mapping[str, Scale | None]
@@ -70,25 +78,13 @@ def _component(
     latent_symbols: Mapping[str, str],
     natural: Sequence[Natural],
 ) -> GaussianComponent:
-    owner = {symbol: name for name, symbol in latent_symbols.items()}
-    rows = _rows(members, sites, sizes)
-    used = {s for site in members for s in site.layout.outer if s in owner}
-    states = sorted((symbol, sizes[symbol]) for symbol in used)
+    rows = outer_rows(members, sites, sizes)
     kept = {symbol for symbol, _ in rows}
-    for symbol, _ in states:
-        inside = sites[owner[symbol]].plates - kept
-        if inside:
-            raise NotIntegrable(
-                f"discrete latent '{owner[symbol]}' and Gaussian latent '{next(iter(latents))}' "
-                "meet in a site, but the discrete one has several values for one value of the "
-                "Gaussian: every combination would have to be integrated by itself. Give the two "
-                "the same plates, or estimate the Gaussian one as a parameter with "
-                f"integrate={{'{next(iter(latents))}': None}}."
-            )
-    scale = _scale(latents, scales, kept)
-    within = {s.name: _relative(s.name, scales[s.name], scale, latents) for s in members}
+    states = discrete_states(members, sites, sizes, latent_symbols, kept, next(iter(latents)))
+    scale = common_scale(latents, scales, kept)
+    within = {s.name: relative_scale(s.name, scales[s.name], scale, latents) for s in members}
     name = " and ".join(f"'{latent}'" for latent in latents)
-    of_entry = torch.cat([_of_entries(sites[name], rows) for name in latents])
+    of_entry = torch.cat([rows_of_entries(sites[name], rows) for name in latents])
     if rows and not any(weight is not None for weight in within.values()):
         factor = factor_of(name, states, rows, scale)
         found = _row_wise(factor, latents, members, sites, cells, states, rows, of_entry)
@@ -96,7 +92,7 @@ def _component(
             return found
     first = _first(latents)
     parts = [
-        (site, cells[site.name], within[site.name], dict(states), first, _row_numbers(site, rows))
+        (site, cells[site.name], within[site.name], dict(states), first, row_numbers(site, rows))
         for site in members
     ]
     scaled = [compile_scaled(*part) for part in parts if is_scaled(part[0])]
@@ -156,6 +152,41 @@ def _row_wise(
     )
 
 
+def discrete_states(
+    members: Sequence[Site],
+    sites: Mapping[str, Site],
+    sizes: Mapping[str, int],
+    latent_symbols: Mapping[str, str],
+    kept: set[str],
+    latent: str,
+) -> list[tuple[str, int]]:
+    """The dims of the discrete latents that the sites of a component read, with their sizes.
+
+    Args:
+        members: The sites of the component.
+        sites: All sites.
+        sizes: The size of every dim.
+        latent_symbols: The dims of discrete latents, by latent.
+        kept: The plates that the component keeps outside.
+        latent: A continuous latent of the component.
+
+    Raises:
+        NotIntegrable: If one of them has several values within a row of these plates.
+    """
+    owner = {symbol: name for name, symbol in latent_symbols.items()}
+    used = {s for site in members for s in site.layout.outer if s in owner}
+    for symbol in sorted(used):
+        if sites[owner[symbol]].plates - kept:
+            raise NotIntegrable(
+                f"discrete latent '{owner[symbol]}' and continuous latent '{latent}' meet in a "
+                "site, but the discrete one has several values for one value of the other: every "
+                "combination would have to be integrated by itself. Give the two the same plates, "
+                "or estimate the continuous one as a parameter with "
+                f"integrate={{'{latent}': None}}."
+            )
+    return sorted((symbol, sizes[symbol]) for symbol in used)
+
+
 def _connected(sets: Iterable[set[str]]) -> list[set[str]]:
     """Latents that meet in a site, with each other or by way of others."""
     groups: list[set[str]] = []
@@ -169,7 +200,7 @@ def _connected(sets: Iterable[set[str]]) -> list[set[str]]:
 # -- plates that stay outside -------------------------------------------------------------------
 
 
-def _rows(
+def outer_rows(
     members: Sequence[Site], sites: Mapping[str, Site], sizes: Mapping[str, int]
 ) -> list[tuple[str, int]]:
     """The plates of which every member reads its own row only, outermost first."""
@@ -178,11 +209,13 @@ def _rows(
     return [
         (symbol, sizes[symbol])
         for symbol in kept
-        if all(_reads_own(site, slot, sites, symbol) for site in members for slot in site.slots)
+        if all(_reads_own(site, slot, sites, symbol) for site in members for slot in site.reads)
     ]
 
 
-def _reads_own(site: Site, slot: Slot, sites: Mapping[str, Site], symbol: str) -> bool:
+def _reads_own(
+    site: Site, slot: Slot | ConjugateSlot, sites: Mapping[str, Site], symbol: str
+) -> bool:
     coordinate = _coordinate(sites[slot.latent], slot.entries, symbol)
     own = _along(site, symbol)
     coordinate = prepend_dims(coordinate, own.dim())
@@ -211,7 +244,7 @@ def _coordinate(latent: Site, entries: Tensor, symbol: str) -> Tensor:
     return entries // shape[place + 1 :].numel() % shape[place]
 
 
-def _row_numbers(site: Site, rows: Sequence[tuple[str, int]]) -> Tensor:
+def row_numbers(site: Site, rows: Sequence[tuple[str, int]]) -> Tensor:
     """The row of every event of a site, at full rank."""
     rank = len(site.layout.outer) + site.layout.inner
     total = torch.zeros((1,) * rank, dtype=torch.long)
@@ -220,7 +253,7 @@ def _row_numbers(site: Site, rows: Sequence[tuple[str, int]]) -> Tensor:
     return total
 
 
-def _of_entries(latent: Site, rows: Sequence[tuple[str, int]]) -> Tensor:
+def rows_of_entries(latent: Site, rows: Sequence[tuple[str, int]]) -> Tensor:
     """The row of every entry of a latent, flat."""
     entries = torch.arange(latent.value.numel())
     total = torch.zeros_like(entries)
@@ -232,7 +265,7 @@ def _of_entries(latent: Site, rows: Sequence[tuple[str, int]]) -> Tensor:
 # -- weights ------------------------------------------------------------------------------------
 
 
-def _scale(latents: Mapping[str, int], scales: Scales, kept: set[str]) -> Scale | None:
+def common_scale(latents: Mapping[str, int], scales: Scales, kept: set[str]) -> Scale | None:
     """The weight that all latents of a component have."""
     names = list(latents)
     scale = scales[names[0]]
@@ -244,13 +277,13 @@ def _scale(latents: Mapping[str, int], scales: Scales, kept: set[str]) -> Scale 
             )
     if scale is not None and not {*scale.dims} <= kept:
         raise NotIntegrable(
-            f"Gaussian latent '{names[0]}' has poutine.scale weights that vary over its plate, "
+            f"latent '{names[0]}' has poutine.scale weights that vary over its plate, "
             "whose rows the sites that read it do not share; weigh the observed site alone."
         )
     return scale
 
 
-def _relative(
+def relative_scale(
     name: str, scale: Scale | None, common: Scale | None, latents: Mapping[str, int]
 ) -> Scale | None:
     """The weight of a site's events within the component's."""
@@ -261,7 +294,7 @@ def _relative(
     dims = tuple(sorted({*common.dims, *(scale.dims if scale else ())}))
     if scale is None:
         raise NotIntegrable(
-            f"Gaussian latent '{next(iter(latents))}' has a poutine.scale weight but site "
+            f"latent '{next(iter(latents))}' has a poutine.scale weight but site "
             f"'{name}' below it has none; put both inside the same poutine.scale, or scale the "
             "observed site alone."
         )

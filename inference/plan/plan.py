@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ember.inference.factors.chain import Chain
+from ember.inference.factors.conjugate.component import ConjugateComponent
 from ember.inference.factors.factor import CompiledFactor, Factor, Scale
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.factors.opaque import OpaqueFactors
 from ember.inference.factors.residuals.choice import ResidualFactors
 from ember.inference.factors.superposed import SuperposedFactor
-from ember.inference.factors.tied import TiedFactors, TieKey
+from ember.inference.factors.tied import SiteCells, TiedFactors, TieKey
 from ember.inference.numerics.memo import Memo
 from ember.inference.plan.priors import Prior, PriorSite
 from ember.inference.reading.checks.misreading import misread_sites
@@ -55,6 +56,7 @@ class Plan(Memo):
         prior: The prior of the parameters.
         opaque: The sites without sufficient statistics.
         components: Gaussian latents with the sites that read them.
+        conjugate: Latents with conjugate priors, each with the sites that read it.
         ties: What each site in exponential-family form is tied to.
         residuals: Normal sites by their residuals, for where sufficient statistics lose digits.
         sizes: The size of every dim.
@@ -66,6 +68,7 @@ class Plan(Memo):
         starting_eta: For each of the tied factors with gaps, natural parameters by which a start
             completes its rows.
         idle: Latents of which some entries are left out, because nothing depends on them.
+        node_cells: For each latent on nodes in exponential-family form, the cells of its entries.
         starts: How many values of every parameter it is for, along a leading dim if several.
     """
 
@@ -78,6 +81,7 @@ class Plan(Memo):
     prior: Prior
     opaque: OpaqueFactors
     components: tuple[GaussianComponent, ...]
+    conjugate: tuple[ConjugateComponent, ...]
     ties: dict[str, TieKey]
     residuals: ResidualFactors
     sizes: dict[str, int]
@@ -88,6 +92,7 @@ class Plan(Memo):
     plate_names: dict[str, str]
     starting_eta: dict[TieKey, Tensor]
     idle: frozenset[str]
+    node_cells: dict[str, SiteCells] = field(default_factory=dict)
     starts: int = 1
 
     def batched(self, count: int) -> "Plan":
@@ -121,14 +126,29 @@ class Plan(Memo):
     @property
     def is_incomplete(self) -> bool:
         """Whether something is latent: sites, parts of rows, or counts seen only in sums."""
-        latent = bool(self.structure.latent) or bool(self.components)
+        latent = bool(self.structure.latent or self.components or self.conjugate)
         return latent or self.has_gaps or bool(self.superposed_parameters())
+
+    @property
+    def on_nodes(self) -> frozenset[str]:
+        """The continuous latents, which are integrated on nodes."""
+        return frozenset(self.structure.nodes)
+
+    @property
+    def discrete_latents(self) -> tuple[str, ...]:
+        """The latents that are summed over."""
+        return tuple(name for name in self.structure.latent if name not in self.structure.nodes)
 
     def superposed_parameters(self) -> frozenset[str]:
         """Parameters that feed the rate of a superposition."""
         factors = [factor for _, factor in self.compiled.values()]
         found = [f.rate.sources for f in factors if isinstance(f, SuperposedFactor)]
         return frozenset(name for sources in found for name in sources)
+
+    def is_computed(self, name: str) -> bool:
+        """Whether a site's arguments are computed at each node of a latent."""
+        form = self.sites[name].form if name in self.sites else None
+        return form is not None and form.is_computed
 
     def site(self, name: str) -> Site:
         """A latent, observed or parameter site."""
@@ -140,12 +160,18 @@ class Plan(Memo):
 
     def opaque_sites(self) -> list[str]:
         """Sites without sufficient statistics: their parameters have no closed form."""
-        factors = [n for n, s in self.sites.items() if n not in self.compiled and not s.slots]
+        factors = [
+            name
+            for name, site in self.sites.items()
+            if name not in self.compiled and (site.is_plain or site.form is None)
+        ]
         return factors + [name for name, prior in self.priors.items() if prior.tied is None]
 
     def dependencies(self, name: str) -> frozenset[str]:
         """Parameters that a site reads (a parameter's own prior aside)."""
-        template = self.site(name).density
+        template, form = self.site(name).density, self.site(name).form
+        if template is None and form is not None:
+            return frozenset(source for p in form.parameters for source in p.sources)
         return self.opaque.dependencies[name] if template is None else template.sources
 
     def misread_sites(self, params: Params) -> list[str]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.tied import TieKey
+from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Params, Plan
 
 __all__ = ["Values", "all_tensors", "natural_parameters", "tensors", "values_of"]
@@ -35,12 +36,14 @@ def tensors(
     Args:
         plan: The plan.
         natural: Natural parameters of tied factors.
-        other: The log probabilities of all other factors.
+        other: The log probabilities of all other factors, and the potentials of members of
+            components that have no natural parameters.
         pooled: Whether components that can be had without their rows are one number each.
         pieces: Of components the natural parameters once more for each piece of an expansion.
     """
     out = []
     components = {component.factor.name: component for component in plan.components}
+    conjugate = {component.factor.name: component for component in plan.conjugate}
     for factor in plan.factors:
         if factor.name in other:
             out.append(other[factor.name])
@@ -49,6 +52,8 @@ def tensors(
             whole = pooled and component.is_pooled
             own = None if pieces is None else pieces.get(factor.name)
             out.append(component.pooled(natural) if whole else component.log_prob(natural, own))
+        elif factor.name in conjugate:
+            out.append(conjugate[factor.name].log_prob(natural, other))
         else:
             key, compiled = plan.compiled[factor.name]
             out.append(compiled.log_prob(natural[key]))
@@ -56,7 +61,8 @@ def tensors(
 
 
 def all_tensors(plan: Plan, params: Params) -> list[Tensor]:
-    """The log probability of every factor at ``params``."""
+    """The log probability of every factor at ``params``, latents at nodes that suit these."""
+    plan = placed(plan, params)
     values = values_of(plan, params)
     with torch.no_grad():
         near = plan.residuals.needed(plan.tied, values)

@@ -12,7 +12,9 @@ from torch import Tensor
 from ember.inference.factors.gaussian.expansion import Expansion
 from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.factors.tied import TiedFactors, TieKey
+from ember.inference.families.exponential_form import FamilyParameter
 from ember.inference.families.regression import Regression
+from ember.inference.parameters.computed_rows import ComputedRows
 from ember.inference.plan.priors import Prior
 
 __all__ = ["Statistics"]
@@ -91,11 +93,23 @@ class Statistics:
         return self if other == 0 else NotImplemented  # so that sum([...]) works
 
 
+def _same_nodes(one: FamilyParameter, other: FamilyParameter) -> bool:
+    if isinstance(one.table, ComputedRows) and isinstance(other.table, ComputedRows):
+        return one.table.same_nodes(other.table)
+    return True
+
+
 def _merge(
     one: tuple[TiedFactors, Tensor], other: tuple[TiedFactors, Tensor]
 ) -> tuple[TiedFactors, Tensor]:
     """Adds statistics cell by cell, references reconciled."""
     (left, left_statistics), (right, right_statistics) = one, other
+    if not all(_same_nodes(*pair) for pair in zip(left.parameters, right.parameters, strict=True)):
+        raise ValueError(
+            "statistics of a latent integrated on nodes add only where the nodes are the same, and "
+            "these follow the prior of the rows at hand; give every piece of data rows of all "
+            "groups."
+        )
     cells, place = torch.unique(torch.cat([left.cells, right.cells]), dim=0, return_inverse=True)
     in_left, in_right = place[: len(left.cells)], place[len(left.cells) :]
     reference, reach, frame = None, None, None

@@ -18,6 +18,8 @@ __all__ = ["cells_of", "tie_of_site", "tie_sites"]
 
 
 LEAST_SHARE = 1e-7  # of the spread of observations that latents explain
+ROBUST = 20  # steps of weighted least squares
+ROUNDED = 1e-3  # of the middle residual: smaller ones weigh no more
 
 
 def tie_sites(sites: Mapping[str, Site]) -> tuple[dict[TieKey, TiedFactors], dict[str, SiteCells]]:
@@ -90,7 +92,10 @@ def _frame(pooled: list[Site]) -> Frame:
             weights = torch.where(site.mask, weights, 0.0)
             x, y = x.expand(*shape, x.shape[-1]), y.expand(shape)
         rows.append((x.reshape(-1, x.shape[-1]), y.reshape(-1), weights.reshape(-1)))
-    frame = frame_of(*(torch.cat(column) for column in zip(*rows, strict=True)))
+    x, y, weights = (torch.cat(column) for column in zip(*rows, strict=True))
+    frame = frame_of(x, y, weights)
+    if any(site.conjugate is not None for site in pooled):
+        frame = _unmoved_by_outliers(frame, x, y, weights)
     latent = sorted({i for site in pooled if site.form for i in site.form.latent_features})
     if not latent:
         return frame
@@ -98,6 +103,18 @@ def _frame(pooled: list[Site]) -> Frame:
     return dataclasses.replace(
         frame, dependent=frame.dependent.index_fill(0, torch.tensor(latent), False)
     )
+
+
+def _unmoved_by_outliers(frame: Frame, x: Tensor, y: Tensor, weights: Tensor) -> Frame:
+    """A frame whose line of reference is near that of least absolute deviations."""
+    shown = (weights > 0) & x.isfinite().all(-1) & y.isfinite()
+    q, y, weights = frame.features(x[shown]), y[shown].unsqueeze(-1), weights[shown].unsqueeze(-1)
+    line = frame.line.unsqueeze(-1)
+    for _ in range(ROBUST if len(y) else 0):
+        size = (y - q @ line).abs()
+        root = (weights / size.clamp_min(ROUNDED * size.median() + 1e-300)).sqrt()
+        line = torch.linalg.lstsq(root * q, root * y, driver="gelsd").solution
+    return frame.about(line[:, 0].clone())
 
 
 def _references(
@@ -115,7 +132,9 @@ def _references(
     data = first.form.centred(value)
     tail = first.form.event_dim + len(first.inner_shape)
     lead = data.dim() - tail
-    mean = data.flatten(0, lead - 1).nanmean(0) if lead > 0 else data
+    flat = data.flatten(0, lead - 1) if lead > 0 else data.unsqueeze(0)
+    # Outliers, which a latent factor of the precision is there for, must not move it far away.
+    mean = flat.nanmean(0) if first.conjugate is None else flat.nanmedian(0).values
     mean = mean.nan_to_num(nan=0.0)
     if first.form.event_dim:
         # Vectors share one reference point: the mean of all of them.

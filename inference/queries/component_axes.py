@@ -34,7 +34,7 @@ def numberings(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 def _numberings(plan: Plan) -> dict[str, tuple[str, ...]]:
     groups: dict[str, list[str]] = {}
-    for name in plan.structure.latent:
+    for name in plan.discrete_latents:  # nodes have an order of their own
         base = base_name(name)
         steps = members(base, plan.structure.latent) if base else []
         sizes = {plan.sizes.get(plan.latent_symbols[step], 1) for step in steps}

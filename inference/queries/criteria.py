@@ -47,18 +47,10 @@ def free_parameters(plan: Plan) -> int:
     other parameters read do not make the likelihood larger: neither is counted. Nor are the
     directions in which loadings only rotate hidden factors.
     """
-    reached = {source for name in plan.sites for source in _sources(plan, name)}
+    reached = {source for name in plan.sites for source in plan.dependencies(name)}
     known = plan.structure.parameters
     free = sum(_dimension(known[name]) for name in known if name in reached)
     return free - idle_rotations(plan)
-
-
-def _sources(plan: Plan, name: str) -> frozenset[str]:
-    """The parameters that a factor reads."""
-    if plan.sites[name].density is None and name in plan.compiled:
-        parameters = plan.tied[plan.compiled[name][0]].parameters
-        return frozenset(source for parameter in parameters for source in parameter.sources)
-    return plan.dependencies(name)
 
 
 def _dimension(parameter: Parameter) -> int:
@@ -111,8 +103,8 @@ def _steps_with_data(plan: Plan, name: str, mask: Tensor) -> Tensor:
 
 
 def entropy(plan: Plan, params: Mapping[str, Tensor]) -> float:
-    """Entropy of the latents' posterior marginals, rows by their weights."""
-    total, latents = 0.0, list(plan.structure.latent)
+    """Entropy of the discrete latents' posterior marginals, rows by their weights."""
+    total, latents = 0.0, list(plan.discrete_latents)
     if not latents:
         return total
     for name, t in marginals(plan, params, latents).items():

@@ -13,6 +13,7 @@ Reference: Little & Rubin (2019), *Statistical analysis with missing data*, 3rd 
 Rubin (1987), *Multiple imputation for nonresponse in surveys*, Wiley.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,14 @@ from ember.inference.factors.factor import Factor, align
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.observed_density import row_patterns
 from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Plan
+from ember.inference.queries.conjugate.filling import (
+    averaged,
+    entry_posteriors,
+    over_batch,
+    with_latent,
+)
 from ember.inference.queries.gaussian.draws import component_draws, state_draws
 from ember.inference.queries.gaussian.filling import drawn, filled
 from ember.inference.queries.impossible import blank
@@ -71,14 +79,23 @@ def impute(
         weights = _weights(plan, params, [fillings[name] for name in gappy])
         if draws is None:
             values = {
-                name: fillings[name].mean(weights[name]) if name in weights else filling.complete()
+                name: fillings[name].averaged(plan, params).mean(weights[name])
+                if name in weights
+                else filling.complete()
                 for name, filling in fillings.items()
             }
             values.update({name: filled(plan, params, name) for name in read})
         else:
             states = state_draws(plan, params, draws) if gappy or read else {}
+            factors = {
+                name: entry_posteriors(plan, params, fillings[name].site).draw(states, draws)
+                for name in gappy
+                if fillings[name].site.conjugate is not None
+            }
             values = {
-                name: filling.draw(states, draws) if name in gappy else filling.repeated(draws)
+                name: filling.draw(states, draws, factors.get(name))
+                if name in gappy
+                else filling.repeated(draws)
                 for name, filling in fillings.items()
             }
             latents = component_draws(plan, params, states, draws) if read else {}
@@ -127,10 +144,11 @@ class _Filling:
         if site.density is not None:
             fn = site.density.distribution(params)
         else:
-            fn = unwrap(plan.structure.trace(params).nodes[name]["fn"]).base
-        factor = next(factor for factor in plan.factors if factor.name == name)
+            structure = placed(plan, params).structure
+            fn = unwrap(structure.trace(params).nodes[name]["fn"]).base
+        factor = next((factor for factor in plan.factors if factor.name == name), None)
         known = set(plan.latent_symbols.values())
-        latents = tuple(s for s in outer if s in known and s in factor.dims)
+        latents = tuple(s for s in outer if s in known and (factor is None or s in factor.dims))
         plates = tuple(s for s in outer if s in site.plates)
         sizes = tuple(plan.sizes[s] for s in plates)
         event = site.value.shape[site.value.dim() - site.event_dim :]
@@ -141,6 +159,13 @@ class _Filling:
             site, fn, latents, tuple(plan.sizes[s] for s in latents), plates, sizes,
             site.value.expand(full).reshape(tail), missing.expand(full).reshape(tail),
         )  # fmt: skip
+
+    def averaged(self, plan: Plan, params: Mapping[str, Tensor]) -> "_Filling":
+        """The same with a distribution that has the right mean, the continuous latent unknown."""
+        if self.site.conjugate is None:
+            return self
+        posterior = entry_posteriors(plan, params, self.site)
+        return dataclasses.replace(self, fn=averaged(self.site, self.fn, posterior))
 
     def complete(self) -> Tensor:
         """The data as they are, for a site without missing entries."""
@@ -175,15 +200,38 @@ class _Filling:
             )
         return self._shaped(torch.where(self.missing, filled, self.value.to(filled.dtype)))
 
-    def draw(self, states: States, draws: int) -> Tensor:
-        """Draws of the missing entries, given draws of the latents."""
+    def draw(self, states: States, draws: int, continuous: Tensor | None = None) -> Tensor:
+        """Draws of the missing entries, given draws of the latents.
+
+        Args:
+            states: Draws of the discrete latents.
+            draws: How many there are.
+            continuous: Draws ``(draws, n, *event)`` of the latent with a conjugate prior, if any.
+        """
         joint = torch.zeros((draws, *self.plate_sizes), dtype=torch.long)
         for symbol, size in zip(self.latents, self.latent_sizes, strict=True):
             dims, state = states[symbol]
             joint = joint * size + align(state, ("draws", *dims), ("draws", *self.plates))
         joint = joint.flatten(1) if self.plates else joint.unsqueeze(1)
+        if continuous is not None:
+            each = zip(joint, continuous, strict=True)
+            return torch.cat([self._given(drawn)._drawn(row.unsqueeze(0)) for row, drawn in each])
+        return self._drawn(joint)
+
+    def _given(self, drawn: Tensor) -> "_Filling":
+        """The same where the latent with a conjugate prior has a value."""
+        slot = self.site.conjugate
+        assert slot is not None
+        width = drawn.shape[-1] if slot.family.name == "Dirichlet" else 1
+        fn = with_latent(self.site, self.fn, over_batch(self.site, drawn, width))
+        return dataclasses.replace(self, fn=fn)
+
+    def _drawn(self, joint: Tensor) -> Tensor:
+        """A draw for each of the joint states ``(draws, R)``."""
         if isinstance(self.fn, dist.MultivariateNormal):
-            return self._shaped(self._normal(lambda rest, rows: rest.draw(joint[:, rows]), draws))
+            return self._shaped(
+                self._normal(lambda rest, rows: rest.draw(joint[:, rows]), len(joint))
+            )
         return self._shaped(torch.stack([self._draw_entries(row) for row in joint]))
 
     def _draw_entries(self, states: Tensor) -> Tensor:

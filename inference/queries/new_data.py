@@ -12,7 +12,7 @@ from ember.inference.inputs.arguments import Arguments, Model, prepare
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 
-__all__ = ["argument_names", "plan_beside", "plan_for", "roles_of"]
+__all__ = ["argument_names", "plan_beside", "plan_for"]
 
 
 def plan_for(
@@ -96,16 +96,8 @@ def _read_again(plan: Plan, params: Mapping[str, Tensor], arguments: Arguments) 
     model = plan.structure.model
     with validation_enabled(False):  # a single new row is enough where parameters are known
         return build_plan(
-            model, arguments, "mle", roles_of(plan), start=params, misread=plan.opaque.misread
+            model, arguments, "mle", plan.structure.wishes, params, misread=plan.opaque.misread
         )
-
-
-def roles_of(plan: Plan) -> dict[str, str | None]:
-    """The wishes by which a model's continuous sites get the roles again that a plan gives them."""
-    structure = plan.structure
-    gaussian = dict.fromkeys(structure.gaussian, "gaussian")
-    sampled = [name for name, parameter in structure.parameters.items() if parameter.has_prior]
-    return {**gaussian, **dict.fromkeys(sampled)}
 
 
 def argument_names(model: Model) -> list[str]:

@@ -9,9 +9,12 @@ from ember.inference.expectation.posterior import marginals
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.plan.plan import Plan
+from ember.inference.queries.conjugate.moments import EntryPosteriors
+from ember.inference.queries.conjugate.posterior import conjugate_posterior
 from ember.inference.queries.gaussian.draws import component_draws, state_draws
 from ember.inference.queries.gaussian.moments import ComponentPosterior, entries_of
 from ember.inference.queries.impossible import blank
+from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
 from ember.inference.reading.sequences import base_name, members, stack
 from ember.inference.reading.trace import TraceNode, plates_of
 
@@ -43,12 +46,12 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
 def _shown(plan: Plan) -> list[str]:
     """The latent sites, those of a chain's steps by their common name."""
     structure = plan.structure
-    names = [*structure.latent, *structure.gaussian]
+    names = [*structure.latent, *structure.gaussian, *structure.conjugate]
     return list(dict.fromkeys((n in structure.steps and base_name(n)) or n for n in names))
 
 
 def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
-    """The most probable joint value of all discrete latents, and the mean of each Gaussian one.
+    """The most probable joint value of all discrete latents, and the mean of each continuous one.
 
     NaN or -1 for impossible data.
 
@@ -56,17 +59,27 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tens
         ValueError: If the model has no latent sites.
     """
     latents = list(plan.structure.latent)
-    if not latents and not plan.components:
+    if not latents and not plan.components and not plan.conjugate:
         raise ValueError("the model has no latent sites to predict.")
-    best = marginals(plan, params, latents, maximum=True) if latents else {}
+    # Next to latents on nodes, which are integrated out, a discrete one has its own mode.
+    best = marginals(plan, params, latents, maximum=not plan.on_nodes) if latents else {}
     values: dict[str, Tensor] = {}
     for latent in latents:
         marginal = best[latent]
-        values |= _values(plan, latent, marginal.argmax(-1), marginal.isnan().any(-1))
+        if latent in plan.on_nodes:
+            values[latent] = NodePosterior(values_of_nodes(plan, params, latent), marginal).mean
+        else:
+            support = _support(plan, latent)
+            gone = marginal.isnan().any(-1)
+            values |= _values(plan, latent, support, marginal.argmax(-1), gone)
     leading = {name: value.dim() for name, value in values.items()}
     for component in plan.components:
         mean = ComponentPosterior.of(plan, params, component).mean
         values |= _of_component(plan, component, mean, leading)
+    for name in plan.structure.conjugate:
+        found = conjugate_posterior(plan, params, name)
+        assert found is not None
+        values |= _of_conjugate(plan, name, found.mean, (), leading)
     joined = stack(values, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined
 
@@ -74,28 +87,38 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tens
 def latent_samples(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
     """Joint draws of all latents from their posterior, site name to ``(n, *shape)``.
 
+    Those of a latent on nodes are nodes.
+
     Raises:
         ValueError: If the model has no latent sites.
     """
-    if not plan.structure.latent and not plan.components:
+    if not plan.structure.latent and not plan.components and not plan.conjugate:
         raise ValueError("the model has no latent sites to draw.")
     values: dict[str, Tensor] = {}
     with torch.no_grad():
         states = state_draws(plan, params, n)
         for latent in plan.structure.latent:
             _, state = states[plan.latent_symbols[latent]]
-            values |= _values(plan, latent, state, torch.zeros((), dtype=torch.bool))
+            on_nodes = latent in plan.on_nodes
+            support = values_of_nodes(plan, params, latent) if on_nodes else _support(plan, latent)
+            possible = torch.zeros((), dtype=torch.bool)
+            values |= _values(plan, latent, support, state, possible)
         leading = {name: value.dim() for name, value in values.items()}
         drawn = component_draws(plan, params, states, n)
         for component in plan.components:
             entries = drawn[component.factor.name]
             values |= _of_component(plan, component, entries, leading)
+        for integrated in plan.conjugate:
+            entries = EntryPosteriors.of(plan, params, integrated).draw(states, n)
+            values |= _of_conjugate(plan, integrated.latent, entries, (n,), leading)
     return stack(values, leading, plan.structure.steps)
 
 
-def _values(plan: Plan, latent: str, state: Tensor, gone: Tensor) -> dict[str, Tensor]:
-    """The values of a discrete latent whose states have these numbers; by step if of a loop."""
-    chosen = _support(plan, latent)[state]
+def _values(
+    plan: Plan, latent: str, support: Tensor, state: Tensor, gone: Tensor
+) -> dict[str, Tensor]:
+    """The values of a latent whose states have these numbers; by step if it is one of a loop."""
+    chosen = support[state]
     value = blank(chosen, append_dims(gone, chosen.dim() - state.dim()))
     family = plan.structure.family(latent)
     return {latent: value} if family is None else family.apart(value, state.dim() - 1)
@@ -110,6 +133,15 @@ def _of_component(
         values[name] = entries[..., entries_of(plan, component, [name])]
         leading[name] = values[name].dim() - plan.sites[name].event_dim
     return values
+
+
+def _of_conjugate(
+    plan: Plan, name: str, entries: Tensor, lead: tuple[int, ...], leading: dict[str, int]
+) -> dict[str, Tensor]:
+    """The same of a latent with a conjugate prior, whose entries have ``lead`` before them."""
+    value = entries.reshape(*lead, *plan.sites[name].value.shape)
+    leading[name] = value.dim() - plan.sites[name].event_dim
+    return {name: value}
 
 
 def _support(plan: Plan, name: str) -> Tensor:
@@ -154,7 +186,12 @@ def _drawn(plan: Plan) -> list[str]:
     channels = [name for name in structure.observed if structure.is_channel(name)]
     return [
         name
-        for name in (*structure.latent, *structure.gaussian, *structure.observed)
+        for name in (
+            *structure.latent,
+            *structure.gaussian,
+            *structure.conjugate,
+            *structure.observed,
+        )
         if plan.sites[name].value.numel() and name not in channels
     ]
 

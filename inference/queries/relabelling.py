@@ -87,6 +87,8 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
     at the estimates: far from the data, what tells states apart drowns in a density of -1e30.
     """
     ordered = dict(params)
+    if not numberings(plan):
+        return ordered
     probe = _probe(plan)
     with torch.no_grad():
         for latent in numberings(plan):

@@ -5,6 +5,9 @@ again), and for each site a ``Site``: its value, dims by name, and the maps of i
 Nothing here is needed once the plan is made, but for sites that only the model can evaluate.
 ``reader.py`` runs, assigns roles and checks; ``trace.py`` says what a run holds.
 
+Gaussian latents are read in ``gaussian``, those with conjugate priors in ``conjugate``. Those on
+nodes are named in ``nodes.py``; what is computed from them is recorded by ``computed.py``.
+
 To add a check of models: ``checks``. To find another kind of argument: ``matching``. The rule by
 which a site is observed, latent or a parameter: ``roles.py``.
 """

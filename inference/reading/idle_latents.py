@@ -36,7 +36,8 @@ def idle_entries(structure: Structure, traces: Sequence[Trace]) -> dict[str, Ten
         Site name to a mask over batch dims; latents without idle entries are left out.
     """
     idle: dict[str, Tensor] = {}
-    hidden = {c.latent for c in structure.composites}
+    # Over nodes that weigh what they stand for, a prior sums to one as it is.
+    hidden = {*(c.latent for c in structure.composites), *structure.nodes}
     nodes = traces[0].nodes if traces else {}
     masked = [n for n in structure.latent if n in nodes and n not in hidden and _masked(nodes[n])]
     if not masked:

@@ -20,6 +20,7 @@ from ember.inference.parameters.map import ParameterMap
 from ember.inference.parameters.scaled_matrix import ScaledMatrix
 from ember.inference.reading.checks.enumeration import check_each_value
 from ember.inference.reading.checks.repeatability import check_repeatable
+from ember.inference.reading.computed import computed_form, is_below_nodes
 from ember.inference.reading.distributions import Alternatives, arguments_of
 from ember.inference.reading.hidden_parameters import Gradients
 from ember.inference.reading.masks import (
@@ -115,9 +116,11 @@ def read_site(
     mask, missing = _masks(name, site, value, structure, idle)
     constant = masked_log_prob(site, unwrapped.mask, mask)
     form, density, reason = _family(name, structure, probes, inner, mask, constant)
+    nodes = structure.nodes.get(name)
     return Site(
         name, value, NamedDims(outer, len(inner)), plates, inner, mask, constant, fn.event_dim,
         form, density, reason, missing,
+        log_weights=None if nodes is None else nodes.log_weights,
     )  # fmt: skip
 
 
@@ -161,6 +164,9 @@ def _family(
         _same_value(site["value"], sites[0]["value"]) for site in sites[1:]
     ):
         return None, None, "its value depends on parameters"
+    if is_below_nodes(name, structure, probes.traces[0].nodes):
+        found = computed_form(name, structure, probes.traces[0].nodes, probes.params)
+        return (None, None, found) if isinstance(found, str) else (found, None, "")
     maps = _maps(name, [u.base for u in unwrapped], structure, probes)
     if isinstance(maps, str):
         return None, None, maps

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Size, Tensor
 
+from ember.inference.families.conjugate_latents import conjugate_family
 from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.inputs.shelter import Promoted
 from ember.inference.parameters.parameter import Parameter
@@ -16,6 +17,7 @@ from ember.inference.reading.checks.sites import (
     check_given,
     check_local,
     check_observed,
+    check_on_nodes,
     check_plates,
     check_weights,
 )
@@ -23,11 +25,18 @@ from ember.inference.reading.composites import Composite, find_composites
 from ember.inference.reading.gaussian.candidates import gaussian_candidates
 from ember.inference.reading.held import held_sites
 from ember.inference.reading.model_errors import enumeration_errors, tidy_errors, unreadable
+from ember.inference.reading.nodes import Nodes, nodes_of, rule_of
 from ember.inference.reading.partly_observed import find_given, find_partly_observed
-from ember.inference.reading.roles import param_parameter, role_of, sample_parameter
+from ember.inference.reading.roles import (
+    param_parameter,
+    role_of,
+    sample_parameter,
+    wish_for,
+)
 from ember.inference.reading.runs import At, is_continuous, statements
 from ember.inference.reading.structure import Structure, signature_of
 from ember.inference.reading.trace import Trace, TraceNode, plates_of, record
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["read_structure"]
 
@@ -70,7 +79,7 @@ def read_structure(
     structure = Structure(
         model, arguments, roles.parameters, tuple(roles.latent), tuple(roles.observed),
         roles.nesting, roles.plates, steps, tuple(roles.composites), partly=partly,
-        gaussian=roles.gaussian,
+        gaussian=roles.gaussian, conjugate=roles.conjugate, nodes=roles.nodes,
     )  # fmt: skip
     structure = _with_held(structure, plain, conditioned)
     structure = _with_found(structure, plain, integrate or {})
@@ -143,9 +152,11 @@ class _Roles:
     parameters: dict[str, Parameter] = field(default_factory=dict)
     latent: list[str] = field(default_factory=list)
     gaussian: dict[str, Size] = field(default_factory=dict)
+    conjugate: dict[str, Tensor] = field(default_factory=dict)
     observed: list[str] = field(default_factory=list)
     plates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     composites: list[Composite] = field(default_factory=list)
+    nodes: dict[str, Nodes] = field(default_factory=dict)
     nesting: int = 0
 
 
@@ -173,9 +184,18 @@ def _assign(plain: Trace, model: Model, integrate: Mapping[str, object]) -> _Rol
         elif role == "gaussian":
             roles.gaussian[name] = site["value"].shape
             check_declared(name, site)
-        elif role == "latent":
+        elif role == "conjugate":
+            family = conjugate_family(unwrap(site["fn"]).base)
+            assert family is not None
+            roles.conjugate[name] = family.origin(site["value"].shape)
+            check_declared(name, site)
+        elif role in ("latent", "nodes"):
             roles.latent.append(name)
             check_declared(name, site)
+            if role == "nodes":
+                check_on_nodes(name, site)
+                rule = rule_of(name, site["fn"], wish_for(name, site, integrate))
+                roles.nodes[name] = nodes_of(site["fn"], rule)
         else:
             _add_observed(roles, name, site, {*plain.nodes})
     return roles

@@ -1,7 +1,8 @@
 """The role of a site: *observed* has data, *latent* is integrated, *parameter* is maximised.
 
 Discrete latents are summed over. A continuous site is a parameter unless it is asked for, or found,
-as a Gaussian latent: then it is integrated exactly.
+as a Gaussian latent or as one with a conjugate prior, which are integrated exactly, or asked for as
+a latent on nodes.
 """
 
 from collections.abc import Mapping
@@ -12,19 +13,32 @@ import pyro.distributions as dist
 import torch
 from torch.distributions import constraints, transform_to
 
+from ember.inference.families.conjugate_latents import conjugate_family
 from ember.inference.inputs.arguments import Model
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.supports import shown
+from ember.inference.reading.nodes import asks_for_nodes, rule_of
 from ember.inference.reading.runs import is_continuous
 from ember.inference.reading.trace import TraceNode
 from ember.inference.reading.unwrapping import unwrap
 
-__all__ = ["param_parameter", "role_of", "sample_parameter"]
+__all__ = ["param_parameter", "role_of", "sample_parameter", "wish_for"]
+
+
+CONJUGATE = ("conjugate", "scale-mixture")
+
+
+def wish_for(name: str, site: TraceNode, integrate: Mapping[str, object]) -> object:
+    """How a site asks to be integrated: the wishes of the fit count before those of the model."""
+    return integrate.get(name, site["infer"].get("integrate"))
 
 
 def role_of(name: str, site: TraceNode, integrate: Mapping[str, object]) -> str:
-    """The role of a sample site: "observed", "latent", "gaussian" or "parameter".
+    """The role of a sample site.
+
+    Returns:
+        "observed", "latent" (and discrete), "gaussian", "conjugate", "nodes" or "parameter".
 
     Raises:
         ValueError: If a latent site cannot be integrated as it asks; the message names it.
@@ -32,7 +46,7 @@ def role_of(name: str, site: TraceNode, integrate: Mapping[str, object]) -> str:
     if site["is_observed"]:
         return "observed"
     fn = site["fn"]
-    how = integrate.get(name, site["infer"].get("integrate"))
+    how = wish_for(name, site, integrate)
     if is_continuous(fn):
         return "parameter" if how is None else _continuous_role(name, fn, how)
     if how not in (None, "enumeration"):
@@ -55,10 +69,17 @@ def role_of(name: str, site: TraceNode, integrate: Mapping[str, object]) -> str:
 
 def _continuous_role(name: str, fn: Distribution, how: object) -> str:
     """The role of a continuous site that asks to be integrated."""
+    if asks_for_nodes(how):
+        rule_of(name, fn, how)
+        return "nodes"
+    if how in CONJUGATE:
+        return _conjugate_role(name, fn, how)
     if how != "gaussian":
         raise ValueError(
-            f"site '{name}' asks to be integrated by {how!r}, which is not known; use 'gaussian', "
-            f"or estimate the site as a parameter with EM(model, integrate={{'{name}': None}})."
+            f"site '{name}' asks to be integrated by {how!r}, which is not known; ask for "
+            "'quadrature', which takes sites of one or two dimensions, 'gaussian', which takes "
+            "normal sites that others read linearly, or 'conjugate', or estimate the site as a "
+            f"parameter (EM(model, integrate={{'{name}': None}}))."
         )
     base = unwrap(fn).base
     if type(base) not in (dist.Normal, dist.MultivariateNormal):
@@ -68,6 +89,18 @@ def _continuous_role(name: str, fn: Distribution, how: object) -> str:
             f"EM(model, integrate={{'{name}': None}})."
         )
     return "gaussian"
+
+
+def _conjugate_role(name: str, fn: Distribution, how: object) -> str:
+    """The role of a site that asks to be integrated by its conjugate prior."""
+    base = unwrap(fn).base
+    if conjugate_family(base) is None:
+        raise ValueError(
+            f"site '{name}' ({type(base).__name__}) asks to be integrated by {how!r}, but its "
+            "prior is neither Gamma nor InverseGamma, Exponential, Beta or Dirichlet; estimate it "
+            f"as a parameter with EM(model, integrate={{'{name}': None}})."
+        )
+    return "conjugate"
 
 
 def param_parameter(name: str, site: TraceNode, model: Model) -> Parameter:

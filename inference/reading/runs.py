@@ -19,6 +19,7 @@ from torch.distributions import transform_to
 from ember.inference.inputs.shelter import declare_from_outside
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.reading.composite_draws import draw_composite
+from ember.inference.reading.nodes import OnGrid
 from ember.inference.reading.partly_observed import Partly, nothing
 from ember.inference.reading.trace import (
     Trace,
@@ -43,8 +44,10 @@ class At(Messenger):
         given: Other values for some observed sites.
         held: Observed sites that are never drawn: parameters held at a value.
         partly: Sites that are observed in part.
-        integrated: Gaussian latents, with the shapes of their values. In a run they are zero, or
-            where ``params`` says; where data are drawn, they are drawn as well.
+        integrated: Continuous latents, with the values that they have in a run unless ``params``
+            says otherwise; where data are drawn, they are drawn as well.
+        nodes: The nodes of continuous latents, which are enumerated; these are drawn with the data
+            as well.
 
     Attributes:
         chosen: The number of the value of each latent that has been fixed.
@@ -60,7 +63,8 @@ class At(Messenger):
         given: Mapping[str, Tensor] | None = None,
         held: Collection[str] = (),
         partly: Partly | None = None,
-        integrated: Mapping[str, torch.Size] | None = None,
+        integrated: Mapping[str, Tensor] | None = None,
+        nodes: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
@@ -68,6 +72,7 @@ class At(Messenger):
         self.chosen: dict[str, int] = {}
         self.conditioned: set[str] = set()
         self.partly, self.integrated = partly or Partly(), integrated or {}
+        self.nodes = nodes or {}
         self._whole: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: TraceNode) -> None:
@@ -89,12 +94,15 @@ class At(Messenger):
         elif name in self.partly.undrawn:
             if not self.draw_data:
                 msg["value"] = nothing(msg)
+        elif name in self.nodes:
+            if not self.draw_data:
+                msg["fn"] = OnGrid(msg["fn"], self.nodes[name])
+                self._enumerate(msg)
         elif not is_continuous(msg["fn"]):
             self._enumerate(msg)
         elif name in self.integrated:
             if not self.draw_data:
-                zero = torch.zeros(self.integrated[name])
-                msg["value"] = self.params.get(name, zero)
+                msg["value"] = self.params.get(name, self.integrated[name])
         else:
             # A site with a value is not drawn. It is not "done" either: Pyro's enumeration passes
             # over such sites, and would not know of a parameter inside pyro.markov when a later
@@ -121,6 +129,8 @@ class At(Messenger):
             msg["done"] = True
 
     def _pyro_post_sample(self, msg: TraceNode) -> None:
+        if isinstance(msg["fn"], OnGrid):
+            msg["fn"] = msg["fn"].fn
         if msg["name"] in self.partly.whole:
             self._whole[self.partly.whole[msg["name"]]] = msg["value"]
 

@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ember.inference.families.conjugate_latents import ConjugateFamily
 from ember.inference.families.exponential_form import ExponentialForm
 from ember.inference.numerics.distribution import Distribution, remade_for_density
 from ember.inference.numerics.log_space import IMPOSSIBLE
@@ -17,7 +18,15 @@ from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.batching import Shapes
 from ember.inference.parameters.map import ParameterMap
 
-__all__ = ["DistributionTemplate", "NamedDims", "Site", "Slot", "fill_masked", "finish"]
+__all__ = [
+    "ConjugateSlot",
+    "DistributionTemplate",
+    "NamedDims",
+    "Site",
+    "Slot",
+    "fill_masked",
+    "finish",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +51,33 @@ class Slot:
     entries: Tensor
     coefficient: Tensor
     column: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ConjugateSlot:
+    """The entry of a latent with a conjugate prior that each event of a site reads.
+
+    Attributes:
+        latent: The latent site.
+        entries: Flat numbers of the entries of its value (of a vector the first), over the site's
+            batch, broadcast dims of size 1.
+        family: The family of its prior.
+        argument: The argument that it enters; "" of the latent's own prior.
+        exponent: The power of it that multiplies the argument; 0 if it is the probability.
+        swapped: Where it is the probability of the other outcome.
+    """
+
+    latent: str
+    entries: Tensor
+    family: ConjugateFamily
+    argument: str = ""
+    exponent: float = 0.0
+    swapped: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.bool))
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is that of a latent in its own prior."""
+        return not self.argument
 
 
 @dataclass(frozen=True)
@@ -139,7 +175,9 @@ class Site:
 
     ``missing`` marks the entries of an observed value that are to be integrated out, shaped like
     the value; single entries and whole rows among them are masked as well. ``slots`` are the
-    Gaussian latents that it reads: its value, form and density are those at zero of them all.
+    Gaussian latents that it reads: its value, form and density are those at zero of them all;
+    ``conjugate`` is the slot of a latent with a conjugate prior. ``log_weights`` are those of the
+    nodes of a latent on nodes, ``(Q,)``.
     """
 
     name: str
@@ -155,3 +193,22 @@ class Site:
     reason: str
     missing: Tensor | None = None
     slots: tuple[Slot, ...] = ()
+    conjugate: ConjugateSlot | None = None
+    log_weights: Tensor | None = None
+
+    @property
+    def reads(self) -> tuple["Slot | ConjugateSlot", ...]:
+        """The entries of continuous latents that each event reads, of either kind."""
+        return self.slots if self.conjugate is None else (self.conjugate,)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a factor by itself: it has no part in an integral in closed form."""
+        return not self.reads
+
+    def weigh(self, log_prob: Tensor) -> Tensor:
+        """A log density over the outer batch dims, times what the nodes of the latent weigh."""
+        if self.log_weights is None:
+            return log_prob
+        batch = self.value.shape[: self.value.dim() - self.event_dim]
+        return log_prob + self.log_weights.reshape(batch)

@@ -2,13 +2,16 @@
 
 *observed* sites have data, *latent* sites are integrated in the E-step, *parameter* sites are
 maximised in the M-step. By default discrete unobserved sites are latent (as under Pyro's
-``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters.
+``config_enumerate``); continuous unobserved sites and ``pyro.param`` statements are parameters,
+unless they are integrated: exactly, as Gaussian latents or by conjugate priors, or on nodes.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from pyro import poutine, validation_enabled
 from torch import Size, Tensor
 
@@ -20,6 +23,7 @@ from ember.inference.reading.composites import Composite, open_composites
 from ember.inference.reading.loops.loop import Family, Loop
 from ember.inference.reading.loops.stacking import stack_loops
 from ember.inference.reading.model_errors import plain_errors
+from ember.inference.reading.nodes import Nodes
 from ember.inference.reading.partly_observed import Partly
 from ember.inference.reading.runs import At
 from ember.inference.reading.trace import Trace, plates_of, record, record_enumerated
@@ -41,8 +45,10 @@ class SiteSignature(NamedTuple):
 class Structure:
     """The roles of a model's sites for one shape of data, and a way to run the model again.
 
-    ``gaussian`` holds the Gaussian latents with the shapes of their values; ``found`` those of them
-    that no mark asks for, with the reason why they are latent.
+    ``gaussian`` holds the Gaussian latents with the shapes of their values, ``conjugate`` those
+    with conjugate priors, with values that change nothing; ``found`` those of them that no mark
+    asks for, with the reason why they are latent. ``nodes`` holds the latents on nodes, which are
+    among those of ``latent``.
     """
 
     model: Model
@@ -58,14 +64,23 @@ class Structure:
     loops: tuple[Loop, ...] = ()
     partly: Partly = field(default_factory=Partly)
     gaussian: Mapping[str, Size] = field(default_factory=dict)
+    conjugate: Mapping[str, Tensor] = field(default_factory=dict)
     found: Mapping[str, str] = field(default_factory=dict)
+    nodes: Mapping[str, Nodes] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the latent and observed sites, in the model's order."""
-        wanted = {*self.latent, *self.gaussian, *self.observed, *(c.initial for c in self.chains)}
+        integrated = {*self.latent, *self.gaussian, *self.conjugate}
+        wanted = {*integrated, *self.observed, *(c.initial for c in self.chains)}
         return tuple(name for name in self.plates if name in wanted)
+
+    @property
+    def origins(self) -> dict[str, Tensor]:
+        """The continuous latents, with the values at which the model is read."""
+        zeros = {name: torch.zeros(shape) for name, shape in self.gaussian.items()}
+        return {**zeros, **self.conjugate}
 
     @property
     def chains(self) -> tuple[Composite | Loop, ...]:
@@ -85,6 +100,20 @@ class Structure:
         """Names of the latent sites that Pyro enumerates."""
         return [name for name in self.plain_factors if name in self.latent]
 
+    @property
+    def wishes(self) -> dict[str, object]:
+        """The wishes by which continuous sites get their roles again when the model is read anew.
+
+        They hold whatever is found of the sites in other data.
+        """
+        parameters = (name for name, p in self.parameters.items() if p.has_prior)
+        return {
+            **dict.fromkeys(self.gaussian, "gaussian"),
+            **dict.fromkeys(self.conjugate, "conjugate"),
+            **{name: nodes.rule for name, nodes in self.nodes.items()},
+            **dict.fromkeys(parameters),
+        }
+
     def family(self, name: str) -> Family | None:
         """The sites of a loop that a latent or observed site is made of, if it is."""
         families = (family for loop in self.loops for family in loop.families)
@@ -99,9 +128,26 @@ class Structure:
         family = self.family(name)
         return (name,) if family is None else family.names
 
+    @property
+    def _values(self) -> dict[str, Tensor]:
+        """The values of each latent on nodes."""
+        return {name: nodes.values for name, nodes in self.nodes.items()}
+
+    def at_nodes(self, values: Mapping[str, Tensor]) -> "Structure":
+        """The same with latents at other nodes."""
+        moved = {n: dataclasses.replace(self.nodes[n], values=v) for n, v in values.items()}
+        return dataclasses.replace(self, nodes={**self.nodes, **moved})
+
     def single(self, params: Mapping[str, Tensor], first: int) -> tuple[Trace, dict[str, int]]:
         """Runs the model at ``params`` with one value for each latent site, as numbered."""
-        at = At(params, fix_latents=True, first=first, partly=self.partly, integrated=self.gaussian)
+        at = At(
+            params,
+            fix_latents=True,
+            first=first,
+            partly=self.partly,
+            integrated=self.origins,
+            nodes=self._values,
+        )
         with validation_enabled(False), at, Promoted():
             return record(self.model, self.arguments), at.chosen
 
@@ -119,7 +165,13 @@ class Structure:
             validation_enabled(False),
             plain_errors(self.model),
             poutine.enum(first_available_dim=-self.nesting - 1),
-            At(params, given=given or {}, partly=self.partly, integrated=self.gaussian),
+            At(
+                params,
+                given=given or {},
+                partly=self.partly,
+                integrated=self.origins,
+                nodes=self._values,
+            ),
             Promoted(),
         ):
             trace = record_enumerated(self.model, self.arguments)
@@ -133,7 +185,7 @@ class Structure:
 
     def run(self, params: Mapping[str, Tensor]) -> Trace:
         """Runs the model plainly at ``params``, every latent site at its first value."""
-        at = At(params, fix_latents=True, integrated=self.gaussian)
+        at = At(params, fix_latents=True, integrated=self.origins)
         with validation_enabled(False), at, Promoted():
             return record(self.model, self.arguments)
 
@@ -144,7 +196,8 @@ class Structure:
             draw_data=True,
             held=self.held,
             partly=self.partly,
-            integrated=self.gaussian,
+            integrated=self.origins,
+            nodes=self._values,
         )
         with at, Promoted():
             trace = record(self.model, self.arguments)

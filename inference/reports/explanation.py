@@ -6,8 +6,10 @@ import pandas as pd
 
 from ember.inference.families.superposition import SuperposedForm
 from ember.inference.maximisation.updates import Update, updates
+from ember.inference.parameters.computed_rows import ComputedRows
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.sequences import base_name, members
+from ember.inference.reading.site import Site
 
 __all__ = ["Explanation", "explain"]
 
@@ -64,12 +66,16 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
     site = plan.sites[name]
     if site.slots:
         return _gaussian_row(plan, name)
+    if site.conjugate is not None:
+        return _conjugate_row(plan, name)
     latent = name in plan.latent_symbols
     plates = ", ".join(plan.structure.plates[name]) or "-"
     how = "-"
     if latent:
         way = "forward-backward" if name in plan.chains else "summed"
         how = f"{way} over {plan.sizes.get(plan.latent_symbols[name], 1)} states"
+    if name in plan.on_nodes:
+        how = f"integrated on {plan.structure.nodes[name].shown} nodes"
     if isinstance(site.form, SuperposedForm) and name in plan.compiled:
         rate = site.form.map
         how = f"counts split among {rate.entries} entries"
@@ -78,6 +84,8 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
     elif name in plan.compiled and site.form is not None and site.density is not None:
         why = f"sufficient statistics of {type(site.density.base).__name__}"
         statistics = "closed form" if any(s.table for s in site.form.parameters) else "-"
+    elif plan.is_computed(name):
+        why, statistics = _of_cells(site), "numerical"
     elif site.density is not None:
         statistics, why = "numerical", site.reason
     else:
@@ -122,6 +130,42 @@ def _gaussian_row(plan: Plan, name: str) -> list[str]:
 def _base(plan: Plan, name: str) -> str:
     """A site's name without the number of its step."""
     return (base_name(name) if name in plan.structure.steps else None) or name
+
+
+def _of_cells(site: Site) -> str:
+    """How the arguments of a site below a latent on nodes come about."""
+    assert site.form is not None
+    tables = [p.table for p in site.form.parameters if isinstance(p.table, ComputedRows)]
+    arguments = " and ".join(f"'{table.argument}'" for table in tables)
+    return f"statistics of each node: {tables[0].shape.numel()} cells of {arguments}"
+
+
+def _conjugate_row(plan: Plan, name: str) -> list[str]:
+    """A latent with a conjugate prior, or a site that reads one."""
+    site, structure = plan.sites[name], plan.structure
+    slot = site.conjugate
+    assert slot is not None
+    how, statistics, why = "-", "-", ""
+    if site.form is not None and site.density is not None:
+        why = f"sufficient statistics of {type(site.density.base).__name__}"
+        statistics = "closed form" if any(p.table for p in site.form.parameters) else "-"
+    elif plan.dependencies(name):
+        statistics, why = "numerical", site.reason
+    if slot.is_own:
+        how = f"integrated exactly (conjugate: {slot.family.name})"
+        marked = "marked integrate='conjugate'"
+        if name in structure.found:
+            remedy = f"integrate={{'{name}': None}} makes it a parameter"
+            marked = f"{structure.found[name]}; {remedy}"
+        why = marked + (f"; {why}" if statistics == "numerical" else "")
+    else:
+        read = f"completed by moments of '{slot.latent}'"
+        why = f"{why}, {read}" if why else read
+    plates = ", ".join(structure.plates[name]) or "-"
+    role = "latent" if slot.is_own else "observed"
+    if name in plan.latent_symbols:
+        role, how = "latent", f"summed over {plan.sizes.get(plan.latent_symbols[name], 1)} states"
+    return [name, role, plates, how, statistics, why + ("" if slot.is_own else _gaps(plan, name))]
 
 
 def _gaps(plan: Plan, name: str) -> str:

@@ -72,6 +72,10 @@ class Fitted(Protocol):
         """Names of axes."""
 
     @property
+    def node_gaps(self) -> dict[str, float]:
+        """For each continuous latent, the gap between even and odd nodes."""
+
+    @property
     def stop_reason(self) -> str:
         """Why the fit ended, in words."""
 

@@ -23,6 +23,11 @@ def text(fit: Fitted) -> str:
     """What ``print(fit)`` shows."""
     posterior = f"\n  log posterior   {fit.log_posterior:.6f}" if fit.objective == "map" else ""
     starts = f"\n  starts          {fit.starts}" if len(fit.starts) > 1 else ""
+    nodes = "".join(
+        f"\n  nodes           {fit.plan.structure.nodes[name].shown} for '{name}' "
+        f"(even and odd ones differ by {gap:.0e} at most)"
+        for name, gap in fit.node_gaps.items()
+    )
     computed = fit.deterministic
     block = f"\nComputed\n{estimates(computed, {})}" if computed else ""
     return (
@@ -31,7 +36,7 @@ def text(fit: Fitted) -> str:
         f"  BIC, AIC        {fit.bic:.6f}, {fit.aic:.6f} "
         f"({fit.n_parameters} free parameters, {fit.n_observations:g} observations)\n"
         f"  iterations      {fit.iterations} ({fit.evaluations} passes over the data, "
-        f"{fit.seconds:.2f} s){starts}\n"
+        f"{fit.seconds:.2f} s){starts}{nodes}\n"
         f"Estimates\n{estimates(fit.params, fit.axes)}{block}"
     )
 

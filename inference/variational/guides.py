@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pyro
 import torch
@@ -28,6 +28,7 @@ __all__ = [
     "guide_name",
     "make_guide",
     "point_estimate",
+    "sampled_sites",
 ]
 
 
@@ -68,10 +69,18 @@ class LearntGuide:
         guide: The guide.
         values: Learnt values of its ``pyro.param`` statements, and of the model's.
         plan: The plan of the model, for its arguments and the names of its parameters.
+        latents: Those of its parameters that are latents on nodes without a guide.
     """
 
-    def __init__(self, guide: GuideFunction, values: Mapping[str, Tensor], plan: Plan) -> None:
+    def __init__(
+        self,
+        guide: GuideFunction,
+        values: Mapping[str, Tensor],
+        plan: Plan,
+        latents: Collection[str] = (),
+    ) -> None:
         self.guide, self.values, self._plan = guide, dict(values), plan
+        self._latents = tuple(latents)
 
     @property
     def is_delta(self) -> bool:
@@ -85,15 +94,15 @@ class LearntGuide:
 
     @property
     def covered(self) -> tuple[str, ...]:
-        """The Gaussian latents that the guide draws; others are integrated out exactly."""
+        """The continuous latents that the guide draws; others are integrated out."""
         with torch.no_grad(), _At(self.values):
             trace = record(self.guide, self._plan.structure.arguments)
-        return tuple(latent_values(self._plan, trace))
+        return (*latent_values(self._plan, trace), *self._latents)
 
     def draw(self, n: int) -> dict[str, Tensor]:
         """Draws ``n`` values of every parameter: site name to ``(n, ...)``, constrained.
 
-        And of the Gaussian latents that the guide covers.
+        And of the continuous latents that the guide covers.
         """
         arguments = self._plan.structure.arguments
         drawn: dict[str, list[Tensor]] = {}
@@ -143,7 +152,7 @@ def make_guide(
         choice: What the user asks for.
         plan: The plan.
         start: Values of the parameters.
-        latents: The Gaussian latents that a guide made here covers as well, with their starts.
+        latents: The continuous latents that a guide made here covers as well, with their starts.
 
     Raises:
         ValueError: If the guide misses a parameter site, guides a latent one, or draws in a way
@@ -154,7 +163,9 @@ def make_guide(
     kind = GUIDES[choice] if isinstance(choice, str) else choice
     guide: GuideFunction
     if isinstance(kind, type) and issubclass(kind, AutoGuide):
-        guide = _automatic(kind, plan.structure.model, {**start, **latents}, guided, list(latents))
+        parameters = [name for name in guided if name not in latents]
+        begin = {**start, **latents}
+        guide = _automatic(kind, plan.structure.model, begin, parameters, list(latents))
     elif isinstance(kind, torch.nn.Module):
         guide = _copy(kind)  # the fit leaves the user's own untouched
     else:
@@ -170,7 +181,7 @@ def _automatic(
     parameters: list[str],
     latents: list[str],
 ) -> GuideFunction:
-    """An autoguide over parameters and Gaussian latents.
+    """An autoguide over parameters and continuous latents.
 
     No point will do for a latent, whose joint mode with its variance is unbounded: beside a delta
     over the parameters stand independent normals.
@@ -193,6 +204,15 @@ def _automatic(
     both.append(over(parameters, kind))
     both.append(normals)
     return both
+
+
+def sampled_sites(choice: Guide, plan: Plan) -> frozenset[str] | None:
+    """The sites that a guide of the user's own samples; None of one that is made here."""
+    if isinstance(choice, (str, type)):
+        return None
+    guide = _copy(choice) if isinstance(choice, torch.nn.Module) else choice
+    trace = record(guide, plan.structure.arguments)
+    return frozenset(name for name, node in trace.nodes.items() if node["type"] == "sample")
 
 
 def _copy(guide: torch.nn.Module) -> torch.nn.Module:
@@ -238,9 +258,9 @@ def _check_sites(guide: GuideFunction, plan: Plan, guided: list[str]) -> None:
                 f"SVI(model, integrate={{'{name}': 'gaussian'}})."
             )
     for name, site in sites.items():
-        if name in plan.structure.latent:
+        if name in plan.structure.latent or name in plan.structure.conjugate:
             raise ValueError(
-                f"the guide samples the latent site '{name}', which is summed out exactly; hide "
+                f"the guide samples the latent site '{name}', which is integrated out; hide "
                 "it from the guide with poutine.block."
             )
         if not site["fn"].has_rsample:

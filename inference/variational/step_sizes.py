@@ -130,13 +130,21 @@ def curvatures(
 
 def _natural_lengths(plan: Plan, curvature: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The natural length of every unconstrained coordinate; see the module."""
-    count = min(max(_observations(plan), 1.0), INFORMATIVE)
+    every = max(_observations(plan), 1.0)
     lengths = {}
     for name, d in curvature.items():
+        count = min(every / _rows_of_its_own(plan, name), INFORMATIVE)
         data = torch.where(torch.isfinite(d), (count / d).sqrt(), torch.ones(()))
         has_units = _has_units(plan.structure.parameters[name], d.shape)
         lengths[name] = torch.where(has_units, data, torch.ones(()))
     return lengths
+
+
+def _rows_of_its_own(plan: Plan, name: str) -> int:
+    """Among how many entries of a parameter the rows are shared out: those of a latent by row."""
+    if plan.row is None or plan.plate_names[plan.row] not in plan.structure.parameters[name].plates:
+        return 1
+    return plan.sizes[plan.row]
 
 
 def lengths_by_name(

@@ -95,6 +95,7 @@ def _words() -> Tensor:
     return _counts(1, 60).reshape(10, 6)
 
 
+HALVES = torch.arange(40) % 2
 LABELS = torch.tensor([0, 1] + 8 * [-1])
 X = {"X": _covariates(), "components": 2}
 CASES += [
@@ -123,7 +124,13 @@ NUMERICAL: list[Case] = [
     ("regression_mixture", _response("poisson"), {**X, "family": "poisson"}),
     ("regression_mixture", _response("logistic"), {**X, "family": "logistic"}),
     ("mixture_of_experts", _response("gaussian"), X),
+    ("student_t_regression", _response("gaussian"), {"X": _covariates()}),
+    ("student_t_mixture", _points(0), {"components": 2}),
+    ("student_t_mixture", _points(0), {"components": 2, "covariance": "diag"}),
     ("mixture_of_experts", _response("gaussian"), {**X, "components": 3, "scale": "tied"}),
+    ("item_response", _codes(2, (40, 5), 2).double(), {}),
+    ("item_response", _codes(2, (40, 5), 2).double(), {"model": "1pl", "groups": HALVES}),
+    ("item_response", _codes(4, (40, 4), 3), {"model": "graded"}),
 ]
 
 GROUPS = {"groups": torch.arange(60) % 7}

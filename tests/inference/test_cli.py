@@ -9,8 +9,8 @@ import torch
 
 from ember.inference import EM
 from ember.inference.command_line.main import main
-from ember.inference.inputs.tables import air_quality, old_faithful, read_table
-from ember.models import gaussian_mixture
+from ember.inference.inputs.tables import air_quality, law_school_test, old_faithful, read_table
+from ember.models import gaussian_mixture, item_response
 
 FAITHFUL = str(Path(__file__).parents[1] / "reference" / "data" / "faithful.csv")
 OWN = """
@@ -54,6 +54,23 @@ def test_the_data_that_ship_are_the_reference_data() -> None:
     pd.testing.assert_frame_equal(old_faithful(), pd.read_csv(FAITHFUL).astype("float64"))
     air = pd.read_csv(FAITHFUL.replace("faithful", "airquality4")).astype("float64")
     pd.testing.assert_frame_equal(air_quality(), air)
+    for section in (6, 7):
+        answers = pd.read_csv(FAITHFUL.replace("faithful", f"lsat{section}")).astype("float64")
+        pd.testing.assert_frame_equal(law_school_test(section), answers)
+    with pytest.raises(ValueError, match="section=5 is not shipped"):
+        law_school_test(5)
+
+
+def test_abilities_are_written_with_their_standard_deviations(tmp_path: Path) -> None:
+    data, out = FAITHFUL.replace("faithful", "lsat6"), tmp_path / "rows.csv"
+    words = ["fit", data, "--model", "item_response", "--option", "model=rasch"]
+    assert main([*words, "--output", str(out)]) == 0
+    rows = pd.read_csv(out)
+    fit = EM(item_response, seed=0).fit(law_school_test(6), model="rasch")
+    assert rows["ability"].to_numpy() == pytest.approx(fit.predict().numpy(), abs=1e-5)
+    sd = fit.posterior("ability").stddev.numpy()
+    assert rows["ability_sd"].to_numpy() == pytest.approx(sd, abs=1e-5)
+    assert [*rows.columns[5:]] == ["ability", "ability_sd"]
 
 
 def test_fit_prints_the_report_and_writes_what_the_library_finds(

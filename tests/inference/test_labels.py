@@ -26,7 +26,7 @@ from tests.inference.catalogue import CASES, NUMERICAL, WITH_STATES, Case, case_
 AXES = {
     "weights": (0,), "locs": (0,), "precisions": (0,), "rates": (0,), "probs": (0,),
     "initial": (0,), "transition": (0, 1), "coefficients": (0,), "gating": (0,),
-    "concentrations": (0,), "probs_0": (0,),
+    "concentrations": (0,), "probs_0": (0,), "df": (0,),
 }  # fmt: skip
 
 NUMBERED = WITH_STATES + [

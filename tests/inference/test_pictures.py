@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ember.inference import EM, Fit
 from ember.inference.inputs.shelter import sheltered
-from ember.inference.inputs.tables import air_quality, old_faithful
+from ember.inference.inputs.tables import air_quality, law_school_test, old_faithful
 from ember.inference.reports.drawing.densities import component_densities
 from ember.inference.reports.drawing.emissions import read_emissions
 from ember.inference.reports.drawing.palette import STATES
@@ -28,6 +28,7 @@ from ember.models import (
     hidden_markov_gaussian_mixture,
     hidden_markov_poisson,
     hidden_markov_regression,
+    item_response,
     latent_profile,
     multinomial_mixture,
     poisson_mixture,
@@ -269,3 +270,33 @@ def test_where_there_is_nothing_to_draw_a_sentence_says_so() -> None:
 
     with pytest.raises(ValueError, match="nothing to draw: site 'x' depends on several latent"):
         EM(model, seed=0).fit(COUNTS).plot()
+
+
+def test_item_curves_and_abilities() -> None:
+    """A curve for each item, which rises, and below it a bar for every person."""
+    answers = law_school_test(7)
+    fit = EM(item_response, seed=0).fit(answers)
+    top, below = fit.plot().axes
+    lines = top.get_lines()
+    assert [line.get_label() for line in lines] == [*answers.columns]
+    x, y = (np.asarray(values) for values in lines[2].get_data())
+    assert (np.diff(y) > 0).all()
+    a, d = (float(fit.params[name][2]) for name in ("discriminations", "intercepts"))
+    assert y == pytest.approx(1.0 / (1.0 + np.exp(-a * x - d)), abs=2e-3)
+    bars: Any = below.patches
+    assert sum(bar.get_height() for bar in bars) == len(answers)
+
+
+def test_levels_rise_to_the_highest() -> None:
+    answers = (torch.arange(240).reshape(60, 4) * 7 % 11 % 3).double()
+    (top, _) = EM(item_response, seed=0).fit(answers, model="graded").plot().axes
+    heights = np.concatenate([np.asarray(line.get_ydata()) for line in top.get_lines()])
+    assert 0.0 <= heights.min() <= heights.max() <= 2.0
+
+
+def test_abilities_of_two_dims_are_points() -> None:
+    answers = torch.bernoulli(torch.sigmoid(torch.randn(80, 2) @ torch.randn(2, 6)))
+    fit = EM(item_response, seed=0).fit(answers, dimensions=2)
+    (axes,) = fit.plot().axes
+    points = np.asarray(axes.get_lines()[0].get_xydata())
+    assert points == pytest.approx(fit.predict().numpy())

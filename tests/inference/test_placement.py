@@ -7,6 +7,7 @@ would lie elsewhere (on "meta", which holds no numbers) and meet the others in a
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from ember.inference.inputs.shelter import sheltered
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
+from ember.inference.queries.on_nodes import node_gaps
 from ember.inference.reading.matching.arguments import probe_values
+from ember.models import item_response
 from tests.inference.examples import EXAMPLES
 
 
@@ -70,3 +73,38 @@ def test_the_m_step_is_where_its_statistics_are(name: str) -> None:
         for site, value in there.items():
             assert value.dtype == here[site].dtype
             assert torch.equal(value, here[site])
+
+
+ANSWERS = (torch.arange(80).reshape(20, 4) * 7 % 11 < 5).double()
+ON_NODES: dict[str, dict[str, Any]] = {
+    "one group": {},
+    "groups": {"groups": torch.arange(20) % 2},
+    "vectors": {"dimensions": 2},
+    "levels": {"model": "graded", "levels": 3},
+    "weights": {"frequency": 1.0 + torch.arange(20) % 3, "model": "3pl"},
+}
+
+
+@pytest.mark.parametrize("case", ON_NODES)
+def test_nodes_are_where_their_latent_is(case: str) -> None:
+    with sheltered(0):
+        plan = build_plan(item_response, prepare((ANSWERS,), ON_NODES[case]))
+        params = dict(probe_values(plan.structure, 0))
+        evidence, m_step = LogEvidence(plan), MStep(plan)
+        here = evidence.statistics(params)
+        moved = m_step(here)
+        rows = evidence.rows(params)
+        gaps = node_gaps(plan, params)
+    assert evidence.on_nodes is not None
+    with elsewhere():
+        there = evidence.statistics(params)
+        again = MStep(plan)(there)
+        assert torch.equal(evidence.rows(params), rows)
+        assert node_gaps(plan, params) == gaps
+    assert there.log_likelihood == here.log_likelihood
+    for key, (_, sums) in there.sums.items():
+        assert sums.dtype == torch.float64
+        assert torch.equal(sums, here.sums[key][1])
+    for site, value in again.items():
+        assert value.dtype == moved[site].dtype
+        assert torch.equal(value, moved[site])

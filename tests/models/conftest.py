@@ -13,7 +13,7 @@ from torch import Tensor
 
 PARAMETERS = (
     "weights", "precisions", "locs", "rates", "probs", "initial", "transition",
-    "coefficients", "gating", "concentrations", "inflation", "occurrence",
+    "coefficients", "gating", "concentrations", "inflation", "occurrence", "precision", "df",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Sites of a Gaussian component: natural parameters to potentials of the latents they read."""
+"""Sites of a component: natural parameters to potentials of the continuous latents they read."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.reading.gaussian.slots import NotIntegrable
 from ember.inference.reading.site import Site, Slot
 
-__all__ = ["LinkedFactor", "compile_linked", "merged"]
+__all__ = ["LinkedFactor", "compile_linked", "merged", "pooled_events"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,10 @@ class LinkedFactor:
         """A monomial ``z_j z_k`` stands for both triangles; a square for an entry of ``-P / 2``."""
         one, other = self.pairs
         return torch.where(one == other, -2.0, -1.0).to(self.coefficients)
+
+    def potentials(self, eta: Tensor) -> Tensor:
+        """The log density of every pool as coefficients of monomials, ``(..., D, U, M)``."""
+        return self._linear(eta, self.coefficients)
 
     def pieces(self, eta: Tensor, stretched: Tensor | None = None) -> Pieces:
         """The log density of every pool as coefficients of monomials, put in their places.
@@ -127,16 +131,45 @@ def compile_linked(
         first: For each latent of the component the number of its first entry.
         row_numbers: The component's row of every event, at full rank.
     """
-    rank, outer = len(site.layout.outer) + site.layout.inner, site.layout.outer
+    rank = len(site.layout.outer) + site.layout.inner
+    few = _with_few_slots(site, rank, first)
+    entries = [prepend_dims(slot.entries, rank) for slot in few.slots]
+    statistics = quadratic_statistics(few, cells)
     latent = site.slots[-1].latent
-    ahead = [i for i, symbol in enumerate(outer) if symbol in discrete]
-    site = _with_few_slots(site, rank, first)
-    coefficients = quadratic_statistics(site, cells)
+    return pooled_events(few, cells, statistics, entries, latent, scale, discrete, row_numbers)
+
+
+def pooled_events(
+    site: Site,
+    cells: SiteCells,
+    coefficients: Tensor,
+    entries: Sequence[Tensor],
+    latent: str,
+    scale: Scale | None,
+    discrete: Mapping[str, int],
+    row_numbers: Tensor,
+) -> LinkedFactor:
+    """The events of a site, those of one cell that read the same entries as one pool.
+
+    Args:
+        site: The site.
+        cells: Its cells.
+        coefficients: Its statistics as functions of the entries, ``(*batch, P + 1, M)``.
+        entries: For each slot the entry of every event, counted over the component, at full rank.
+        latent: The latent, or one of them, for what a message says.
+        scale: The weight of each event relative to its row's.
+        discrete: The sizes of the dims of discrete latents.
+        row_numbers: The component's row of every event, at full rank.
+
+    Raises:
+        NotIntegrable: If a discrete latent says which entry an event reads.
+    """
+    rank, outer = len(site.layout.outer) + site.layout.inner, site.layout.outer
+    ahead = sorted((i for i, s in enumerate(outer) if s in discrete), key=lambda i: outer[i])
     if scale is not None:
         weight = over_batch(scale, outer, rank)
         coefficients = coefficients * weight.unsqueeze(-1).unsqueeze(-1)
     index = prepend_dims(cells.index, rank)
-    entries = [prepend_dims(slot.entries, rank) for slot in site.slots]
     full = torch.broadcast_shapes(
         coefficients.shape[:rank], index.shape, row_numbers.shape, *(e.shape for e in entries)
     )
@@ -145,8 +178,8 @@ def compile_linked(
     all_entries = torch.stack(torch.broadcast_tensors(*entries), -1)
     if any(all_entries.size(i) > 1 for i in ahead):
         raise NotIntegrable(
-            f"which entry of a Gaussian latent site '{site.name}' reads depends on a discrete "
-            "latent; estimate the Gaussian one as a parameter with "
+            f"which entry of the latent '{latent}' site '{site.name}' reads depends on a discrete "
+            "latent; estimate the continuous one as a parameter with "
             f"integrate={{'{latent}': None}}."
         )
     reads = arranged(all_entries, full, ahead, 1)[0]

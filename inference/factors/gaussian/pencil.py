@@ -6,8 +6,8 @@ as :math:`A^{-1}` of the prior and :math:`Z^\top Z` of the records. With the sol
 
 .. math:: A V = B V \Lambda, \qquad V^\top B V = I,
 
-and :math:`z = V x` it is :math:`b I + a \Lambda`, and every iteration takes ``n`` numbers instead of
-a factorisation.
+and :math:`z = V x` it is :math:`b I + a \Lambda`, and every iteration takes ``n`` numbers instead
+of a factorisation.
 
 Reference: Patterson & Thompson (1971), *Recovery of inter-block information when block sizes are
 unequal*, Biometrika 58, 545-554; Kang et al. (2008), *Efficient control of population structure in
@@ -156,7 +156,8 @@ class _Affine:
     def of(whole: LinkedComponent, keys: Sequence[TieKey], like: Natural) -> "_Affine":
         zero = {key: torch.zeros_like(like[key]) for key in keys}
         at_zero = whole.potentials(zero)
-        constants, linears, precisions = [], [], dict[int, Tensor]()
+        constants, linears = list[Tensor](), list[Tensor]()
+        precisions = dict[int, Tensor]()
         for key in keys:
             for i in range(zero[key].numel()):
                 moved = zero[key].clone()

@@ -70,6 +70,7 @@ class ScaledFactor:
 
         Args:
             eta: ``(log r, -r)`` of the cells, ``(..., C, 2)``.
+            stretched: That of an expansion, if it is to be told apart.
         """
         gathered = eta.index_select(-2, self.cells.reshape(-1))
         gathered = gathered.reshape(*eta.shape[:-2], *self.cells.shape, 2)
@@ -234,7 +235,7 @@ class _Events:
         """Adds the events ``own`` with their ``Q`` and ``S``."""
         read, weight = self.entries[own], self.weight[own]
         turned, matrix = precision, precision
-        if design.shape[0] != design.shape[1] or (design != _identity(design)).nnz:
+        if design.shape[0] != design.shape[1] or abs(design - _identity(design)).max() > 0:
             turned = precision @ design
             matrix = design.T @ turned
         residual = self.residual[own][:, shown]

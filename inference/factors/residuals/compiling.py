@@ -92,7 +92,7 @@ def _compile_counts(site: Site, cells: Tensor, dims: tuple[str, ...]) -> CountRe
 
 def has_residuals(site: Site) -> bool:
     """Whether a site can be had by its residuals: normal ones, counts and regressions."""
-    return not site.slots and (_is_normal(site) or counts(site) or _is_line(site))
+    return site.is_plain and (_is_normal(site) or counts(site) or _is_line(site))
 
 
 def _is_line(site: Site) -> bool:

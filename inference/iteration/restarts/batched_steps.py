@@ -38,8 +38,12 @@ MOST_NUMBERS = 20_000_000  # in the factors of the starts that are contracted at
 
 
 def can_batch_steps(plan: Plan) -> bool:
-    """Whether several starts can be a batch: something is latent, and no rate is superposed."""
-    latent = bool(plan.structure.latent) or plan.has_gaps
+    """Whether several starts can be a batch: something is latent, and no rate is superposed.
+
+    The nodes of a continuous latent are in other places for each start.
+    """
+    latent = bool(plan.structure.latent) or plan.has_gaps or bool(plan.conjugate)
+    latent = latent and not plan.on_nodes
     return latent and bool(plan.structure.parameters) and not plan.superposed_parameters()
 
 

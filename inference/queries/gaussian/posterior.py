@@ -81,7 +81,7 @@ class GaussianPosterior:
             return _normal(self.mean, self.covariance, self._event_dim)
         one = self._flat[:, 0]
         weights = self._moments.weights[:, self._moments.row_of_entry[one]]
-        batch = self._batch
+        batch = self.batch_shape
         mean = self._moments.means[:, self._entries].movedim(0, len(batch))
         pairs = self._moments.within(*self._pairs).reshape(states, *self.covariance.shape)
         mixture: Distribution = dist.MixtureSameFamily(
@@ -114,7 +114,8 @@ class GaussianPosterior:
         return _event_pairs(self._flat)
 
     @property
-    def _batch(self) -> torch.Size:
+    def batch_shape(self) -> torch.Size:
+        """The sizes of the plates, and how many steps a sequence has."""
         return self.covariance.shape[:-2]
 
 

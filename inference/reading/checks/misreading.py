@@ -13,6 +13,8 @@ from ember.inference.families.discrete import COUNTED
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import unexpanded
 from ember.inference.parameters.affine_map import AffineMap
+from ember.inference.parameters.computed_rows import ComputedRows, node_input
+from ember.inference.reading.computed import argument_of
 from ember.inference.reading.site import DistributionTemplate, Site
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.unwrapping import unwrap
@@ -33,7 +35,8 @@ def misread_sites(
         ValueError: If the model has other sites or shapes at ``params``.
     """
     densities = {name: site.density for name, site in sites.items() if site.density is not None}
-    if not densities:
+    computed = {name: tables for name, site in sites.items() if (tables := _tables(site))}
+    if not densities and not computed:
         return []
     with torch.no_grad():
         try:
@@ -46,7 +49,30 @@ def misread_sites(
             name
             for name, density in densities.items()
             if not _agree(density, params, trace.nodes[name]["fn"])
+        ] + [
+            name
+            for name, tables in computed.items()
+            if not all(_is_computed(t, structure, params, trace.nodes[name]["fn"]) for t in tables)
         ]
+
+
+def _tables(site: Site) -> list[ComputedRows]:
+    """The arguments of a site that are computed from nodes and parameters."""
+    parameters = () if site.form is None else site.form.parameters
+    return [p.table for p in parameters if isinstance(p.table, ComputedRows)]
+
+
+def _is_computed(
+    table: ComputedRows, structure: Structure, params: Mapping[str, Tensor], fn: Distribution
+) -> bool:
+    """Whether an argument at the structure's nodes is what the tape makes of them."""
+    at = {node_input(name): nodes.values for name, nodes in structure.nodes.items()}
+    try:
+        (mapped,) = table.tape({**params, **at}).values()
+    except RuntimeError:
+        return False
+    actual = unexpanded(argument_of(unwrap(fn).base, table.argument), table.event_dim)
+    return mapped.shape == actual.shape and _close(mapped, actual, 0.0)
 
 
 def _agree(density: DistributionTemplate, params: Mapping[str, Tensor], fn: Distribution) -> bool:

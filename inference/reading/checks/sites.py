@@ -23,6 +23,7 @@ __all__ = [
     "check_given",
     "check_local",
     "check_observed",
+    "check_on_nodes",
     "check_plates",
     "check_weights",
     "has_unknown_dims",
@@ -79,17 +80,18 @@ def check_weights(name: str, site: TraceNode) -> None:
 
 
 def check_local(plain: Trace, enumerated: Trace, names: Iterable[str]) -> None:
-    """Refuses continuous sites whose distribution varies with a discrete latent."""
+    """Refuses continuous sites whose distribution varies with a latent that is summed over."""
     for name in names:
         site, before = enumerated.nodes[name], plain.nodes[name]
         if site["type"] == "param":
             continue
         if site["fn"].batch_shape != before["fn"].batch_shape:
             raise ValueError(
-                f"continuous site '{name}' depends on a discrete latent, so it is itself a latent, "
+                f"continuous site '{name}' depends on another latent, so it is itself a latent, "
                 "but it cannot be integrated as a Gaussian: it is none, or a site reads it other "
-                "than linearly in a normal location. Replace it by the marginal distribution of "
-                "the sites below it, or move it out of the latent's reach."
+                "than linearly in a normal location. Integrate it on a grid of nodes (EM(model, "
+                f"integrate={{'{name}': 'quadrature'}})), replace it by the marginal distribution "
+                "of the sites below it, or move it out of the latent's reach."
             )
 
 
@@ -103,6 +105,16 @@ def check_declared(name: str, site: TraceNode) -> None:
                 f"site '{name}' has batch shape {tuple(shape)}, but its dim {dim} belongs to no "
                 "plate; put the site inside pyro.plate(...), or use .to_event(...)."
             )
+
+
+def check_on_nodes(name: str, site: TraceNode) -> None:
+    """Refuses a latent on nodes in a loop, whose steps would be integrated one after the other."""
+    if "_markov_depth" in (site["infer"] or {}):
+        raise ValueError(
+            f"site '{name}' asks to be integrated by quadrature inside pyro.markov, where each "
+            "step would need the nodes of the one before; estimate it as a parameter "
+            f"(EM(model, integrate={{'{name}': None}})), or give it a discrete grid of values."
+        )
 
 
 def batch_shape(name: str, site: TraceNode) -> torch.Size:

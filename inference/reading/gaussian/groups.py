@@ -196,7 +196,7 @@ def _unfit(
     return found
 
 
-# -- entries that are read together -----------------------------------------------------------------
+# -- entries that are read together ----------------------------------------------------------------
 
 
 class SeveralRead(Exception):

@@ -103,7 +103,8 @@ def _reading(
     structure: Structure, params: Params, trace: Trace, sites: Sequence[str], names: Sequence[str]
 ) -> dict[str, list[str]]:
     """The latents that each site reads, which only the location of a normal one may."""
-    by_site = readers(structure, params, [*sites, *names])
+    origins = {name: structure.origins[name] for name in structure.gaussian}
+    by_site = readers(structure, params, [*sites, *names], origins)
     for name in names:
         if by_site[name]:
             raise NotIntegrable(_refusal(name, by_site[name][0], "it is the prior of a parameter"))
@@ -235,9 +236,9 @@ def _slopes(
             if argument != "loc" and bool((tangent != 0).any()):
                 latent = next(latent for latent in reading[name] if latent in ones)
                 raise NotIntegrable(_refusal(name, latent, f"it enters '{argument}'"))
-        tangent = each.get("loc")
-        seen = tangent is not None and bool((tangent != 0).any())
-        out[name] = tangent if seen else None
+        moved = each.get("loc")
+        seen = moved is not None and bool((moved != 0).any())
+        out[name] = moved if seen else None
     return out
 
 

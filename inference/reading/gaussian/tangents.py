@@ -21,10 +21,12 @@ Params = Mapping[str, Tensor]
 Directions = Mapping[str, Tensor]
 
 
-def readers(structure: Structure, params: Params, sites: Iterable[str]) -> dict[str, list[str]]:
-    """For each site the Gaussian latents that its distribution is computed from."""
+def readers(
+    structure: Structure, params: Params, sites: Iterable[str], latents: Params
+) -> dict[str, list[str]]:
+    """For each site those of the ``latents``, which have values, that its distribution reads."""
     with torch.enable_grad():
-        leaves = {n: torch.zeros(shape).requires_grad_() for n, shape in structure.gaussian.items()}
+        leaves = {n: value.clone().requires_grad_() for n, value in latents.items()}
         trace = structure.trace({**params, **leaves})
         found = {}
         for name in sites:

@@ -22,6 +22,12 @@ from ember.inference.reports.drawing.heat_maps import (
     draw_probabilities,
     probability_rows,
 )
+from ember.inference.reports.drawing.item_curves import (
+    draw_item_curves,
+    draw_positions,
+    has_item_curves,
+    has_positions,
+)
 from ember.inference.reports.drawing.palette import state_handles, state_names
 from ember.inference.reports.drawing.picture import Picture
 from ember.inference.reports.drawing.regressions import (
@@ -56,7 +62,15 @@ def draw_fit(fit: Fitted) -> Figure:
     Raises:
         ValueError: If no site can be drawn.
     """
-    emissions = read_emissions(fit.plan, fit.params, fit.columns)
+    if has_item_curves(fit):
+        figure = Picture(figsize=(7.0, 5.2), layout="constrained")
+        draw_item_curves(figure, fit)
+        return figure
+    if has_positions(fit):
+        figure = Picture(figsize=(5.6, 5.2), layout="constrained")
+        draw_positions(figure, fit)
+        return figure
+    emissions = [] if fit.plan.on_nodes else read_emissions(fit.plan, fit.params, fit.columns)
     panels = gaussian_panels(fit)
     if not emissions and not panels:
         names = ", ".join(f"'{name}'" for name in fit.plan.structure.observed)

@@ -87,6 +87,26 @@ class Tape:
             values.update(zip(step.outputs, results, strict=True))
         return {name: filled(out) for name, out in self.outputs.items()}
 
+    def only(self, name: str) -> Tape:
+        """The tape of one of the tensors."""
+        outputs = {name: self.outputs[name]}
+        return Tape(self.inputs, _leading_to(self.instructions, outputs), outputs)
+
+    @property
+    def inputs_used(self) -> frozenset[str]:
+        """The inputs that some operation, or an output, reads."""
+        used = set[int]()
+
+        def note(value: Any) -> Any:
+            used.update([value.index] if isinstance(value, _Slot) else [])
+            return value
+
+        for step in self.instructions:
+            _mapped(step.args, note)
+            _mapped(step.kwargs, note)
+        _mapped(list(self.outputs.values()), note)
+        return frozenset(name for i, name in enumerate(self.inputs) if i in used)
+
 
 def record(compute: Compute, params: Params, others: Sequence[Params]) -> Tape | None:
     """Records a computation, or gives None where it cannot be played back.
@@ -166,20 +186,27 @@ class _Recorder(TorchDispatchMode):
             name: self.known[id(value)][0] if id(value) in self.known else value
             for name, value in found.items()
         }
-        wanted = {out.index for out in outputs.values() if isinstance(out, _Slot)}
-        kept: list[_Instruction] = []
+        return Tape(self.names, _leading_to(self.instructions, outputs), outputs)
 
-        def want(value: Any) -> Any:
-            if isinstance(value, _Slot):
-                wanted.add(value.index)
-            return value
 
-        for step in reversed(self.instructions):
-            if wanted & set(step.outputs) or not step.outputs:  # no outputs: a check of errors
-                kept.append(step)
-                _mapped(step.args, want)
-                _mapped(step.kwargs, want)
-        return Tape(self.names, tuple(reversed(kept)), outputs)
+def _leading_to(
+    instructions: Sequence[_Instruction], outputs: Mapping[str, _Slot | Tensor]
+) -> tuple[_Instruction, ...]:
+    """The instructions without those that lead nowhere."""
+    wanted = {out.index for out in outputs.values() if isinstance(out, _Slot)}
+    kept: list[_Instruction] = []
+
+    def want(value: Any) -> Any:
+        if isinstance(value, _Slot):
+            wanted.add(value.index)
+        return value
+
+    for step in reversed(instructions):
+        if wanted & set(step.outputs) or not step.outputs:  # no outputs: a check of errors
+            kept.append(step)
+            _mapped(step.args, want)
+            _mapped(step.kwargs, want)
+    return tuple(reversed(kept))
 
 
 class _Watch(TorchFunctionMode):

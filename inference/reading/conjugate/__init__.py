@@ -1,0 +1,1 @@
+"""Latents with conjugate priors: which sites read them, how, and what these sites become."""
