@@ -284,7 +284,7 @@ def _read_together(group: EntryGroup, tangents: Tangents, name: str) -> Tensor:
             slope = part[0][rows]
             sums[:, rows] += slope * torch.stack([numbers**power for power in (0, 1, 2)])
             size[rows] += slope.abs()
-        largest = (found + 1.0).amax(-1)
+        largest = (found + 1.0).amax(-1).clamp_min(1.0)
         scale = torch.stack([torch.ones_like(largest), largest, largest.square()])
         error = (total - sums).abs() / scale
         if bool((error <= NUMBERED * size).all()):
