@@ -265,7 +265,8 @@ def _check_relationship(relationship: object) -> Tensor:
         if matrix.dtype not in FLOATS:
             matrix = matrix.to(torch.get_default_dtype())
         check_finite(matrix)
-    if matrix.shape[0] != matrix.shape[1] or not torch.allclose(matrix, matrix.mT):
+    square = matrix.shape[0] == matrix.shape[1]
+    if not square or not (torch.equal(matrix, matrix.mT) or torch.allclose(matrix, matrix.mT)):
         raise ValueError(
             f"`relationship` must be square and symmetric, and of shape {tuple(matrix.shape)} it "
             "is not: pass one row and one column for each animal."

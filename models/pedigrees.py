@@ -91,7 +91,11 @@ def inverse_relationship_matrix(sire: Tensor, dam: Tensor) -> Tensor:
     pedigree = Pedigree.of(sire, dam)
     count = len(pedigree.sire)
     weight = 1.0 / pedigree.mendelian(pedigree.inbreeding())
-    own = [(torch.arange(count, device=weight.device), 1.0), (pedigree.sire, -0.5), (pedigree.dam, -0.5)]
+    own = [
+        (torch.arange(count, device=weight.device), 1.0),
+        (pedigree.sire, -0.5),
+        (pedigree.dam, -0.5),
+    ]
     pairs, values = [], []
     for one, left in own:
         for other, right in own:

@@ -17,6 +17,7 @@ from ember.inference.inputs.shelter import Promoted
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.reading.composite_draws import hidden_draws
 from ember.inference.reading.composites import Composite, open_composites
+from ember.inference.reading.known_factors import KnownFactors, Remembered
 from ember.inference.reading.loops.loop import Family, Loop
 from ember.inference.reading.loops.stacking import stack_loops
 from ember.inference.reading.model_errors import plain_errors
@@ -60,6 +61,7 @@ class Structure:
     gaussian: Mapping[str, Size] = field(default_factory=dict)
     found: Mapping[str, str] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
+    remembered: Remembered = field(repr=False, compare=False, default_factory=Remembered)
 
     @property
     def factor_names(self) -> tuple[str, ...]:
@@ -121,6 +123,7 @@ class Structure:
             poutine.enum(first_available_dim=-self.nesting - 1),
             At(params, given=given or {}, partly=self.partly, integrated=self.gaussian),
             Promoted(),
+            KnownFactors(self.remembered),
         ):
             trace = record_enumerated(self.model, self.arguments)
         self.partly.merge(trace)
