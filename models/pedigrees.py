@@ -4,6 +4,7 @@ A pedigree names the sire and the dam of each animal (plants and people likewise
 0, ..., n - 1, with -1 for a parent that is not known. Parents may stand after their offspring.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -187,20 +188,9 @@ class Pedigree:
         return list(order.split(torch.bincount(self.generation).tolist()))
 
     def inbreeding(self) -> Tensor:
-        """The inbreeding coefficient of each animal (n,), generation after generation."""
-        found = torch.zeros(len(self.sire), dtype=torch.float64, device=self.sire.device)
-        for members in self.members()[1:]:
-            both = members[(self.sire[members] >= 0) & (self.dam[members] >= 0)]
-            if not len(both):
-                continue
-            sires, place = torch.unique(self.sire[both], return_inverse=True)
-            mendelian = self.mendelian(found)
-            until = int(self.generation[both[0]])
-            for start in range(0, len(sires), CHUNK):
-                columns = self.columns(sires[start : start + CHUNK], mendelian, until)
-                own = (place >= start) & (place < start + CHUNK)
-                found[both[own]] = 0.5 * columns[self.dam[both[own]], place[own] - start]
-        return found
+        """The inbreeding coefficient of each animal (n,), computed once for a pedigree."""
+        known = _inbreeding(*(p.cpu().numpy().tobytes() for p in (self.sire, self.dam)))
+        return known.to(self.sire.device)
 
     def mendelian(self, inbreeding: Tensor) -> Tensor:
         """The share of the variance that is an animal's own sampling of its parents' genes (n,)."""
@@ -230,6 +220,26 @@ class Pedigree:
                 known = members[parent[members] >= 0]
                 found[known] += 0.5 * found[parent[known]]
         return found
+
+
+@functools.lru_cache(maxsize=8)  # a model is run again and again with one pedigree
+def _inbreeding(sires: bytes, dams: bytes) -> Tensor:
+    """The inbreeding coefficients, generation after generation, of codes as they are in memory."""
+    sire, dam = (torch.frombuffer(bytearray(p), dtype=torch.long) for p in (sires, dams))
+    pedigree = Pedigree(sire, dam, _generations(sire, dam))
+    found = torch.zeros(len(sire), dtype=torch.float64)
+    for animals in pedigree.members()[1:]:
+        both = animals[(sire[animals] >= 0) & (dam[animals] >= 0)]
+        if not len(both):
+            continue
+        fathers, place = torch.unique(sire[both], return_inverse=True)
+        mendelian = pedigree.mendelian(found)
+        until = int(pedigree.generation[both[0]])
+        for start in range(0, len(fathers), CHUNK):
+            columns = pedigree.columns(fathers[start : start + CHUNK], mendelian, until)
+            own = (place >= start) & (place < start + CHUNK)
+            found[both[own]] = 0.5 * columns[dam[both[own]], place[own] - start]
+    return found
 
 
 def _check_parents(codes: object, name: str) -> Tensor:

@@ -111,8 +111,9 @@ class RowWiseFactor:
 
 @dataclass(frozen=True)
 class Terms:
-    """Of every column: ``constant (..., D)``, ``linear (..., D, q)``, ``precision (..., D, q, q)``;
-    what multiplies its datum, ``datum (..., D)``, its square, and the datum times each latent.
+    """Of every column: ``constant (..., D)``, ``linear (..., D, q)``, ``precision (..., D, q, q)``.
+
+    And what multiplies its datum, ``datum (..., D)``, its square, and the datum times each latent.
     """
 
     constant: Tensor
@@ -155,9 +156,9 @@ def _of_factor(factor: RowWiseFactor, terms: Terms, rows: int) -> RowQuadratics:
         flat = shown @ terms.precision.flatten(-2)
         precision = flat.reshape(*flat.shape[:-1], *terms.precision.shape[-2:])
     if data is not None:
-        assert terms.datum is not None and terms.square is not None and terms.cross is not None
-        constant = constant + terms.datum @ data.mT + terms.square @ data.square().mT
-        linear = linear + data @ terms.cross
+        datum, square = _given(terms.datum), _given(terms.square)
+        constant = constant + datum @ data.mT + square @ data.square().mT
+        linear = linear + data @ _given(terms.cross)
     constant = constant.expand(*constant.shape[:-1], rows)
     return RowQuadratics(constant, linear.expand(*linear.shape[:-2], rows, -1), precision)
 

@@ -191,8 +191,8 @@ def _slopes(
 def _settled(values: Sequence[Tensor], event_dim: int) -> list[Tensor]:
     """Coefficients seen at several parameters, differences of rounding taken out.
 
-    Batch dims along which nothing changes shrink to size 1; what is the same at all parameters becomes so
-    to the last digit.
+    Batch dims along which nothing changes shrink to size 1; what is the same at all parameters
+    becomes so to the last digit.
     """
     stacked = torch.stack(list(values))
     size = stacked.abs().max()
