@@ -24,6 +24,7 @@ from ember.models.parts.emissions import select
 from ember.models.parts.gaussian_latents import (
     Line,
     coefficients_of_line,
+    computed,
     gaussian_latent,
     variance_site,
 )
@@ -156,7 +157,7 @@ def animal_model(
     additive = variance_site(
         "additive_variance", hyper, ("additive_df", "additive_scale"), left / kinship.mean_variance
     )
-    pyro.deterministic("heritability", additive / (additive + variance), event_dim=0)
+    computed("heritability", additive / (additive + variance))
     values = kinship.values(additive, coordinates == "centred")
     location = (fixed * coefficients).sum(-1) + select(values, codes, 0)
     with data_plate(len(y), None if frequency is None else line.weights):
@@ -213,13 +214,13 @@ class Generations:
         members = self.pedigree.members()
         place = torch.argsort(torch.cat(members))
         # The last number is the zero of a parent that is not known.
-        made = additive.new_zeros(*additive.shape, 1)
+        made = torch.zeros_like(additive + additive.new_zeros(1))
         before = 0
         for g, animals in enumerate(members):
             parents = [parent[animals] for parent in (self.pedigree.sire, self.pedigree.dam)]
             places = [torch.where(p >= 0, place[p], before) for p in parents]
             mean = 0.5 * (made[..., places[0]] + made[..., places[1]])
-            scale = (additive.unsqueeze(-1) * self.mendelian[animals]).sqrt()
+            scale = (additive * self.mendelian[animals]).sqrt()
             with pyro.plate(f"generation_{g}", len(animals)):
                 if centred:
                     values = gaussian_latent(f"breeding_values_{g}", dist.Normal(mean, scale))

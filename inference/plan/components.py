@@ -10,6 +10,7 @@ from ember.inference.factors.factor import Factor, Scale, same_scale, scale_rati
 from ember.inference.factors.gaussian.component import GaussianComponent, Natural, factor_of
 from ember.inference.factors.gaussian.linked import compile_linked, merged
 from ember.inference.factors.gaussian.linked_component import linked_component
+from ember.inference.factors.gaussian.member import Member
 from ember.inference.factors.gaussian.pencil import as_pencil
 from ember.inference.factors.gaussian.row_wise import compile_row_wise
 from ember.inference.factors.gaussian.row_wise_component import RowWiseComponent
@@ -100,7 +101,7 @@ def _component(
     ]
     scaled = [compile_scaled(*part) for part in parts if is_scaled(part[0])]
     compiled = merged([compile_linked(*part) for part in parts if not is_scaled(part[0])])
-    every = [*scaled, *compiled]
+    every: list[Member] = [*scaled, *compiled]
     whole = linked_component(name, latents, every, states, rows, of_entry, scale)
     return as_pencil(whole, natural) or whole
 

@@ -160,7 +160,8 @@ class _Affine:
     def of(whole: LinkedComponent, keys: Sequence[TieKey], like: Natural) -> "_Affine":
         zero = {key: torch.zeros_like(like[key]) for key in keys}
         at_zero = whole.potentials(zero)
-        constants, linears, precisions = [], [], dict[int, Tensor]()
+        constants, linears = list[Tensor](), list[Tensor]()
+        precisions = dict[int, Tensor]()
         for key in keys:
             for i in range(zero[key].numel()):
                 moved = zero[key].clone()

@@ -73,7 +73,7 @@ class RowWiseComponent(GaussianComponent):
         constant, outer, precision = pooled_quadratics(self.members, natural, self._products, width)
         zero = torch.zeros_like(outer[..., 0])
         normaliser = block_log_integral(zero, precision) * self._products.count
-        solved = torch.linalg.solve(precision, outer)
+        solved: Tensor = torch.linalg.solve(precision, outer)
         return constant + normaliser + 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum(-1)
 
     def potentials(self, natural: Natural) -> Potentials:
