@@ -51,7 +51,7 @@ def records(matrix: Tensor, additive: float, variance: float, seed: int = 1) -> 
 
 def genomic(animals: int, seed: int = 3) -> Tensor:
     """A relationship matrix without zeros, as from markers."""
-    markers = normal(seed, animals, 2 * animals)
+    markers: Tensor = normal(seed, animals, 2 * animals)
     return markers @ markers.mT / (2 * animals) + 0.05 * torch.eye(animals, dtype=torch.float64)
 
 
@@ -65,7 +65,7 @@ def plan_of(model: Any, *args: Any, **kwargs: Any) -> Plan:
 
 def process(y: Tensor, how: str, matrix: Tensor) -> None:
     v = pyro.sample("v", dist.InverseGamma(2.0, 3.0))
-    given: dict[str, Tensor] = {
+    given: dict[str, Any] = {
         "covariance_matrix": v * matrix,
         "precision_matrix": torch.linalg.inv(matrix) / v,
         "scale_tril": v.sqrt() * torch.linalg.cholesky(matrix),
