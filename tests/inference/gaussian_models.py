@@ -506,14 +506,6 @@ def kinship(y: Tensor, animal: Tensor, matrix: Tensor) -> None:
         pyro.sample("y", dist.Normal(mu + u[animal], ve.sqrt()), obs=y)
 
 
-def kinship_by_precision(y: Tensor, animal: Tensor, inverse: Tensor) -> None:
-    mu, tau, ve = real("mu", 1.0), positive("tau", 1.0), positive("ve", 1.0)
-    zeros = torch.zeros(len(inverse))
-    u = latent("u", dist.MultivariateNormal(zeros, precision_matrix=tau * inverse))
-    with pyro.plate("rows", len(y)):
-        pyro.sample("y", dist.Normal(mu + u[animal], ve.sqrt()), obs=y)
-
-
 def kinship_non_centred(y: Tensor, animal: Tensor, factor: Tensor) -> None:
     mu, va, ve = real("mu", 1.0), positive("va", 1.0), positive("ve", 1.0)
     with pyro.plate("animals", len(factor)):
@@ -521,24 +513,6 @@ def kinship_non_centred(y: Tensor, animal: Tensor, factor: Tensor) -> None:
     u = va.sqrt() * (factor @ z)
     with pyro.plate("rows", len(y)):
         pyro.sample("y", dist.Normal(mu + u[animal], ve.sqrt()), obs=y)
-
-
-# -- values that read several entries of a latent --------------------------------------------------
-
-SIRE = torch.tensor([0, 0, 1, 1, 2, 0, 3])
-DAM = torch.tensor([4, 5, 4, 3, 5, 4, 6])
-Y_BORN = 2.0 + 0.9 * normal(39, 14) + 0.5 * normal(40, 14)
-
-
-def generations(y: Tensor, sire: Tensor, dam: Tensor) -> None:
-    """Founders and their offspring: each is half its sire, half its dam, and its own share."""
-    mu, va, ve = real("mu", 1.0), positive("va", 1.0), positive("ve", 1.0)
-    with pyro.plate("founders", 7):
-        u = latent("u", dist.Normal(0.0, va.sqrt()))
-    with pyro.plate("young", len(sire)):
-        v = latent("v", dist.Normal(0.5 * (u[sire] + u[dam]), (0.5 * va).sqrt()))
-    with pyro.plate("rows", len(y)):
-        pyro.sample("y", dist.Normal(mu + torch.cat([u, v], -1), ve.sqrt()), obs=y)
 
 
 # -- discrete latents beside Gaussian ones ---------------------------------------------------------
@@ -629,10 +603,6 @@ CASES: dict[str, Case] = {
     "kinship, non-centred": Case(
         kinship_non_centred, (Y_KIN, ANIMAL, torch.linalg.cholesky(A)), ("z",)
     ),
-    "kinship by precision": Case(
-        kinship_by_precision, (Y_KIN, ANIMAL, torch.linalg.inv(A)), ("u",)
-    ),
-    "generations": Case(generations, (Y_BORN, SIRE, DAM), ("u", "v")),
     "factor mixture": Case(factor_mixture, (X_TWO,), ("z",), objective="map", identified=False),
     "intercept mixture": Case(
         intercept_mixture, (Y_CLASSES,), ("u",), objective="map", identified=False

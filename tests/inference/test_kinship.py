@@ -11,6 +11,7 @@ import scipy.optimize
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import constraints
 
 from ember.inference import EM
 from ember.inference.expectation.log_evidence import LogEvidence
@@ -21,9 +22,22 @@ from ember.inference.reading.known_factors import KnownFactors, Remembered
 from ember.models import animal_model
 from ember.models.pedigrees import inverse_relationship_matrix, relationship_matrix
 from tests.inference.dense_gaussian import dense
-from tests.inference.gaussian_models import GAUSSIAN, normal, positive, real
 
 Params = dict[str, Tensor]
+GAUSSIAN: Any = {"integrate": "gaussian"}
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def positive(name: str, value: float) -> Tensor:
+    return torch.as_tensor(pyro.param(name, torch.tensor(value), constraint=constraints.positive))
+
+
+def real(name: str, value: float, *shape: int) -> Tensor:
+    return torch.as_tensor(pyro.param(name, torch.full(shape, value)))
 
 
 def number(value: float) -> Tensor:
@@ -305,6 +319,30 @@ def test_a_process_of_data_below_an_effect() -> None:
 
     expected = float(truth.expectation(square)) / 32
     assert float(em.m_step(stats)["v"]) == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_precision_with_a_rate() -> None:
+    """A Gamma prior on the rate of a known precision is conjugate, of a latent too."""
+    matrix, y = genomic(9), records(genomic(9), 1.0, 0.4)
+
+    def model(y: Tensor) -> None:
+        tau = pyro.sample("tau", dist.Gamma(2.0, 1.0))
+        s = positive("s", 0.5)
+        precision = tau * torch.linalg.inv(matrix)
+        fn = dist.MultivariateNormal(torch.zeros(9), precision_matrix=precision)
+        u = pyro.sample("u", fn, infer=GAUSSIAN)
+        with pyro.plate("rows", 9):
+            pyro.sample("y", dist.Normal(u, s), obs=y)
+
+    params = {"tau": number(0.8), "s": number(0.6)}
+    em = EM(model)
+    stats = em.e_step(params, y)
+    truth = dense(model, ["u"], params, y)
+    assert stats.log_likelihood == pytest.approx(float(truth.log_evidence), rel=1e-11)
+    inverse, mean = torch.linalg.inv(matrix), truth.mean("u")
+    square = mean @ inverse @ mean + (inverse * truth.covariance("u")).sum()
+    expected = (2.0 - 1.0 + 4.5) / (1.0 + float(square) / 2)
+    assert float(em.m_step(stats)["tau"]) == pytest.approx(expected, rel=1e-10)
 
 
 # -- pedigrees -------------------------------------------------------------------------------------

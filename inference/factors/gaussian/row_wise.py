@@ -111,9 +111,15 @@ class RowWiseFactor:
 
 @dataclass(frozen=True)
 class Terms:
-    """Of every column: ``constant (..., D)``, ``linear (..., D, q)``, ``precision (..., D, q, q)``.
+    """The quadratic form of every column, as coefficients.
 
-    And what multiplies its datum, ``datum (..., D)``, its square, and the datum times each latent.
+    Attributes:
+        constant: ``(..., D)``.
+        linear: ``(..., D, q)``.
+        precision: ``(..., D, q, q)``.
+        datum: What multiplies the datum, ``(..., D)``; None of a prior, as what follows.
+        square: What multiplies its square.
+        cross: What multiplies the datum and each latent, ``(..., D, q)``.
     """
 
     constant: Tensor
@@ -156,8 +162,8 @@ def _of_factor(factor: RowWiseFactor, terms: Terms, rows: int) -> RowQuadratics:
         flat = shown @ terms.precision.flatten(-2)
         precision = flat.reshape(*flat.shape[:-1], *terms.precision.shape[-2:])
     if data is not None:
-        datum, square = _given(terms.datum), _given(terms.square)
-        constant = constant + datum @ data.mT + square @ data.square().mT
+        by_datum, by_square = _given(terms.datum), _given(terms.square)
+        constant = constant + by_datum @ data.mT + by_square @ data.square().mT
         linear = linear + data @ _given(terms.cross)
     constant = constant.expand(*constant.shape[:-1], rows)
     return RowQuadratics(constant, linear.expand(*linear.shape[:-2], rows, -1), precision)

@@ -74,7 +74,8 @@ class RowWiseComponent(GaussianComponent):
         zero = torch.zeros_like(outer[..., 0])
         normaliser = block_log_integral(zero, precision) * self._products.count
         solved: Tensor = torch.linalg.solve(precision, outer)
-        return constant + normaliser + 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum(-1)
+        explained: Tensor = solved.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return constant + normaliser + 0.5 * explained
 
     def potentials(self, natural: Natural) -> Potentials:
         rows, width = self.entries.shape
