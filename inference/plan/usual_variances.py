@@ -61,9 +61,8 @@ def _spread(site: Site) -> float:
 def _prior_variance(site: Site, params: Params) -> float | None:
     """The variance of a prior without parameters in its scale."""
     assert site.density is not None
-    by, scale = site.density.maps["scale" if "scale" in site.density.maps else "matrix"]
+    _, scale = site.density.maps["scale" if "scale" in site.density.maps else "matrix"]
     if not scale.is_constant:
         return None
     fn = site.density.distribution(params)
-    del by
     return float(fn.variance.mean())
