@@ -1,5 +1,6 @@
 """Breeding values: matrices known but for a factor, pencils, pedigrees, entries read together."""
 
+import math
 import pickle
 from typing import Any
 
@@ -60,7 +61,7 @@ def livestock(generations: int, size: int, sires: int, seed: int = 0) -> tuple[T
 def records(matrix: Tensor, additive: float, variance: float, seed: int = 1) -> Tensor:
     """One record of each animal, about 3."""
     values: Tensor = torch.linalg.cholesky(matrix) @ normal(seed, len(matrix))
-    return 3.0 + additive**0.5 * values + variance**0.5 * normal(seed + 1, len(matrix))
+    return 3.0 + math.sqrt(additive) * values + math.sqrt(variance) * normal(seed + 1, len(matrix))
 
 
 def genomic(animals: int, seed: int = 3) -> Tensor:
