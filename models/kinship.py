@@ -1,15 +1,19 @@
 """The animal model: relatives resemble each other as far as they share genes.
 
-coefficients (F)   variance    additive_variance    relationship A (n, n), known
+coefficients (F)   variance    additive_variance    relationship A (n, n), or a pedigree, known
       |               |                |                   |
       |               |                v                   v
       |               |          breeding_values (n) <-----+
       v               v                |
       +---------> y (N) <--------------+                 (plate "data")
+
+heritability = additive_variance / (additive_variance + variance)
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -20,12 +24,14 @@ from ember.models.parts.emissions import select
 from ember.models.parts.gaussian_latents import (
     Line,
     coefficients_of_line,
+    computed,
     gaussian_latent,
     variance_site,
 )
 from ember.models.parts.missing import observe
 from ember.models.parts.plates import data_plate
 from ember.models.parts.priors import Hyperparameters, Prior
+from ember.models.pedigrees import Pedigree
 
 __all__ = ["animal_model"]
 
@@ -36,7 +42,9 @@ def animal_model(
     y: Tensor,
     X: Tensor | None = None,
     *,
-    relationship: Tensor,
+    relationship: Tensor | None = None,
+    sire: Tensor | None = None,
+    dam: Tensor | None = None,
     animal: Tensor | None = None,
     coordinates: str = "centred",
     intercept: bool = True,
@@ -53,12 +61,26 @@ def animal_model(
         breeding_values   ~ Normal(0, additive_variance A)
         y_n               ~ Normal(X_n @ coefficients + breeding_values_a, sqrt(variance))
 
-    The heritability is `additive_variance / (additive_variance + variance)`. The same model serves
-    genomic prediction, with :math:`A` from markers, and Gaussian processes with a known kernel.
+    The site `heritability`, `additive_variance / (additive_variance + variance)`, is computed. The
+    same model serves genomic prediction, with :math:`A` from markers, and Gaussian processes with a
+    known kernel.
+
+    A pedigree, `sire` and `dam` in the place of `relationship`, makes the same breeding values
+    generation after generation, from those of their parents :math:`s, d` and of the genes that each
+    animal draws by itself, of the share :math:`m_i` of the variance (less where parents are
+    inbred)::
+
+        breeding_values_g ~ Normal((u_s + u_d) / 2, sqrt(additive_variance m))
+
+    Site `breeding_values_g` holds those of the animals of generation `g`, in the order of their
+    codes; `ember.models.pedigrees.generations` says which these are. No matrix of all animals is
+    ever made, so there may be many; `ember.models.pedigrees.relationship_matrix` makes that of a
+    few thousand.
 
     With `coordinates="non-centred"` the latent site is `standard_values` (n,), independent standard
     normals, and the breeding values are `sqrt(additive_variance) L @ standard_values` with
-    :math:`L L' = A`: the same model, in which sampling mixes better where records are few.
+    :math:`L L' = A`: the same model, in which sampling mixes better where records are few. With a
+    pedigree the sites are `standard_values_g`, of the genes that each animal draws by itself.
 
     =================== ===================== ====================================================
     key of `prior`      shape it broadcasts   default
@@ -72,7 +94,7 @@ def animal_model(
     `"scale"`           ()                    the variance that the line alone leaves
     `"additive_df"`     ()                    3
     `"additive_scale"`  ()                    the variance that the line alone leaves, over the
-                                              mean of the diagonal of `relationship`
+                                              mean of the diagonal of :math:`A`
     =================== ===================== ====================================================
 
     NaN in `y` stands for a record that is missing at random, and drops out.
@@ -81,6 +103,8 @@ def animal_model(
         y: the records (N,), floating, NaN where missing; its dtype is that of all parameters.
         X: the covariates (N, F), or (N,) for a single one; None for an intercept alone.
         relationship: the matrix A (n, n), symmetric and positive definite.
+        sire: the father of each animal (n,), coded 0, ..., n - 1; -1 where it is not known.
+        dam: the mother of each animal (n,), likewise.
         animal: which animal each record is of (N,), coded 0, ..., n - 1; record n is of animal n
             unless given.
         coordinates: `"centred"` or `"non-centred"`.
@@ -89,11 +113,13 @@ def animal_model(
         frequency: how many times each record counts (N,), non-negative; once unless given.
 
     Raises:
-        TypeError: if `y`, `X`, `relationship` or `animal` is no tensor, or `prior` no mapping.
+        TypeError: if `y`, `X`, `relationship`, `sire`, `dam` or `animal` is no tensor, or `prior`
+            no mapping.
         ValueError: if shapes differ, values are not finite, `relationship` is not symmetric and
-            positive definite, or a code is out of range; if there are fewer than two records or
-            they are all the same; if an option or a key of `prior` is unknown, or a hyperparameter
-            or frequency outside its domain.
+            positive definite, or a code is out of range; if both a relationship and a pedigree are
+            given, or neither, or an animal is its own ancestor; if there are fewer than two records
+            or they are all the same; if an option or a key of `prior` is unknown, or a
+            hyperparameter or frequency outside its domain.
 
     References:
         C. R. Henderson (1976). A simple method for computing the inverse of a numerator
@@ -112,12 +138,16 @@ def animal_model(
         additive_variance ()
         breeding_values (3,)
         y (3,)
+        >>> pedigree = {"sire": torch.tensor([-1, -1, 0]), "dam": torch.tensor([-1, -1, 1])}
+        >>> trace = poutine.trace(animal_model).get_trace(y, **pedigree)
+        >>> [name for name in trace.nodes if name.startswith("breeding")]
+        ['breeding_values_0', 'breeding_values_1']
     """
     y = check_response(y, "gaussian", gaps=True)
     fixed = design_matrix(X, y, intercept)
     check_option(coordinates, "coordinates", ("centred", "non-centred"))
-    relationship = _check_relationship(relationship).to(y)
-    codes = _check_animal(animal, len(relationship), y)
+    kinship = _kinship(relationship, sire, dam, y)
+    codes = _check_animal(animal, kinship.animals, y)
     hyper = Hyperparameters(prior, KEYS, y)
     line = Line.of(y, fixed, frequency)
 
@@ -125,28 +155,104 @@ def animal_model(
     left = line.left()
     variance = variance_site("variance", hyper, ("df", "scale"), left)
     additive = variance_site(
-        "additive_variance",
-        hyper,
-        ("additive_df", "additive_scale"),
-        left / relationship.diagonal().mean(),
+        "additive_variance", hyper, ("additive_df", "additive_scale"), left / kinship.mean_variance
     )
-    values = _breeding_values(additive, relationship, coordinates == "centred")
+    computed("heritability", additive / (additive + variance))
+    values = kinship.values(additive, coordinates == "centred")
     location = (fixed * coefficients).sum(-1) + select(values, codes, 0)
     with data_plate(len(y), None if frequency is None else line.weights):
         observe("y", dist.Normal(location, variance.sqrt()), y, line.shown)
 
 
-def _breeding_values(additive: Tensor, relationship: Tensor, centred: bool) -> Tensor:
-    """Declare the latent (n,), and return the breeding values (n,)."""
-    zeros = relationship.new_zeros(len(relationship))
-    if centred:
-        covariance = additive[..., None, None] * relationship
-        fn = dist.MultivariateNormal(zeros, covariance_matrix=covariance)
-        return _as_batch(gaussian_latent("breeding_values", fn))
-    standard = dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
-    z = gaussian_latent("standard_values", standard)
-    factor = torch.linalg.cholesky(relationship)
-    return _as_batch(additive.sqrt().unsqueeze(-1) * torch.einsum("ij,...j->...i", factor, z))
+@dataclass(frozen=True)
+class Relationship:
+    """A relationship matrix A (n, n)."""
+
+    matrix: Tensor
+
+    @property
+    def animals(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def mean_variance(self) -> Tensor:
+        """The mean of the diagonal of A."""
+        return self.matrix.diagonal().mean()
+
+    def values(self, additive: Tensor, centred: bool) -> Tensor:
+        """Declare the latent (n,), and return the breeding values (n,)."""
+        zeros = self.matrix.new_zeros(self.animals)
+        if centred:
+            covariance = additive[..., None, None] * self.matrix
+            fn = dist.MultivariateNormal(zeros, covariance_matrix=covariance)
+            return _as_batch(gaussian_latent("breeding_values", fn))
+        standard = dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
+        z = gaussian_latent("standard_values", standard)
+        factor = torch.linalg.cholesky(self.matrix)
+        return _as_batch(additive.sqrt().unsqueeze(-1) * torch.einsum("ij,...j->...i", factor, z))
+
+
+@dataclass(frozen=True)
+class Generations:
+    """A pedigree, with the share of the variance that each animal draws by itself (n,)."""
+
+    pedigree: Pedigree
+    mendelian: Tensor
+    inbreeding: Tensor
+
+    @property
+    def animals(self) -> int:
+        return len(self.mendelian)
+
+    @property
+    def mean_variance(self) -> Tensor:
+        """The mean of the diagonal of A."""
+        return 1.0 + self.inbreeding.mean()
+
+    def values(self, additive: Tensor, centred: bool) -> Tensor:
+        """Declare the latents of all generations, and return the breeding values (n,)."""
+        members = self.pedigree.members()
+        place = torch.argsort(torch.cat(members))
+        # The last number is the zero of a parent that is not known.
+        made = torch.zeros_like(additive + additive.new_zeros(1))
+        before = 0
+        for g, animals in enumerate(members):
+            parents = [parent[animals] for parent in (self.pedigree.sire, self.pedigree.dam)]
+            places = [torch.where(p >= 0, place[p], before) for p in parents]
+            mean = 0.5 * (made[..., places[0]] + made[..., places[1]])
+            scale = (additive * self.mendelian[animals]).sqrt()
+            with pyro.plate(f"generation_{g}", len(animals)):
+                if centred:
+                    values = gaussian_latent(f"breeding_values_{g}", dist.Normal(mean, scale))
+                else:
+                    standard = dist.Normal(torch.zeros_like(mean), torch.ones_like(scale))
+                    values = mean + scale * gaussian_latent(f"standard_values_{g}", standard)
+            shape = torch.broadcast_shapes(made.shape[:-1], values.shape[:-1])
+            known, values = made[..., :before].expand(*shape, -1), values.expand(*shape, -1)
+            made = torch.cat([known, values, values.new_zeros(*shape, 1)], -1)
+            before += len(animals)
+        return made[..., place]
+
+
+def _kinship(
+    relationship: object, sire: object, dam: object, y: Tensor
+) -> Relationship | Generations:
+    if (relationship is None) == (sire is None and dam is None):
+        raise ValueError(
+            "`animal_model` needs either `relationship`, the matrix of all animals, or a pedigree, "
+            "`sire` and `dam`: pass one of the two."
+        )
+    if relationship is not None:
+        return Relationship(_check_relationship(relationship).to(y))
+    if sire is None or dam is None:
+        missing = "sire" if sire is None else "dam"
+        raise ValueError(
+            f"a pedigree has `sire` and `dam`, and `{missing}` is not given: pass both, -1 for "
+            "each parent that is not known."
+        )
+    pedigree = Pedigree.of(sire, dam).to(y.device)
+    found = pedigree.inbreeding()
+    return Generations(pedigree, pedigree.mendelian(found).to(y), found.to(y))
 
 
 def _as_batch(values: Tensor) -> Tensor:
@@ -160,7 +266,8 @@ def _check_relationship(relationship: object) -> Tensor:
         if matrix.dtype not in FLOATS:
             matrix = matrix.to(torch.get_default_dtype())
         check_finite(matrix)
-    if matrix.shape[0] != matrix.shape[1] or not torch.allclose(matrix, matrix.mT):
+    square = matrix.shape[0] == matrix.shape[1]
+    if not square or not (torch.equal(matrix, matrix.mT) or torch.allclose(matrix, matrix.mT)):
         raise ValueError(
             f"`relationship` must be square and symmetric, and of shape {tuple(matrix.shape)} it "
             "is not: pass one row and one column for each animal."
@@ -190,7 +297,7 @@ def _check_animal(animal: object, animals: int, y: Tensor) -> Tensor:
         )
     if int(codes.max()) >= animals:
         raise ValueError(
-            f"`animal` has the code {int(codes.max())}, but `relationship` is of {animals} "
+            f"`animal` has the code {int(codes.max())}, but there are {animals} "
             f"animals: codes run from 0 to {animals - 1}."
         )
     return codes.long()

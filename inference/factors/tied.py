@@ -12,8 +12,11 @@ from torch import Tensor
 
 from ember.inference.families.exponential_form import FamilyParameter
 from ember.inference.families.family import Family
+from ember.inference.families.normal import Normal
+from ember.inference.families.regression import Regression
 from ember.inference.numerics.design import Frame
 from ember.inference.numerics.memo import Memo
+from ember.inference.parameters.affine_map import ParameterEntries
 from ember.inference.parameters.batching import Shapes
 
 __all__ = ["SiteCells", "TieKey", "TiedFactors"]
@@ -46,7 +49,8 @@ class TiedFactors(Memo):
     parameters)``. ``reference`` is subtracted from the data and from the location, so that squares
     lose no digits. ``reach`` says how far from it the data of a cell lie (see
     ``factors/residuals/normal.py``). A regression has a ``frame`` of its features instead, with a
-    line of reference for each cell.
+    line of reference for each cell. ``least_share`` is the share of the spread of observations that
+    a variance keeps at least: where latents explain them, what is left has lost its digits below.
     """
 
     key: TieKey
@@ -56,6 +60,7 @@ class TiedFactors(Memo):
     reference: Tensor | None = None
     reach: Tensor | None = None
     frame: Frame | None = None
+    least_share: float = 0.0
 
     def locations(self, params: Mapping[str, Tensor]) -> Tensor:
         """The location of every cell, of a family that has one."""
@@ -104,7 +109,9 @@ class TiedFactors(Memo):
         frame = None if self.frame is None else self.frame.about(self.frame.line.repeat(count, 1))
         parameters = tuple(parameter.batched(shapes, count) for parameter in self.parameters)
         cells = torch.stack(columns, 1)
-        return TiedFactors(self.key, self.family, parameters, cells, reference, reach, frame)
+        return TiedFactors(
+            self.key, self.family, parameters, cells, reference, reach, frame, self.least_share
+        )
 
     def natural_parameters(self, params: Mapping[str, Tensor]) -> Tensor:
         """``eta`` of every cell, shape ``(C, P)``."""
@@ -128,6 +135,32 @@ class TiedFactors(Memo):
             moved = -origin if self.reference is None else self.reference - origin
             return [linear + self.parameters[0].kind.times(precision, moved), precision]
         return coefficients
+
+    def least(self, statistics: Tensor) -> Tensor | None:
+        """Of each cell, what its sum of squared residuals is at least, halved; None if nothing."""
+        if not self.least_share or not isinstance(self.family, (Normal, Regression)):
+            return None
+        return 0.5 * self.least_share * (statistics[:, 0] * self.spread(statistics)).nan_to_num(0.0)
+
+    def spread(self, statistics: Tensor) -> Tensor:
+        """The mean square of what is observed in each cell about the reference, ``(C,)``.
+
+        NaN for families of which the statistics do not say it.
+        """
+        n = statistics[:, 0]
+        if isinstance(self.family, Regression):
+            dim = self.width + 1
+            return self.family.products(statistics, dim)[:, -1, -1] / n
+        if isinstance(self.family, Normal):
+            return statistics[:, 2] / n
+        return torch.full_like(n, torch.nan)
+
+    @functools.cached_property
+    def width(self) -> int:
+        """The number of features of a regression."""
+        table = self.parameters[0].table
+        assert isinstance(table, ParameterEntries)
+        return len(table.entries[0])
 
     @functools.cached_property
     def resolution(self) -> Tensor | None:

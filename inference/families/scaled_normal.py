@@ -109,18 +109,18 @@ class ScaledStatistics:
 
     def _white(self, x: Tensor) -> Tensor:
         """Vectors whose squares add up to ``x'Qx``."""
-        columns, root = x.unsqueeze(-1), self.root
+        root, white = self.root, x
         if self.is_precision:
-            return (root.mT @ columns).squeeze(-1)
+            white = x @ root if root.dim() == 2 else (x.unsqueeze(-2) @ root).squeeze(-2)
+            return white
         if root.dim() == 2:  # one factor of all vectors: they are the columns of one system
             flat = x.reshape(-1, x.shape[-1]).mT
             solved: Tensor = torch.linalg.solve_triangular(root, flat, upper=False)
             return solved.mT.reshape(x.shape)
         shape = torch.broadcast_shapes(root.shape[:-2], x.shape[:-1])
-        columns = columns.expand(*shape, *columns.shape[-2:])
+        columns = x.unsqueeze(-1).expand(*shape, x.shape[-1], 1)
         solved = torch.linalg.solve_triangular(root, columns, upper=False)
-        white: Tensor = solved.squeeze(-1)
-        return white
+        return solved.squeeze(-1)
 
 
 def scaled_normal_form(

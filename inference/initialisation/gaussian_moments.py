@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ember.inference.factors.gaussian.component import GaussianComponent, Moments
 from ember.inference.initialisation.clustering import standardise
-from ember.inference.numerics.shapes import append_dims, prepend_dims
+from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.plan.plan import Params, Plan
+from ember.inference.plan.usual_variances import usual_variances
 from ember.inference.reading.site import Site, Slot
 
 __all__ = ["starting_moments"]
@@ -35,7 +36,7 @@ def starting_moments(plan: Plan, params: Params, varied: bool = False) -> dict[s
 
 
 def _moments(plan: Plan, component: GaussianComponent, params: Params, varied: bool) -> Moments:
-    variances = _variances(plan, component, params)
+    variances = usual_variances(plan, component, params)
     used = 0
     means, covariances = [], []
     for name, count in component.latents.items():
@@ -55,51 +56,6 @@ def _moments(plan: Plan, component: GaussianComponent, params: Params, varied: b
     diagonal = torch.cat(covariances)[pattern.rows]
     covariance = torch.where(pattern.rows == pattern.columns, diagonal, 0.0)
     return Moments(torch.cat(means), covariance)
-
-
-def _variances(plan: Plan, component: GaussianComponent, params: Params) -> dict[str, float]:
-    """The variance that each latent starts with; data first, then what they move."""
-    found: dict[str, float] = {}
-    members = [site for name, site in plan.sites.items() if name in component.sites]
-    for site in reversed(members):  # data stand below the latents that they read
-        spread = _spread(site) if site.name not in component.latents else None
-        if site.name in component.latents:
-            fixed = _prior_variance(site, params)
-            if fixed is not None:
-                found[site.name] = fixed
-            spread = found.setdefault(site.name, 1.0)
-        others = [s for s in site.slots if s.column is None and s.latent != site.name]
-        total = sum(float(s.coefficient.square().mean()) for s in others)
-        for slot in others:
-            share = (spread or 1.0) / (2.0 * total) if total > 0 else 1.0
-            found[slot.latent] = min(found.get(slot.latent, share), share)
-    return found
-
-
-def _spread(site: Site) -> float:
-    """The variance of a site's data about their mean."""
-    value = site.value.detach()
-    shown = value.isfinite()
-    if site.mask is not None:
-        event = value.dim() - max(site.mask.dim(), 0)
-        inside = append_dims(site.mask, max(0, min(event, site.event_dim - site.layout.inner)))
-        value, shown = torch.broadcast_tensors(value, shown & inside)
-    data = value[shown]
-    if len(data) < 2:
-        return 1.0
-    variance = float(data.var(correction=0))
-    return variance if variance > 0 else max(float(data.abs().max()) ** 2 * LEAST, LEAST)
-
-
-def _prior_variance(site: Site, params: Params) -> float | None:
-    """The variance of a prior without parameters in its scale."""
-    assert site.density is not None
-    by, scale = site.density.maps["scale" if "scale" in site.density.maps else "matrix"]
-    if not scale.is_constant:
-        return None
-    fn = site.density.distribution(params)
-    del by
-    return float(fn.variance.mean())
 
 
 def _event(site: Site) -> int:
@@ -128,8 +84,8 @@ def _scores(plan: Plan, name: str, count: int, first: int) -> Tensor | None:
         more = torch.randn(len(rows), size - scores.shape[1])
         scores = torch.cat([scores, more], 1)
     empty = scores.square().sum(0) == 0
-    scores = torch.where(empty, torch.randn_like(scores), scores)
-    return scores.reshape(-1)
+    filled: Tensor = torch.where(empty, torch.randn_like(scores), scores)
+    return filled.reshape(-1)
 
 
 def _table(site: Site, slot: Slot, plan: Plan, rows: int, size: int) -> Tensor:
@@ -152,5 +108,5 @@ def _table(site: Site, slot: Slot, plan: Plan, rows: int, size: int) -> Tensor:
     place = (row * width + columns)[shown]
     total = value.new_zeros(rows * width).index_add(0, place, value[shown])
     counts = torch.bincount(place, minlength=rows * width)
-    means: Tensor = total / counts
-    return means.reshape(rows, width)  # NaN where a row has no data
+    means: Tensor = (total / counts).reshape(rows, width)  # NaN where a row has no data
+    return means

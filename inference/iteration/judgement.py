@@ -22,6 +22,7 @@ from ember.inference.optimality.curvature import (
     way_out,
 )
 from ember.inference.optimality.infinity import at_infinity, collapsed_effects, without_bound
+from ember.inference.optimality.vanishing import nearer_zero, vanished
 from ember.inference.parameters.supports import shown
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
@@ -61,7 +62,11 @@ class Judge:
 
     def higher(self, current: Statistics) -> Statistics | None:
         """A place above the one where the loop has come to rest, if that is no maximum."""
-        em, curvature = self.em, self._curvature(current)
+        em = self.em
+        above = self.nearer_zero(current)
+        if above is not None:
+            return above
+        curvature = self._curvature(current)
         if curvature is None:
             return None
         # Without latents Newton's steps are those of the objective itself: they end at its top.
@@ -78,6 +83,12 @@ class Judge:
         if above is None and coinciding(self.plan, current.params, SAME):
             above = self._apart(current)
         return above
+
+    def nearer_zero(self, current: Statistics) -> Statistics | None:
+        """A place above this one where variances on their way to zero have come there."""
+        if self.em.classification:
+            return None
+        return nearer_zero(self.plan, self.em.e_step, current, _tolerated(current))
 
     def _curvature(self, current: Statistics) -> Curvature | None:
         if self.em.classification:
@@ -135,6 +146,8 @@ class Judge:
         try:
             stop, warning = self._unsettled(current, reason)
             if stop is reason and not warning:
+                warning = vanished(self.plan, current)
+            if stop is reason and not warning:
                 warning, infinite = at_infinity(self.plan, em.e_step, em.coordinates, current)
                 stop = StopReason.INFINITE if infinite else reason
         except (RuntimeError, ValueError):
@@ -165,6 +178,8 @@ class Judge:
         em = self.em
         if em.classification:
             return reason, warning
+        if reason is StopReason.ROUNDED and vanished(self.plan, current):
+            return self.verdict(current, StopReason.ROUNDING)
         why = collapsed_effects(self.plan, em.e_step, current)
         if not why and reason in SUSPECT:
             why = without_bound(self.plan, em.e_step, em.coordinates, current)

@@ -28,6 +28,7 @@ __all__ = ["ImpossibleStart", "Loop", "OnStep"]
 
 OnStep = Callable[[Trajectory], None]
 LEAPS = 10  # to higher places that one run makes at most
+LOOKS = 20  # iterations between looks for variances on their way to zero
 REPEATS = 100  # of the M-step where nothing is latent
 FAILURES = (RuntimeError, ValueError, ArithmeticError)  # of a step
 
@@ -158,6 +159,11 @@ class _Ascent:
             self._take(state.current, movement)
             reason = loop.stop(self.way) if loop.stop is not None else None
             if reason is None:
+                if loop.stop is not None and len(self.way.history) % LOOKS == 0:
+                    nearer = judge.nearer_zero(self.current)
+                    if nearer is not None:
+                        self._take(nearer)
+                        state = loop.accelerate.init(nearer)
                 continue
             if not reason.is_convergence:
                 return reason, ""

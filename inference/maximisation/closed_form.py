@@ -77,6 +77,7 @@ class ClosedForm:
     ) -> tuple[list[Tensor], Tensor]:
         """Those of every row over all sites, and the least variance that data can tell."""
         count, total, floor = self._count, list[Tensor](), self._no_floor
+        squares: Tensor | None = None
         for usage in self._update.usages:
             tied, sums = _sums(self._plan, usage, statistics, params)
             moved = tied.rows(usage.position, usage.start, count)
@@ -87,6 +88,8 @@ class ClosedForm:
                 spread[cells] = about[rows]
                 about = spread
             coefficients = tied.contribution(usage.position, sums, params, about)
+            kept = tied.least(sums) if usage.position == 1 else None
+            coefficients = coefficients if kept is None else [*coefficients, kept]
             least = tied.resolution if usage.position == 1 else None
             if moved is not None:
                 cells, rows = moved
@@ -99,8 +102,13 @@ class ClosedForm:
                     floor = floor.scatter_reduce(0, index, least[cells], "amax")
             elif least is not None:
                 floor = torch.maximum(floor, least)
+            if kept is not None:
+                *coefficients, kept = coefficients
+                squares = kept if squares is None else squares + kept
             sums_so_far = zip(total, coefficients, strict=True)
             total = [a + b for a, b in sums_so_far] if total else coefficients
+        if squares is not None:
+            total[1] = torch.maximum(total[1], squares)
         return total, floor
 
 

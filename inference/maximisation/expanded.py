@@ -11,21 +11,31 @@ Biometrika 85, 755-770.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ember.inference.factors.gaussian.expansion import Expansion
+from ember.inference.families.regression import Regression
 from ember.inference.maximisation.degeneracy import Degenerate
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.objective import expected_log_joint
+from ember.inference.plan.loadings import Loadings
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["expanded_m_step"]
 
 
-def expanded_m_step(m_step: MStep, statistics: Statistics) -> dict[str, Tensor]:
+def expanded_m_step(
+    m_step: MStep, statistics: Statistics, loadings: Sequence[Loadings] = ()
+) -> dict[str, Tensor]:
     """Parameters that raise the expected log joint of the expanded model.
+
+    Args:
+        m_step: The M-step.
+        statistics: Expected statistics.
+        loadings: Factors of fixed spread.
 
     Raises:
         Degenerate: If a component has collapsed or emptied.
@@ -33,7 +43,46 @@ def expanded_m_step(m_step: MStep, statistics: Statistics) -> dict[str, Tensor]:
     params = m_step(statistics)
     for expansion in statistics.expansions:
         params = _stretched(m_step, statistics, expansion, params)
+    for each in loadings:
+        params = _turned(m_step, statistics, each, params)
     return params
+
+
+def _turned(
+    m_step: MStep, statistics: Statistics, loadings: Loadings, params: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The M-step for factors that have been made uncorrelated, of unit variance."""
+    with torch.no_grad():
+        squares, count = torch.zeros(()), torch.zeros(())
+        for key, columns in loadings.columns.items():
+            tied, sums = statistics.sums[key]
+            products = Regression.products(sums, tied.width + 1)
+            places = torch.tensor(columns, device=sums.device)
+            squares = squares + products[:, places][:, :, places].sum(0)
+            count = count + sums[:, 0].sum()
+        covariance = squares / count
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if int(failed):
+            return params
+        one = torch.eye(len(covariance), dtype=factor.dtype, device=factor.device)
+        inverse = torch.linalg.solve_triangular(factor, one, upper=False)
+        changed = dict(statistics.sums)
+        for key, columns in loadings.columns.items():
+            tied, sums = statistics.sums[key]
+            turn = torch.eye(tied.width + 1, dtype=sums.dtype, device=sums.device)
+            places = torch.tensor(columns, device=sums.device)
+            turn[places.unsqueeze(-1), places] = inverse
+            changed[key] = (tied, Regression.turned(sums, turn.expand(len(sums), -1, -1)))
+    turned = dataclasses.replace(statistics, sums=changed)
+    try:
+        found = m_step(turned)
+    except Degenerate:
+        return params
+    with torch.no_grad():
+        gain = expected_log_joint(turned, found) - expected_log_joint(statistics, params)
+        excess = covariance.trace() - 2.0 * factor.diagonal().log().sum() - len(covariance)
+        gain = gain + 0.5 * loadings.count * excess
+    return found if bool(gain > 0.0) else params
 
 
 def _stretched(

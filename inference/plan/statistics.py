@@ -134,5 +134,5 @@ def _merge(
     total.index_add_(0, in_left, left_statistics)
     total.index_add_(0, in_right, right_statistics)
     return TiedFactors(
-        left.key, left.family, left.parameters, cells, reference, reach, frame
+        left.key, left.family, left.parameters, cells, reference, reach, frame, left.least_share
     ), total

@@ -17,6 +17,7 @@ from ember.inference.reading.site import Site
 __all__ = ["cells_of", "tie_of_site", "tie_sites"]
 
 
+LEAST_SHARE = 1e-7  # of the spread of observations that latents explain
 ROBUST = 20  # steps of weighted least squares
 ROUNDED = 1e-3  # of the middle residual: smaller ones weigh no more
 
@@ -47,9 +48,12 @@ def tie_sites(sites: Mapping[str, Site]) -> tuple[dict[TieKey, TiedFactors], dic
         known = [reach for reach in reaches if reach is not None]
         reach = torch.stack(known).amax(0) if known else None
         at_lines = None if frame is None else frame.about(frame.line.expand(len(combinations), -1))
+        # What latents move is known by its moments alone.
+        moved = any(slot.latent != site.name for site in pooled for slot in site.slots)
         tied[key] = TiedFactors(
-            key, form.family, form.parameters, combinations, at_cell, reach, at_lines
-        )
+            key, form.family, form.parameters, combinations, at_cell, reach, at_lines,
+            LEAST_SHARE if moved else 0.0,
+        )  # fmt: skip
         for site, index in zip(pooled, indices, strict=True):
             cells[site.name] = SiteCells(key, index, at_entry if frame is None else frame)
     return tied, cells

@@ -13,7 +13,7 @@ from ember.inference.families.exponential_form import ExponentialForm
 from ember.inference.families.recognition import recognise
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.observed_density import observed_log_prob
-from ember.inference.numerics.shapes import compact
+from ember.inference.numerics.shapes import compact, compact_alike
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.map import ParameterMap
@@ -256,6 +256,8 @@ def _match(
     """The first alternative of an argument that a map describes, with the name to pass it by."""
     for i, (domain, event_dim, _) in enumerate(arguments[0][name]):
         values = [each[name][i][2] for each in arguments]
+        if structure.gaussian:  # beside latents at zero all rows of the data may be alike
+            values = compact_alike(values, event_dim)
         is_matrix = name == "matrix"
         probed = ArgumentValues("matrix" if is_matrix else domain, event_dim, _doubled(values))
         found = match_argument(probed, structure.parameters, params)

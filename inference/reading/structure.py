@@ -20,6 +20,7 @@ from ember.inference.inputs.shelter import Promoted
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.reading.composite_draws import hidden_draws
 from ember.inference.reading.composites import Composite, open_composites
+from ember.inference.reading.known_factors import KnownFactors, Remembered
 from ember.inference.reading.loops.loop import Family, Loop
 from ember.inference.reading.loops.stacking import stack_loops
 from ember.inference.reading.model_errors import plain_errors
@@ -68,6 +69,7 @@ class Structure:
     found: Mapping[str, str] = field(default_factory=dict)
     nodes: Mapping[str, Nodes] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
+    remembered: Remembered = field(repr=False, compare=False, default_factory=Remembered)
 
     @property
     def factor_names(self) -> tuple[str, ...]:
@@ -173,6 +175,7 @@ class Structure:
                 nodes=self._values,
             ),
             Promoted(),
+            KnownFactors(self.remembered),
         ):
             trace = record_enumerated(self.model, self.arguments)
         self.partly.merge(trace)

@@ -16,7 +16,7 @@ from ember.models.parts.missing import shown_entries
 from ember.models.parts.orthonormal_design import orthonormal
 from ember.models.parts.priors import Hyperparameters
 
-__all__ = ["Line", "coefficients_of_line", "gaussian_latent", "variance_site"]
+__all__ = ["Line", "coefficients_of_line", "computed", "gaussian_latent", "variance_site"]
 
 DF = 3.0  # an inverse gamma of mode scale / 5 and mean scale
 
@@ -26,6 +26,12 @@ def gaussian_latent(name: str, fn: TorchDistribution) -> Tensor:
     how: Any = {"integrate": "gaussian"}
     value: Tensor = pyro.sample(name, fn, infer=how)
     return value
+
+
+def computed(name: str, value: Tensor) -> None:
+    """Declare what parameters determine, as `pyro.deterministic` does, which forgets the dtype."""
+    how: Any = {"_deterministic": True}
+    pyro.sample(name, dist.Delta(value, event_dim=value.dim()), obs=value, infer=how)
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,12 @@ def factors() -> tuple[Tensor, ...]:
 COUNTS = draws(dist.Poisson(3.0))
 REALS = draws(dist.Normal(0.4, 1.3))
 POSITIVES = draws(dist.Gamma(2.0, 1.0))
+KNOWN = torch.tensor([[1.0, 0.4], [0.4, 0.8]], dtype=torch.float64)
+SPREAD = draws(
+    dist.MultivariateNormal(
+        torch.ones(2).double(), torch.where(torch.arange(N) < 9, 0.02, 4.0)[:, None, None] * KNOWN
+    )
+)
 PAIRS = draws(dist.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.4], [0.4, 0.8]])))
 LEVELS = draws(dist.Categorical(torch.tensor([0.1, 0.2, 0.3, 0.4]))).long()
 BITS = draws(dist.Bernoulli(0.4))
@@ -291,6 +297,27 @@ CASES = {
     ),
     "mvn, scale_tril": Case(
         factors, lambda z, m, f: dist.MultivariateNormal(m[z], scale_tril=f[z]), PAIRS
+    ),
+    "scaled covariance, inverse gamma": Case(
+        lambda: (
+            pyro.sample("v", dist.InverseGamma(2.0, 1.3).expand([K]).to_event(1)),
+        ),
+        lambda z, v: dist.MultivariateNormal(torch.ones(2), v[z][..., None, None] * KNOWN),
+        SPREAD,
+    ),
+    "scaled precision, gamma": Case(
+        lambda: (rates("tau", K),),
+        lambda z, t: dist.MultivariateNormal(
+            torch.ones(2), precision_matrix=t[z][..., None, None] * KNOWN
+        ),
+        SPREAD,
+    ),
+    "scaled factor of a covariance": Case(
+        lambda: (positive("s", K),),
+        lambda z, s: dist.MultivariateNormal(
+            torch.ones(2), scale_tril=s[z][..., None, None] * torch.linalg.cholesky(KNOWN)
+        ),
+        SPREAD,
     ),
     "mvn, wishart and known location": Case(
         wishart,

@@ -324,9 +324,10 @@ def effects(way: str) -> Callable[[Tensor], None]:
 def test_effects_of_rows_are_integrated_however_they_are_written(way: str, objective: str) -> None:
     em = EM(effects(way), objective)
     assert em.explain(X).set_index("site").loc["effect", "role"] == "latent"
-    params = {"centre": torch.tensor(0.3), "spread": torch.tensor(0.8)}
-    slope, shift = (2.0, 0.3) if way == "weighted" else (1.0, 0.0)
-    marginal = dist.Normal(shift + slope * 0.3, (1.0 + (slope * 0.8) ** 2) ** 0.5)
+    centre, spread = torch.tensor([0.3, 0.8], dtype=torch.float64)
+    params = {"centre": centre, "spread": spread}
+    slope, shift = (2.0, centre) if way == "weighted" else (1.0, 0.0)
+    marginal = dist.Normal(slope * centre + shift, (1.0 + (slope * spread) ** 2) ** 0.5)
     truth = float(marginal.log_prob(X.flip(0) if way == "shuffled" else X).sum())
     assert em.e_step(params, X).log_likelihood == pytest.approx(truth, rel=1e-12)
 

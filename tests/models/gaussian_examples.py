@@ -67,6 +67,11 @@ KIN = torch.eye(6).double() + 0.5 * (torch.ones(6, 6) - torch.eye(6)).double() *
     torch.arange(6)[:, None] // 2 == torch.arange(6) // 2
 )
 
+PEDIGREE = {
+    "sire": torch.tensor([3, -1, 3, -1, 0, -1]),
+    "dam": torch.tensor([1, -1, 5, -1, 2, -1]),
+}
+
 FIRST = torch.tensor([1.0, 0.0]).double()
 LINE = {"coefficients": 1.0, "variance": 2.0}
 FACTORS = {"loadings": 1.0, "locs": 1.0}
@@ -101,6 +106,18 @@ EXAMPLES: dict[str, Example] = {
         animal_model, Y, (DAY,),
         {"relationship": KIN, "animal": torch.arange(24) % 6, "coordinates": "non-centred"},
         ("standard_values",), {**LINE, "additive_variance": 2.0}, {"coefficients": FIRST},
+    ),
+    "animal model by a pedigree": Example(
+        animal_model, Y, (DAY,),
+        {**PEDIGREE, "animal": torch.arange(24) % 6},
+        ("breeding_values_0", "breeding_values_1", "breeding_values_2"),
+        {**LINE, "additive_variance": 2.0}, {"coefficients": FIRST},
+    ),
+    "animal model by a pedigree, non-centred": Example(
+        animal_model, Y, (DAY,),
+        {**PEDIGREE, "animal": torch.arange(24) % 6, "coordinates": "non-centred"},
+        ("standard_values_0", "standard_values_1", "standard_values_2"),
+        {**LINE, "additive_variance": 2.0}, {"coefficients": FIRST},
     ),
     "factor analysis": Example(
         factor_analysis, HOLES, (2,), {}, ("factors",), {**FACTORS, "uniquenesses": 2.0},

@@ -192,7 +192,13 @@ ANIMAL = torch.arange(24) % 6
 
 def test_sites_of_an_animal_model() -> None:
     found = shapes(animal_model, Y, DAY, relationship=KIN, animal=ANIMAL)
-    expected = {"coefficients": (2,), "variance": (), "additive_variance": (), "y": (24,)}
+    expected = {
+        "coefficients": (2,),
+        "variance": (),
+        "additive_variance": (),
+        "heritability": (),
+        "y": (24,),
+    }
     assert found == {**expected, "breeding_values": (6,)}
     found = shapes(animal_model, Y, DAY, relationship=KIN, animal=ANIMAL, coordinates="non-centred")
     assert found == {**expected, "standard_values": (6,)}
@@ -230,7 +236,7 @@ ANIMAL_ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"relationship": torch.ones(6, 6).double()}, ValueError, "must be positive definite: merge"),
     ({"relationship": KIN / 0}, ValueError, "`relationship` has 36 NaN or infinite value(s)"),
     ({"animal": None}, ValueError, "`y` has 24 record(s) of 6 animals: pass `animal`"),
-    ({"animal": ANIMAL + 1}, ValueError, "`animal` has the code 6, but `relationship` is of 6"),
+    ({"animal": ANIMAL + 1}, ValueError, "`animal` has the code 6, but there are 6"),
     ({"animal": ANIMAL[:4]}, ValueError, "`animal` has 4 row(s) but `y` has 24"),
     ({"coordinates": "mean"}, ValueError, "`coordinates` must be one of 'centred', 'non-centred'"),
     ({"prior": {"rate": 1.0}}, ValueError, "'additive_df', 'additive_scale'"),

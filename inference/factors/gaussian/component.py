@@ -130,6 +130,11 @@ class GaussianComponent(ABC):
         return self.in_dims(total.index_add(-1, row[pattern.rows], squares))
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it has rows that are alike, of which every column reads each once."""
+        return False
+
+    @property
     def is_pooled(self) -> bool:
         """Whether the sum of the log evidence over all rows can be had without them."""
         return False

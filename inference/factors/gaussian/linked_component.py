@@ -1,7 +1,6 @@
 """A component of any shape: latents that meet as the indices of the sites say."""
 
-import dataclasses
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,17 +14,12 @@ from ember.inference.factors.gaussian.component import (
     factor_of,
 )
 from ember.inference.factors.gaussian.expansion import Stretches
-from ember.inference.factors.gaussian.linked import LinkedFactor
 from ember.inference.factors.gaussian.member import Member
-from ember.inference.factors.gaussian.quadratic import monomials
-from ember.inference.factors.tied import TieKey
+from ember.inference.factors.gaussian.stretching import stretches_of, uniform_parts
 from ember.inference.numerics.gaussian.pattern import Pattern
 from ember.inference.numerics.gaussian.systems import GaussianSystem, gaussian_system
 
 __all__ = ["LinkedComponent", "linked_component"]
-
-
-MOST = 8  # directions in which the latents of a component are stretched
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +104,9 @@ def linked_component(
         row_of_entry: The row of those plates in which each entry lies.
         scale: The weight of the latents.
     """
-    found = _stretches(latents, members)
+    found = stretches_of(latents, members)
     if found is not None:
-        members = [part for member in members for part in _uniform(member, *found)]
+        members = [part for member in members for part in uniform_parts(member, *found)]
     count = sum(latents.values())
     first, second = (torch.cat(each) for each in zip(*(m.pairs for m in members), strict=True))
     pattern = Pattern.of(count, first, second)
@@ -127,82 +121,3 @@ def linked_component(
         tuple(members), targets, pattern, gaussian_system(pattern), row_of_entry,
         None if found is None else found[0],
     )  # fmt: skip
-
-
-def _stretches(
-    latents: Mapping[str, int], members: Sequence[Member]
-) -> tuple[Stretches, Tensor] | None:
-    """The directions in which latents may be stretched, and that of each entry (-1: none).
-
-    A latent may be if its own prior reads no other and is tied to nothing else, and no other's
-    prior reads it: there is one direction for each place in its event, or one for all where they
-    share a parameter.
-    """
-    first, names, counts = dict[str, int](), list[tuple[str, int]](), list[int]()
-    total = 0
-    for name, count in latents.items():
-        first[name], total = total, total + count
-    direction = torch.full((total,), -1)
-    keys = set[TieKey]()
-    for member in members:
-        own = [name for name in member.names if name in latents]
-        if not own or len(member.names) > 1 or not isinstance(member, LinkedFactor):
-            continue
-        if sum(other.key == member.key for other in members) > 1:
-            continue
-        begin, end = first[own[0]], first[own[0]] + latents[own[0]]
-        inside = (member.entries >= begin) & (member.entries < end)
-        if not bool(inside.all()):
-            continue
-        if any(_reads(other, begin, end) for other in members if _is_prior(other, latents, own)):
-            continue
-        places = _places(member, begin, end)
-        if int(places.max()) + 1 + len(names) > MOST:
-            continue
-        direction[begin:end] = len(names) + places
-        names += [(own[0], place) for place in range(int(places.max()) + 1)]
-        counts += torch.bincount(places).tolist()
-        keys.add(member.key)
-    if not names:
-        return None
-    return Stretches(tuple(names), torch.tensor(counts), frozenset(keys)), direction
-
-
-def _is_prior(member: Member, latents: Container[str], own: Sequence[str]) -> bool:
-    """Whether a member holds priors of other latents than one's own."""
-    return any(name in latents and name not in own for name in member.names)
-
-
-def _reads(member: Member, begin: int, end: int) -> bool:
-    """Whether a member reads an entry of a range."""
-    return bool(((member.linear_entries >= begin) & (member.linear_entries < end)).any())
-
-
-def _places(member: LinkedFactor, begin: int, end: int) -> Tensor:
-    """The direction of each entry of a latent, from its prior: slots of an event, or cells."""
-    width = member.entries.shape[1]
-    places = torch.zeros(end - begin, dtype=torch.long)
-    if width > 1:
-        for slot in range(width):
-            places[member.entries[:, slot] - begin] = slot
-        return places
-    cells = torch.unique(member.cells[0], return_inverse=True)[1]
-    places[member.entries[:, 0] - begin] = cells
-    return places
-
-
-def _uniform(member: Member, stretches: Stretches, direction: Tensor) -> Iterator[Member]:
-    """A member in parts, in each of which slots have the same directions, with its pieces."""
-    if not isinstance(member, LinkedFactor):
-        yield member
-        return
-    of_slot = direction[member.entries]
-    kinds, kind = torch.unique(of_slot, dim=0, return_inverse=True)
-    one, other = monomials(of_slot.shape[1])
-    for number, slots in enumerate(kinds):
-        pairs = stretches.piece(slots[one], slots[other])
-        piece = torch.cat([torch.full((1,), -1), stretches.piece(slots), pairs])
-        if len(kinds) == 1:
-            yield dataclasses.replace(member, piece=piece)
-        else:
-            yield member.part((kind == number).nonzero().reshape(-1), piece)

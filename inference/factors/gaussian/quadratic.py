@@ -108,9 +108,7 @@ def statistics_at(site: Site, cells: SiteCells, z: Sequence[Tensor]) -> Tensor:
 
 def _unit(site: Site, column: int) -> Tensor:
     """One in the place of a latent feature."""
-    assert site.form is not None
     assert site.density is not None
-    features = site.density.maps["loc"][1]
-    assert isinstance(features, AffineMap)
-    width = len(features.table.entries[0])
-    return torch.eye(width)[column]
+    location = site.density.maps["loc"][1]
+    assert isinstance(location, AffineMap)
+    return torch.eye(len(location.table.entries[0]))[column]

@@ -64,6 +64,11 @@ class RowWiseComponent(GaussianComponent):
         )
 
     @property
+    def is_whole(self) -> bool:
+        gaps = any(member.shown is not None for member in self.members)
+        return not gaps and self.factor.scale is None
+
+    @property
     def is_pooled(self) -> bool:
         return self._products is not None
 
@@ -74,7 +79,8 @@ class RowWiseComponent(GaussianComponent):
         zero = torch.zeros_like(outer[..., 0])
         normaliser = block_log_integral(zero, precision) * self._products.count
         solved: Tensor = torch.linalg.solve(precision, outer)
-        return constant + normaliser + 0.5 * solved.diagonal(dim1=-2, dim2=-1).sum(-1)
+        explained: Tensor = solved.diagonal(dim1=-2, dim2=-1).sum(-1)
+        return constant + normaliser + 0.5 * explained
 
     def potentials(self, natural: Natural, pieces: Natural | None = None) -> Potentials:
         rows, width = self.entries.shape
@@ -100,7 +106,6 @@ class RowWiseComponent(GaussianComponent):
     @functools.cached_property
     def _products(self) -> Products | None:
         """Sums over rows, if those say it all: no gaps, no weights, no discrete latents."""
-        gaps = any(member.shown is not None for member in self.members)
-        if gaps or self.states or self.factor.scale is not None:
+        if self.states or not self.is_whole:
             return None
         return Products.of(self.members, len(self.entries))

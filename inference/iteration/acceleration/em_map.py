@@ -14,6 +14,7 @@ from ember.inference.iteration.trajectory import Movement, Trajectory
 from ember.inference.maximisation.expanded import expanded_m_step
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.loadings import loadings_of
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 
@@ -44,13 +45,14 @@ class EMMap:
     def of(cls, plan: Plan, classification: bool = False, expanded: bool = False) -> Self:
         """The map of a plan; ``expanded``, with Gaussian latents stretched in the M-step."""
         parameters = plan.structure.parameters
+        loadings = plan.once(loadings_of) if expanded else ()
         expanded = expanded and any(c.stretches is not None for c in plan.components)
         return cls(
             functools.partial(
                 LogEvidence.of(plan).statistics, maximum=classification, expanded=expanded
             ),
             # Its updates are chosen in a step.
-            lambda statistics: expanded_m_step(MStep.of(plan), statistics),
+            lambda statistics: expanded_m_step(MStep.of(plan), statistics, loadings),
             Coordinates(parameters, plan.superposed_parameters()),
             classification,
         )

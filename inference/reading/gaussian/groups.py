@@ -10,7 +10,7 @@ group (an animal, its sire and its dam), random half masks of the entries part t
 that are read together come into groups of their own, as few as a greedy colouring finds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -218,79 +218,112 @@ def colours_of(
     Each half of a random parting that holds one of the entries that an event reads shows which one
     it is. Halves are drawn until the entries found add up to all that every event reads.
     """
-    pairs = []
-    for name, latents in reading.items():
-        if group.latent not in latents:
+    sites = [name for name, latents in reading.items() if group.latent in latents]
+    totals = _moved_by_half(group, tangents, sites, None)
+    partings = []
+    for name, total in totals.items():
+        if entries_moved(total, event_dims[name], len(group.entries)) is not None:
             continue
         if event_dims[name]:
-            moved = moved_by(tangents, [group], {name: [group.latent]})[name, group.latent]
-            if (
-                moved is None
-                or entries_moved(moved, event_dims[name], len(group.entries)) is not None
-            ):
-                continue
             raise SeveralRead(name, group.latent)
-        pairs.append(_read_together(group, tangents, name))
-    together = torch.unique(torch.cat(pairs, 1), dim=1).T.tolist()
-    near: dict[int, set[int]] = {}
-    for one, other in together:
-        near.setdefault(one, set()).add(other)
-        near.setdefault(other, set()).add(one)
-    colour = torch.zeros(len(group.entries), dtype=torch.long)
-    for entry in sorted(near, key=lambda e: -len(near[e])):
-        taken = {int(colour[other]) for other in near[entry]} - {0}
-        colour[entry] = next(c for c in range(1, len(near) + 2) if c not in taken)
-    colour[colour == 0] = 1
+        partings.append(_Parting(name, group, torch.stack(total).flatten(1)))
+    for mask in _halves(len(group.entries)):
+        open_ = [parting.site for parting in partings if not parting.is_done]
+        if not open_:
+            break
+        for half in (mask, ~mask):
+            moved = _moved_by_half(group, tangents, open_, half)
+            for parting in partings:
+                if parting.site in moved:
+                    parting.add(torch.stack(moved[parting.site]).flatten(1))
+    for parting in partings:
+        if not parting.is_done:
+            raise SeveralRead(parting.site, group.latent)
+    colour = _coloured(torch.cat([parting.pairs() for parting in partings], 1), group)
     count = int(colour.max())
     if count > MOST_COLOURS:
-        raise SeveralRead(next(n for n, r in reading.items() if group.latent in r), group.latent)
+        raise SeveralRead(partings[0].site, group.latent)
     return [(colour == c).nonzero().squeeze(-1) for c in range(1, count + 1)]
 
 
-def _read_together(group: EntryGroup, tangents: Tangents, name: str) -> Tensor:
-    """Pairs of members of a group that one event of a site reads, ``(2, pairs)``."""
+def _halves(count: int) -> Iterator[Tensor]:
+    """Masks of members: the bits of their numbers, any two of which differ in one; then random."""
     generator = torch.Generator().manual_seed(0)
-    members = torch.arange(len(group.entries))
-
-    def moved(mask: Tensor | None) -> Tensor:
-        """Slopes, numbers and squares of all events, ``(3, events)``."""
-        each = [
-            tangents.along({group.latent: group.direction(power, mask)})[name]["loc"].reshape(-1)
-            for power in (0, 1, 2)
-        ]
-        return torch.stack(each)
-
-    total = moved(None)
-    events = total.shape[1]
-    found = torch.full((events, MOST_READ), -1)
-    sums = torch.zeros_like(total)  # of the entries found
-    size = torch.zeros(events)
-    count = torch.zeros(events, dtype=torch.long)
-    bits = max(1, int(members[-1]).bit_length())
+    members = torch.arange(count)
+    bits = (count - 1).bit_length()
     for i in range(MOST_MASKS):
         if i < bits:
-            mask = (members >> i) % 2 == 1
+            yield (members >> i) % 2 == 1
         else:
-            mask = torch.rand(len(members), generator=generator) < 0.5
-        for part in (moved(mask), moved(~mask)):
-            place, is_one, _ = one_read((part[0], part[1], part[2]), 0, len(members))
-            new = is_one & (found != place.unsqueeze(-1)).all(-1)
-            if bool((new & (count == MOST_READ)).any()):
-                raise SeveralRead(name, group.latent)
-            rows = new.nonzero().squeeze(-1)
-            found[rows, count[rows]] = place[rows]
-            count[rows] += 1
-            numbers = place[rows] + 1.0
-            slope = part[0][rows]
-            sums[:, rows] += slope * torch.stack([numbers**power for power in (0, 1, 2)])
-            size[rows] += slope.abs()
-        largest = (found + 1.0).amax(-1)
-        scale = torch.stack([torch.ones_like(largest), largest, largest.square()])
-        error = (total - sums).abs() / scale
-        if bool((error <= NUMBERED * size).all()):
-            break
-    else:
-        raise SeveralRead(name, group.latent)
-    one, other = torch.triu_indices(MOST_READ, MOST_READ, 1)
-    pairs = torch.stack([found[:, one].reshape(-1), found[:, other].reshape(-1)])
-    return pairs[:, (pairs >= 0).all(0)]
+            yield torch.rand(count, generator=generator) < 0.5
+
+
+def _moved_by_half(
+    group: EntryGroup, tangents: Tangents, sites: Sequence[str], mask: Tensor | None
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """How locations move with some members of a group: along ones, numbers and squares."""
+    first, second, third = (
+        tangents.along({group.latent: group.direction(power, mask)}) for power in (0, 1, 2)
+    )
+    return {
+        name: (first[name]["loc"], second[name]["loc"], third[name]["loc"])
+        for name in sites
+        if "loc" in first[name]
+    }
+
+
+class _Parting:
+    """The entries that each event of a site reads of a group, as far as they are found.
+
+    Args:
+        site: The site.
+        group: The group.
+        total: How all events move with all members: slopes, numbers and squares, ``(3, events)``.
+    """
+
+    def __init__(self, site: str, group: EntryGroup, total: Tensor) -> None:
+        self.site, self.latent, self.members = site, group.latent, len(group.entries)
+        self.left = total
+        self.size = torch.zeros_like(total[0])
+        self.found = torch.full((total.shape[1], MOST_READ), -1)
+        self.count = torch.zeros(total.shape[1], dtype=torch.long)
+
+    def add(self, moved: Tensor) -> None:
+        """Takes in how events move with a part of the members."""
+        place, is_one, _ = one_read((moved[0], moved[1], moved[2]), 0, self.members)
+        new = is_one & (self.found != place.unsqueeze(-1)).all(-1)
+        if bool((new & (self.count == MOST_READ)).any()):
+            raise SeveralRead(self.site, self.latent)
+        rows = new.nonzero().squeeze(-1)
+        self.found[rows, self.count[rows]] = place[rows]
+        self.count[rows] += 1
+        slope, numbers = moved[0][rows], place[rows] + 1.0
+        powers = torch.stack([torch.ones_like(numbers), numbers, numbers.square()])
+        self.left = self.left.index_add(1, rows, -slope * powers)
+        self.size = self.size.index_add(0, rows, slope.abs())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether what was found is all that moves any event."""
+        largest = (self.found.amax(-1) + 1.0).clamp_min(1.0)
+        powers = torch.stack([torch.ones_like(largest), largest, largest.square()])
+        return bool((self.left.abs() <= NUMBERED * self.size * powers).all())
+
+    def pairs(self) -> Tensor:
+        """Pairs of members that one event reads, ``(2, pairs)``."""
+        one, other = torch.triu_indices(MOST_READ, MOST_READ, 1)
+        pairs = torch.stack([self.found[:, one].reshape(-1), self.found[:, other].reshape(-1)])
+        return pairs[:, (pairs >= 0).all(0)]
+
+
+def _coloured(pairs: Tensor, group: EntryGroup) -> Tensor:
+    """A colour from 1 on for every member, two of a pair in different ones."""
+    near: dict[int, set[int]] = {}
+    for one, other in torch.unique(pairs, dim=1).T.tolist():
+        near.setdefault(one, set()).add(other)
+        near.setdefault(other, set()).add(one)
+    colour = dict[int, int]()
+    for entry in sorted(near, key=lambda e: -len(near[e])):
+        taken = {colour[other] for other in near[entry] if other in colour}
+        colour[entry] = next(c for c in range(1, len(near) + 2) if c not in taken)
+    return torch.tensor([colour.get(i, 1) for i in range(len(group.entries))])
