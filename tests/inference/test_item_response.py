@@ -200,15 +200,24 @@ def _log_prior(compared: Any, fit: Fit) -> float:
     return fit.log_posterior - fit.log_likelihood
 
 
-def test_a_guide_of_ones_own_covers_the_abilities(ability: Tensor) -> None:
+def test_a_guide_of_ones_own_says_whether_it_covers_the_abilities(ability: Tensor) -> None:
     answers = torch.bernoulli(torch.sigmoid(ability[:50, None] * A + D))
 
     def without(answers: Tensor, **options: Any) -> None:
         loc = pyro.param("loc", torch.zeros(J))
-        pyro.sample("intercepts", dist.Normal(loc, 1.0))
+        pyro.sample("intercepts", dist.Normal(loc, 1.0).to_event(1))
 
-    with pytest.raises(ValueError, match="does not sample the parameter site 'ability'"):
-        SVI(item_response, guide=without, steps=2).fit(answers, model="rasch")
+    def covering(answers: Tensor, **options: Any) -> None:
+        without(answers, **options)
+        middle = pyro.param("middle", torch.zeros(50))
+        with pyro.plate("people", 50):
+            pyro.sample("ability", dist.Normal(middle, 1.0))
+
+    for guide, covered in ((without, ()), (covering, ("ability",))):
+        fit = SVI(item_response, guide=guide, steps=2, seed=0).fit(answers, model="rasch")
+        assert fit.guide is not None
+        assert fit.guide.covered == covered
+        assert "ability" not in fit.params
 
 
 def test_row_of_nothing_has_the_prior_as_posterior(ability: Tensor) -> None:
