@@ -85,12 +85,12 @@ def test_rows_have_scipy_s_density(covariance: str, df: float | None) -> None:
     p = {name: value.numpy() for name, value in fit.params.items()}
     tails = np.full(K, df) if df else p["df"]
     found = p["precisions"]
-    matrices = {
-        "diag": lambda: [np.diag(row) for row in found],
-        "spherical": lambda: [row * np.eye(2) for row in found],
-        "tied": lambda: [found, found],
-        "full": lambda: list(found),
-    }[covariance]()
+    if covariance == "diag":
+        matrices = [np.diag(row) for row in found]
+    elif covariance == "spherical":
+        matrices = [row * np.eye(2) for row in found]
+    else:
+        matrices = [found, found] if covariance == "tied" else list(found)
     each = [
         np.log(p["weights"][k])
         + stats.multivariate_t(p["locs"][k], np.linalg.inv(matrices[k]), tails[k]).logpdf(x)
