@@ -61,8 +61,8 @@ def test_models_run_under_guides(check_guides: Any) -> None:
 
 def test_log_joint_equals_scipy(prior_draw: Any, log_joint: Any) -> None:
     y, X = line_data()
-    prior: dict[str, Any] = {"mean": [0.1, 0.1, 0.0], "deviation": [0.5, 0.2, 1e-3], "noise_df": 5.0,
-             "noise_scale": 2.0, "df_shape": 3.0, "df_rate": 0.2}  # fmt: skip
+    prior: dict[str, Any] = {"mean": [0.1, 0.1, 0.0], "deviation": [0.5, 0.2, 1e-3]}
+    prior |= {"noise_df": 5.0, "noise_scale": 2.0, "df_shape": 3.0, "df_rate": 0.2}
     params = prior_draw(student_t_regression, y, X, prior=prior)
     u = torch.linspace(0.2, 3.0, N, dtype=torch.float64)
     ours = float(log_joint(student_t_regression, {**params, "u": u}, y, X, prior=prior))
