@@ -153,6 +153,8 @@ assert abs(float(pca.params["variance"]) / eigenvalues[2:].mean() - 1.0) < 1e-6
 
 # %%
 table = compare(
-    [EM(factor_analysis), SVI(factor_analysis, guide="normal", steps=1500, seed=0)], marks, factors=2
+    [EM(factor_analysis), SVI(factor_analysis, guide="normal", steps=1500, seed=0)],
+    marks,
+    factors=2,
 )
 print(table)
