@@ -24,8 +24,10 @@ from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.priors import Prior, PriorSite
 from ember.inference.plan.tying import tie_of_site, tie_sites
 from ember.inference.reading.checks.misreading import MISREAD
+from ember.inference.reading.gaussian.chain_reads import chain_reads
 from ember.inference.reading.gaussian.linking import linked
-from ember.inference.reading.gaussian.slots import NotIntegrable, find_reads
+from ember.inference.reading.gaussian.reads import NotIntegrable
+from ember.inference.reading.gaussian.slots import find_reads
 from ember.inference.reading.held import held_density
 from ember.inference.reading.idle_latents import idle_entries
 from ember.inference.reading.loops.loop import Loop
@@ -73,9 +75,11 @@ def build_plan(
         try:
             return _plan(structure, trace, objective, probing, misread, unconstrained)
         except NotIntegrable:
-            if not structure.found:
+            chains = [chain.latent for chain in structure.gaussian_chains]
+            if not structure.found and not chains:
                 raise
-            wishes.update(dict.fromkeys(structure.found))  # as parameters, as nothing marks them
+            # As parameters, as nothing marks them; chains as the distributions that they are.
+            wishes.update(dict.fromkeys([*structure.found, *chains]))
 
 
 def _plan(
@@ -112,7 +116,8 @@ def _plan(
         for params in probes.params
         if structure.gaussian
     ]
-    components = gaussian_components(sites, cells, scales, sizes, latent_symbols, natural)
+    hidden = [n for c in structure.gaussian_chains for n in (c.initial, c.latent, c.site)]
+    components = gaussian_components(sites, cells, scales, sizes, latent_symbols, natural, hidden)
     factors = (
         *(Factor(n, dims[n], site.plates, scales[n]) for n, site in plain.items()),
         *(component.factor for component in components),
@@ -164,7 +169,11 @@ def _with_slots(
         )
     priors = [n for n, p in structure.parameters.items() if p.has_prior]
     reads = find_reads(structure, probes.params, start, list(sites), priors)
-    return {n: linked(site, reads.get(n, []), structure) for n, site in sites.items()}
+    known = chain_reads(structure, probes.params, probes.traces)
+    return {
+        name: linked(site, [*known.get(name, []), *reads.get(name, [])], structure)
+        for name, site in sites.items()
+    }
 
 
 def _compiled(site: Site, cells: SiteCells) -> CompiledFactor:

@@ -43,7 +43,7 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
 def _shown(plan: Plan) -> list[str]:
     """The latent sites, those of a chain's steps by their common name."""
     structure = plan.structure
-    names = [*structure.latent, *structure.gaussian]
+    names = [*structure.latent, *structure.shown_gaussian]
     return list(dict.fromkeys((n in structure.steps and base_name(n)) or n for n in names))
 
 
@@ -107,6 +107,8 @@ def _of_component(
     """The values of each latent of a component; ``leading`` learns of their batch dims."""
     values = {}
     for name in component.latents:
+        if name not in plan.structure.shown_gaussian:
+            continue
         values[name] = entries[..., entries_of(plan, component, [name])]
         leading[name] = values[name].dim() - plan.sites[name].event_dim
     return values
@@ -154,7 +156,7 @@ def _drawn(plan: Plan) -> list[str]:
     channels = [name for name in structure.observed if structure.is_channel(name)]
     return [
         name
-        for name in (*structure.latent, *structure.gaussian, *structure.observed)
+        for name in (*structure.latent, *structure.shown_gaussian, *structure.observed)
         if plan.sites[name].value.numel() and name not in channels
     ]
 
