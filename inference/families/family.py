@@ -26,10 +26,15 @@ Values = Sequence[Tensor]
 
 
 class Family(ABC):
-    """One exponential family; instances have no state."""
+    """One exponential family; instances have no state but what their names tell."""
 
     kinds: ClassVar[tuple[Kind, ...]]
     """The kind of each family parameter, in the order of the family parameters."""
+
+    @property
+    def name(self) -> str:
+        """Equal for families with the same statistics."""
+        return type(self).__name__
 
     @abstractmethod
     def natural_parameters(self, *values: Tensor) -> Tensor:

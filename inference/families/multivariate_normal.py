@@ -22,7 +22,7 @@ from ember.inference.numerics.shapes import compact
 from ember.inference.numerics.symmetric import log_diagonal, vech_indices, vech_positions
 from ember.inference.parameters.argument_map import ArgumentMap
 
-__all__ = ["MultivariateNormal"]
+__all__ = ["LINKS", "MultivariateNormal", "matrix_parameter"]
 
 
 class MultivariateNormal(Family):
@@ -103,7 +103,7 @@ class VectorStatistics:
 
 @exponential_form(dist.MultivariateNormal)
 def _multivariate_normal(base: Distribution, maps: Maps, names: Names) -> ExponentialForm | str:
-    matrix = _matrix_parameter(maps["matrix"], names["matrix"])
+    matrix = matrix_parameter(maps["matrix"], names["matrix"])
     vector = _vector_parameter(maps["loc"])
     if isinstance(matrix, str):
         return matrix
@@ -125,7 +125,7 @@ LINKS: dict[str, MatrixLink] = {
 }
 
 
-def _matrix_parameter(
+def matrix_parameter(
     found: ArgumentMap, argument: str
 ) -> tuple[FamilyParameter, Tensor, Tensor] | str:
     """Parameter, index and factor ``c`` with ``precision = c * P[index]``."""

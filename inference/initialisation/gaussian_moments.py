@@ -4,7 +4,9 @@ A latent that sites read with known coefficients :math:`c` starts at zero, with 
 makes it responsible for half of the spread of what it moves, :math:`\sum c^2 v = s^2 / 2`, whatever
 the units of the data. One that parameters multiply (a factor, whose loadings are sought) has the
 variance of its prior, and its mean is a principal component of the rows that read it, so that no
-two of them are alike.
+two of them are alike. For the states of a chain, rows are windows of steps: as in subspace
+identification (Van Overschee & De Moor 1994, *N4SID*, Automatica 30, 75-93) their components follow
+the dynamics even where fewer numbers are seen than there are states.
 """
 
 import torch
@@ -67,6 +69,9 @@ def _scores(plan: Plan, name: str, count: int, first: int) -> Tensor | None:
     """Standardised principal components of the data that read a latent as a feature, flat."""
     latent = plan.sites[name]
     size = _event(latent)
+    chains = plan.structure.gaussian_chains
+    if any(name == chain.initial for chain in chains):
+        return None  # its readers are the states of all steps
     tables = [
         _table(site, slot, plan, count // size, size)
         for site in plan.sites.values()
@@ -76,6 +81,8 @@ def _scores(plan: Plan, name: str, count: int, first: int) -> Tensor | None:
     if not tables:
         return None
     rows = standardise(tables[0]).nan_to_num()
+    if any(name == chain.latent for chain in chains):
+        rows = _windows(rows, int(latent.value.shape[-2]), size)
     left, sizes, _ = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
     keep = left[:, first : first + size] * (sizes[first : first + size] > 1e-8 * sizes[:1])
     largest = keep.gather(0, keep.abs().argmax(0, keepdim=True)).sign()
@@ -93,6 +100,8 @@ def _table(site: Site, slot: Slot, plan: Plan, rows: int, size: int) -> Tensor:
     rank = len(site.layout.outer) + site.layout.inner
     form = site.form
     assert form is not None
+    if form.event_dim:
+        return _vectors(site, slot, rows, size)
     value = prepend_dims(site.value, rank)
     shown = value.isfinite()
     if site.mask is not None:
@@ -110,3 +119,27 @@ def _table(site: Site, slot: Slot, plan: Plan, rows: int, size: int) -> Tensor:
     counts = torch.bincount(place, minlength=rows * width)
     means: Tensor = (total / counts).reshape(rows, width)  # NaN where a row has no data
     return means
+
+
+def _vectors(site: Site, slot: Slot, rows: int, size: int) -> Tensor:
+    """The mean of a site's vectors by row of a latent, ``(rows, D)``."""
+    rank = len(site.layout.outer) + site.layout.inner
+    value, row = prepend_dims(site.value, rank + 1), prepend_dims(slot.entries, rank) // size
+    shown = value.isfinite()
+    if site.mask is not None:
+        shown = shown & prepend_dims(site.mask, rank).unsqueeze(-1)
+    shape = torch.broadcast_shapes(value.shape[:-1], row.shape)
+    value, shown = (t.expand(*shape, -1).flatten(0, -2) for t in (value, shown))
+    place = row.expand(shape).reshape(-1)
+    total = value.new_zeros(rows, value.shape[-1])
+    counts = total.index_add(0, place, shown.to(value))
+    total = total.index_add(0, place, torch.where(shown, value, 0.0))
+    return total / counts  # NaN where a row has no data
+
+
+def _windows(rows: Tensor, steps: int, size: int) -> Tensor:
+    """Each step of each chain ``(chains * T, D)`` with its neighbours: twice as many as states."""
+    series = rows.reshape(-1, steps, rows.shape[-1])
+    reach = min(-(-size // rows.shape[-1]), max(1, (steps - 1) // 2))
+    padded = torch.nn.functional.pad(series, (0, 0, reach, reach))
+    return padded.unfold(1, 2 * reach + 1, 1).flatten(2).flatten(0, 1)

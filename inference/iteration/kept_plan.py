@@ -23,7 +23,7 @@ from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.fingerprint import fingerprint
-from ember.inference.reading.gaussian.slots import NotIntegrable
+from ember.inference.reading.gaussian.reads import NotIntegrable
 
 __all__ = ["KeptPlan", "ReadingOptions", "data_of"]
 

@@ -180,7 +180,7 @@ def joint_coordinates(
     for matrix, places in rows:
         block = matrix.new_zeros(len(places), len(matrix), count)
         spread = places.unsqueeze(1).expand(-1, len(matrix), -1)
-        blocks.append(block.scatter_(2, spread, matrix.expand(len(places), -1, -1)))
+        blocks.append(block.scatter_add_(2, spread, matrix.expand(len(places), -1, -1)))
     stacked = torch.cat([block.flatten(0, 1) for block in blocks])
     scale = stacked.norm(dim=0)
     scale = torch.where(scale > 0, scale, 1.0)

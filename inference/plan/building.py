@@ -30,8 +30,10 @@ from ember.inference.reading.checks.misreading import MISREAD
 from ember.inference.reading.computed import latents_on_nodes
 from ember.inference.reading.conjugate.linking import conjugate_site
 from ember.inference.reading.conjugate.slots import find_conjugate_reads
+from ember.inference.reading.gaussian.chain_reads import chain_reads
 from ember.inference.reading.gaussian.linking import linked
-from ember.inference.reading.gaussian.slots import NotIntegrable, find_reads
+from ember.inference.reading.gaussian.reads import NotIntegrable
+from ember.inference.reading.gaussian.slots import find_reads
 from ember.inference.reading.held import held_density
 from ember.inference.reading.idle_latents import idle_entries
 from ember.inference.reading.loops.loop import Loop
@@ -80,9 +82,11 @@ def build_plan(
         try:
             return _plan(structure, trace, objective, probing, misread, unconstrained)
         except NotIntegrable:
-            if not structure.found:
+            chains = [chain.latent for chain in structure.gaussian_chains]
+            if not structure.found and not chains:
                 raise
-            wishes.update(dict.fromkeys(structure.found))  # as parameters, as nothing marks them
+            # As parameters, as nothing marks them; chains as the distributions that they are.
+            wishes.update(dict.fromkeys([*structure.found, *chains]))
 
 
 def _plan(
@@ -124,7 +128,8 @@ def _plan(
         for params in probes.params
         if structure.gaussian
     ]
-    components = gaussian_components(sites, cells, scales, sizes, latent_symbols, natural)
+    hidden = [n for c in structure.gaussian_chains for n in (c.initial, c.latent, c.site)]
+    components = gaussian_components(sites, cells, scales, sizes, latent_symbols, natural, hidden)
     priors = _priors(structure, by_site, trace) if objective == "map" else {}
     opaque = _opaque(structure, sites, compiled, priors, probes, misread)
     at_start = {name: p.start for name, p in structure.parameters.items()}
@@ -182,9 +187,11 @@ def _with_slots(
         )
     priors = [n for n, p in structure.parameters.items() if p.has_prior]
     reads = find_reads(structure, probes.params, start, list(sites), priors)
-    read = {name: [each.latent for each in found] for name, found in reads.items()}
+    known = chain_reads(structure, probes.params, probes.traces)
+    every = {n: [*known.get(n, []), *reads.get(n, [])] for n in sites}
+    read = {name: [each.latent for each in found] for name, found in every.items() if found}
     _check_meeting(structure, [*structure.gaussian], read, start)
-    return {n: linked(site, reads.get(n, []), structure) for n, site in sites.items()}
+    return {n: linked(site, every[n], structure) for n, site in sites.items()}
 
 
 def _with_conjugate(

@@ -1,24 +1,25 @@
 """Lays out Gaussian latents and the sites that read them as components of a plan."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ember.inference.factors.factor import Factor, Scale, same_scale, scale_ratio
 from ember.inference.factors.gaussian.component import GaussianComponent, Natural, factor_of
-from ember.inference.factors.gaussian.linked import compile_linked, merged
+from ember.inference.factors.gaussian.linked import LinkedFactor, compile_linked, merged
 from ember.inference.factors.gaussian.linked_component import linked_component
 from ember.inference.factors.gaussian.member import Member
 from ember.inference.factors.gaussian.pencil import as_pencil
 from ember.inference.factors.gaussian.row_wise import compile_row_wise
 from ember.inference.factors.gaussian.row_wise_component import RowWiseComponent
 from ember.inference.factors.gaussian.scaled import compile_scaled, is_scaled
+from ember.inference.factors.gaussian.uniform import compile_uniform
 from ember.inference.factors.tied import SiteCells
 from ember.inference.numerics.shapes import prepend_dims
-from ember.inference.reading.gaussian.slots import NotIntegrable
-from ember.inference.reading.site import ConjugateSlot, Site, Slot
+from ember.inference.reading.gaussian.reads import NotIntegrable
+from ember.inference.reading.site import Site
 
 __all__ = [
     "common_scale",
@@ -41,6 +42,7 @@ def gaussian_components(
     sizes: Mapping[str, int],
     latent_symbols: Mapping[str, str],
     natural: Sequence[Natural],
+    chains: Collection[str],
 ) -> tuple[GaussianComponent, ...]:
     """The components of a plan: latents that meet in a site belong to one.
 
@@ -51,6 +53,7 @@ def gaussian_components(
         sizes: The size of every dim.
         latent_symbols: The dims of discrete latents, by latent.
         natural: The natural parameters of all cells at a few random parameters.
+        chains: The sites of Gaussian chains that a distribution hides: their steps are alike.
 
     Raises:
         NotIntegrable: If a discrete latent has several values within a row of a component, or
@@ -63,7 +66,9 @@ def gaussian_components(
         latents = {n: linked[n].value.numel() for n in linked if n in group}
         members = [site for name, site in linked.items() if read[name] & group]
         out.append(
-            _component(latents, members, sites, cells, scales, sizes, latent_symbols, natural)
+            _component(
+                latents, members, sites, cells, scales, sizes, latent_symbols, natural, chains
+            )
         )
     return tuple(out)
 
@@ -77,8 +82,9 @@ def _component(
     sizes: Mapping[str, int],
     latent_symbols: Mapping[str, str],
     natural: Sequence[Natural],
+    chains: Collection[str],
 ) -> GaussianComponent:
-    rows = outer_rows(members, sites, sizes)
+    rows = outer_rows(members, latents, sites, sizes)
     kept = {symbol for symbol, _ in rows}
     states = discrete_states(members, sites, sizes, latent_symbols, kept, next(iter(latents)))
     scale = common_scale(latents, scales, kept)
@@ -95,9 +101,16 @@ def _component(
         (site, cells[site.name], within[site.name], dict(states), first, row_numbers(site, rows))
         for site in members
     ]
-    scaled = [compile_scaled(*part) for part in parts if is_scaled(part[0])]
-    compiled = merged([compile_linked(*part) for part in parts if not is_scaled(part[0])])
-    every: list[Member] = [*scaled, *compiled]
+    every, pooled = list[Member](), list[LinkedFactor]()
+    for part in parts:
+        alike = compile_uniform(*part) if part[0].name in chains else None
+        if alike is not None:
+            every += alike
+        elif is_scaled(part[0]):
+            every.append(compile_scaled(*part))
+        else:
+            pooled.append(compile_linked(*part))
+    every += merged(pooled)
     whole = linked_component(name, latents, every, states, rows, of_entry, scale)
     return as_pencil(whole, natural) or whole
 
@@ -201,25 +214,31 @@ def _connected(sets: Iterable[set[str]]) -> list[set[str]]:
 
 
 def outer_rows(
-    members: Sequence[Site], sites: Mapping[str, Site], sizes: Mapping[str, int]
+    members: Sequence[Site],
+    latents: Mapping[str, int],
+    sites: Mapping[str, Site],
+    sizes: Mapping[str, int],
 ) -> list[tuple[str, int]]:
     """The plates of which every member reads its own row only, outermost first."""
     common = frozenset.intersection(*(site.plates for site in members))
     kept = [s for s in members[0].layout.outer if s in common]
-    return [
-        (symbol, sizes[symbol])
-        for symbol in kept
-        if all(_reads_own(site, slot, sites, symbol) for site in members for slot in site.reads)
-    ]
+    found, first = [], _first(latents)
+    for symbol in kept:
+        every = torch.cat(
+            [_coordinate(sites[n], torch.arange(size), symbol) for n, size in latents.items()]
+        )
+        if all(
+            _reads_own(site, every[first[slot.latent] + slot.entries], symbol)
+            for site in members
+            for slot in site.reads
+        ):
+            found.append((symbol, sizes[symbol]))
+    return found
 
 
-def _reads_own(
-    site: Site, slot: Slot | ConjugateSlot, sites: Mapping[str, Site], symbol: str
-) -> bool:
-    coordinate = _coordinate(sites[slot.latent], slot.entries, symbol)
+def _reads_own(site: Site, coordinate: Tensor, symbol: str) -> bool:
     own = _along(site, symbol)
-    coordinate = prepend_dims(coordinate, own.dim())
-    return bool((coordinate == own).all())
+    return bool((prepend_dims(coordinate, own.dim()) == own).all())
 
 
 def _along(site: Site, symbol: str) -> Tensor:

@@ -19,7 +19,7 @@ from ember.inference.plan.components import (
     row_numbers,
     rows_of_entries,
 )
-from ember.inference.reading.gaussian.slots import NotIntegrable
+from ember.inference.reading.gaussian.reads import NotIntegrable
 from ember.inference.reading.site import Site
 from ember.inference.reading.structure import Structure
 
@@ -77,10 +77,10 @@ def _component(
             f"it; leave it out, or estimate it as a parameter with integrate={{'{latent}': None}}."
         )
     members = [own, *children]
-    rows = outer_rows(members, sites, sizes)
+    latents = {latent: own.value.numel()}
+    rows = outer_rows(members, latents, sites, sizes)
     kept = {symbol for symbol, _ in rows}
     states = discrete_states(members, sites, sizes, latent_symbols, kept, latent)
-    latents = {latent: own.value.numel()}
     scale = common_scale(latents, scales, kept)
 
     def compiled(site: Site) -> Member:

@@ -61,7 +61,7 @@ def tie_sites(sites: Mapping[str, Site]) -> tuple[dict[TieKey, TiedFactors], dic
 
 def _key(form: ExponentialForm) -> TieKey:
     reads = "".join(parameter.digest for parameter in form.parameters)
-    return TieKey(type(form.family).__name__, hashlib.sha1(reads.encode()).hexdigest())
+    return TieKey(form.family.name, hashlib.sha1(reads.encode()).hexdigest())
 
 
 def _parameter_rows(site: Site) -> Tensor:

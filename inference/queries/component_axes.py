@@ -13,6 +13,7 @@ from ember.inference.families.sticks import StickMap
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.parameters.affine_map import AffineMap, ParameterEntries
 from ember.inference.parameters.argument_map import ArgumentMap, ParameterRows
+from ember.inference.parameters.vector_map import VectorMap
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.sequences import base_name, members
 from ember.inference.reading.site import Site
@@ -21,7 +22,9 @@ __all__ = ["component_axes", "members_of", "numberings"]
 
 
 Axes = dict[str, set[int]]
-IndexedMap = ArgumentMap | AffineMap | StickMap  # of a table of rows, which an index picks from
+IndexedMap = (
+    ArgumentMap | AffineMap | StickMap | VectorMap
+)  # of a table of rows, which an index picks from
 
 
 def numberings(plan: Plan) -> dict[str, tuple[str, ...]]:
@@ -177,4 +180,6 @@ def _through_priors(axes: Axes, plan: Plan, shapes: Mapping[str, torch.Size]) ->
 
 def _maps(site: Site) -> list[IndexedMap]:
     maps = [] if site.density is None else [found for _, found in site.density.maps.values()]
-    return [each for each in maps if isinstance(each, (ArgumentMap, AffineMap, StickMap))]
+    return [
+        each for each in maps if isinstance(each, (ArgumentMap, AffineMap, StickMap, VectorMap))
+    ]

@@ -46,7 +46,7 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
 def _shown(plan: Plan) -> list[str]:
     """The latent sites, those of a chain's steps by their common name."""
     structure = plan.structure
-    names = [*structure.latent, *structure.gaussian, *structure.conjugate]
+    names = [*structure.latent, *structure.shown_gaussian, *structure.conjugate]
     return list(dict.fromkeys((n in structure.steps and base_name(n)) or n for n in names))
 
 
@@ -130,6 +130,8 @@ def _of_component(
     """The values of each latent of a component; ``leading`` learns of their batch dims."""
     values = {}
     for name in component.latents:
+        if name not in plan.structure.shown_gaussian:
+            continue
         values[name] = entries[..., entries_of(plan, component, [name])]
         leading[name] = values[name].dim() - plan.sites[name].event_dim
     return values
@@ -188,7 +190,7 @@ def _drawn(plan: Plan) -> list[str]:
         name
         for name in (
             *structure.latent,
-            *structure.gaussian,
+            *structure.shown_gaussian,
             *structure.conjugate,
             *structure.observed,
         )

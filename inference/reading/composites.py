@@ -1,10 +1,12 @@
 """Distributions that hide a latent site, opened into the sites that they stand for.
 
-``DiscreteHMM`` sums over the states of a chain, ``MixtureSameFamily`` over the components of a
-mixture. Opened, their latents are integrated like any other, and the parameters inside them get
-the closed-form updates of their families:
+``DiscreteHMM`` sums over the states of a chain, ``GaussianHMM`` and ``LinearHMM`` integrate over
+them, ``MixtureSameFamily`` sums over the components of a mixture. Opened, their latents are
+integrated like any other, and the parameters inside them get the closed-form updates of their
+families:
 
     x ~ DiscreteHMM(initial, transition, emission)   becomes   state[0], state, x | state
+    x ~ GaussianHMM(initial, A, noise, C, noise)     becomes   state[0], state, x | state
     x ~ MixtureSameFamily(weights, components)       becomes   component, x | component
 
 A site names its latent by ``infer={"state": "regime"}`` or ``infer={"component": "kind"}``, which
@@ -21,15 +23,10 @@ from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from ember.inference.numerics.distribution import Distribution
-from ember.inference.numerics.shapes import append_dims
-from ember.inference.reading.trace import (
-    Mask,
-    Trace,
-    TraceNode,
-    made_frame,
-    plates_of,
-    symbols_of,
-)
+from ember.inference.reading.gaussian.opening import open_gaussian_chain
+from ember.inference.reading.gaussian.remembered import arguments_of_chain
+from ember.inference.reading.opened_parts import joined_masks, moved_symbols, part_of
+from ember.inference.reading.trace import Trace, TraceNode, made_frame, symbols_of
 
 __all__ = ["Composite", "bare", "emits_at_once", "find_composites", "open_composites"]
 
@@ -46,6 +43,7 @@ class Composite:
         at_once: Whether a chain's initial distribution is that of its first emitting step.
             Pyro's ``DiscreteHMM`` moves once before it emits; a subclass that does not says so
             by a class attribute ``emits_at_once = True``.
+        gaussian: Whether the states of a chain are Gaussian: integrated, not summed over.
     """
 
     site: str
@@ -53,6 +51,7 @@ class Composite:
     steps: int | None = None
     time: str = ""
     at_once: bool = False
+    gaussian: bool = False
 
     @property
     def initial(self) -> str:
@@ -70,14 +69,28 @@ class Composite:
         return f"{self.latent}, one step before"
 
 
-def find_composites(name: str, site: TraceNode, taken: Container[str]) -> list[Composite]:
-    """The latents that an observed site hides, outermost first; none for an ordinary site."""
+def find_composites(
+    name: str, site: TraceNode, taken: Container[str], closed: Container[str] = ()
+) -> list[Composite]:
+    """The latents that an observed site hides, outermost first; none for an ordinary site.
+
+    Args:
+        name: The site.
+        site: Its node in a plain run.
+        taken: Names that latents may not have.
+        closed: Gaussian latents that are to stay hidden.
+    """
     composites: list[Composite] = []
     fn = bare(site["fn"])[0]
-    if isinstance(fn, dist.DiscreteHMM):
+    given = arguments_of_chain(fn)
+    if given is not None or isinstance(fn, dist.DiscreteHMM):
         latent = _name(site, name, "state", taken)
         time = "time" if "time" not in taken else f"{name}_time"
         steps = site["value"].shape[site["value"].dim() - fn.event_dim]
+    if given is not None:
+        hidden = Composite(name, latent, steps, time, gaussian=True)
+        return [] if latent in closed else [hidden]
+    if isinstance(fn, dist.DiscreteHMM):
         composites.append(Composite(name, latent, steps, time, emits_at_once(fn)))
         fn = bare(fn.observation_dist)[0]
     if isinstance(fn, dist.MixtureSameFamily):
@@ -103,7 +116,10 @@ def open_composites(trace: Trace, composites: list[Composite]) -> None:
     """Replaces every composite site of a symbolised trace by its parts."""
     for composite in composites:
         node = trace.nodes[composite.site]
-        parts = _chain if composite.steps is not None else _mixture
+        if composite.gaussian:
+            parts = _gaussian_chain
+        else:
+            parts = _chain if composite.steps is not None else _mixture
         trace.nodes.update(parts(composite, node))
         if composite.time:
             trace.plate_to_symbol[composite.time] = composite.time
@@ -132,10 +148,10 @@ def _chain(composite: Composite, node: TraceNode) -> Mapping[str, TraceNode]:
     first = dist.Categorical(logits=fn.initial_logits, validate_args=False)
     move = dist.Categorical(logits=fn.transition_logits, validate_args=False)
     emission = fn.observation_dist
-    inner = {-1: composite.previous, -2: composite.time, **_moved(symbols, 2)}
-    outer = {-1: composite.symbol, -2: composite.time, **_moved(symbols, 2)}
-    data = _part(node, emission, node["value"].unsqueeze(-1 - emission.event_dim), outer, 2)
-    data["mask"] = _joined((node["mask"], mask), 2)
+    inner = {-1: composite.previous, -2: composite.time, **moved_symbols(symbols, 2)}
+    outer = {-1: composite.symbol, -2: composite.time, **moved_symbols(symbols, 2)}
+    data = part_of(node, emission, node["value"].unsqueeze(-1 - emission.event_dim), outer, 2)
+    data["mask"] = joined_masks((node["mask"], mask), 2)
     time = made_frame(composite.time, -2, composite.steps)
     data["cond_indep_stack"] = (*data["cond_indep_stack"], time)
     # A chain without data has no steps: its states need no mask.
@@ -146,6 +162,16 @@ def _chain(composite: Composite, node: TraceNode) -> Mapping[str, TraceNode]:
     }
 
 
+def _gaussian_chain(composite: Composite, node: TraceNode) -> Mapping[str, TraceNode]:
+    fn, mask = bare(node["fn"])
+    given = arguments_of_chain(fn)
+    assert given is not None
+    assert composite.steps is not None
+    parts = open_gaussian_chain(node, given, fn.batch_shape, mask, composite.time, composite.steps)
+    names = composite.initial, composite.latent, composite.site
+    return dict(zip(names, parts, strict=True))
+
+
 def _mixture(composite: Composite, node: TraceNode) -> Mapping[str, TraceNode]:
     fn, mask = bare(node["fn"])
     assert isinstance(fn, dist.MixtureSameFamily)
@@ -153,11 +179,11 @@ def _mixture(composite: Composite, node: TraceNode) -> Mapping[str, TraceNode]:
     weights = _exact(fn.mixture_distribution)
     values = torch.arange(weights._num_events)
     choice = _latent(composite, node, weights, values, symbols, 0)
-    choice["mask"] = _joined((node["mask"], mask), 0)
+    choice["mask"] = joined_masks((node["mask"], mask), 0)
     parts = fn.component_distribution
-    inner = {-1: composite.symbol, **_moved(symbols, 1)}
-    data = _part(node, parts, node["value"].unsqueeze(-1 - parts.event_dim), inner, 1)
-    data["mask"] = _joined((node["mask"], mask), 1)
+    inner = {-1: composite.symbol, **moved_symbols(symbols, 1)}
+    data = part_of(node, parts, node["value"].unsqueeze(-1 - parts.event_dim), inner, 1)
+    data["mask"] = joined_masks((node["mask"], mask), 1)
     return {composite.latent: choice, composite.site: data}
 
 
@@ -179,41 +205,8 @@ def _latent(
     """A latent part, its values in a dim left of all others."""
     left = 1 + max(len(fn.batch_shape), *(-dim for dim in symbols), 0)
     named = {**symbols, -left: composite.symbol}
-    part = _part(node, fn, values.reshape(-1, *(1,) * (left - 1)), named, shift)
+    part = part_of(node, fn, values.reshape(-1, *(1,) * (left - 1)), named, shift)
     part["infer"]["_enumerate_symbol"] = composite.symbol
     part["infer"]["_enumerate_dim"] = -left
     part["is_observed"] = False
     return part
-
-
-def _part(
-    node: TraceNode, fn: Distribution, value: Tensor, symbols: Mapping[int, str], shift: int
-) -> TraceNode:
-    """A part of a site, its plates ``shift`` dims further left."""
-    scale = torch.as_tensor(node["scale"])
-    return {
-        "type": "sample",
-        "fn": fn,
-        "value": value,
-        "infer": {"_dim_to_symbol": dict(symbols)},
-        "mask": None,
-        "scale": append_dims(scale, shift) if scale.dim() else scale,
-        "is_observed": True,
-        "cond_indep_stack": tuple(
-            plate._replace(dim=plate.dim - shift) for plate in plates_of(node)
-        ),
-    }
-
-
-def _joined(masks: tuple[Mask, ...], shift: int) -> Tensor | None:
-    """The product of masks, with ``shift`` new dims on the right."""
-    joint = None
-    for mask in masks:
-        if mask is not None and mask is not True:
-            inside = torch.as_tensor(mask)
-            joint = inside if joint is None else joint & inside
-    return None if joint is None else append_dims(joint, shift)
-
-
-def _moved(symbols: Mapping[int, str], by: int) -> dict[int, str]:
-    return {dim - by: symbol for dim, symbol in symbols.items()}

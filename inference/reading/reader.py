@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import Size, Tensor
+from torch import Size, Tensor, broadcast_shapes
 
 from ember.inference.families.conjugate_latents import conjugate_family
 from ember.inference.inputs.arguments import Arguments, Model
@@ -21,8 +21,9 @@ from ember.inference.reading.checks.sites import (
     check_plates,
     check_weights,
 )
-from ember.inference.reading.composites import Composite, find_composites
+from ember.inference.reading.composites import Composite, bare, find_composites
 from ember.inference.reading.gaussian.candidates import gaussian_candidates
+from ember.inference.reading.gaussian.remembered import arguments_of_chain
 from ember.inference.reading.held import held_sites
 from ember.inference.reading.model_errors import enumeration_errors, tidy_errors, unreadable
 from ember.inference.reading.nodes import Nodes, nodes_of, rule_of
@@ -161,7 +162,13 @@ class _Roles:
 
 
 def _check_integrate(plain: Trace, integrate: Mapping[str, object]) -> None:
-    unknown = sorted(integrate.keys() - plain.nodes.keys())
+    hidden = {
+        composite.latent
+        for name, site in statements(plain)
+        if site["type"] == "sample" and isinstance(site["value"], Tensor)
+        for composite in find_composites(name, site, {*plain.nodes})
+    }
+    unknown = sorted(integrate.keys() - plain.nodes.keys() - hidden)
     if unknown:
         raise ValueError(f"integrate names '{unknown[0]}', which is not a site of the model.")
 
@@ -197,11 +204,13 @@ def _assign(plain: Trace, model: Model, integrate: Mapping[str, object]) -> _Rol
                 rule = rule_of(name, site["fn"], wish_for(name, site, integrate))
                 roles.nodes[name] = nodes_of(site["fn"], rule)
         else:
-            _add_observed(roles, name, site, {*plain.nodes})
+            _add_observed(roles, name, site, {*plain.nodes}, integrate)
     return roles
 
 
-def _add_observed(roles: _Roles, name: str, site: TraceNode, names: set[str]) -> None:
+def _add_observed(
+    roles: _Roles, name: str, site: TraceNode, names: set[str], integrate: Mapping[str, object]
+) -> None:
     """Adds an observed site, and before it the latents that its distribution hides."""
     if not isinstance(site["value"], Tensor):
         raise TypeError(
@@ -212,14 +221,31 @@ def _add_observed(roles: _Roles, name: str, site: TraceNode, names: set[str]) ->
     check_declared(name, site)
     plates = roles.plates.pop(name)
     taken = {*names, *roles.latent, *(c.time for c in roles.composites)}
-    for composite in find_composites(name, site, taken):
+    closed = [latent for latent, how in integrate.items() if how is None]
+    for composite in find_composites(name, site, taken, closed):
         roles.composites.append(composite)
-        roles.latent.append(composite.latent)
+        if composite.gaussian:
+            roles.gaussian |= _shapes_of_states(composite, site)
+        else:
+            roles.latent.append(composite.latent)
         if composite.steps is not None:
             roles.plates[composite.initial] = plates
-        roles.plates[composite.latent] = plates
-        plates = (*plates, composite.time) if composite.time else plates
+        later = (*plates, composite.time) if composite.time else plates
+        roles.plates[composite.latent] = later if composite.gaussian else plates
+        plates = later
     roles.plates[name] = plates
+
+
+def _shapes_of_states(composite: Composite, site: TraceNode) -> dict[str, Size]:
+    """The shapes of the first states of a Gaussian chain, and of all later ones."""
+    given = arguments_of_chain(bare(site["fn"])[0])
+    assert given is not None
+    batch = broadcast_shapes(site["fn"].batch_shape, site["value"].shape[:-2])
+    states = given.transition_matrix.shape[-1]
+    return {
+        composite.initial: Size((*batch, states)),
+        composite.latent: Size((*batch, composite.steps or 0, states)),
+    }
 
 
 def _with_found(structure: Structure, plain: Trace, integrate: Mapping[str, object]) -> Structure:

@@ -86,8 +86,20 @@ class Structure:
 
     @property
     def chains(self) -> tuple[Composite | Loop, ...]:
-        """The hidden Markov chains, however the model writes them."""
-        return (*(c for c in self.composites if c.steps is not None), *self.loops)
+        """The hidden Markov chains of discrete states, however the model writes them."""
+        summed = (c for c in self.composites if c.steps is not None and not c.gaussian)
+        return (*summed, *self.loops)
+
+    @property
+    def gaussian_chains(self) -> tuple[Composite, ...]:
+        """The chains of Gaussian states that a distribution hides."""
+        return tuple(c for c in self.composites if c.gaussian)
+
+    @property
+    def shown_gaussian(self) -> list[str]:
+        """The Gaussian latents that the model names, first states of hidden chains aside."""
+        starts = {c.initial for c in self.gaussian_chains}
+        return [name for name in self.gaussian if name not in starts]
 
     @property
     def plain_factors(self) -> list[str]:

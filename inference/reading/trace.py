@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.numerics.distribution import Distribution
+from ember.inference.reading.gaussian.remembered import remembering
 
 __all__ = [
     "Frame",
@@ -77,6 +78,7 @@ class Infer(TypedDict, total=False):
     _given: Tensor  # what a latent is known to be
     _hidden_draws: list[Tensor]  # of the latents in a distribution that hides some
     _present_steps: Tensor | None  # of a loop: those that are not masked
+    _matrix: Tensor  # of a Gaussian chain: what multiplies states here, (old, new)
 
 
 class TraceNode(TypedDict, total=False):
@@ -105,13 +107,15 @@ class Trace(Protocol):
 
 def record(model: Model, arguments: Arguments) -> Trace:
     """Runs a model once, under whatever handlers are active."""
-    return typed(poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs))
+    with remembering():
+        return typed(poutine.trace(model).get_trace(*arguments.args, **arguments.kwargs))
 
 
 def record_enumerated(model: Model, arguments: Arguments) -> Trace:
     """Runs a model with its latent sites enumerated, and names the dims of every site."""
     enumerated = poutine.trace(config_enumerate(model, default="parallel"))
-    trace = prune_subsample_sites(enumerated.get_trace(*arguments.args, **arguments.kwargs))
+    with remembering():
+        trace = prune_subsample_sites(enumerated.get_trace(*arguments.args, **arguments.kwargs))
     trace.symbolize_dims()
     return typed(trace)
 

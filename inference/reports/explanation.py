@@ -40,7 +40,7 @@ def explain(plan: Plan) -> Explanation:
     """Lists every site: its role and plates, how it is integrated or updated, and why."""
     rows = [_parameter_row(plan, update) for update in updates(plan)]
     rows += [_held_row(plan, name) for name in plan.structure.held]
-    starts = {c.initial for c in plan.structure.chains}
+    starts = {c.initial for c in (*plan.structure.chains, *plan.structure.gaussian_chains)}
     rows += [_factor_row(plan, name) for name in plan.sites if name not in starts]
     return Explanation(_fold(rows, plan.structure.steps), columns=list(COLUMNS))
 
@@ -115,6 +115,9 @@ def _gaussian_row(plan: Plan, name: str) -> list[str]:
         asked = structure.found.get(name)
         remedy = f"; integrate={{'{name}': None}} makes it a parameter"
         why = f"{asked}{remedy}" if asked else "marked integrate='gaussian'"
+        sites = [chain.site for chain in structure.gaussian_chains if chain.latent == name]
+        if sites:
+            why = f"the states of the chain of site '{sites[0]}'"
     elif read:
         why += f", completed by moments of {read}"
     return [

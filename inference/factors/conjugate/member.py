@@ -9,7 +9,7 @@ from torch import Tensor
 from ember.inference.factors.factor import Scale
 from ember.inference.factors.gaussian.arranging import over_batch
 from ember.inference.numerics.shapes import prepend_dims
-from ember.inference.reading.gaussian.slots import NotIntegrable
+from ember.inference.reading.gaussian.reads import NotIntegrable
 from ember.inference.reading.site import Site
 
 __all__ = ["AskedMember", "compile_asked"]

@@ -14,7 +14,7 @@ from ember.inference.factors.gaussian.member import Pieces
 from ember.inference.factors.gaussian.quadratic import monomials, quadratic_statistics
 from ember.inference.factors.tied import SiteCells, TieKey
 from ember.inference.numerics.shapes import prepend_dims
-from ember.inference.reading.gaussian.slots import NotIntegrable
+from ember.inference.reading.gaussian.reads import NotIntegrable
 from ember.inference.reading.site import Site, Slot
 
 __all__ = ["LinkedFactor", "compile_linked", "merged", "pooled_events"]

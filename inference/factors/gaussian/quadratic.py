@@ -20,6 +20,7 @@ from ember.inference.factors.tied import SiteCells
 from ember.inference.numerics.forward_derivative import forward_derivative
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.parameters.affine_map import AffineMap
+from ember.inference.parameters.vector_map import VectorMap
 from ember.inference.reading.site import Site
 
 __all__ = ["monomials", "quadratic_statistics", "statistics_at"]
@@ -110,5 +111,5 @@ def _unit(site: Site, column: int) -> Tensor:
     """One in the place of a latent feature."""
     assert site.density is not None
     location = site.density.maps["loc"][1]
-    assert isinstance(location, AffineMap)
-    return torch.eye(len(location.table.entries[0]))[column]
+    assert isinstance(location, (AffineMap, VectorMap))
+    return torch.eye(location.features.shape[-1])[column]

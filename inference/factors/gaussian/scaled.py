@@ -24,7 +24,7 @@ from ember.inference.factors.tied import SiteCells, TieKey
 from ember.inference.families.scaled_normal import ScaledStatistics
 from ember.inference.numerics.observed_density import row_patterns
 from ember.inference.numerics.shapes import prepend_dims
-from ember.inference.reading.gaussian.slots import NotIntegrable
+from ember.inference.reading.gaussian.reads import NotIntegrable
 from ember.inference.reading.site import Site
 
 __all__ = ["ScaledFactor", "compile_scaled", "is_scaled"]

@@ -10,6 +10,7 @@ from ember.inference.factors.gaussian.expansion import Stretches
 from ember.inference.factors.gaussian.linked import LinkedFactor
 from ember.inference.factors.gaussian.member import Member
 from ember.inference.factors.gaussian.quadratic import monomials
+from ember.inference.factors.gaussian.uniform import UniformFactor
 from ember.inference.factors.tied import TieKey
 
 __all__ = ["stretches_of", "uniform_parts"]
@@ -27,6 +28,8 @@ def stretches_of(
     prior reads it: there is one direction for each place in its event, or one for all where they
     share a parameter.
     """
+    if any(isinstance(member, UniformFactor) for member in members):
+        return None  # a system over time: to stretch its states helps little
     first, names, counts = dict[str, int](), list[tuple[str, int]](), list[int]()
     total = 0
     for name, count in latents.items():

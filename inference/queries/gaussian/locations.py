@@ -17,6 +17,7 @@ from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import append_dims, prepend_dims
 from ember.inference.parameters.affine_map import AffineMap
+from ember.inference.parameters.vector_map import VectorMap
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.site import Site, Slot
 
@@ -77,7 +78,9 @@ class Locations:
 
         coefficients, entries = [], []
         for slot in site.slots:
-            events = event_dim if slot.column is None and slot.coefficient.dim() else 0
+            known = slot.column is None and slot.coefficient.dim()
+            of_vectors = known or isinstance(site.density.maps["loc"][1], VectorMap)
+            events = event_dim if of_vectors else 0
             coefficient = arranged(_coefficient(slot, site, params), events)
             coefficients.append(append_dims(coefficient, event_dim - events))
             number = component.first(slot.latent) + slot.entries
@@ -140,11 +143,13 @@ def _normal(fn: Distribution) -> Normal:
 
 
 def _coefficient(slot: Slot, site: Site, params: Mapping[str, Tensor]) -> Tensor:
-    """What an entry is multiplied by in the location."""
+    """What an entry is multiplied by in the location; of vectors a number for each entry."""
     if slot.column is None:
         return -slot.coefficient
     assert site.density is not None
     location = site.density.maps["loc"][1]
+    if isinstance(location, VectorMap):
+        return slot.coefficient.unsqueeze(-1) * location.matrix(params)[..., slot.column]
     assert isinstance(location, AffineMap)
     found: Tensor = location.table.rows(params)[location.index][..., slot.column]
     return slot.coefficient * found

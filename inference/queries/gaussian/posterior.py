@@ -157,7 +157,8 @@ def lag_covariances(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tens
     None if ``name`` is no sequence of Gaussian latents.
     """
     names = gaussian_names(plan, name)
-    if len(names) < 2:
+    of_chain = any(chain.latent == name for chain in plan.structure.gaussian_chains)
+    if len(names) < 2 and not of_chain:
         return None
     component = component_of(plan, names[0])
     assert component is not None

@@ -19,8 +19,10 @@ from torch import Tensor
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.numerics.shapes import append_dims
 from ember.inference.parameters.affine_map import AffineMap
+from ember.inference.parameters.vector_map import VectorMap
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.gaussian.locations import by_state
+from ember.inference.reading.composites import Composite
 from ember.inference.reading.site import Site
 
 __all__ = ["idle_rotations"]
@@ -28,9 +30,42 @@ __all__ = ["idle_rotations"]
 
 def idle_rotations(plan: Plan) -> int:
     """How many directions in the space of parameters only rotate hidden factors."""
-    return sum(
-        _idle(plan, component, name) for component in plan.components for name in component.latents
+    hidden = {name for c in plan.structure.gaussian_chains for name in (c.initial, c.latent)}
+    idle = sum(
+        _idle(plan, component, name)
+        for component in plan.components
+        for name in component.latents
+        if name not in hidden
     )
+    return idle + sum(_idle_of_chain(plan, chain) for chain in plan.structure.gaussian_chains)
+
+
+def _idle_of_chain(plan: Plan, chain: Composite) -> int:
+    """The rotations of all states of a chain whose matrices are free, and its noise round."""
+    size = plan.structure.gaussian[chain.latent][-1]
+    initial, state, data = (plan.sites[n] for n in (chain.initial, chain.latent, chain.site))
+    round_ = all(_has_round_prior(site) for site in (initial, state))
+    free = _is_free(state, size) and _is_free(data, size)
+    return _rotations(size) if round_ and free else 0
+
+
+def _is_free(site: Site, states: int) -> bool:
+    """Whether every number of an event multiplies each state by a parameter of its own."""
+    columns = [slot.column for slot in site.slots if slot.column is not None]
+    known = [slot for slot in site.slots if slot.column is None and slot.latent != site.name]
+    location = site.density.maps["loc"][1] if site.density is not None else None
+    numbers = site.value.shape[-1]
+    if known or len(columns) != states:
+        return False
+    if isinstance(location, VectorMap):
+        places = [j for j, f in enumerate(location.terms.columns) if f in columns]
+    elif isinstance(location, AffineMap):
+        places = columns
+    else:
+        return False
+    rows = location.index.reshape(-1, *location.index.shape[-1:]).unique().tolist()
+    entries = {location.table.entries[row][j] for row in rows for j in places}
+    return len(entries) == numbers * states
 
 
 def _idle(plan: Plan, component: GaussianComponent, name: str) -> int:
@@ -71,9 +106,16 @@ def _rotations(size: int) -> int:
 
 def _is_round(latent: Site) -> bool:
     """Whether a latent's prior is known, has no direction of its own and mean zero."""
-    if latent.density is None or not latent.density.is_constant:
-        return False
     if any(slot.column is not None or slot.latent != latent.name for slot in latent.slots):
+        return False
+    return _has_round_prior(latent)
+
+
+def _has_round_prior(latent: Site) -> bool:
+    """The same, whatever other latents move it."""
+    if latent.density is None or not all(
+        found.is_constant for by, found in latent.density.maps.values() if by != "loc"
+    ):
         return False
     fn = latent.density.base
     assert isinstance(fn, (dist.Normal, dist.MultivariateNormal))

@@ -52,6 +52,8 @@ def cut_parameters(structure: Structure, sites: Mapping[str, Site]) -> dict[str,
             asked[name] = site
             continue
         tensors = [value for _, value in given_arguments(unwrap(nodes[name]["fn"]).base).values()]
+        if "_matrix" in nodes[name]["infer"]:
+            tensors.append(nodes[name]["infer"]["_matrix"])
         reached = {names.get(leaf) for leaf in leaves_of(*tensors)}
         for _, argument in site.density.maps.values():
             for source in set(argument.sources) - reached:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ember.inference.families.conjugate_latents import ConjugateFamily, conjugate_family
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import append_dims, compact
-from ember.inference.reading.gaussian.slots import NotIntegrable
+from ember.inference.reading.gaussian.reads import NotIntegrable
 from ember.inference.reading.gaussian.tangents import Params, locations_at, readers
 from ember.inference.reading.site import ConjugateSlot
 from ember.inference.reading.structure import Structure

@@ -17,7 +17,9 @@ from ember.inference.families.regression import regression
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.parameters.affine_map import AffineMap, ParameterEntries
 from ember.inference.parameters.argument_map import ArgumentMap, ParameterRows
-from ember.inference.reading.gaussian.slots import NotIntegrable, Reads
+from ember.inference.parameters.map import ParameterMap
+from ember.inference.reading.gaussian.reads import NotIntegrable, Reads
+from ember.inference.reading.gaussian.vector_features import vector_features
 from ember.inference.reading.site import Site, Slot
 from ember.inference.reading.structure import Structure
 
@@ -55,10 +57,8 @@ def linked(site: Site, reads: Sequence[Reads], structure: Structure) -> Site:
             features.append((each, fed))
     if not features:
         return dataclasses.replace(site, slots=tuple(slots))
-    form, location = _with_features(site, [fed for _, fed in features], structure)
-    first = len(location.table.entries[0]) - len(features)
-    for i, (each, fed) in enumerate(features):
-        slots.append(Slot(each.latent, each.entries, fed.coefficient, first + i))
+    form, location, fed_slots = _with_features(site, features, structure)
+    slots += fed_slots
     argument, _ = site.density.maps["loc"]
     density = dataclasses.replace(
         site.density, maps={**site.density.maps, "loc": (argument, location)}
@@ -92,6 +92,25 @@ def _parts(coefficient: ArgumentMap) -> tuple[Tensor | None, ArgumentMap | None]
 
 
 def _with_features(
+    site: Site, features: Sequence[tuple[Reads, ArgumentMap]], structure: Structure
+) -> tuple[ExponentialForm, ParameterMap, list[Slot]]:
+    """The site as a regression on what it has at zero and on latents, and the slots of these."""
+    assert site.density is not None
+    if type(site.density.base) is dist.MultivariateNormal:
+        found = vector_features(site, features, structure)
+        if isinstance(found, str):
+            raise NotIntegrable(_no_regression(site, found))
+        return found
+    form, location = _of_numbers(site, [fed for _, fed in features], structure)
+    first = len(location.table.entries[0]) - len(features)
+    slots = [
+        Slot(each.latent, each.entries, fed.coefficient, first + i)
+        for i, (each, fed) in enumerate(features)
+    ]
+    return form, location, slots
+
+
+def _of_numbers(
     site: Site, fed: Sequence[ArgumentMap], structure: Structure
 ) -> tuple[ExponentialForm, AffineMap]:
     """The site as a regression on what it has at zero and on latents, one for each coefficient."""
@@ -162,5 +181,5 @@ def _no_regression(site: Site, why: str) -> str:
     return (
         f"site '{latent}' multiplies a Gaussian latent by a parameter, but {why}; "
         "such a site must be a Normal whose location is a weighted sum and whose scale is a "
-        "parameter or a constant."
+        "parameter or a constant, or a MultivariateNormal with such vectors and matrices."
     )

@@ -11,6 +11,7 @@ argument's. Two runs at random :math:`z` confirm the whole.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.shapes import append_dims
-from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.reading.gaussian.groups import (
     EntryGroup,
     SeveralRead,
@@ -27,6 +27,7 @@ from ember.inference.reading.gaussian.groups import (
     moved_by,
     rounds_of,
 )
+from ember.inference.reading.gaussian.reads import NotIntegrable, Reads
 from ember.inference.reading.gaussian.slices import SLICE, sliced
 from ember.inference.reading.gaussian.tangents import (
     Directions,
@@ -40,31 +41,12 @@ from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
 from ember.inference.reading.unwrapping import unwrap
 
-__all__ = ["NotIntegrable", "Reads", "find_reads"]
+__all__ = ["find_reads"]
 
 
 ROUNDING = 1e-11  # of a coefficient, relative to the largest
 CONFIRMED = 1e-8  # of a location, relative to its terms
 SEVERAL = "one value of it reads several entries of the latent that cannot be told apart"
-
-
-class NotIntegrable(ValueError):
-    """A Gaussian latent cannot be integrated exactly; the message says why, and the remedy."""
-
-
-@dataclass(frozen=True)
-class Reads:
-    """One entry of a latent that every event of a site reads in its location.
-
-    Attributes:
-        latent: The latent.
-        entries: Flat numbers of the entries, over the site's batch.
-        coefficient: What multiplies them: known, or gathered from parameters.
-    """
-
-    latent: str
-    entries: Tensor
-    coefficient: ArgumentMap
 
 
 def find_reads(
@@ -86,6 +68,11 @@ def find_reads(
     Raises:
         NotIntegrable: If a site reads a latent otherwise; the message names both, and the remedy.
     """
+    hidden = {name for c in structure.gaussian_chains for name in (c.initial, c.latent)}
+    free = {n: shape for n, shape in structure.gaussian.items() if n not in hidden}
+    if not free:
+        return {}
+    structure = dataclasses.replace(structure, gaussian=free)
     reading = _reading(structure, probes[0], trace, sites, names)
     cut = sliced(structure)
     if cut is not None:
@@ -149,11 +136,8 @@ def _read(
                 entries = group.entries[rows]
                 values = _settled(values, event_dims[name])
                 coefficient = match_argument(
-                    ArgumentValues(
-                        "vector" if event_dims[name] else "real", event_dims[name], values
-                    ),
-                    structure.parameters, probes,
-                )  # fmt: skip
+                    ArgumentValues("real", 0, values), structure.parameters, probes
+                )
                 if coefficient is None:
                     what = "its coefficient is computed from parameters"
                     raise NotIntegrable(_refusal(name, group.latent, what))
