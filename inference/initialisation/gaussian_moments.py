@@ -157,5 +157,5 @@ def _table(site: Site, slot: Slot, plan: Plan, rows: int, size: int) -> Tensor:
     place = (row * width + columns)[shown]
     total = value.new_zeros(rows * width).index_add(0, place, value[shown])
     counts = torch.bincount(place, minlength=rows * width)
-    means: Tensor = (total / counts).reshape(rows, width)  # NaN where a row has no data
-    return means
+    means: Tensor = total / counts
+    return means.reshape(rows, width)  # NaN where a row has no data

@@ -182,9 +182,9 @@ def _slopes(
             if argument != "loc" and bool((tangent != 0).any()):
                 latent = next(latent for latent in reading[name] if latent in ones)
                 raise NotIntegrable(_refusal(name, latent, f"it enters '{argument}'"))
-        of_location = each.get("loc")
-        seen = of_location is not None and bool((of_location != 0).any())
-        out[name] = of_location if seen else None
+        moved = each.get("loc")
+        seen = moved is not None and bool((moved != 0).any())
+        out[name] = moved if seen else None
     return out
 
 
