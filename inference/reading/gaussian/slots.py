@@ -43,6 +43,10 @@ __all__ = ["NotIntegrable", "Reads", "find_reads"]
 
 ROUNDING = 1e-11  # of a coefficient, relative to the largest
 CONFIRMED = 1e-8  # of a location, relative to its terms
+COMPUTED = (
+    "its coefficient is computed from parameters (a scale may stand in the latent's own prior, and "
+    "a loading be a parameter as it is)"
+)
 SEVERAL = "one value of it reads several entries of the latent that cannot be told apart"
 
 
@@ -127,7 +131,7 @@ def find_reads(
                     structure.parameters, probes,
                 )  # fmt: skip
                 if coefficient is None:
-                    what = "its coefficient is computed from parameters"
+                    what = COMPUTED
                     raise NotIntegrable(_refusal(name, group.latent, what))
                 found[name].append(Reads(group.latent, entries, coefficient))
     _confirm(structure, probes[0], reading, moved)
