@@ -144,9 +144,9 @@ def _functions(
             return
         actual = getattr(base, by)
         yield actual, mapped, 0.0
-        if isinstance(argument_map, ScaledMatrix):
-            return
-        if has_logits and by == "probs" and argument_map.space == "logit":
+        is_logit = not isinstance(argument_map, ScaledMatrix) and argument_map.space == "logit"
+        if has_logits and by == "probs" and is_logit:
+            assert not isinstance(argument_map, ScaledMatrix)
             raw = dataclasses.replace(argument_map, space="raw")
             yield vars(base)["logits"], raw.evaluate(run.params), 0.0
         if argument_map.domain == "positive":

@@ -6,8 +6,8 @@ as :math:`A^{-1}` of the prior and :math:`Z^\top Z` of the records. With the sol
 
 .. math:: A V = B V \Lambda, \qquad V^\top B V = I,
 
-and :math:`z = V x` it is :math:`b I + a \Lambda`, and an iteration takes ``n`` numbers instead of a
-factorisation.
+and :math:`z = V x` it is :math:`b I + a \Lambda`, and every iteration takes ``n`` numbers instead
+of a factorisation.
 
 Reference: Patterson & Thompson (1971), *Recovery of inter-block information when block sizes are
 unequal*, Biometrika 58, 545-554; Kang et al. (2008), *Efficient control of population structure in

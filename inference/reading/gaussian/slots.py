@@ -46,6 +46,10 @@ __all__ = ["find_reads"]
 
 ROUNDING = 1e-11  # of a coefficient, relative to the largest
 CONFIRMED = 1e-8  # of a location, relative to its terms
+COMPUTED = (
+    "its coefficient is computed from parameters (a scale may stand in the latent's own prior, and "
+    "a loading be a parameter as it is)"
+)
 SEVERAL = "one value of it reads several entries of the latent that cannot be told apart"
 
 
@@ -139,7 +143,7 @@ def _read(
                     ArgumentValues("real", 0, values), structure.parameters, probes
                 )
                 if coefficient is None:
-                    what = "its coefficient is computed from parameters"
+                    what = COMPUTED
                     raise NotIntegrable(_refusal(name, group.latent, what))
                 reads = Reads(group.latent, entries, coefficient)
                 moved[name].append(_Seen(reads, values[0]))
@@ -220,9 +224,9 @@ def _slopes(
             if argument != "loc" and bool((tangent != 0).any()):
                 latent = next(latent for latent in reading[name] if latent in ones)
                 raise NotIntegrable(_refusal(name, latent, f"it enters '{argument}'"))
-        of_location = each.get("loc")
-        seen = of_location is not None and bool((of_location != 0).any())
-        out[name] = of_location if seen else None
+        moved = each.get("loc")
+        seen = moved is not None and bool((moved != 0).any())
+        out[name] = moved if seen else None
     return out
 
 
