@@ -49,6 +49,8 @@ class ConjugateFamily(ABC):
     """How it is called in tables."""
     power: ClassVar[float] = 1.0
     """The power of the latent that multiplies a rate or a precision; 0 if it is a probability."""
+    is_vector: ClassVar[bool] = False
+    """Whether an entry of the latent is a vector."""
 
     @abstractmethod
     def origin(self, shape: Size) -> Tensor:
@@ -160,6 +162,7 @@ class DirichletFamily(ConjugateFamily):
 
     name: ClassVar[str] = "Dirichlet"
     power: ClassVar[float] = 0.0
+    is_vector: ClassVar[bool] = True
 
     def origin(self, shape: Size) -> Tensor:
         return torch.full(shape, 1.0 / shape[-1])
@@ -195,6 +198,7 @@ class BetaFamily(DirichletFamily):
     """The probability of an event, ``Beta(a, b)``: its two outcomes are categories."""
 
     name: ClassVar[str] = "Beta"
+    is_vector: ClassVar[bool] = False
 
     def origin(self, shape: Size) -> Tensor:
         return torch.full(shape, 0.5)

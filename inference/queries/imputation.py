@@ -222,7 +222,7 @@ class _Filling:
         """The same where the latent with a conjugate prior has a value."""
         slot = self.site.conjugate
         assert slot is not None
-        width = drawn.shape[-1] if slot.family.name == "Dirichlet" else 1
+        width = drawn.shape[-1] if slot.family.is_vector else 1
         fn = with_latent(self.site, self.fn, over_batch(self.site, drawn, width))
         return dataclasses.replace(self, fn=fn)
 

@@ -21,7 +21,7 @@ __all__ = [
 
 FREEDOM_KEYS = ("df_shape", "df_rate")
 SIGMA = 1.4826  # standard deviations of a Normal in its median absolute deviation
-STEPS = 40  # towards the line of least absolute deviations
+STEPS = 10  # towards the line of least absolute deviations
 
 
 def check_freedom(df: object) -> float | None:
@@ -90,12 +90,12 @@ def left_scale(y: Tensor, design: Tensor, frequency: Tensor) -> Tensor:
     The line is found by weighted least squares, over and over, with one over the size of each
     residual as its weight.
     """
-    weights = frequency.clone()
-    rest = y
+    basis = torch.linalg.qr(design).Q
+    weights, rest = frequency.clone(), y
     for _ in range(STEPS):
-        root = weights.sqrt().unsqueeze(-1)
-        line = torch.linalg.lstsq(root * design, root * y.unsqueeze(-1), driver="gelsd").solution
-        rest = y - (design @ line).squeeze(-1)
+        weighed = weights.unsqueeze(-1) * basis
+        line = torch.linalg.lstsq(weighed.mT @ basis, weighed.mT @ y.unsqueeze(-1), driver="gelsd")
+        rest = y - (basis @ line.solution).squeeze(-1)
         size = weighted_mean(rest.abs(), frequency)
         weights = frequency / rest.abs().clamp_min(1e-6 * size + torch.finfo(y.dtype).tiny)
     variance = (SIGMA * middle(rest.abs().unsqueeze(-1), frequency)[0]).square()

@@ -1,7 +1,6 @@
 """Models with heavy tails: sites, densities, and what outliers do to them."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,10 +61,8 @@ def test_models_run_under_guides(check_guides: Any) -> None:
 
 def test_log_joint_equals_scipy(prior_draw: Any, log_joint: Any) -> None:
     y, X = line_data()
-    prior: dict[str, Any] = {
-        "mean": [0.1, 0.1, 0.0], "deviation": [0.5, 0.2, 1e-3], "noise_df": 5.0,
-        "noise_scale": 2.0, "df_shape": 3.0, "df_rate": 0.2,
-    }  # fmt: skip
+    prior: dict[str, Any] = {"mean": [0.1, 0.1, 0.0], "deviation": [0.5, 0.2, 1e-3]}
+    prior |= {"noise_df": 5.0, "noise_scale": 2.0, "df_shape": 3.0, "df_rate": 0.2}
     params = prior_draw(student_t_regression, y, X, prior=prior)
     u = torch.linspace(0.2, 3.0, N, dtype=torch.float64)
     ours = float(log_joint(student_t_regression, {**params, "u": u}, y, X, prior=prior))
@@ -88,13 +85,12 @@ def test_rows_have_scipy_s_density(covariance: str, df: float | None) -> None:
     p = {name: value.numpy() for name, value in fit.params.items()}
     tails = np.full(K, df) if df else p["df"]
     found = p["precisions"]
-    by_kind: dict[str, Callable[[], list[Any]]] = {
-        "diag": lambda: [np.diag(row) for row in found],
-        "spherical": lambda: [row * np.eye(2) for row in found],
-        "tied": lambda: [found, found],
-        "full": lambda: list(found),
-    }
-    matrices = by_kind[covariance]()
+    if covariance == "diag":
+        matrices = [np.diag(row) for row in found]
+    elif covariance == "spherical":
+        matrices = [row * np.eye(2) for row in found]
+    else:
+        matrices = [found, found] if covariance == "tied" else list(found)
     each = [
         np.log(p["weights"][k])
         + stats.multivariate_t(p["locs"][k], np.linalg.inv(matrices[k]), tails[k]).logpdf(x)

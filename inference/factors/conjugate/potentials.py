@@ -60,7 +60,7 @@ def _of_probability(site: Site, statistics: Tensor, base: Tensor) -> Tensor:
     """Counts: no natural parameter is left, for the latent is the probability."""
     assert site.conjugate is not None
     counts = statistics
-    if statistics.shape[-1] == 2 and site.conjugate.family.name == "Beta":
+    if not site.conjugate.family.is_vector:
         counts = torch.where(site.conjugate.swapped.unsqueeze(-1), counts.flip(-1), counts)
     row = torch.cat([base.unsqueeze(-1).expand(*counts.shape[:-1], 1), counts], -1).unsqueeze(-2)
     none = torch.zeros_like(row).expand(*row.shape[:-2], statistics.shape[-1], row.shape[-1])

@@ -66,7 +66,7 @@ def with_latent(site: Site, fn: Distribution, value: Tensor, natural: bool = Fal
     if slot.exponent:
         exponent = slot.exponent / (slot.family.power if natural else 1.0)
         arguments[slot.argument] = before * append_dims(value**exponent, event_dim)
-    elif slot.family.name == "Beta":
+    elif not slot.family.is_vector:
         arguments[slot.argument] = torch.where(slot.swapped, 1.0 - value, value)
     else:
         arguments[slot.argument] = value

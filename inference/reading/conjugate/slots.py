@@ -99,7 +99,7 @@ def _numbered(family: ConjugateFamily, value: Tensor) -> Tensor:
 
     A Gamma lies between one and two, and probabilities between none and a half.
     """
-    is_vector = family.name == "Dirichlet"
+    is_vector = family.is_vector
     batch = value.shape[:-1] if is_vector else value.shape
     count = batch.numel()
     steps = (torch.arange(count, dtype=value.dtype).reshape(batch) + 0.5) / count
@@ -135,13 +135,13 @@ def _slot(
         if at is not None:  # all entries of an event say the same; the largest is no zero
             ratio = ratio.flatten(value.dim() - event_dim).gather(-1, at.argmax(-1, True))[..., 0]
         steps = ratio ** (1.0 / exponent) - 1.0
-    elif family.name == "Dirichlet":
+    elif family.is_vector:
         steps = 2.0 * value[..., 0]
     else:
         swapped = compact(value > 0.5)
         steps = 2.0 * torch.where(value > 0.5, 1.0 - value, value)
     shape = trace.nodes[latent]["value"].shape
-    size = shape[-1] if family.name == "Dirichlet" else 1
+    size = shape[-1] if family.is_vector else 1
     count = shape.numel() // size
     number = steps * count - 0.5
     whole = number.round().clamp(0, count - 1)
@@ -156,7 +156,7 @@ def _able(base: Distribution, family: ConjugateFamily) -> Mapping[str, float]:
     if family.power:
         known = (EXPONENTS[kind] for kind in type(base).__mro__ if kind in EXPONENTS)
         return next(known, {})
-    kinds = CATEGORIES if family.name == "Dirichlet" else EVENTS
+    kinds = CATEGORIES if family.is_vector else EVENTS
     return {"probs": 0.0} if isinstance(base, kinds) else {}
 
 
@@ -174,9 +174,9 @@ def _confirm(
     latents = {}
     for name, value in structure.conjugate.items():
         drawn = 0.1 + torch.rand(value.shape, generator=generator, dtype=value.dtype)
-        if families[name].name == "Dirichlet":
+        if families[name].is_vector:
             drawn = drawn / drawn.sum(-1, keepdim=True)
-        elif families[name].name == "Beta":
+        elif not families[name].power:
             drawn = drawn / 1.2
         latents[name] = drawn
     before = locations_at(structure, params, structure.conjugate, found)
@@ -193,7 +193,7 @@ def _confirm(
 
 def _expected(before: Tensor, latent: Tensor, slot: ConjugateSlot) -> Tensor:
     """An argument where the latent has other values than those at which the model was read."""
-    if slot.family.name == "Dirichlet":
+    if slot.family.is_vector:
         width = latent.shape[-1]
         entries = torch.div(slot.entries, width, rounding_mode="floor")
         return latent.reshape(-1, width)[entries]
