@@ -93,7 +93,6 @@ communality  # noqa: B018
 
 # %%
 fit.plot()
-plt.show()
 
 # %% [markdown]
 # ## Each pupil's factors

@@ -59,8 +59,9 @@ def line(name: str, y: Tensor, **given: Tensor) -> None:
     how = fit.plan.components[0].description
     rival = f"{1e3 * marginal(y, given['relationship']):7.0f} ms" if "relationship" in given else ""
     share = float(fit.deterministic["heritability"])
+    reading = took - fit.evaluations * each
     print(
-        f"{took - fit.evaluations * each:7.2f} s {1e3 * each:7.2f} ms {took:6.2f} s {fit.evaluations:6d} "
+        f"{reading:7.2f} s {1e3 * each:7.2f} ms {took:6.2f} s {fit.evaluations:6d} "
         f"{share:5.2f} {rival:>10}  {name}: {how}"
     )
 
