@@ -60,7 +60,9 @@ def livestock(generations: int, size: int, sires: int, seed: int = 0) -> tuple[T
 def records(matrix: Tensor, additive: float, variance: float, seed: int = 1) -> Tensor:
     """One record of each animal, about 3."""
     values: Tensor = torch.linalg.cholesky(matrix) @ normal(seed, len(matrix))
-    return 3.0 + additive**0.5 * values + variance**0.5 * normal(seed + 1, len(matrix))
+    noise: Tensor = variance**0.5 * normal(seed + 1, len(matrix))
+    found: Tensor = 3.0 + additive**0.5 * values + noise
+    return found
 
 
 def genomic(animals: int, seed: int = 3) -> Tensor:
