@@ -69,8 +69,8 @@ def test_abilities_are_written_with_their_standard_deviations(tmp_path: Path) ->
     fit = EM(item_response, seed=0).fit(law_school_test(6), model="rasch")
     assert rows["ability"].to_numpy() == pytest.approx(fit.predict().numpy(), abs=1e-5)
     sd = fit.posterior("ability").stddev.numpy()
-    assert rows["ability_sd"].to_numpy() == pytest.approx(sd, abs=1e-5)
-    assert [*rows.columns[5:]] == ["ability", "ability_sd"]
+    assert rows["ability_stddev"].to_numpy() == pytest.approx(sd, abs=1e-5)
+    assert [*rows.columns[5:]] == ["ability", "ability_stddev"]
 
 
 def test_fit_prints_the_report_and_writes_what_the_library_finds(
