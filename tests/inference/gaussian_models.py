@@ -53,7 +53,6 @@ from tests.inference.gaussian_groups import (
     crossed,
     independent_slopes,
     kinship,
-    kinship_non_centred,
     known_scales,
     masked,
     nested,
@@ -197,9 +196,6 @@ CASES: dict[str, Case] = {
     "vector chain": Case(vector_chain, (Y_TURNING,), steps("state", 12), objective="map"),
     "many series": Case(many_series, (SEVERAL,), steps("level", 8)),
     "kinship": Case(kinship, (Y_KIN, ANIMAL, A), ("u",)),
-    "kinship, non-centred": Case(
-        kinship_non_centred, (Y_KIN, ANIMAL, torch.linalg.cholesky(A)), ("z",)
-    ),
     "factor mixture": Case(factor_mixture, (X_TWO,), ("z",), objective="map", identified=False),
     "intercept mixture": Case(
         intercept_mixture, (Y_CLASSES,), ("u",), objective="map", identified=False

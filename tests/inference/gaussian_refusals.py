@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from tests.inference.gaussian_groups import GROUP, Y
+from tests.inference.gaussian_groups import ANIMAL, GROUP, Y_KIN, A, Y, kinship_non_centred
 from tests.inference.gaussian_rows import Y_CLASSES
 from tests.inference.gaussian_sites import latent, positive, real
 
@@ -84,4 +84,8 @@ REFUSED: dict[str, Refused] = {
     "product": Refused(product, (Y, GROUP), ("u", "w")),
     "square": Refused(square, (Y,), ("z", "y")),
     "class of the row": Refused(class_of_the_row, (Y_CLASSES,), ("u", "k")),
+    # A root of a variance times known numbers: written centred, u ~ MVN(0, va * A), it is exact.
+    "kinship, non-centred": Refused(
+        kinship_non_centred, (Y_KIN, ANIMAL, torch.linalg.cholesky(A)), ("z", "y")
+    ),
 }

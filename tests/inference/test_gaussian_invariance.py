@@ -166,7 +166,6 @@ def test_data_far_from_the_origin(name: str, shift: float) -> None:
     ("one", "other"),
     [
         ("random intercept", "non-centred"),
-        ("kinship", "kinship, non-centred"),
         ("independent slopes", "slopes as two sites"),
         ("factor analysis", "multivariate factors"),
         ("factor analysis", "fixed loadings"),
