@@ -36,6 +36,7 @@ from ember.models.state_space import (
     local_level,
     local_linear_trend,
 )
+from ember.models.structural_dynamics import structural_dynamics
 from ember.models.switching import hidden_markov_regression
 from ember.models.tomography import emission_tomography
 from ember.models.topics import topic_model
@@ -67,5 +68,6 @@ __all__ = [
     "poisson_mixture",
     "probabilistic_pca",
     "regression_mixture",
+    "structural_dynamics",
     "topic_model",
 ]
