@@ -129,11 +129,16 @@ def structural_dynamics(
 
 
 def _turns(a: Tensor, b: Tensor) -> Tensor:
-    """The transition matrix (2 modes, 2 modes): a turn of each mode by itself."""
+    """The transition matrix (*batch, 2 modes, 2 modes): a turn of each mode by itself."""
+    modes = a.shape[-1]
+    places = torch.diag_embed(torch.eye(modes, dtype=a.dtype, device=a.device))
     one = torch.eye(2, dtype=a.dtype, device=a.device)
     quarter = one.flip(0) * one.new_tensor([[1.0], [-1.0]])
-    blocks = a[:, None, None] * one + b[:, None, None] * quarter
-    return torch.block_diag(*blocks.unbind(0))
+    kept, turned = (
+        (places[:, :, None, :, None] * block[:, None, :]).reshape(modes, 2 * modes, 2 * modes)
+        for block in (one, quarter)
+    )
+    return (a[..., None, None] * kept + b[..., None, None] * turned).sum(-3)
 
 
 def _peaks(y: Tensor, modes: int) -> Tensor:

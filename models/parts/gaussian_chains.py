@@ -27,7 +27,9 @@ class GappyGaussianHMM(dist.GaussianHMM):
             return torch.as_tensor(super().log_prob(value))
         # What no state moves and what lies at its location is a constant, which is taken off.
         shown = (~hidden).to(value.dtype)
-        blind = AffineNormal(seen.matrix * shown.unsqueeze(-2), seen.loc, seen.scale)
+        matrix = seen.matrix * shown.unsqueeze(-2)
+        like = (*matrix.shape[:-2], matrix.shape[-1])
+        blind = AffineNormal(matrix, seen.loc.expand(like), seen.scale.expand(like))
         filled = torch.where(hidden, seen.loc, value)
         chain = self.expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-2]))
         chain._obs = blind
