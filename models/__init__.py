@@ -40,6 +40,7 @@ from ember.models.state_space import (
     local_level,
     local_linear_trend,
 )
+from ember.models.structural_dynamics import structural_dynamics
 from ember.models.student_t import student_t_mixture, student_t_regression
 from ember.models.switching import hidden_markov_regression
 from ember.models.tomography import emission_tomography
@@ -73,6 +74,7 @@ __all__ = [
     "poisson_mixture",
     "probabilistic_pca",
     "regression_mixture",
+    "structural_dynamics",
     "student_t_mixture",
     "student_t_regression",
     "topic_model",

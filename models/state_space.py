@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ember.models.parts.checks import check_enough, check_floats, check_size, check_tensor
 from ember.models.parts.design import WEAK, called
-from ember.models.parts.factors import FACTOR_KEYS, Columns, loadings_site, locs_site, noise_site
+from ember.models.parts.factors import FACTOR_KEYS, loadings_site, locs_site, noise_site
+from ember.models.parts.gaussian_chains import check_series, columns_of_series, observe_chain
 from ember.models.parts.gaussian_latents import gaussian_latent, variance_site
 from ember.models.parts.missing import observe, shown_entries
 from ember.models.parts.priors import Hyperparameters, Prior, default_variance
@@ -167,7 +168,7 @@ def linear_gaussian_state_space(y: Tensor, states: int, *, prior: Prior | None =
 
     The steps of the state have the identity as covariance, which fixes the units of the states;
     they are known up to a rotation. The states are summed out inside the site `y`, a
-    `GaussianHMM`.
+    `GaussianHMM`, which EM opens into them: `posterior("state")` tells what they were.
 
     ========================= ======================= =============================================
     key of `prior`            shape it broadcasts to  default
@@ -182,15 +183,16 @@ def linear_gaussian_state_space(y: Tensor, states: int, *, prior: Prior | None =
     ========================= ======================= =============================================
 
     Args:
-        y: the series (T, D), floating; its dtype is that of all parameters. For gaps write the
-            steps one by one, as `local_level` does.
+        y: the series (T, D), or several of them (N, T, D), floating, NaN where missing; its dtype
+            is that of all parameters.
         states: the number q of states, of any size.
         prior: hyperparameters that replace the defaults, by the keys above.
 
     Raises:
         TypeError: if `y` is not a floating tensor, `states` no integer or `prior` no mapping.
-        ValueError: if `y` is not (T, D), is empty or not finite, has fewer than two steps, or a
-            constant column; if a key of `prior` is unknown or a hyperparameter outside its domain.
+        ValueError: if `y` is not (T, D) or (N, T, D), is empty or infinite, has fewer than two
+            steps, or a constant column; if a key of `prior` is unknown or a hyperparameter outside
+            its domain.
 
     References:
         R. H. Shumway and D. S. Stoffer (1982). An approach to time series smoothing and forecasting
@@ -209,14 +211,11 @@ def linear_gaussian_state_space(y: Tensor, states: int, *, prior: Prior | None =
         uniquenesses (3,)
         y (6, 3)
     """
-    with called("y"):
-        y = check_tensor(y, {2: "(T, D)"}, "a single series is y.unsqueeze(-1)")
-        check_floats(y)
+    y = check_series(y)
     check_size(states, "states")
     keys = ("transition_mean", "transition_deviation", *FACTOR_KEYS)
     hyper = Hyperparameters(prior, keys, y)
-    with called("y"):
-        columns = Columns.of(y, None, hyper.covers("loading", "deviation", "scale"))
+    columns = columns_of_series(y, hyper.covers("loading", "deviation", "scale"))
 
     square = (states, states)
     mean = hyper.real("transition_mean", square, 0.0)
@@ -225,17 +224,7 @@ def linear_gaussian_state_space(y: Tensor, states: int, *, prior: Prior | None =
     loadings = loadings_site(columns, (), states, hyper)
     locs = locs_site(columns, (), hyper)
     uniquenesses = noise_site("uniquenesses", columns.variance, hyper, 1)
-    zeros = y.new_zeros(states)
-    standard = dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
-    path = dist.GaussianHMM(
-        standard,
-        transition.mT.unsqueeze(-3),  # Pyro multiplies rows from the right
-        standard,
-        loadings.mT.unsqueeze(-3),
-        dist.Normal(locs.unsqueeze(-2), uniquenesses.sqrt().unsqueeze(-2)).to_event(1),
-        duration=len(y),
-    )
-    pyro.sample("y", path, obs=y)
+    observe_chain(y, transition, loadings, locs, uniquenesses)
 
 
 def _check_series(y: object) -> Tensor:

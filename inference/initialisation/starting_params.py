@@ -139,11 +139,12 @@ def _from_responsibilities(
         if not plan.has_gaps and not plan.components and not plan.conjugate:
             return params
         try:
-            return _completed(plan, params, _weighed(plan, {}, varied), varied)
+            found = _completed(plan, params, _weighed(plan, {}, varied), varied)
         except Degenerate:
             if plan.has_gaps:
                 raise
             return params
+        return {**found, **_dynamics(plan, params)}
     rows = features(plan) if how != "random" else {}
     clusters = _clusters(plan, rows, how, varied)
     responsibilities = {
@@ -223,6 +224,23 @@ def _completed(
     for _ in range(COMPLETIONS if plan.has_gaps or plan.conjugate else 0):
         moved = MStep.of(plan)(LogEvidence.of(plan).completed(moved, weights))
     return moved
+
+
+def _dynamics(plan: Plan, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What moves the Gaussian states of a chain, where its prior says more than that of zero.
+
+    Components of the data that no parameter has seen yet mix motions that a prior tells apart.
+    """
+    moving: set[str] = set()
+    for chain in plan.structure.gaussian_chains:
+        density = plan.sites[chain.latent].density
+        moving.update(density.maps["loc"][1].sources if density is not None else ())
+    parameters = plan.structure.parameters
+    return {
+        name: params[name]
+        for name in moving
+        if parameters[name].has_prior and bool((params[name] != 0).any())
+    }
 
 
 def _apart(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:

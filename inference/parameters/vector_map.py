@@ -27,9 +27,11 @@ class Terms:
 
     def matrix(self, coefficients: Tensor) -> Tensor:
         """``B (..., D, F)`` from coefficients ``(..., J)``; zero where there is none."""
-        places = torch.tensor(self.rows) * self.shape[1] + torch.tensor(self.columns)
+        each = zip(self.rows, self.columns, strict=True)
+        places = [row * self.shape[1] + column for row, column in each]
+        index = torch.tensor(places, device=coefficients.device)
         flat = coefficients.new_zeros(*coefficients.shape[:-1], self.shape[0] * self.shape[1])
-        flat = flat.index_copy(-1, places.to(coefficients.device), coefficients)
+        flat = flat.index_copy(-1, index, coefficients)
         return flat.reshape(*coefficients.shape[:-1], *self.shape)
 
 

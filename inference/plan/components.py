@@ -91,7 +91,8 @@ def _component(
     within = {s.name: relative_scale(s.name, scales[s.name], scale, latents) for s in members}
     name = " and ".join(f"'{latent}'" for latent in latents)
     of_entry = torch.cat([rows_of_entries(sites[name], rows) for name in latents])
-    if rows and not any(weight is not None for weight in within.values()):
+    over_time = any(site.name in chains for site in members)
+    if rows and not over_time and not any(weight is not None for weight in within.values()):
         factor = factor_of(name, states, rows, scale)
         found = _row_wise(factor, latents, members, sites, cells, states, rows, of_entry)
         if found is not None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.reading.composites import Composite, bare, emits_at_once
+from ember.inference.reading.gaussian.remembered import ChainArguments, arguments_of_chain
 from ember.inference.reading.trace import Frame, Trace, TraceNode, made_frame, plates_of
 
 __all__ = ["draw_composite", "hidden_draws"]
@@ -25,11 +26,14 @@ def draw_composite(msg: TraceNode, data: Tensor) -> None:
         data: What was observed there; it says how many steps a chain has.
     """
     fn, _ = bare(msg["fn"])
-    if not isinstance(fn, (dist.DiscreteHMM, dist.MixtureSameFamily)):
+    given = arguments_of_chain(fn)
+    if given is None and not isinstance(fn, (dist.DiscreteHMM, dist.MixtureSameFamily)):
         return
     batch = torch.broadcast_shapes(fn.batch_shape, *(_shape(plate) for plate in plates_of(msg)))
     hidden: list[Tensor] = []
-    if isinstance(fn, dist.DiscreteHMM):
+    if given is not None:
+        value, hidden = _gaussian_path(given, batch, data.shape[-2])
+    elif isinstance(fn, dist.DiscreteHMM):
         state = _path(fn, batch, data.shape[data.dim() - fn.event_dim])
         hidden.append(state)
         value = _chosen(fn.observation_dist, state, hidden)
@@ -48,7 +52,12 @@ def hidden_draws(trace: Trace, composites: Sequence[Composite]) -> Mapping[str, 
     for composite in composites:
         node = trace.nodes[composite.site]
         frames = plates_of(node)
+        if not waiting[composite.site]:
+            continue  # data that are not drawn
         value = waiting[composite.site].pop(0)
+        if composite.gaussian:
+            latents |= _gaussian_states(composite, node, value, waiting[composite.site].pop(0))
+            continue
         times = [c for c in composites if c.site == composite.site and c.steps is not None]
         if times:
             frames = [f._replace(dim=f.dim - 1) for f in frames]
@@ -58,6 +67,20 @@ def hidden_draws(trace: Trace, composites: Sequence[Composite]) -> Mapping[str, 
             "cond_indep_stack": tuple(frames),
         }  # fmt: skip
     return latents
+
+
+def _gaussian_states(
+    composite: Composite, node: TraceNode, first: Tensor, states: Tensor
+) -> dict[str, TraceNode]:
+    """The first states and those of all steps, as sites."""
+    fn = dist.Normal(torch.zeros(first.shape[-1]), 1.0).to_event(1)
+    frames = plates_of(node)
+    time = made_frame(composite.time, -1, states.shape[-2])
+    later = (*(f._replace(dim=f.dim - 1) for f in frames), time)
+    return {
+        composite.initial: {**node, "fn": fn, "value": first, "cond_indep_stack": tuple(frames)},
+        composite.latent: {**node, "fn": fn, "value": states, "cond_indep_stack": later},
+    }
 
 
 def _samples(trace: Trace) -> list[tuple[str, TraceNode]]:
@@ -94,6 +117,24 @@ def _path(fn: dist.DiscreteHMM, batch: torch.Size, steps: int) -> Tensor:
                 state = path[t] = lead.gather(1, state.unsqueeze(1)).squeeze(1)
         state = path[min(start + width, steps) - 1]
     return path.T.reshape((*batch, steps))
+
+
+def _gaussian_path(
+    given: ChainArguments, batch: torch.Size, steps: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Data of all steps ``(*batch, T, D)``; the first states, and those of all steps."""
+    state = first = given.initial.expand(batch).sample()
+    noise = given.transition.expand((*batch, steps)).sample()
+    size, width = given.observation_matrix.shape[-2:]
+    moves = given.transition_matrix.expand((*batch, steps, size, size))
+    path = []
+    for t in range(steps):
+        state = (state.unsqueeze(-2) @ moves[..., t, :, :]).squeeze(-2) + noise[..., t, :]
+        path.append(state)
+    states = torch.stack(path, -2)
+    shows = given.observation_matrix.expand((*batch, steps, size, width))
+    seen = (states.unsqueeze(-2) @ shows).squeeze(-2)
+    return seen + given.observation.expand((*batch, steps)).sample(), [first, states]
 
 
 def _follow(leads: Tensor, state: Tensor) -> Tensor:

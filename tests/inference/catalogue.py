@@ -153,6 +153,7 @@ INTEGRATED: list[Case] = [
     ("local_level", _points(5, 20)[:, 0].cumsum(0), {}),
     ("local_linear_trend", _points(5, 20)[:, 0].cumsum(0), {}),
     ("linear_gaussian_state_space", _points(5, 20).cumsum(0), {"states": 1}),
+    ("structural_dynamics", _points(5, 20), {"modes": 1}),
 ]
 
 

@@ -17,6 +17,7 @@ from ember.models import (
     mixture_of_factor_analysers,
     multivariate_normal,
     probabilistic_pca,
+    structural_dynamics,
 )
 
 __all__ = ["EXAMPLES", "Example"]
@@ -146,6 +147,9 @@ EXAMPLES: dict[str, Example] = {
     "state space": Example(
         linear_gaussian_state_space, ROWS, (2,), {}, (), {**FACTORS, "uniquenesses": 2.0},
         {"locs": ONES},
+    ),
+    "structural dynamics": Example(
+        structural_dynamics, ROWS, (1,), {}, (), {**FACTORS, "uniquenesses": 2.0}, {"locs": ONES},
     ),
     "multivariate normal": Example(
         multivariate_normal, HOLES, (), {}, (), {"precisions": -2.0, "locs": 1.0}, {"locs": ONES},

@@ -137,8 +137,9 @@ def test_errors_of_series(
 
 
 STATE_ERRORS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-    (SERIES, {}, ValueError, "`y` must have shape (T, D), not (12,): a single series is"),
-    (ROWS * torch.nan, {}, ValueError, "`y` has 60 NaN or infinite value(s)"),
+    (SERIES, {}, ValueError, "`y` must have shape (T, D) or (N, T, D), not (12,): a single"),
+    (ROWS / 0, {}, ValueError, "infinite value(s)"),
+    (ROWS * torch.nan, {}, ValueError, "`y` has nothing but NaN"),
     (ROWS * torch.tensor([0.0, 1.0, 1.0]), {}, ValueError, "`y` is constant in column(s) 0"),
     (ROWS, {"states": 0}, ValueError, "`states` must be at least 1"),
     (ROWS, {"prior": {"rate": 1.0}}, ValueError, "'transition_mean', 'transition_deviation'"),

@@ -265,3 +265,47 @@ def test_where_the_rival_fails() -> None:
     regime = ours.predict()
     assert bool((regime[1:28] == regime[0]).all())  # 1871 to 1898
     assert bool((regime[28:] != regime[0]).all())
+
+
+def state_space(y: Tensor) -> None:
+    """A turning state, seen by two sensors: as statsmodels has it, the first step is given."""
+    free = pyro.param("A", 0.5 * torch.eye(2))
+    seen = pyro.param("C", torch.eye(2))
+    noise = pyro.param("r", torch.ones(2), constraint=positive)
+    standard = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    level = dist.Normal(torch.zeros(2), noise).to_event(1)
+    chain = dist.GaussianHMM(standard, free, standard, seen, level, duration=len(y))
+    pyro.sample("y", chain, obs=y)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_the_smoother_of_a_state_space(gaps: bool) -> None:
+    y = torch.randn(300, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = y.cumsum(0) - 0.9 * y.cumsum(0).roll(1, 0)
+    if gaps:
+        y[40:60], y[100:, 0] = torch.nan, torch.where(y[100:, 0] > 1.0, torch.nan, y[100:, 0])
+    params = {
+        "A": torch.tensor([[0.8, 0.3], [-0.2, 0.7]], dtype=torch.float64),
+        "C": torch.tensor([[1.0, 0.4], [-0.3, 0.8]], dtype=torch.float64),
+        "r": torch.tensor([0.5, 0.8], dtype=torch.float64),
+    }
+    smoother = sm.tsa.statespace.MLEModel(y.numpy(), k_states=2, k_posdef=2).ssm
+    move = params["A"].mT.numpy()
+    smoother["transition"], smoother["selection"], smoother["state_cov"] = (
+        move,
+        np.eye(2),
+        np.eye(2),
+    )
+    smoother["design"], smoother["obs_cov"] = (
+        params["C"].mT.numpy(),
+        np.diag(params["r"].numpy() ** 2),
+    )
+    smoother.initialize_known(np.zeros(2), move @ move.T + np.eye(2))
+    smoother.loglikelihood_burn = 0
+    found = smoother.smooth()
+    fit = at(state_space, params, y)
+    assert fit.log_likelihood == pytest.approx(float(found.llf_obs.sum()), rel=1e-10)
+    posterior = fit.posterior("state")
+    np.testing.assert_allclose(posterior.mean.numpy(), found.smoothed_state.T, atol=1e-9)
+    covariance = np.moveaxis(found.smoothed_state_cov, -1, 0)
+    np.testing.assert_allclose(posterior.covariance.numpy(), covariance, atol=1e-9)

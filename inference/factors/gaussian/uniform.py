@@ -76,6 +76,10 @@ class UniformFactor:
         one, other = self._pairs
         return self.entries[:, one].reshape(-1), self.entries[:, other].reshape(-1)
 
+    def settle(self) -> None:
+        """Lays out what depends on no parameter."""
+        assert len(self._places) == len(self.cells)
+
     def pieces(self, eta: Tensor, stretched: Tensor | None = None) -> Pieces:
         """The quadratic form at natural parameters ``(..., C, P)`` of the cells."""
         own = eta.index_select(-2, self.cells).unsqueeze(-2)
@@ -222,6 +226,7 @@ def compile_uniform(
             entries[mine].contiguous(), _design(apart[mine], own), own,
             _moments(apart[mine], own, place, len(plates)),
         )  # fmt: skip
+        factor.settle()
         out.append(factor)
     return out
 
@@ -284,19 +289,23 @@ def _entries_of(
     slots: Sequence[Slot], first: Mapping[str, int], layout: _Rows
 ) -> tuple[Tensor, Tensor]:
     """Which of its row's entries each number reads ``(G, J)``, and these ``(N, U)``."""
-    columns, entries, width = [], [], 0
+    columns, entries, width = list[Tensor](), list[Tensor](), 0
     every = torch.arange(layout.numbers)
     for slot in slots:
         number = first[slot.latent] + prepend_dims(slot.entries, layout.rank)
-        outer = layout.shape[: layout.lead]
         if number.shape[layout.lead :].numel() > 1:
-            entries.append(number.expand(layout.shape).reshape(layout.rows, layout.numbers))
-            columns.append(width + every)
+            read = number.expand(layout.shape).reshape(layout.rows, layout.numbers)
         else:
-            one = number.reshape(number.shape[: layout.lead]).expand(outer)
-            entries.append(one.reshape(layout.rows, 1))
-            columns.append(torch.full_like(every, width))
-        width += entries[-1].shape[1]
+            outer = layout.shape[: layout.lead]
+            read = number.reshape(number.shape[: layout.lead]).expand(outer).reshape(-1, 1)
+        known = next((i for i, other in enumerate(entries) if torch.equal(other, read)), None)
+        if known is not None:  # an entry that is multiplied by several numbers
+            columns.append(columns[known])
+            entries.append(entries[known][:, :0])
+            continue
+        columns.append(width + every if read.shape[1] > 1 else torch.full_like(every, width))
+        entries.append(read)
+        width += read.shape[1]
     return torch.stack(columns, -1), torch.cat(entries, -1)
 
 

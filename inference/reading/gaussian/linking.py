@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.families.exponential_form import ExponentialForm
+from ember.inference.families.multivariate_normal import MultivariateNormal
 from ember.inference.families.regression import regression
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.parameters.affine_map import AffineMap, ParameterEntries
@@ -47,6 +48,7 @@ def linked(site: Site, reads: Sequence[Reads], structure: Structure) -> Site:
             "constants or weighted sums, or estimate the latent as a parameter with "
             f"integrate={{'{reads[0].latent if reads else site.name}': None}}."
         )
+    _check_gaps(site)
     slots = list(own)
     features: list[tuple[Reads, ArgumentMap]] = []
     for each in reads:
@@ -64,6 +66,20 @@ def linked(site: Site, reads: Sequence[Reads], structure: Structure) -> Site:
         site.density, maps={**site.density.maps, "loc": (argument, location)}
     )
     return dataclasses.replace(site, form=form, density=density, slots=tuple(slots))
+
+
+def _check_gaps(site: Site) -> None:
+    """Refuses vectors of which some entries are missing, where their matrix is to be estimated."""
+    if site.missing is None or site.form is None:
+        return
+    if isinstance(site.form.family, MultivariateNormal):
+        gone = site.missing.sum(-1)
+        if bool(((gone > 0) & (gone < site.missing.shape[-1])).any()):
+            raise ValueError(
+                f"site '{site.name}' is a MultivariateNormal that reads a Gaussian latent, and some "
+                "of its vectors are missing in part; make its entries independent "
+                "(Normal(...).to_event(1)), or the vectors missing as a whole (NaN in all entries)."
+            )
 
 
 def _own_slots(site: Site) -> list[Slot]:
