@@ -238,7 +238,7 @@ def with_latent(x: Tensor) -> None:
     ("guide", "message"),
     [
         (without_scale, "does not sample the parameter site 'scale'"),
-        (with_latent, "samples the latent site 'z', which is summed out"),
+        (with_latent, "samples the latent site 'z', which is integrated out"),
     ],
 )
 def test_a_guide_that_does_not_fit_is_refused(guide: Callable[..., None], message: str) -> None:
