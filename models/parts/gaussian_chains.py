@@ -2,6 +2,7 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -22,16 +23,16 @@ class GappyGaussianHMM(dist.GaussianHMM):
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of the observed entries of `value` (*batch, T, D)."""
         hidden = value.isnan()
-        seen = self._obs
+        seen, plain = self._obs, cast(Any, super())
         if not isinstance(seen, AffineNormal) or not bool(hidden.any()):
-            return torch.as_tensor(super().log_prob(value))
+            return torch.as_tensor(plain.log_prob(value))
         # What no state moves and what lies at its location is a constant, which is taken off.
         shown = (~hidden).to(value.dtype)
         matrix = seen.matrix * shown.unsqueeze(-2)
         like = (*matrix.shape[:-2], matrix.shape[-1])
         blind = AffineNormal(matrix, seen.loc.expand(like), seen.scale.expand(like))
         filled = torch.where(hidden, seen.loc, value)
-        chain = self.expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-2]))
+        chain = plain.expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-2]))
         chain._obs = blind
         constant = (1 - shown) * (seen.scale.log() + 0.5 * math.log(2 * math.pi))
         whole = dist.GaussianHMM.log_prob(chain, filled)
@@ -67,7 +68,7 @@ def observe_chain(
     """
     zeros = y.new_zeros(transition.shape[-1])
     standard = dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
-    kind = GappyGaussianHMM if bool(y.isnan().any()) else dist.GaussianHMM
+    kind: Any = GappyGaussianHMM if bool(y.isnan().any()) else dist.GaussianHMM
     chain = kind(
         standard,
         transition.mT.unsqueeze(-3),  # Pyro multiplies rows from the right
