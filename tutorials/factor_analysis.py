@@ -92,6 +92,20 @@ communality = pd.DataFrame(
 communality  # noqa: B018
 
 # %%
+figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+for axis, matrix, title in zip(axes, (seen, implied), ("data", "model"), strict=True):
+    scale = matrix.diagonal().sqrt()
+    picture = axis.imshow(matrix / scale / scale[:, None], vmin=-1, vmax=1, cmap="RdBu_r")
+    axis.set_title(f"correlations, {title}")
+    axis.set_xticks(range(6), tests, rotation=45, ha="right")
+    axis.set_yticks(range(6), tests)
+figure.colorbar(picture, ax=axes)
+figure  # noqa: B018
+
+# %% [markdown]
+# The picture that belongs to the fit: loadings, and where each pupil stands.
+
+# %%
 fit.plot()
 
 # %% [markdown]
