@@ -38,6 +38,7 @@ def draw_composite(msg: TraceNode, data: Tensor) -> None:
         hidden.append(state)
         value = _chosen(fn.observation_dist, state, hidden)
     else:
+        assert isinstance(fn, dist.MixtureSameFamily)
         component = fn.mixture_distribution.expand(batch).sample()
         hidden.append(component)
         value = _chosen(fn.component_distribution, component, hidden)

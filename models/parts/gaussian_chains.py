@@ -2,6 +2,7 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -24,18 +25,19 @@ class GappyGaussianHMM(dist.GaussianHMM):
         hidden = value.isnan()
         seen = self._obs
         if not isinstance(seen, AffineNormal) or not bool(hidden.any()):
-            return torch.as_tensor(super().log_prob(value))
+            return torch.as_tensor(super().log_prob(value))  # type: ignore[no-untyped-call]
         # What no state moves and what lies at its location is a constant, which is taken off.
         shown = (~hidden).to(value.dtype)
         matrix = seen.matrix * shown.unsqueeze(-2)
         like = (*matrix.shape[:-2], matrix.shape[-1])
         blind = AffineNormal(matrix, seen.loc.expand(like), seen.scale.expand(like))
         filled = torch.where(hidden, seen.loc, value)
-        chain = self.expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-2]))
+        whole: Any = super()
+        chain = whole.expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-2]))
         chain._obs = blind
         constant = (1 - shown) * (seen.scale.log() + 0.5 * math.log(2 * math.pi))
-        whole = dist.GaussianHMM.log_prob(chain, filled)
-        return torch.as_tensor(whole + constant.sum((-1, -2)))
+        total = dist.GaussianHMM.log_prob(chain, filled)
+        return torch.as_tensor(total + constant.sum((-1, -2)))
 
 
 def check_series(y: object) -> Tensor:
@@ -67,7 +69,7 @@ def observe_chain(
     """
     zeros = y.new_zeros(transition.shape[-1])
     standard = dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
-    kind = GappyGaussianHMM if bool(y.isnan().any()) else dist.GaussianHMM
+    kind: Any = GappyGaussianHMM if bool(y.isnan().any()) else dist.GaussianHMM
     chain = kind(
         standard,
         transition.mT.unsqueeze(-3),  # Pyro multiplies rows from the right

@@ -125,7 +125,9 @@ def test_fifty_steps_of_pyros_own_inference(name: str) -> None:
 def test_vectorised_particles(name: str) -> None:
     """Parameters may have plates to their left."""
     example = EXAMPLES[name]
-    nesting = 0 if name.startswith(("state", "local", "structural")) else 1  # of the model's own plates
+    nesting = (
+        0 if name.startswith(("state", "local", "structural")) else 1
+    )  # of the model's own plates
     call = (example.data, *example.args)
     exposed = poutine.block(example.model, hide=["assignment"])
     guide = AutoDelta(exposed)

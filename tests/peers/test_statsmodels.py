@@ -291,8 +291,15 @@ def test_the_smoother_of_a_state_space(gaps: bool) -> None:
     }
     smoother = sm.tsa.statespace.MLEModel(y.numpy(), k_states=2, k_posdef=2).ssm
     move = params["A"].mT.numpy()
-    smoother["transition"], smoother["selection"], smoother["state_cov"] = move, np.eye(2), np.eye(2)
-    smoother["design"], smoother["obs_cov"] = params["C"].mT.numpy(), np.diag(params["r"].numpy() ** 2)
+    smoother["transition"], smoother["selection"], smoother["state_cov"] = (
+        move,
+        np.eye(2),
+        np.eye(2),
+    )
+    smoother["design"], smoother["obs_cov"] = (
+        params["C"].mT.numpy(),
+        np.diag(params["r"].numpy() ** 2),
+    )
     smoother.initialize_known(np.zeros(2), move @ move.T + np.eye(2))
     smoother.loglikelihood_burn = 0
     found = smoother.smooth()

@@ -76,9 +76,9 @@ def _check_gaps(site: Site) -> None:
         gone = site.missing.sum(-1)
         if bool(((gone > 0) & (gone < site.missing.shape[-1])).any()):
             raise ValueError(
-                f"site '{site.name}' is a MultivariateNormal that reads a Gaussian latent, and some "
-                "of its vectors are missing in part; make its entries independent "
-                "(Normal(...).to_event(1)), or the vectors missing as a whole (NaN in all entries)."
+                f"site '{site.name}' is a MultivariateNormal that reads a Gaussian latent, and "
+                "some of its vectors are missing in part; make its entries independent "
+                "(Normal(...).to_event(1)), or vectors missing as a whole (NaN in all entries)."
             )
 
 
