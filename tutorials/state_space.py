@@ -17,10 +17,11 @@
 #
 # $$ s_t = A\, s_{t-1} + w_t, \qquad y_t = C\, s_t + v_t. $$
 #
-# Given the data all states are jointly normal, so Ember integrates them exactly:
-# the E-step finds their means, variances and covariances of neighbours (what the Kalman smoother
-# finds), and the M-step is least squares on these moments (Shumway & Stoffer 1982). Two examples:
-# a river, written step by step, and a building that shakes, as one site of Pyro's `GaussianHMM`.
+# With normal noises all states are jointly normal given the data, so Ember integrates them exactly:
+# the E-step finds their means, variances and the covariances of neighbours (what the Kalman
+# smoother finds), and the M-step is least squares on these moments (Shumway and Stoffer, 1982).
+# Two examples: a river, written step by step, and a building that shakes, as one site of Pyro's
+# `GaussianHMM`.
 
 # %%
 # %matplotlib inline

@@ -2,7 +2,7 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -23,20 +23,21 @@ class GappyGaussianHMM(dist.GaussianHMM):
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of the observed entries of `value` (*batch, T, D)."""
         hidden = value.isnan()
-        seen, plain = self._obs, cast(Any, super())
+        seen = self._obs
         if not isinstance(seen, AffineNormal) or not bool(hidden.any()):
-            return torch.as_tensor(plain.log_prob(value))
+            return torch.as_tensor(super().log_prob(value))  # type: ignore[no-untyped-call]
         # What no state moves and what lies at its location is a constant, which is taken off.
         shown = (~hidden).to(value.dtype)
         matrix = seen.matrix * shown.unsqueeze(-2)
         like = (*matrix.shape[:-2], matrix.shape[-1])
         blind = AffineNormal(matrix, seen.loc.expand(like), seen.scale.expand(like))
         filled = torch.where(hidden, seen.loc, value)
-        chain = plain.expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-2]))
+        whole: Any = super()
+        chain = whole.expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-2]))
         chain._obs = blind
         constant = (1 - shown) * (seen.scale.log() + 0.5 * math.log(2 * math.pi))
-        whole = dist.GaussianHMM.log_prob(chain, filled)
-        return torch.as_tensor(whole + constant.sum((-1, -2)))
+        total = dist.GaussianHMM.log_prob(chain, filled)
+        return torch.as_tensor(total + constant.sum((-1, -2)))
 
 
 def check_series(y: object) -> Tensor:

@@ -13,34 +13,9 @@ from torch import Tensor
 from ember.models import linear_gaussian_state_space, local_level, local_linear_trend
 from tests.inference.dense_gaussian import dense
 from tests.models.gaussian_examples import LEVELS, ROWS, SERIES, SLOPES
+from tests.models.kalman import kalman, real
 
 GAPPY = torch.where(torch.arange(12) % 4 == 2, torch.nan, SERIES)
-Array = np.ndarray[Any, Any]
-
-
-def kalman(
-    y: Array, mean: Array, spread: Array, move: Array, noise: Array, look: Array, error: Array
-) -> float:
-    """Log likelihood of rows (T, D) with gaps, the first state's distribution being given."""
-    total = 0.0
-    for t, row in enumerate(y):
-        if t:
-            mean, spread = move @ mean, move @ spread @ move.T + noise
-        shown = ~np.isnan(row)
-        if not shown.any():
-            continue
-        H, R = look[shown], error[np.ix_(shown, shown)]
-        S = H @ spread @ H.T + R
-        gap = row[shown] - H @ mean
-        total -= 0.5 * (len(gap) * np.log(2 * np.pi) + np.linalg.slogdet(S)[1])
-        total -= 0.5 * float(gap @ np.linalg.solve(S, gap))
-        gain = spread @ H.T @ np.linalg.inv(S)
-        mean, spread = mean + gain @ gap, spread - gain @ H @ spread
-    return float(total)
-
-
-def real(**values: Any) -> dict[str, Tensor]:
-    return {name: torch.as_tensor(v, dtype=torch.float64) for name, v in values.items()}
 
 
 @pytest.mark.parametrize("y", [SERIES, GAPPY], ids=["", "gaps"])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ember.inference import EM
 from ember.models import linear_gaussian_state_space, structural_dynamics
-from tests.models.test_state_space import kalman, real
+from tests.models.kalman import kalman, real
 
 STEP = 0.05
 

@@ -78,7 +78,7 @@ def _check_gaps(site: Site) -> None:
             raise ValueError(
                 f"site '{site.name}' is a MultivariateNormal that reads a Gaussian latent, and "
                 "some of its vectors are missing in part; make its entries independent "
-                "(Normal(...).to_event(1)), or the vectors missing as a whole (NaN in all entries)."
+                "(Normal(...).to_event(1)), or vectors missing as a whole (NaN in all entries)."
             )
 
 
