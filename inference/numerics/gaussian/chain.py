@@ -7,7 +7,8 @@ Every second level is eliminated, all of them at once, for given the others they
 
 What is left is a chain of half the length. The moments come back the same way, only those of
 levels next to each other. A chain of ``T`` levels of ``b`` entries takes ``O(T b^3)`` operations in
-``2 log2 T`` rounds. It is a Cholesky factorisation in another order, and as stable.
+``2 log2 T`` rounds. It is a Cholesky factorisation in another order, and as stable. Where the
+levels are alike, ``steady.py`` has one factor for each round.
 Reference: Golub & Van Loan (2013), *Matrix Computations*, 4th ed., Johns Hopkins, section 4.5.4.
 """
 
@@ -22,6 +23,12 @@ from ember.inference.numerics.gaussian.gathering import put, take
 from ember.inference.numerics.gaussian.lockstep import factorise, product
 from ember.inference.numerics.gaussian.pattern import Pattern
 from ember.inference.numerics.gaussian.small import LOG_TWO_PI
+from ember.inference.numerics.gaussian.steady import (
+    SteadyRound,
+    is_steady,
+    steady_moments,
+    steady_rounds,
+)
 from ember.inference.numerics.gaussian.system import GaussianSystem, Integral
 
 __all__ = ["ChainSystem"]
@@ -75,23 +82,34 @@ class ChainSystem(GaussianSystem):
         self.description = _description(sizes)
 
     def integrate(self, info: Tensor, precision: Tensor) -> Integral:
-        rounds, values = self._eliminate(info, precision)
-        covariances, links, means = _moments(rounds)
+        blocks = self._blocks(info, precision)
+        if self.count == 1 and is_steady(*blocks[:2]):
+            outer, total, rest = self._steady(*blocks)
+            covariances, links, means = _moments(_eliminated(*rest)[0])
+            for each in outer[::-1]:
+                covariances, links, means = steady_moments(each, covariances, links, means)
+        else:
+            rounds, values = _eliminated(*blocks)
+            total = self._by_component(values)
+            covariances, links, means = _moments(rounds)
         flat = torch.cat([covariances.reshape(-1), links.reshape(-1)])
         return Integral(
-            self._by_component(values),
+            total,
             take(means.reshape(-1), self.entry_cells),
             take(flat, self.pair_cells),
         )
 
     def value(self, info: Tensor, precision: Tensor) -> Tensor:
-        return self.plain(info, precision)
+        blocks = self._blocks(info, precision)
+        if self.count == 1 and is_steady(*blocks[:2]):
+            return self._steady(*blocks)[1]
+        return self._by_component(_eliminated(*blocks)[1])
 
     def plain(self, info: Tensor, precision: Tensor) -> Tensor:
-        return self._by_component(self._eliminate(info, precision)[1])
+        return self._by_component(_eliminated(*self._blocks(info, precision))[1])
 
     def draw(self, info: Tensor, precision: Tensor, noise: Tensor) -> Tensor:
-        rounds, _ = self._eliminate(info, precision)
+        rounds, _ = _eliminated(*self._blocks(info, precision))
         spread = put(info.new_zeros(self.width * self.steps), self.entry_cells, noise)
         now = spread.view(self.width, 1, self.steps)
         noises = []
@@ -103,8 +121,8 @@ class ChainSystem(GaussianSystem):
             drawn = _interleaved(drawn, _conditional(each, each.white + own, drawn))
         return drawn.reshape(-1)[self.entry_cells]
 
-    def _eliminate(self, info: Tensor, precision: Tensor) -> tuple[list[_Round], Tensor]:
-        """All rounds, the last of which is a single level, and what each level adds."""
+    def _blocks(self, info: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The blocks of the levels, their links and ``h``: ``(b, b, n)``, ``(b, b, n - 1)``, …."""
         width, steps = self.width, self.steps
         cells = precision.new_zeros(width * width * (2 * steps - 1))
         cells = put(cells, self.pair_cells, precision)
@@ -112,34 +130,20 @@ class ChainSystem(GaussianSystem):
         diagonal = cells[: width * width * steps].view(width, width, steps)
         links = cells[width * width * steps :].view(width, width, steps - 1)
         infos = put(info.new_zeros(width * steps), self.entry_cells, info)
-        vector = infos.view(width, 1, steps)
-        level = torch.arange(steps, device=precision.device)
-        order, rounds, values = [], [], []
-        while True:
-            last = diagonal.shape[-1] == 1
-            odd = slice(0, None) if last else slice(1, None, 2)
-            inverse, log_determinant = factorise(diagonal[..., odd].contiguous())
-            before, beyond = (links[..., i::2].contiguous() for i in (0, 1))
-            ending = beyond.shape[-1]
-            left = product(inverse[..., : before.shape[-1]], before)  # none in the last round
-            right = product(inverse[..., :ending], beyond.transpose(0, 1))
-            white = product(inverse, vector[..., odd].contiguous())
-            rounds.append(_Round(inverse, left, right, white))
-            values.append(0.5 * (white.square().sum((0, 1)) - log_determinant))
-            order.append(level[odd])
-            if last:
-                break
-            to_left, to_right = -left.transpose(0, 1), -right.transpose(0, 1)
-            diagonal = _plus(diagonal[..., 0::2].clone(), product(to_left, left), 0)
-            diagonal = _plus(diagonal, product(to_right, right), 1)
-            vector = _plus(vector[..., 0::2].clone(), product(to_left, white), 0)
-            vector = _plus(vector, product(to_right, white[..., :ending]), 1)
-            links = product(to_right, left[..., :ending])
-            level = level[0::2]
-        value = torch.cat(values)[torch.cat(order).argsort()]
-        return rounds, value + 0.5 * LOG_TWO_PI * self.sizes.to(value.dtype)
+        return diagonal, links, infos.view(width, 1, steps)
+
+    def _steady(
+        self, diagonal: Tensor, links: Tensor, vector: Tensor
+    ) -> tuple[list[SteadyRound], Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Rounds of a single chain whose levels are alike, its log integral, and what is left."""
+        rounds, values, rest = steady_rounds(diagonal, links, vector)
+        total = torch.cat([*values, _eliminated(*rest)[1]]).sum()
+        constant = 0.5 * LOG_TWO_PI * float(self.sizes.sum())
+        return rounds, (total + constant).reshape(1), rest
 
     def _by_component(self, values: Tensor) -> Tensor:
+        """The sums of what levels add, constants included."""
+        values = values + 0.5 * LOG_TWO_PI * self.sizes.to(values.dtype)
         return values.new_zeros(self.count).index_add(0, self.level_components, values)
 
     def _pair_cells(self, place: Tensor, levels: Tensor) -> Tensor:
@@ -162,6 +166,35 @@ class ChainSystem(GaussianSystem):
         every = torch.arange(self.width, device=sizes.device).unsqueeze(-1)
         place, level = (every >= sizes).nonzero().unbind(-1)
         return (place * (self.width + 1)) * self.steps + level
+
+
+def _eliminated(diagonal: Tensor, links: Tensor, vector: Tensor) -> tuple[list[_Round], Tensor]:
+    """All rounds, the last of which is a single level, and what each level adds."""
+    level = torch.arange(diagonal.shape[-1], device=diagonal.device)
+    order, rounds, values = [], [], []
+    while True:
+        last = diagonal.shape[-1] == 1
+        odd = slice(0, None) if last else slice(1, None, 2)
+        inverse, log_determinant = factorise(diagonal[..., odd].contiguous())
+        before, beyond = (links[..., i::2].contiguous() for i in (0, 1))
+        ending = beyond.shape[-1]
+        left = product(inverse[..., : before.shape[-1]], before)  # none in the last round
+        right = product(inverse[..., :ending], beyond.transpose(0, 1))
+        white = product(inverse, vector[..., odd].contiguous())
+        rounds.append(_Round(inverse, left, right, white))
+        values.append(0.5 * (white.square().sum((0, 1)) - log_determinant))
+        order.append(level[odd])
+        if last:
+            break
+        to_left, to_right = -left.transpose(0, 1), -right.transpose(0, 1)
+        diagonal = _plus(diagonal[..., 0::2].clone(), product(to_left, left), 0)
+        diagonal = _plus(diagonal, product(to_right, right), 1)
+        vector = _plus(vector[..., 0::2].clone(), product(to_left, white), 0)
+        vector = _plus(vector, product(to_right, white[..., :ending]), 1)
+        links = product(to_right, left[..., :ending])
+        level = level[0::2]
+    value = torch.cat(values)[torch.cat(order).argsort()]
+    return rounds, value
 
 
 def _moments(rounds: list[_Round]) -> tuple[Tensor, Tensor, Tensor]:
