@@ -172,7 +172,7 @@ sex = torch.randint(2, (len(A),), generator=rng).double()
 weight = 30.0 + 4.0 * sex + truth + 3.0**0.5 * torch.randn(len(A), generator=rng)
 
 fig, ax = plt.subplots(figsize=(4.2, 3.6), layout="constrained")
-image = ax.imshow(A, cmap="Blues", vmax=1.0, interpolation="none")
+image = ax.imshow(A.numpy(), cmap="Blues", vmax=1.0, interpolation="none")
 ax.set(title="relationship of 300 animals", xlabel="animal", ylabel="animal")
 _ = fig.colorbar(image)
 

@@ -102,7 +102,9 @@ fit.plot()
 patterns = answers.drop_duplicates().reset_index(drop=True)
 posterior = fit.posterior("ability", patterns)
 people = patterns.astype(int).assign(
-    right=patterns.sum(axis=1).astype(int), ability=posterior.mean, sd=posterior.stddev
+    right=patterns.sum(axis=1).astype(int),
+    ability=posterior.mean.numpy(),
+    sd=posterior.stddev.numpy(),
 )
 people.sort_values("ability").round(2).iloc[[0, 1, 2, 3, -4, -3, -2, -1]]
 
