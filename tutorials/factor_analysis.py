@@ -95,7 +95,7 @@ communality  # noqa: B018
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
 for axis, matrix, title in zip(axes, (seen, implied), ("data", "model"), strict=True):
     scale = matrix.diagonal().sqrt()
-    picture = axis.imshow(matrix / scale / scale[:, None], vmin=-1, vmax=1, cmap="RdBu_r")
+    picture = axis.imshow((matrix / scale / scale[:, None]).numpy(), vmin=-1, vmax=1, cmap="RdBu_r")
     axis.set_title(f"correlations, {title}")
     axis.set_xticks(range(6), tests, rotation=45, ha="right")
     axis.set_yticks(range(6), tests)
