@@ -164,10 +164,11 @@ axes.set(ylabel="discrimination", yscale="log")
 _ = axes.legend(frameon=False)
 
 # %% [markdown]
-# Normal guides come near. The delta guide takes each ability at its best value, together with
-# the items: the people are pushed apart, and discriminations grow without need, a thousand
-# abilities being as many parameters that explain their own answers. That is the bias we began
-# with.
+# Both guides come near: each takes a normal for every ability, one beside normals for the items,
+# the other beside points. Were each ability taken at its best value, together with the items
+# (`EM(item_response, integrate={"ability": None})`, or Pyro's own `AutoDelta`), the people would be
+# pushed apart, and discriminations would grow without need, a thousand abilities being as many
+# parameters that explain their own answers. That is the bias we began with.
 #
 # ## How many nodes?
 #
@@ -206,6 +207,5 @@ assert 6.0 < gain < 6.2
 assert swept.table.set_index("model")["aic"].idxmin() == "2pl"
 assert swept.table.set_index("model")["bic"].idxmin() != "2pl"
 em_map, normal, delta = compared.table["log posterior"]
-assert normal > em_map - 1.0
-assert delta < em_map - 100.0
+assert min(normal, delta) > em_map - 1.0
 assert abs(errors[-1]) < 1e-9
