@@ -7,7 +7,8 @@ from torch import Tensor
 from ember.inference.factors.conjugate.component import ConjugateComponent, Member
 from ember.inference.factors.conjugate.member import compile_asked
 from ember.inference.factors.conjugate.potentials import conjugate_statistics
-from ember.inference.factors.factor import Factor, Scale
+from ember.inference.factors.factor import Scale
+from ember.inference.factors.gaussian.component import factor_of
 from ember.inference.factors.gaussian.linked import pooled_events
 from ember.inference.factors.tied import SiteCells
 from ember.inference.numerics.shapes import prepend_dims
@@ -96,8 +97,7 @@ def _component(
         )
 
     event = own.value.shape[own.value.dim() - own.event_dim + own.layout.inner :].numel()
-    outer = [(symbol, size) for symbol, size in (*states, *rows) if size > 1]
-    factor = Factor(f"'{latent}'", tuple(symbol for symbol, _ in outer), frozenset(kept), scale)
+    factor = factor_of(f"'{latent}'", states, rows, scale)
     return ConjugateComponent(
         factor, latent, own.conjugate.family, own.value.numel() // event, event, compiled(own),
         tuple(compiled(site) for site in children), tuple(states), tuple(rows),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference.factors.exponential import at_cells
 from ember.inference.factors.factor import Scale
 from ember.inference.factors.gaussian.arranging import arranged, over_batch
 from ember.inference.factors.gaussian.member import Pieces
@@ -110,8 +111,7 @@ class LinkedFactor(Memo):
             if piece is not None:
                 assert self.piece is not None
                 coefficients = coefficients[..., self.piece == piece]
-            gathered = eta.index_select(-2, self.cells.reshape(-1))
-            gathered = gathered.reshape(*eta.shape[:-2], *self.cells.shape, 1, eta.shape[-1])
+            gathered = at_cells(eta, self.cells).unsqueeze(-2)
             return (gathered @ coefficients[..., :-1, :]).squeeze(-2) + coefficients[..., -1, :]
         # One product for all pools of a cell: twenty times as fast as one for each pool.
         width = blocks.width

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference.factors.exponential import at_cells
 from ember.inference.factors.gaussian.quadratic import monomials, quadratic_statistics
 from ember.inference.factors.tied import SiteCells, TieKey
 from ember.inference.numerics.shapes import prepend_dims
@@ -80,8 +81,7 @@ class RowWiseFactor:
 
     def terms(self, eta: Tensor, width: int) -> "Terms":
         """The coefficients of every column at natural parameters ``(..., C, P)``."""
-        gathered = eta.index_select(-2, self.cells.reshape(-1))
-        gathered = gathered.reshape(*eta.shape[:-2], *self.cells.shape, 1, eta.shape[-1])
+        gathered = at_cells(eta, self.cells).unsqueeze(-2)
         found = (gathered @ self.coefficients[..., :-1, :]).squeeze(-2)
         found = found + self.coefficients[..., -1, :]
         first = 0 if self.data is None else 1

@@ -16,6 +16,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from ember.inference.factors.exponential import at_cells
 from ember.inference.factors.factor import Scale
 from ember.inference.factors.gaussian.arranging import arranged, over_batch
 from ember.inference.factors.gaussian.member import Pieces
@@ -72,8 +73,7 @@ class ScaledFactor:
             eta: ``(log r, -r)`` of the cells, ``(..., C, 2)``.
             stretched: That of an expansion, if it is to be told apart.
         """
-        gathered = eta.index_select(-2, self.cells.reshape(-1))
-        gathered = gathered.reshape(*eta.shape[:-2], *self.cells.shape, 2)
+        gathered = at_cells(eta, self.cells)
         rate = -gathered[..., 1]
         constant = (gathered * self.statistics[:, :2]).sum(-1) + self.statistics[:, 2]
         if rate.shape[-1] > 1:
