@@ -5,6 +5,7 @@ reduced parameters, so its expected log joint may be maximised instead: paramete
 :math:`\alpha = 1`, then :math:`\alpha`, then parameters once more with the statistics of stretched
 latents. With :math:`n_k \log |\alpha_k|` for the change of variables no step lowers it; a prior of
 the latents' spread may, so the value is compared, and the plain M-step kept where it is higher.
+Several changes follow each other, each from the statistics and parameters that the last has left.
 
 Reference: Liu, Rubin & Wu (1998), *Parameter expansion to accelerate EM: the PX-EM algorithm*,
 Biometrika 85, 755-770.
@@ -12,11 +13,14 @@ Biometrika 85, 755-770.
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ember.inference.factors.gaussian.expansion import Expansion
+from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.families.regression import Regression
 from ember.inference.maximisation.degeneracy import Degenerate
 from ember.inference.maximisation.m_step import MStep
@@ -40,73 +44,78 @@ def expanded_m_step(
     Raises:
         Degenerate: If a component has collapsed or emptied.
     """
-    params = m_step(statistics)
-    for expansion in statistics.expansions:
-        params = _stretched(m_step, statistics, expansion, params)
-    for each in loadings:
-        params = _turned(m_step, statistics, each, params)
-    return params
+    at = _Place(statistics, m_step(statistics))
+    stretches = [partial(_stretched, expansion) for expansion in statistics.expansions]
+    turns = [partial(_turned, each) for each in loadings]
+    for change in (*stretches, *turns):
+        changed = change(at)
+        if changed is not None:
+            at = _better(m_step, at, *changed)
+    return at.params
 
 
-def _turned(
-    m_step: MStep, statistics: Statistics, loadings: Loadings, params: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """The M-step for factors that have been made uncorrelated, of unit variance."""
-    with torch.no_grad():
-        squares, count = torch.zeros(()), torch.zeros(())
-        for key, columns in loadings.columns.items():
-            tied, sums = statistics.sums[key]
-            products = Regression.products(sums, tied.width + 1)
-            places = torch.tensor(columns, device=sums.device)
-            squares = squares + products[:, places][:, :, places].sum(0)
-            count = count + sums[:, 0].sum()
-        covariance = squares / count
-        factor, failed = torch.linalg.cholesky_ex(covariance)
-        if int(failed):
-            return params
-        one = torch.eye(len(covariance), dtype=factor.dtype, device=factor.device)
-        inverse = torch.linalg.solve_triangular(factor, one, upper=False)
-        changed = dict(statistics.sums)
-        for key, columns in loadings.columns.items():
-            tied, sums = statistics.sums[key]
-            turn = torch.eye(tied.width + 1, dtype=sums.dtype, device=sums.device)
-            places = torch.tensor(columns, device=sums.device)
-            turn[places.unsqueeze(-1), places] = inverse
-            changed[key] = (tied, Regression.turned(sums, turn.expand(len(sums), -1, -1)))
-    turned = dataclasses.replace(statistics, sums=changed)
+class _Place(NamedTuple):
+    """Parameters, and the statistics of latents changed so far whose M-step has made them."""
+
+    statistics: Statistics
+    params: dict[str, Tensor]
+
+
+Sums = dict[TieKey, tuple[TiedFactors, Tensor]]
+Changed = tuple[Sums, Tensor]  # the sums of changed latents, and the logarithm of the change
+
+
+def _better(m_step: MStep, at: _Place, sums: Sums, change: Tensor) -> _Place:
+    """The place that the sums of changed latents lead to, if it is higher; else the one at hand."""
+    statistics = dataclasses.replace(at.statistics, sums=sums)
     try:
-        found = m_step(turned)
+        found = m_step(statistics)
     except Degenerate:
-        return params
+        return at
     with torch.no_grad():
-        gain = expected_log_joint(turned, found) - expected_log_joint(statistics, params)
-        excess = covariance.trace() - 2.0 * factor.diagonal().log().sum() - len(covariance)
-        gain = gain + 0.5 * loadings.count * excess
-    return found if bool(gain > 0.0) else params
+        before = expected_log_joint(at.statistics, at.params)
+        gain = expected_log_joint(statistics, found) - before + change
+    return _Place(statistics, found) if bool(gain > 0.0) else at
 
 
-def _stretched(
-    m_step: MStep, statistics: Statistics, expansion: Expansion, params: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def _stretched(expansion: Expansion, at: _Place) -> Changed | None:
+    """Latents multiplied by the numbers that suit the data best."""
     with torch.no_grad():
-        natural = {
-            key: statistics.sums[key][0].natural_parameters(params) for key in expansion.pieces
-        }
+        sums = dict(at.statistics.sums)
+        natural = {key: sums[key][0].natural_parameters(at.params) for key in expansion.pieces}
         alpha = expansion.best(natural)
         if alpha is None or not bool((alpha.isfinite() & (alpha != 0.0)).all()):
-            return params
+            return None
         changes = expansion.powers(alpha) - 1.0
-        sums = dict(statistics.sums)
         for key, pieces in expansion.pieces.items():
             tied, total = sums[key]
             sums[key] = (tied, total + torch.einsum("e,ecp->cp", changes, pieces))
-    stretched = dataclasses.replace(statistics, sums=sums)
-    try:
-        found = m_step(stretched)
-    except Degenerate:
-        return params
-    with torch.no_grad():
         counts = expansion.stretches.counts.to(alpha)
-        gain = expected_log_joint(stretched, found) - expected_log_joint(statistics, params)
-        gain = gain + (counts * alpha.abs().log()).sum()
-    return found if bool(gain > 0.0) else params
+        return sums, (counts * alpha.abs().log()).sum()
+
+
+def _turned(loadings: Loadings, at: _Place) -> Changed | None:
+    """Factors made uncorrelated, of unit variance."""
+    with torch.no_grad():
+        sums = dict(at.statistics.sums)
+        squares, count = torch.zeros(()), torch.zeros(())
+        for key, columns in loadings.columns.items():
+            tied, total = sums[key]
+            products = Regression.products(total, tied.width + 1)
+            places = torch.tensor(columns, device=total.device)
+            squares = squares + products[:, places][:, :, places].sum(0)
+            count = count + total[:, 0].sum()
+        covariance = squares / count
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if int(failed):
+            return None
+        one = torch.eye(len(covariance), dtype=factor.dtype, device=factor.device)
+        inverse = torch.linalg.solve_triangular(factor, one, upper=False)
+        for key, columns in loadings.columns.items():
+            tied, total = sums[key]
+            turn = torch.eye(tied.width + 1, dtype=total.dtype, device=total.device)
+            places = torch.tensor(columns, device=total.device)
+            turn[places.unsqueeze(-1), places] = inverse
+            sums[key] = (tied, Regression.turned(total, turn.expand(len(total), -1, -1)))
+        excess = covariance.trace() - 2.0 * factor.diagonal().log().sum() - len(covariance)
+        return sums, 0.5 * loadings.count * excess

@@ -3,6 +3,8 @@
 import warnings
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -59,6 +61,41 @@ def test_expansion_and_plain_steps_have_one_optimum(name: str) -> None:
     better = fit.log_posterior - plain.log_posterior
     assert better > -1e-6 * (1.0 + abs(plain.log_posterior))
     assert fit.evaluations < plain.evaluations
+
+
+def test_changes_of_several_components_follow_each_other() -> None:
+    """Two mixed models side by side move as each moves by itself."""
+    y, w, group = normal(6, 40), 3.0 + 2.0 * normal(7, 40), torch.arange(40) % 8
+
+    def one(name: str, data: Tensor) -> None:
+        mu = pyro.param(f"mu_{name}", torch.zeros(()))
+        positive = dist.constraints.positive
+        within, between = (
+            pyro.param(f"{part}_{name}", torch.ones(()), constraint=positive)
+            for part in ("within", "between")
+        )
+        with pyro.plate(f"groups_{name}", 8):
+            mark = {"integrate": "gaussian"}
+            u = pyro.sample(f"u_{name}", dist.Normal(0.0, between), infer=mark)
+        with pyro.plate(f"rows_{name}", len(data)):
+            pyro.sample(name, dist.Normal(mu + u[group], within), obs=data)
+
+    def both() -> None:
+        one("y", y)
+        one("w", w)
+
+    def moved(model: Any, *args: Any) -> dict[str, Tensor]:
+        plan = EM(model, "mle").plan(*args)
+        with sheltered(0):
+            params = {n: p.start for n, p in plan.structure.parameters.items()}
+            statistics = LogEvidence.of(plan).statistics(params, expanded=True)
+            return expanded_m_step(MStep.of(plan), statistics)
+
+    alone = {**moved(one, "y", y), **moved(one, "w", w)}
+    together = moved(both)
+    assert together.keys() == alone.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value)
 
 
 def heywood() -> Tensor:
