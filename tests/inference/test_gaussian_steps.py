@@ -75,7 +75,7 @@ def test_changes_of_several_components_follow_each_other() -> None:
             for part in ("within", "between")
         )
         with pyro.plate(f"groups_{name}", 8):
-            mark = {"integrate": "gaussian"}
+            mark: Any = {"integrate": "gaussian"}
             u = pyro.sample(f"u_{name}", dist.Normal(0.0, between), infer=mark)
         with pyro.plate(f"rows_{name}", len(data)):
             pyro.sample(name, dist.Normal(mu + u[group], within), obs=data)
