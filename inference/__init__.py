@@ -7,6 +7,7 @@ from ember.inference.fit import Fit
 from ember.inference.numerics import (
     positive_definite as _constraints,  # registers a bijection for Wishart sites
 )
+from ember.inference.numerics.adaptive import Adaptive
 from ember.inference.numerics.quadrature import Quadrature
 from ember.inference.plan.statistics import Statistics
 from ember.inference.selection import Selection, select
@@ -15,6 +16,7 @@ from ember.inference.svi import SVI
 __all__ = [
     "EM",
     "SVI",
+    "Adaptive",
     "Comparison",
     "Fit",
     "Quadrature",

@@ -32,6 +32,7 @@ from ember.inference.queries.gaussian.predictive import predictive
 from ember.inference.queries.impossible import warn_if_impossible
 from ember.inference.queries.new_data import argument_names, plan_beside, plan_for
 from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
+from ember.inference.queries.units import unit_posterior
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
 
@@ -62,7 +63,8 @@ class Fit(Run):
         axes: The same by parameter site and axis; see ``reports/naming.py``.
         node_gaps: For each continuous latent, how far the integrals over its even and over its odd
             nodes differ in the log evidence of a row, at most. Up to about 0.1, the error of the
-            integral is the square of that over 400, or less.
+            integral is the square of that over 400, or less. For a latent that is integrated unit
+            by unit, by how much more nodes change the log evidence of a unit, at most.
     """
 
     guide: Any = field(default=None, repr=False)
@@ -137,7 +139,8 @@ class Fit(Run):
             ``covariance`` of each event, ``joint()`` for that of all entries and ``distribution``;
             of one with a conjugate prior a ``ConjugatePosterior``, with ``distribution``; of one on
             nodes a ``NodePosterior``, with ``covariance`` of each event, the ``nodes`` ``(Q,)`` and
-            the weight of each in ``probs`` ``(N, Q)``.
+            the weight of each in ``probs`` ``(N, Q)``; of one that is integrated unit by unit a
+            ``UnitPosterior``, whose ``nodes`` ``(G, Q)`` are those of each unit.
 
         Warns:
             RuntimeWarning: If data have probability zero at the estimates.
@@ -148,7 +151,11 @@ class Fit(Run):
         with sheltered(data=(self._data, args)):
             plan = self.plan_for(args, kwargs)
             continuous = gaussian_posterior(plan, self.params, name)
-            found = continuous or conjugate_posterior(plan, self.params, name)
+            found = (
+                continuous
+                or conjugate_posterior(plan, self.params, name)
+                or unit_posterior(plan, self.params, name)
+            )
             if found is not None:
                 warn_if_impossible(plan, self.params, found.mean)
                 return found

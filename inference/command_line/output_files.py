@@ -111,7 +111,7 @@ def _as_whole(column: pd.Series) -> pd.Series:
 def _latents(fit: Fit) -> list[str]:
     """All latent sites."""
     structure = fit.plan.structure
-    return [*structure.latent, *structure.gaussian, *structure.conjugate]
+    return [*structure.latent, *structure.gaussian, *structure.conjugate, *structure.units]
 
 
 def _site_name(fit: Fit) -> str:

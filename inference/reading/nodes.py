@@ -14,6 +14,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from ember.inference.numerics.adaptive import Adaptive
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.quadrature import (
     HALF_WIDTH,
@@ -73,7 +74,7 @@ class OnGrid(TorchDistribution):
 
 def asks_for_nodes(how: object) -> bool:
     """Whether a wish for a site is one for quadrature."""
-    return how == "quadrature" or isinstance(how, Quadrature)
+    return how == "quadrature" or isinstance(how, (Quadrature, Adaptive))
 
 
 def can_be_on_nodes(fn: Distribution) -> bool:
