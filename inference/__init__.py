@@ -8,6 +8,7 @@ from ember.inference.numerics import (
     positive_definite as _constraints,  # registers a bijection for Wishart sites
 )
 from ember.inference.numerics.adaptive import Adaptive
+from ember.inference.numerics.monte_carlo import MonteCarlo
 from ember.inference.numerics.quadrature import Quadrature
 from ember.inference.plan.statistics import Statistics
 from ember.inference.selection import Selection, select
@@ -19,6 +20,7 @@ __all__ = [
     "Adaptive",
     "Comparison",
     "Fit",
+    "MonteCarlo",
     "Quadrature",
     "Selection",
     "Statistics",

@@ -29,6 +29,7 @@ from ember.inference.iteration.restarts.restarts import best_of
 from ember.inference.iteration.restarts.starting_points import starting_points
 from ember.inference.iteration.run import Run
 from ember.inference.iteration.split_merge import check_mixture, split_and_merge
+from ember.inference.iteration.stochastic.polish import by_draws, rule_of_draws
 from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.numerics.adaptive import Adaptive
@@ -76,8 +77,8 @@ class EM:
         model: A Pyro function (or ``PyroModule``) that takes the data.
         objective: "map" or "mle".
         integrate: Per-site wishes that override the model's ``infer={"integrate": ...}``:
-            "gaussian", "conjugate", "quadrature", a ``Quadrature`` or ``Adaptive`` rule for a
-            continuous latent, None
+            "gaussian", "conjugate", "quadrature" or a ``Quadrature`` or ``Adaptive`` rule,
+            "monte-carlo" or a ``MonteCarlo`` for a continuous latent, None
             for a parameter.
         init: "kmeans", "points", "random", "hierarchical", "prior", for chains also "sticky"
             (levels of the data, states that last) and "windows" (see
@@ -324,6 +325,9 @@ class EM:
     def _run(self, plan: Plan, way: Trajectory, limit: int | None = None) -> Run:
         """The run from one start."""
         limit = self.max_iter if limit is None else limit
+        draws = rule_of_draws(plan)
+        if draws is not None:
+            return by_draws(plan, way, draws, self.name)
         with progress_bar(self.progress, limit, self.name) as tick:
             loop = Loop(
                 plan,

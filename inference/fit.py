@@ -57,6 +57,8 @@ class Fit(Run):
         evaluations: Number of passes over the data.
         stop_reason: Why the fit ended, in words.
         starts: What became of every start, the kept one included; see ``Starts``.
+        monte_carlo: Where the search was one by draws, the Monte Carlo standard ``errors`` of the
+            estimates, the largest of them in standard errors (``share``), and the number of draws.
         guide: For SVI the learnt guide, callable like any; None for EM.
         columns: The names of columns, where the data came with them, by observed site and by
             argument of the model.

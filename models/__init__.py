@@ -21,6 +21,7 @@ from ember.models.experts import mixture_of_experts
 from ember.models.factor_analysis import factor_analysis, probabilistic_pca
 from ember.models.factor_mixtures import mixture_of_factor_analysers
 from ember.models.generalised_mixed_models import generalised_linear_mixed_model
+from ember.models.growth import growth_curves
 from ember.models.hidden_markov import (
     hidden_markov_bernoulli,
     hidden_markov_categorical,
@@ -57,6 +58,7 @@ __all__ = [
     "factor_analysis",
     "gaussian_mixture",
     "generalised_linear_mixed_model",
+    "growth_curves",
     "hidden_markov_bernoulli",
     "hidden_markov_categorical",
     "hidden_markov_gaussian",

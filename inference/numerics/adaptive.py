@@ -26,7 +26,7 @@ __all__ = ["MOST_ADAPTIVE_DIMS", "Adaptive"]
 FEWEST = 5  # nodes in a dim: with fewer the gradient leaves out too much
 GAUSS_HERMITE = {1: (15, 63), 2: (11, 31), 3: (7, 15)}  # nodes in a dim at first, and at most
 SOBOL = 256, 16384  # points at first, and at most
-SETTLED = {1: 1e-6, 2: 1e-5, 3: 1e-4}  # change of a unit's log evidence that more nodes may make
+SETTLED = {1: 1e-6, 2: 1e-5, 3: 1e-3}  # change of a unit's log evidence that more nodes may make
 SETTLED_SOBOL = 0.05
 WIDER = 1.2  # than the normal at mode and curvature
 MOST_ADAPTIVE_DIMS = 10
@@ -43,7 +43,7 @@ class Adaptive:
     latents that a row reads count together: an intercept and a slope of its group are two dims. The
     nodes are placed anew at each E-step. Where a fit ends, the log evidence of each unit is
     computed once more with half as many nodes again in each dim (four times as many Sobol points);
-    while it changes by more than 1e-6 (1e-5 in two dims, 1e-4 in three, 0.05 with Sobol points),
+    while it changes by more than 1e-6 (1e-5 in two dims, 1e-3 in three, 0.05 with Sobol points),
     the fit goes on with these.
 
     ``"quadrature"`` means the same for latents that are read by index, ``u[group]``.

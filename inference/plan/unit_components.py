@@ -10,6 +10,7 @@ from ember.inference.factors.tied import SiteCells
 from ember.inference.factors.units.component import UnitComponent, UnitPrior
 from ember.inference.factors.units.playback import Playback, unit_rows
 from ember.inference.numerics.adaptive import MOST_ADAPTIVE_DIMS, Adaptive
+from ember.inference.numerics.monte_carlo import MonteCarlo
 from ember.inference.plan.components import common_scale, relative_scale, row_numbers
 from ember.inference.reading.site import Site
 from ember.inference.reading.structure import Structure
@@ -64,7 +65,7 @@ def _component(
     misread: Collection[str],
 ) -> UnitComponent:
     latents = {name: structure.units[name] for name in group.latents}
-    rule = _rule(group, structure)
+    rule, monte_carlo = _rule(group, structure)
     first = sites[group.latents[0]]
     plates = [(s, sizes[s]) for s in first.layout.outer if s in first.plates]
     members = [sites[n] for n in (*group.latents, *group.children)]
@@ -85,11 +86,12 @@ def _component(
         playback = playback.recorded(probes)
     priors = {n: UnitPrior.of(sites[n], cells[n]) for n in latents if n not in group.asked}
     return UnitComponent(
-        factor, latents, priors, playback, rule, tuple(size for _, size in rows if size > 1)
-    )
+        factor, latents, priors, playback, rule, tuple(size for _, size in rows if size > 1),
+        monte_carlo=monte_carlo,
+    )  # fmt: skip
 
 
-def _rule(group: UnitGroup, structure: Structure) -> Adaptive:
+def _rule(group: UnitGroup, structure: Structure) -> tuple[Adaptive, MonteCarlo | None]:
     """The rule that the latents of a group ask for, for all their dims together."""
     dims = sum(structure.units[name].dims for name in group.latents)
     listed = " and ".join(map(repr, group.latents))
@@ -105,7 +107,10 @@ def _rule(group: UnitGroup, structure: Structure) -> Adaptive:
             f"the latents {listed} meet in a site, so they are integrated together, but ask for "
             "different rules; give both the same."
         )
-    return next(iter(rules), Adaptive()).for_dims(dims)
+    rule = next(iter(rules), Adaptive())
+    if isinstance(rule, MonteCarlo):
+        return Adaptive().for_dims(dims), rule
+    return rule.for_dims(dims), None
 
 
 def _stands_in(site: Site, plates: Sequence[tuple[str, int]]) -> bool:

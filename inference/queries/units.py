@@ -162,6 +162,8 @@ def finer_unit_rules(plan: Plan, gaps: Mapping[str, float]) -> dict[str, Adaptiv
     for component in plan.units:
         gap = max(gaps[name] for name in component.latents)
         more = component.rule.refined(component.dims)
+        if component.monte_carlo is not None:
+            continue  # nodes give answers alone
         if gap > component.rule.settled(component.dims) and more is not None:
             finer.update(dict.fromkeys(component.latents, more))
     return finer
@@ -171,7 +173,7 @@ def warning_of_unit_gaps(plan: Plan, gaps: Mapping[str, float]) -> str:
     """A sentence about the first latent whose nodes are too few, or none."""
     for component in plan.units:
         name = next(iter(component.latents))
-        if gaps[name] > component.rule.settled(component.dims):
+        if component.monte_carlo is None and gaps[name] > component.rule.settled(component.dims):
             more = _more(component).nodes
             return (
                 f"{component.rule.shown(component.dims)} nodes of '{name}' are too few: more "

@@ -76,9 +76,9 @@ def _continuous_role(name: str, fn: Distribution, how: object) -> str:
     if how != "gaussian":
         raise ValueError(
             f"site '{name}' asks to be integrated by {how!r}, which is not known; ask for "
-            "'quadrature', which takes sites of one or two dimensions, 'gaussian', which takes "
-            "normal sites that others read linearly, or 'conjugate', or estimate the site as a "
-            f"parameter (EM(model, integrate={{'{name}': None}}))."
+            "'quadrature' or 'monte-carlo', which take sites of up to ten dimensions, 'gaussian', "
+            "which takes normal sites that others read linearly, or 'conjugate', or estimate the "
+            f"site as a parameter (EM(model, integrate={{'{name}': None}}))."
         )
     base = unwrap(fn).base
     if type(base) not in (dist.Normal, dist.MultivariateNormal):

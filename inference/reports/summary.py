@@ -25,6 +25,12 @@ def text(fit: Fitted) -> str:
     posterior = f"\n  log posterior   {fit.log_posterior:.6f}" if fit.objective == "map" else ""
     starts = f"\n  starts          {fit.starts}" if len(fit.starts) > 1 else ""
     nodes = "".join(_nodes(fit.plan, name, gap) for name, gap in fit.node_gaps.items())
+    if fit.monte_carlo is not None:
+        errors = fit.monte_carlo
+        nodes += (
+            f"\n  Monte Carlo     errors are at most {errors.share:.2g} standard errors "
+            f"({errors.draws} draws of each unit)"
+        )
     computed = fit.deterministic
     block = f"\nComputed\n{estimates(computed, {})}" if computed else ""
     return (

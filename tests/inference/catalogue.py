@@ -175,6 +175,11 @@ OF_UNITS: list[Case] = [
         _response("logistic"),
         {**GROUPS, "design": torch.stack([torch.ones(60), _covariates()[:, 0]], -1)},
     ),
+    (
+        "growth_curves",
+        5.0 * torch.sigmoid(torch.arange(60.0) % 6 - 2.5) + 0.3 * _points(0)[:, 0],
+        {"times": torch.arange(60.0) % 6, "subjects": torch.arange(60) // 6},
+    ),
     ("ordinal_probit", _codes(4, (60,), 3), {**GROUPS, "X": _covariates()}),
 ]
 

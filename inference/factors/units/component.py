@@ -17,11 +17,12 @@ import torch
 from torch import Size, Tensor
 
 from ember.inference.factors.exponential import at_cells, statistics_of
-from ember.inference.factors.factor import Factor
+from ember.inference.factors.factor import Factor, align
 from ember.inference.factors.tied import SiteCells, TieKey
 from ember.inference.factors.units.modes import modes
 from ember.inference.factors.units.playback import Playback
 from ember.inference.numerics.adaptive import Adaptive
+from ember.inference.numerics.monte_carlo import MonteCarlo
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.reading.site import NamedDims, Site
 from ember.inference.reading.units.latents import UnitLatent
@@ -93,6 +94,7 @@ class UnitComponent:
         rule: How the latents are integrated.
         sizes: The sizes of the factor's dims.
         at: The nodes; None before they are placed.
+        monte_carlo: How their parameters are found from draws, if they are.
         memory: Where the modes were last: where the next search begins.
     """
 
@@ -103,6 +105,7 @@ class UnitComponent:
     rule: Adaptive
     sizes: tuple[int, ...]
     at: UnitNodes | None = None
+    monte_carlo: MonteCarlo | None = None
     memory: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -167,10 +170,25 @@ class UnitComponent:
         weights = log_weights[:, None] + volume + slopes
         return dataclasses.replace(self, at=UnitNodes(found, roots, values, weights), rule=rule)
 
-    def on_line(self, natural: Natural, params: Params, line: Tensor) -> Tensor:
-        """The log density of units at points ``(Q, G, D)`` of the whole line, ``(Q, G)``."""
+    def on_line(
+        self, natural: Natural, params: Params, line: Tensor, temper: float = 1.0
+    ) -> Tensor:
+        """The log density of units at points ``(Q, G, D)`` of the whole line, ``(Q, G)``.
+
+        With ``temper`` below 1 that of the sites that the model is asked for counts by so much.
+        """
         values, slopes = self.values_of(line)
-        return self._densities(natural, self.playback.at(params, values), values) + slopes
+        played = self.playback.at(params, values)
+        if temper != 1.0:
+            played = {name: temper * each for name, each in played.items()}
+        return self._densities(natural, played, values) + slopes
+
+    def weight_of_units(self) -> Tensor:
+        """How often each unit counts, ``(G,)``, or one number."""
+        scale = self.factor.scale
+        if scale is None:
+            return torch.ones((), dtype=torch.float64)
+        return align(scale.tensor, scale.dims, self.factor.dims).expand(self.sizes).reshape(-1)
 
     def values_of(self, line: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The values of latents at points of the whole line, and the logarithm of the slope."""

@@ -180,8 +180,12 @@ class Playback:
 
     @functools.cached_property
     def _chunk(self) -> int:
-        most = max(torch.Size(rows.sizes).numel() for rows in self.rows.values())
-        return max(1, AT_ONCE // max(most, 1))
+        return max(1, AT_ONCE // max(self.size, 1))
+
+    @functools.cached_property
+    def size(self) -> int:
+        """The number of events of the largest site."""
+        return max(torch.Size(rows.sizes).numel() for rows in self.rows.values())
 
 
 @contextlib.contextmanager

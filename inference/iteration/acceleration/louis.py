@@ -27,6 +27,7 @@ __all__ = ["Louis"]
 
 LEAST = 1e-4  # eigenvalue: no step is longer than 1 / LEAST steps of EM
 TRIALS, SHORTENING = 4, 0.25  # of a step
+NOISE = 1e-11  # of the objective, relative
 ARMIJO = 1e-4  # share of the rise that the slope promises
 
 
@@ -44,6 +45,8 @@ class Louis:
         """The state after one iteration, and its movement."""
         current = state.current
         after = _searched(em, current) if state.length else None
+        if after is current:
+            return State(current, state.length), Movement(state.length, 0.0, 0.0)
         if after is None:
             after = em.e_step(em.m_step(current))
         gain = after.objective - current.objective
@@ -52,7 +55,10 @@ class Louis:
 
 
 def _searched(em: EMMap, current: Statistics) -> Statistics | None:
-    """The objective raised along Newton's direction; None where there is none that raises it."""
+    """The objective raised along Newton's direction; None where there is none that raises it.
+
+    Itself where the step promises nothing: nodes that move change an integral by more than that.
+    """
     found = Information.at(em.coordinates, current)
     if found is None:
         return None
@@ -62,12 +68,15 @@ def _searched(em: EMMap, current: Statistics) -> Statistics | None:
     slope = float(direction @ found.gradient)
     if not slope > 0.0:
         return None
+    noise = NOISE * (1.0 + abs(current.objective))
+    if slope <= noise:
+        return current
     length = 1.0
     for _ in range(TRIALS):
         params = em.coordinates.unflatten(found.point + length * direction)
         if is_finite(params):
             after = em.e_step(params)
-            if after.objective >= current.objective + ARMIJO * length * slope:
+            if after.objective >= current.objective + ARMIJO * length * slope - noise:
                 return after
         length *= SHORTENING
     return None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.adaptive import Adaptive
+from ember.inference.numerics.monte_carlo import MonteCarlo
 from ember.inference.numerics.quadrature import MOST_DIMS
 from ember.inference.reading.checks.sites import check_on_nodes
 from ember.inference.reading.nodes import nodes_of, rule_of
@@ -42,9 +43,7 @@ def with_nodes(structure: Structure, plain: Trace, asked: Mapping[str, object]) 
         check_on_nodes(name, nodes[name])
     alone = _of_units(structure, plain, asked)
     units = {
-        n: unit_latent(n, nodes[n]["fn"], how if isinstance(how, Adaptive) else _adaptive(how))
-        for n, how in asked.items()
-        if n in alone
+        n: unit_latent(n, nodes[n]["fn"], _rule(how)) for n, how in asked.items() if n in alone
     }
     grids = {
         n: nodes_of(nodes[n]["fn"], rule_of(n, nodes[n]["fn"], how))
@@ -56,8 +55,12 @@ def with_nodes(structure: Structure, plain: Trace, asked: Mapping[str, object]) 
     return replace(structure, latent=(*latent, *hidden), nodes=grids, units=units)
 
 
-def _adaptive(how: object) -> Adaptive:
-    """The rule of a latent of units that asks for quadrature in other words."""
+def _rule(how: object) -> Adaptive | MonteCarlo:
+    """The rule of a latent of units, in whatever words it is asked for."""
+    if isinstance(how, (Adaptive, MonteCarlo)):
+        return how
+    if how == "monte-carlo":
+        return MonteCarlo()
     nodes = getattr(how, "nodes", None)
     return Adaptive(nodes, getattr(how, "most", None))
 
@@ -65,7 +68,11 @@ def _adaptive(how: object) -> Adaptive:
 def _of_units(structure: Structure, plain: Trace, asked: Mapping[str, object]) -> set[str]:
     """Those of the latents that are integrated unit by unit."""
     sizes = {n: plain.nodes[n]["fn"].event_shape.numel() for n in asked}
-    found = {n for n, how in asked.items() if isinstance(how, Adaptive) or sizes[n] > MOST_DIMS}
+    found = {
+        n
+        for n, how in asked.items()
+        if isinstance(how, (Adaptive, MonteCarlo)) or how == "monte-carlo" or sizes[n] > MOST_DIMS
+    }
     plates = {n: {*structure.plates[n]} for n in asked}
     if all(not each for each in plates.values()) and not found:
         return found

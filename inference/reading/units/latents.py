@@ -8,6 +8,7 @@ from torch.distributions import Transform, biject_to, constraints
 
 from ember.inference.numerics.adaptive import MOST_ADAPTIVE_DIMS, Adaptive
 from ember.inference.numerics.distribution import Distribution
+from ember.inference.numerics.monte_carlo import MonteCarlo
 from ember.inference.parameters.supports import shown
 from ember.inference.reading.runs import default_value
 
@@ -25,7 +26,7 @@ class UnitLatent:
         support: Its support.
     """
 
-    rule: Adaptive
+    rule: Adaptive | MonteCarlo
     origin: Tensor
     batch: Size
     support: constraints.Constraint = field(repr=False)
@@ -47,7 +48,7 @@ class UnitLatent:
         return transform
 
 
-def unit_latent(name: str, fn: Distribution, rule: Adaptive) -> UnitLatent:
+def unit_latent(name: str, fn: Distribution, rule: Adaptive | MonteCarlo) -> UnitLatent:
     """The latent of a site.
 
     Raises:
