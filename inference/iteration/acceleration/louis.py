@@ -27,7 +27,8 @@ __all__ = ["Louis"]
 
 LEAST = 1e-4  # eigenvalue: no step is longer than 1 / LEAST steps of EM
 TRIALS, SHORTENING = 4, 0.25  # of a step
-NOISE = 1e-11  # of the objective, relative
+NOISE = 1e-11  # of the objective, relative: what a step must promise
+FALL = 3e-10  # of it: what nodes that move may take back
 ARMIJO = 1e-4  # share of the rise that the slope promises
 
 
@@ -71,12 +72,12 @@ def _searched(em: EMMap, current: Statistics) -> Statistics | None:
     noise = NOISE * (1.0 + abs(current.objective))
     if slope <= noise:
         return current
-    length = 1.0
+    fall, length = FALL * (1.0 + abs(current.objective)), 1.0
     for _ in range(TRIALS):
         params = em.coordinates.unflatten(found.point + length * direction)
         if is_finite(params):
             after = em.e_step(params)
-            if after.objective >= current.objective + ARMIJO * length * slope - noise:
+            if after.objective >= current.objective + ARMIJO * length * slope - fall:
                 return after
         length *= SHORTENING
     return None
