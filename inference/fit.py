@@ -599,8 +599,11 @@ class Fit(Run):
                 upper=upper.numpy(),
             )
 
-    def plot(self) -> Figure:
+    def plot(self, errors: bool = False) -> Figure:
         """A picture of the data with what was fitted to them.
+
+        With ``errors`` the lines of regressions and the curves of items come with 95 % confidence
+        bands, by the delta method from the observed information (see ``standard_errors``).
 
         ==============  ========================================================================
         mixtures        a histogram with the components' densities for one column, points and
@@ -619,6 +622,9 @@ class Fit(Run):
 
         Models of the user's own are drawn in the same way, whatever their sites are called.
 
+        Args:
+            errors: Whether to draw confidence bands.
+
         Raises:
             ValueError: If the model has nothing that could be drawn.
 
@@ -631,8 +637,9 @@ class Fit(Run):
             >>> fit = EM(poisson_mixture, seed=0).fit(visits, components=2)
             >>> fit.plot().savefig("counts.png")  # doctest: +SKIP
         """
+        sure = self._warned_uncertainty() if errors else None
         with sheltered(data=self._data), torch.no_grad():
-            return draw_fit(self)
+            return draw_fit(self, sure)
 
     def argument_names(self) -> list[str]:
         """The names of the model's arguments in their order, as far as they can be known."""

@@ -17,6 +17,7 @@ from ember.inference.command_line.output_files import write, write_fit
 from ember.inference.command_line.parser import help_text, parse
 from ember.inference.comparison import Comparison, Method, compare
 from ember.inference.em import EM
+from ember.inference.fit import Fit
 from ember.inference.inputs.arguments import Model
 from ember.inference.inputs.tables import check_path, old_faithful
 from ember.inference.svi import SVI
@@ -70,7 +71,19 @@ def _demo(options: argparse.Namespace) -> None:
     ]
     comparison = compare(methods, old_faithful(), components=2)
     print(comparison)
+    print("\nHow sure the maximum-likelihood estimates are, with 95 % intervals:")
+    print(_with_errors(comparison.fits[methods[0].name]))
     _save_picture(comparison, output)
+
+
+def _with_errors(fit: Fit) -> str:
+    """The estimates with their standard errors; what has none is said on stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = fit.summary(errors=True)
+    for each in caught:
+        _say(str(each.message))
+    return table.rename_axis(None).to_string(float_format="{:.6g}".format)
 
 
 def _warm_up(model: Model) -> None:
@@ -92,10 +105,12 @@ def _fit(options: argparse.Namespace) -> None:
     fit = em.fit(*data.args, **data.kwargs)
     data.say_notes(_say)
     print(fit)
+    if options.errors:
+        print(f"Standard errors, 95 % intervals\n{_with_errors(fit)}")
     if data.labels:
         print(data.legend())
     if output is not None:
-        write_fit(fit, data, output)
+        write_fit(fit, data, output, options.errors)
         _say(f"wrote {output}")
 
 

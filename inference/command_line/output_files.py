@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -22,15 +23,21 @@ CONTINUOUS = (GaussianPosterior, ConjugatePosterior, NodePosterior)
 Continuous = GaussianPosterior | ConjugatePosterior | NodePosterior
 
 
-def write_fit(fit: Fit, data: ModelData, path: Path) -> None:
+def write_fit(fit: Fit, data: ModelData, path: Path, errors: bool = False) -> None:
     """Writes a fit in the way that the path's suffix asks for.
+
+    Args:
+        fit: The fit.
+        data: What it was fitted to.
+        path: Where to.
+        errors: Whether standard errors belong to it (.json).
 
     Raises:
         UsageError: If the file cannot be written, or there is no state of rows to write.
     """
     match path.suffix:
         case ".json":
-            text = json.dumps(_as_json(fit, data), indent=2) + "\n"
+            text = json.dumps(_as_json(fit, data, errors), indent=2) + "\n"
             write(path, lambda: path.write_text(text, encoding="utf-8"))
         case ".png":
             figure = _picture(fit, data)
@@ -129,7 +136,13 @@ def _picture(fit: Fit, data: ModelData) -> Figure:
         return draw_fits({fit.method: fit}, {fit.method: fit.params}, data.columns)
 
 
-def _as_json(fit: Fit, data: ModelData) -> dict[str, object]:
+def _as_json(fit: Fit, data: ModelData, errors: bool) -> dict[str, object]:
+    found = fit.standard_errors() if errors else {}
+    intervals = fit.confidence_intervals() if errors else {}
+    sure = {
+        "standard_errors": {name: _known(value) for name, value in found.items()},
+        "intervals": {name: [_known(end) for end in ends] for name, ends in intervals.items()},
+    }
     return {
         "method": fit.method,
         "columns": list(data.columns),
@@ -147,4 +160,12 @@ def _as_json(fit: Fit, data: ModelData) -> dict[str, object]:
         "iterations": fit.iterations,
         "seconds": fit.seconds,
         "history": fit.history.tolist(),
+        **(sure if errors else {}),
     }
+
+
+def _known(value: Tensor) -> Any:
+    """Nested lists of numbers, with null where there is none."""
+    if value.dim():
+        return [_known(each) for each in value]
+    return None if bool(value.isnan()) else float(value)

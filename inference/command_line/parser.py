@@ -59,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", metavar="PNG", default="ember-demo.png", help="the picture")
     fit = commands.add_parser("fit", help="fit a model to a table by EM")
     fit.add_argument("--objective", choices=("map", "mle"), default="map", help="default: map")
+    fit.add_argument(
+        "--errors", action="store_true", help="print standard errors and 95 %% intervals as well"
+    )
     comparison = commands.add_parser("compare", help="EM and SVI on the same table")
     for command in (fit, comparison):
         _add_data_options(command)

@@ -10,7 +10,7 @@ Reference: Oehlert (1992), *A note on the delta method*, The American Statistici
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from ember.inference.queries.uncertainty.observed_information import (
     steps_around,
 )
 
-__all__ = ["Entries", "entries_of"]
+__all__ = ["Entries", "derivatives", "entries_of"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,13 @@ def entries_of(plan: Plan, params: Params, information: ObservedInformation) -> 
         lower.append(low)
         upper.append(high)
         at_boundary.append(_held(parameter, information.at_boundary[own]))
-    blocks.append(_derivatives_computed(plan, computed, information))
     rest = sum(value.numel() for value in computed.values())
+
+    def again(moved: Params) -> Tensor:
+        found = deterministic_values(plan.structure, moved)
+        return torch.cat([_numbers(found[name]).reshape(-1) for name in computed])
+
+    blocks.append(derivatives(again, information) if rest else blocks[0][:0])
     values = {**{p.name: params[p.name] for p, _ in coordinates}, **computed}
     return Entries(
         {name: value.shape for name, value in values.items()},
@@ -99,20 +104,17 @@ def _derivatives(coordinates: Coordinates, parameter: Parameter, own: Tensor) ->
     return found.nan_to_num()
 
 
-def _derivatives_computed(
-    plan: Plan, computed: Mapping[str, Tensor], information: ObservedInformation
-) -> Tensor:
-    """Of what the model computes, by differences: two runs of it for each free coordinate."""
+def derivatives(function: Callable[[Params], Tensor], information: ObservedInformation) -> Tensor:
+    """Of ``F`` numbers that follow from the parameters, ``(F, A)``, by differences."""
     point, places, steps = information.point, information.places, information.steps
-    if not computed or not len(places):
-        return point.new_zeros(sum(v.numel() for v in computed.values()), len(places))
 
-    def entries(vector: Tensor) -> Tensor:
-        found = deterministic_values(plan.structure, information.coordinates.unflatten(vector))
-        return torch.cat([_numbers(found[name]).reshape(-1) for name in computed])
+    def numbers(vector: Tensor) -> Tensor:
+        return function(information.coordinates.unflatten(vector))
 
-    columns = [(u - d) / width for u, d, width in steps_around(entries, point, places, steps)]
-    return torch.stack(columns, -1)
+    if not len(places):
+        return numbers(point).unsqueeze(-1)[:, :0]
+    around = steps_around(numbers, point, places, steps)
+    return torch.stack([(up - down) / width for up, down, width in around], -1)
 
 
 def _numbers(value: Tensor) -> Tensor:

@@ -14,8 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ember.inference.queries.uncertainty.entries import Entries
-
 __all__ = ["Interval", "between_bounds", "check_level"]
 
 
@@ -37,10 +35,19 @@ def check_level(level: object) -> float:
     return float(level)
 
 
-def between_bounds(entries: Entries, errors: Tensor, level: float) -> Interval:
-    """The ends for each entry ``(E,)``; NaN where it has no standard error."""
+def between_bounds(
+    value: Tensor, errors: Tensor, low: Tensor, high: Tensor, level: float
+) -> Interval:
+    """The ends for each value; NaN where it has no standard error.
+
+    Args:
+        value: The estimates.
+        errors: Their standard errors.
+        low: Their least values, minus infinity where there is none.
+        high: Their largest.
+        level: The probability of the interval.
+    """
     half = torch.special.ndtri(torch.tensor(0.5 + 0.5 * level, dtype=torch.float64)) * errors
-    value, low, high = entries.values, entries.lower, entries.upper
     above, below = value - low, high - value
     ends = []
     for sign in (-1.0, 1.0):

@@ -1,13 +1,13 @@
 """All that is known of how sure a fit's estimates are, made once for a fit."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ember.inference.plan.plan import Params, Plan
-from ember.inference.queries.uncertainty.entries import Entries, entries_of
+from ember.inference.queries.uncertainty.entries import Entries, derivatives, entries_of
 from ember.inference.queries.uncertainty.identification import Identification, identification
 from ember.inference.queries.uncertainty.intervals import Interval, between_bounds
 from ember.inference.queries.uncertainty.observed_information import (
@@ -70,7 +70,15 @@ class Uncertainty:
 
     def intervals(self, level: float, robust: bool = False) -> Interval:
         """The confidence interval of each entry, ``(E,)``; NaN where it is not known."""
-        return between_bounds(self.entries, self.standard_errors(robust), level)
+        found, errors = self.entries, self.standard_errors(robust)
+        return between_bounds(found.values, errors, found.lower, found.upper, level)
+
+    def errors_of(self, function: Callable[[Params], Tensor]) -> Tensor:
+        """Standard errors of numbers ``(F,)`` that follow from the parameters; NaN if not known."""
+        jacobian = derivatives(function, self._information)
+        variances = (jacobian @ self._identified.covariance * jacobian).sum(-1)
+        idle = self._identified.is_idle(jacobian)
+        return torch.where(idle, torch.nan, variances.clamp_min(0.0).sqrt())
 
     def draws(self, n: int) -> dict[str, Tensor]:
         """Values of the parameters from the normal approximation in unconstrained coordinates.
