@@ -25,6 +25,7 @@ __all__ = [
     "Params",
     "canonical_order",
     "exchangeable",
+    "explained",
     "in_canonical_order",
     "is_same_density",
     "permute",
@@ -68,6 +69,12 @@ def permute(
 
 def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
     """States by decreasing share of the data that they explain."""
+    shares = explained(plan, params, latent)
+    return [int(i) for i in torch.argsort(shares, descending=True, stable=True)]
+
+
+def explained(plan: Plan, params: Params, latent: str) -> Tensor:
+    """How many rows (of chains: steps) each state of a latent site explains, ``(K,)``."""
     names = list(members_of(plan, latent))
     posteriors, shares = marginals(plan, params, names), torch.zeros(())
     for name in names:
@@ -75,7 +82,7 @@ def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
         if scale is not None:  # a row that counts three times explains three rows
             probs = probs * spread(scale.tensor, scale.dims, plan.places(name)).unsqueeze(-1)
         shares = shares + probs.reshape(-1, probs.shape[-1]).sum(0)
-    return [int(i) for i in torch.argsort(shares, descending=True, stable=True)]
+    return shares
 
 
 def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:

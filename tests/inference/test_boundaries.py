@@ -1,6 +1,7 @@
 """Estimates without a standard error are named and get NaN: at boundaries, or not identified."""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -22,6 +23,8 @@ from ember.models import (
     probabilistic_pca,
     student_t_regression,
 )
+
+Load = Callable[[str], pd.DataFrame]
 
 
 def quietly(em: EM, *args: Any, **kwargs: Any) -> Fit:
@@ -95,9 +98,21 @@ def test_components_that_are_one() -> None:
     fit = quietly(EM(poisson_mixture, "mle", seed=0), x, components=2)
     rates = fit.params["rates"]
     assert float((rates[0] - rates[1]).abs()) < 1e-3
-    with pytest.warns(RuntimeWarning, match=r"do not identify .*weights\[|weights\[.*boundary"):
-        errors = fit.standard_errors()
-    assert bool(errors["weights"].isnan().any())
+    with pytest.warns(RuntimeWarning, match="states 0, 1 of latent site 'assignment' are one"):
+        check_nowhere(fit, "weights", "rates")
+
+
+def test_a_third_component_with_nothing_to_do(reference_data: Load) -> None:
+    """Hasselblad (1969): two rates explain the deaths, and what they say remains."""
+    table = reference_data("notices")
+    em = EM(poisson_mixture, "mle", seed=0)
+    two = em.fit(table.iloc[:, 0], components=2, frequency=table.iloc[:, 1])
+    three = quietly(em, table.iloc[:, 0], components=3, frequency=table.iloc[:, 1])
+    with pytest.warns(RuntimeWarning, match="states 0, 2 of latent site"):
+        errors = three.standard_errors()
+    for name, expected in two.standard_errors().items():
+        assert bool(errors[name][[0, 2]].isnan().all())
+        assert float(errors[name][1]) == pytest.approx(float(expected[1]), rel=1e-3)
 
 
 def test_moves_that_never_happen() -> None:

@@ -15,6 +15,7 @@ from ember.inference.queries.uncertainty.observed_information import (
     observed_information,
 )
 from ember.inference.queries.uncertainty.sandwich import spread_of_scores
+from ember.inference.queries.uncertainty.superfluous_states import superfluous_states
 
 __all__ = ["Uncertainty"]
 
@@ -47,8 +48,11 @@ class Uncertainty:
         self._identified: Identification = identification(self._information)
         self.entries: Entries = entries_of(plan, params, self._information)
         idle = self._identified.is_idle(self.entries.jacobian)
-        self._unknown = self.entries.at_boundary | idle
-        self.notes = tuple(self._noted(idle))
+        nothing, sentences = idle & False, list[str]()
+        if bool((idle | self.entries.at_boundary).any()):
+            nothing, sentences = superfluous_states(plan, params, self.entries)
+        self._unknown = self.entries.at_boundary | idle | nothing
+        self.notes = (*sentences, *self._noted(~nothing, idle))
 
     @property
     def distance(self) -> float:
@@ -99,10 +103,10 @@ class Uncertainty:
         bread = self._identified.covariance
         return bread @ spread_of_scores(self._plan, self._params, self._information) @ bread
 
-    def _noted(self, idle: Tensor) -> Iterator[str]:
-        """A sentence for each thing that an analyst should know."""
+    def _noted(self, among: Tensor, idle: Tensor) -> Iterator[str]:
+        """A sentence for each thing that an analyst should know of some entries."""
         entries = self.entries
-        held = entries.at_boundary.nonzero()[:, 0].tolist()
+        held = (entries.at_boundary & among).nonzero()[:, 0].tolist()
         if held:
             are = "is" if len(held) == 1 else "are"
             yield (
@@ -110,7 +114,7 @@ class Uncertainty:
                 "held fixed there, without a standard error (NaN); those of the others take it as "
                 "known."
             )
-        idle = idle & ~entries.at_boundary
+        idle = idle & ~entries.at_boundary & among
         if bool(idle.any()) and self._identified.is_maximum:
             yield (
                 f"the data do not identify {self._heaviest(idle)}: other values fit as well, so "

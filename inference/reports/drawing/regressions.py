@@ -185,15 +185,20 @@ def _curve(
         return None  # the model takes no other rows than its own
     if means.shape[1] not in (1, POINTS):
         return None
-    if sure is None:
-        return Curve(grid, means.expand(emission.states, POINTS))
+    band = None if sure is None else _band(fit, plan, emission, means, sure)
+    return Curve(grid, means.expand(emission.states, POINTS), band)
+
+
+def _band(
+    fit: Fitted, plan: Plan, emission: Emission, means: Tensor, sure: Uncertainty
+) -> Interval:
+    """The confidence intervals of the means in the rows of a plan; those of counts are positive."""
     errors = sure.errors_of(lambda moved: _means(fit, plan, emission, moved).reshape(-1))
-    means, errors = (
-        t.expand(emission.states, POINTS) for t in (means, errors.reshape(means.shape))
-    )
-    low = torch.full_like(means, 0.0 if emission.kind == "counts" else -math.inf)
-    high = torch.full_like(means, math.inf)
-    return Curve(grid, means, between_bounds(means, errors, low, high, LEVEL))
+    least = torch.full_like(means, 0.0 if emission.kind == "counts" else -math.inf)
+    most = torch.full_like(means, math.inf)
+    found = between_bounds(means, errors.reshape(means.shape), least, most, LEVEL)
+    lower, upper = (end.expand(emission.states, POINTS) for end in found)
+    return Interval(lower, upper)
 
 
 def _means(fit: Fitted, plan: Plan, emission: Emission, params: Params) -> Tensor:
