@@ -1,5 +1,6 @@
 """Estimates without a standard error are named and get NaN: at boundaries, or not identified."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -98,7 +99,7 @@ def test_components_that_are_one() -> None:
     fit = quietly(EM(poisson_mixture, "mle", seed=0), x, components=2)
     rates = fit.params["rates"]
     assert float((rates[0] - rates[1]).abs()) < 1e-3
-    with pytest.warns(RuntimeWarning, match="states 0, 1 of latent site 'assignment' are one"):
+    with pytest.warns(RuntimeWarning, match="states 0 and 1 of latent site 'assignment' are one"):
         check_nowhere(fit, "weights", "rates")
 
 
@@ -108,11 +109,28 @@ def test_a_third_component_with_nothing_to_do(reference_data: Load) -> None:
     em = EM(poisson_mixture, "mle", seed=0)
     two = em.fit(table.iloc[:, 0], components=2, frequency=table.iloc[:, 1])
     three = quietly(em, table.iloc[:, 0], components=3, frequency=table.iloc[:, 1])
-    with pytest.warns(RuntimeWarning, match="states 0, 2 of latent site"):
+    with pytest.warns(RuntimeWarning, match="states 0 and 2 of latent site"):
         errors = three.standard_errors()
     for name, expected in two.standard_errors().items():
         assert bool(errors[name][[0, 2]].isnan().all())
         assert float(errors[name][1]) == pytest.approx(float(expected[1]), rel=1e-3)
+
+
+def test_a_component_without_data() -> None:
+    x = torch.tensor([0.0, 1, 2, 3, 2, 1])
+    fit = quietly(EM(poisson_mixture, "mle", seed=0, max_iter=1), x, components=2)
+    params = {"weights": [1.0, 0.0], "rates": [1.5, 9.0]}
+    fit = dataclasses.replace(fit, params={n: torch.tensor(v).double() for n, v in params.items()})
+    with pytest.warns(RuntimeWarning, match="state 1 of latent site 'assignment' explains no row"):
+        errors = fit.standard_errors()
+    assert errors["rates"].isnan().tolist() == [False, True]
+
+
+def test_estimates_that_the_prior_rules_out() -> None:
+    fit = EM(poisson_mixture, seed=0).fit(torch.tensor([0.0, 1, 9, 8]), components=2)
+    never = {**fit.params, "weights": torch.tensor([1.0, 0.0]).double()}
+    with pytest.raises(ValueError, match="no finite curvature at the estimates"):
+        dataclasses.replace(fit, params=never).standard_errors()
 
 
 def test_moves_that_never_happen() -> None:

@@ -16,6 +16,7 @@ and such coordinates are held there.
 Reference: Jamshidian & Jennrich (2000), *Standard errors for EM estimation*, JRSS B 62, 257-270.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.maximisation.objective import expected_log_joint, score
+from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.optimality.vanishing import off_zero
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Params, Plan
@@ -40,6 +42,11 @@ __all__ = ["ObservedInformation", "observed_information", "steps_around"]
 STEP = 1e-4  # of a difference of gradients, in standard deviations or units of a logarithm
 SHORT = 30.0  # times shorter than that, and a difference is taken once more
 LONGEST = 1e4  # times as long as at first
+
+NO_CURVATURE = (
+    "the objective has no finite curvature at the estimates, so these have no standard errors; "
+    "fit.stop_reason says how the fit ended."
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,8 @@ def observed_information(
     """
     coordinates, e_step = Coordinates(plan.structure.parameters), LogEvidence.of(plan).statistics
     estimates = e_step(params)
+    if not math.isfinite(estimates.objective) or estimates.objective <= 0.1 * IMPOSSIBLE:
+        raise ValueError(NO_CURVATURE)
     current = e_step(off_zero(plan, estimates))
     point, slopes = coordinates.flatten(current.params), score(current, coordinates)
     held = at_boundary(plan, e_step, coordinates, estimates, is_infinite)
@@ -99,10 +108,7 @@ def observed_information(
     steps = _steps(coordinates, point, slopes, places, complete)
     matrix, steps, noise = _differences(derivative, coordinates, point, places, steps)
     if not bool(matrix.isfinite().all()) or not bool(slopes[places].isfinite().all()):
-        raise ValueError(
-            "the objective has no finite curvature at the estimates, so these have no standard "
-            "errors; fit.stop_reason says how the fit ended."
-        )
+        raise ValueError(NO_CURVATURE)
     gone = on_their_way(e_step, coordinates, current, places, slopes[places], matrix.diagonal())
     held[places[gone]], kept = True, ~gone
     return ObservedInformation(

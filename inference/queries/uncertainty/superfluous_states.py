@@ -20,23 +20,35 @@ __all__ = ["superfluous_states"]
 SAME = 1e-3  # difference of log probabilities of states that coincide
 NOTHING = 1e-3  # of a row, explained by a state that is not needed
 
+MERGED = (
+    "{0} of latent site '{1}' are one and the same, so the data do not identify what each of them "
+    "stands for: no standard error (NaN) for it; use fewer states."
+)
+EMPTY = (
+    "{0} of latent site '{1}' explains no row, so the data do not identify what it stands for: no "
+    "standard error (NaN) for it; use fewer states."
+)
+
 
 def superfluous_states(plan: Plan, params: Params, entries: Entries) -> tuple[Tensor, list[str]]:
-    """Which entries belong to such states, ``(E,)``, and a sentence for each latent."""
+    """Which entries belong to such states, ``(E,)``, and a sentence for each kind of them."""
     marked = {n: torch.zeros(s, dtype=torch.bool) for n, s in entries.shapes.items()}
     sentences = []
-    merged = coinciding_states(plan, params, SAME)
+    coinciding = coinciding_states(plan, params, SAME)
     for latent in numberings(plan):
         empty = (explained(plan, params, latent) < NOTHING).nonzero()[:, 0].tolist()
-        states = sorted({*empty, *merged.get(latent, ())})
-        for name, axes in component_axes(plan, latent).items():
-            for axis in axes:
-                marked[name].index_fill_(axis, torch.tensor(states, dtype=torch.long), True)
-        if states:
-            named = ", ".join(map(str, states))
-            sentences.append(
-                f"states {named} of latent site '{latent}' are one and the same, or explain no "
-                "row: the data do not identify what each of them stands for, so there is no "
-                "standard error (NaN) for it; use fewer states."
-            )
+        merged = sorted(coinciding.get(latent, set()).difference(empty))
+        for states, sentence in ((empty, EMPTY), (merged, MERGED)):
+            if not states:
+                continue
+            sentences.append(sentence.format(_listed(states), latent))
+            for name, axes in component_axes(plan, latent).items():
+                for axis in axes:
+                    marked[name].index_fill_(axis, torch.tensor(states), True)
     return torch.cat([each.reshape(-1) for each in marked.values()]), sentences
+
+
+def _listed(states: list[int]) -> str:
+    """Their numbers in words."""
+    *most, last = map(str, states)
+    return f"states {', '.join(most)} and {last}" if most else f"state {last}"
