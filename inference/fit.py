@@ -467,8 +467,8 @@ class Fit(Run):
                 maximum.
 
         Raises:
-            ValueError: If the objective has no maximum there, or rows are not independent
-                (``robust``).
+            ValueError: If the objective has no maximum there, the model has no parameters, or rows
+                are not independent (``robust``).
 
         Reference: Louis (1982), *Finding the observed information matrix when using the EM
         algorithm*, JRSS B 44, 226-233; Jamshidian & Jennrich (2000), JRSS B 62, 257-270.
@@ -560,6 +560,8 @@ class Fit(Run):
             raise ValueError(
                 f"standard errors need a maximum, and this fit has none: {self.stop_reason}"
             )
+        if not self.params:
+            raise ValueError("the model has no parameters, so there is nothing to be unsure of.")
         with sheltered(data=self._data), torch.no_grad():
             return Uncertainty(self.plan, self.params, self.stop is StopReason.INFINITE)
 

@@ -199,7 +199,8 @@ class Certificate:
     """Why a place may be called a maximum: the slope is small, and no direction leads up.
 
     Both are in units of the complete data: a unit of length is one standard deviation of the
-    estimates if nothing were latent.
+    estimates if nothing were latent. With more than 48 free reals each has a unit of its own, as
+    if the others were known, and the numbers are rough.
 
     Attributes:
         gradient: The length of the objective's gradient.

@@ -242,6 +242,28 @@ def test_one_unit_has_no_sandwich() -> None:
         mixed.summary(errors=True, robust=True)
 
 
+def test_where_nothing_is_free() -> None:
+    def coin(x: Tensor) -> None:
+        p = pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)
+        with pyro.plate("tosses", len(x)):
+            pyro.sample("x", dist.Bernoulli(p), obs=x)
+
+    fit = EM(coin, "mle").fit(torch.ones(5))
+    for robust in (False, True):
+        with pytest.warns(RuntimeWarning, match="p is at a boundary"):
+            assert bool(fit.standard_errors(robust)["p"].isnan())
+    with pytest.warns(RuntimeWarning, match="p is at a boundary"):
+        assert fit.laplace_samples(3)["p"].tolist() == pytest.approx([1.0] * 3, abs=1e-15)
+
+    def known(x: Tensor) -> None:
+        with pyro.plate("tosses", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Bernoulli(0.2 + 0.6 * z), obs=x)
+
+    with pytest.raises(ValueError, match="the model has no parameters"):
+        EM(known).fit(torch.ones(5)).vcov()
+
+
 def test_names_of_columns_stay_in_the_summary() -> None:
     table = pd.DataFrame({"a": [0.0, 1, 2, 8, 9, 10], "b": [1.0, 0, 2, 9, 8, 12]})
     fit = EM(gaussian_mixture, seed=0).fit(table, components=2)

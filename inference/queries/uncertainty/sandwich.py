@@ -47,6 +47,9 @@ def spread_of_scores(plan: Plan, params: Params, information: ObservedInformatio
             "independent."
         )
 
+    if not len(information.places):
+        return information.matrix
+
     def rows(vector: Tensor) -> Tensor:
         return evidence.rows(coordinates.unflatten(vector))
 

@@ -128,7 +128,8 @@ class Uncertainty:
         elif self.distance > DISTANT:
             yield (
                 f"the estimates are some {self.distance:.2g} standard errors away from the maximum "
-                "of the objective; let the fit converge first (tol, max_iter)."
+                "of the objective: the fit has not converged (tol, max_iter), or has maximised "
+                "another one (assignment='hard', a variational bound)."
             )
 
     def _heaviest(self, idle: Tensor) -> str:
