@@ -8,7 +8,8 @@ INFERENCE = Path(__file__).parents[1] / "inference"
 ROOMS = [
     *("inputs", "numerics", "parameters", "families", "reading", "factors", "plan"),
     *("maximisation", "expectation", "optimality", "queries", "initialisation", "variational"),
-    *("iteration", "reports", "fit", "alignment", "svi", "em", "comparison", "selection"),
+    *("variational_bayes", "iteration", "reports", "fit", "variational_fit", "alignment", "svi"),
+    *("em", "vbem", "comparison", "selection"),
     "command_line",
 ]
 FACADES = {"__init__", "tables"}  # they hold no code: public names only
