@@ -52,23 +52,31 @@ class SampledFit(Fit):
         check_count("n", n)
         generator = torch.Generator().manual_seed(seed or int(torch.randint(2**31, ())))
         total = self.heights.numel()
+        if n == total:
+            return every
         picked = torch.randperm(total, generator=generator)[:n]
         if n > total:
             picked = torch.randint(total, (n,), generator=generator)
         return {name: value[picked] for name, value in every.items()}
 
     @property
-    def deviations(self) -> dict[str, Tensor]:
-        """The standard deviation of every entry's draws."""
-        return {name: value.flatten(0, 1).std(0) for name, value in self.draws.items()}
+    def has_posterior(self) -> bool:
+        return True
 
-    def summary(self) -> pd.DataFrame:
-        """As of any fit, with ``sd``, and of chains ``r_hat`` and the effective size ``ess``."""
-        frame = super().summary()
-        columns = {"sd": self.deviations}
-        if len(self.heights) > 1:
-            columns["r_hat"] = {name: r_hat(value) for name, value in self.draws.items()}
-            columns["ess"] = {name: effective_size(value) for name, value in self.draws.items()}
+    def _posterior_draws(self) -> dict[str, Tensor]:
+        return self.posterior_samples()
+
+    def summary(
+        self, errors: bool = True, level: float = 0.95, robust: bool = False
+    ) -> pd.DataFrame:
+        """As of any fit; of chains with ``r_hat`` and the effective size ``ess`` beside errors."""
+        frame = super().summary(errors, level, robust)
+        if not errors or len(self.heights) < 2:
+            return frame
+        columns = {
+            "r_hat": {name: r_hat(value) for name, value in self.draws.items()},
+            "ess": {name: effective_size(value) for name, value in self.draws.items()},
+        }
         for column, values in columns.items():
             known = {label: value for label, _, value in entry_rows(values, {})}
             frame[column] = [known.get(str(label), math.nan) for label in frame.index]
@@ -89,6 +97,8 @@ class SampledFit(Fit):
     @property
     def _agreement(self) -> str:
         """The worst of all entries, in words."""
-        table = self.summary()
-        worst, least = table["r_hat"].max(), table["ess"].min()
+        worst = max(float(r_hat(value).nan_to_num().max()) for value in self.draws.values())
+        least = min(
+            float(effective_size(v).nan_to_num(torch.inf).min()) for v in self.draws.values()
+        )
         return f"r-hat at most {worst:.3f}, effective size at least {least:.0f}"

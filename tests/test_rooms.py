@@ -9,7 +9,8 @@ ROOMS = [
     *("inputs", "numerics", "parameters", "families", "reading", "factors", "plan"),
     *("maximisation", "expectation", "optimality", "queries", "initialisation", "variational"),
     *("variational_bayes", "sampling", "iteration", "reports", "fit", "variational_fit"),
-    *("sampled_fit", "alignment", "svi", "em", "vbem", "sampling_methods", "comparison"),
+    *("sampled_fit", "alignment", "svi", "em", "vbem", "sampling_methods", "marginals"),
+    "comparison",
     "selection",
     "command_line",
 ]
