@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import pyro.distributions as dist
@@ -35,12 +35,16 @@ from ember.inference.queries.gaussian.predictive import predictive
 from ember.inference.queries.impossible import warn_if_impossible
 from ember.inference.queries.new_data import argument_names, plan_beside, plan_for
 from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
+from ember.inference.queries.uncertainty.drawn import DrawnUncertainty
 from ember.inference.queries.uncertainty.intervals import Interval, check_level
 from ember.inference.queries.uncertainty.uncertainty import Uncertainty
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
 
 __all__ = ["Fit"]
+
+
+DRAWS = 2000  # from a posterior of the parameters, for errors and intervals
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,16 +157,16 @@ class Fit(Run):
             ValueError: If no latent site has this name.
         """
         with sheltered(data=(self._data, args)):
-            plan = self.plan_for(args, kwargs)
-            continuous = gaussian_posterior(plan, self.params, name)
-            found = continuous or conjugate_posterior(plan, self.params, name)
+            plan, params = self._for_latents(args, kwargs)
+            continuous = gaussian_posterior(plan, params, name)
+            found = continuous or conjugate_posterior(plan, params, name)
             if found is not None:
-                warn_if_impossible(plan, self.params, found.mean)
+                warn_if_impossible(plan, params, found.mean)
                 return found
-            probs = prediction.posterior(plan, self.params, name)
-            warn_if_impossible(plan, self.params, probs)
+            probs = prediction.posterior(plan, params, name)
+            warn_if_impossible(plan, params, probs)
             if name in plan.on_nodes:
-                return NodePosterior(values_of_nodes(plan, self.params, name), probs)
+                return NodePosterior(values_of_nodes(plan, params, name), probs)
             valid = False if probs.isnan().any() else None
             return dist.Categorical(probs=probs, validate_args=valid)
 
@@ -189,13 +193,13 @@ class Fit(Run):
             ValueError: If the site is not the state of a chain.
         """
         with sheltered(data=(self._data, args)):
-            plan = self.plan_for(args, kwargs)
+            plan, params = self._for_latents(args, kwargs)
             if isinstance(name, tuple):
-                return pair_covariances(plan, self.params, name)
-            pairs = lag_covariances(plan, self.params, name)
+                return pair_covariances(plan, params, name)
+            pairs = lag_covariances(plan, params, name)
             if pairs is None:
-                pairs = forecasting.posterior_pairs(plan, self.params, name)
-            warn_if_impossible(plan, self.params, pairs)
+                pairs = forecasting.posterior_pairs(plan, params, name)
+            warn_if_impossible(plan, params, pairs)
             return pairs
 
     def forecast(self, name: str, *args: object, **kwargs: object) -> Any:
@@ -255,9 +259,9 @@ class Fit(Run):
             RuntimeWarning: If data have probability zero at the estimates.
         """
         with sheltered(data=(self._data, args)):
-            plan = self.plan_for(args, kwargs)
-            values = prediction.predict(plan, self.params)
-            warn_if_impossible(plan, self.params, values)
+            plan, params = self._for_latents(args, kwargs)
+            values = prediction.predict(plan, params)
+            warn_if_impossible(plan, params, values)
             return values
 
     def predictive(self, *args: object, **kwargs: object) -> Any:
@@ -395,8 +399,8 @@ class Fit(Run):
         """
         check_count("n", n)
         with sheltered(_fresh(seed), (self._data, args)):
-            plan = self.plan_for(args, kwargs)
-            return prediction.latent_samples(plan, self.params, n)
+            plan, params = self._for_latents(args, kwargs)
+            return prediction.latent_samples(plan, params, n)
 
     def posterior_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
         """Draws ``n`` values of the parameters from an SVI fit's guide, site name to ``(n, ...)``.
@@ -423,6 +427,12 @@ class Fit(Run):
     def plan_for(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Plan:
         """The plan for other data, the remaining arguments as in the fit."""
         return plan_for(self.plan, self.params, args, kwargs)
+
+    def _for_latents(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> tuple[Plan, Mapping[str, Tensor]]:
+        """The plan for other data, and the parameters, given which latents are asked for."""
+        return self.plan_for(args, kwargs), self.params
 
     def relabel(self, order: Sequence[int] | str | None = None, latent: str | None = None) -> Fit:
         """The same fit with the states of a latent site renumbered.
@@ -451,7 +461,8 @@ class Fit(Run):
         with the observed information in unconstrained coordinates :math:`u` (for MAP of the log
         posterior, as a density in the space in which the model declares it) and the Jacobian
         :math:`J` of the map to the parameters. It takes two E-steps for each free parameter, once
-        for a fit.
+        for a fit. Where the method has found a posterior of the parameters (``VBEM``, ``NUTS``,
+        ``Laplace``, ``SVI`` with a normal guide), it is that of the draws.
 
         Args:
             robust: Whether to compute the sandwich from the scores of the rows (of chains: of the
@@ -483,7 +494,7 @@ class Fit(Run):
         """
         found = self._warned_uncertainty()
         with sheltered(data=self._data), torch.no_grad():
-            return found.entries.by_site(found.standard_errors(robust))
+            return found.by_site(found.standard_errors(robust))
 
     def confidence_intervals(
         self, level: float = 0.95, robust: bool = False
@@ -516,7 +527,7 @@ class Fit(Run):
         level = check_level(level)
         found = self._warned_uncertainty()
         with sheltered(data=self._data), torch.no_grad():
-            lower, upper = map(found.entries.by_site, found.intervals(level, robust))
+            lower, upper = map(found.by_site, found.intervals(level, robust))
         return {name: Interval(lower[name], upper[name]) for name in lower}
 
     def vcov(self, robust: bool = False) -> pd.DataFrame:
@@ -526,7 +537,7 @@ class Fit(Run):
         """
         found = self._warned_uncertainty()
         with sheltered(data=self._data), torch.no_grad():
-            labels = found.entries.labels
+            labels = found.labels
             return pd.DataFrame(found.vcov(robust).numpy(), index=labels, columns=labels)
 
     def laplace_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
@@ -554,8 +565,17 @@ class Fit(Run):
         with sheltered(_fresh(seed), self._data), torch.no_grad():
             return found.draws(n)
 
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the method has found a posterior of the parameters, to draw from."""
+        return self.guide is not None and not self.guide.is_delta
+
     @functools.cached_property
-    def _uncertainty(self) -> Uncertainty:
+    def _uncertainty(self) -> Uncertainty | DrawnUncertainty:
+        if self.has_posterior:
+            draws, exact = self._posterior_draws(), self._posterior_deviations()
+            with sheltered(0, self._data), torch.no_grad():
+                return DrawnUncertainty(self.plan, self.params, draws, exact)
         if self.stop in (StopReason.DEGENERATE, StopReason.UNBOUNDED):
             raise ValueError(
                 f"standard errors need a maximum, and this fit has none: {self.stop_reason}"
@@ -565,7 +585,15 @@ class Fit(Run):
         with sheltered(data=self._data), torch.no_grad():
             return Uncertainty(self.plan, self.params, self.stop is StopReason.INFINITE)
 
-    def _warned_uncertainty(self) -> Uncertainty:
+    def _posterior_draws(self) -> dict[str, Tensor]:
+        """The draws by which the spread of a posterior is told."""
+        return self.posterior_samples(DRAWS, seed=0)
+
+    def _posterior_deviations(self) -> dict[str, Tensor]:
+        """Standard deviations of the posterior that are known without draws."""
+        return {}
+
+    def _warned_uncertainty(self) -> Uncertainty | DrawnUncertainty:
         """What is known of the estimates' errors, with a warning if something has none."""
         found = self._uncertainty
         for note in found.notes:
@@ -647,7 +675,7 @@ class Fit(Run):
         """The names of the model's arguments in their order, as far as they can be known."""
         return argument_names(self.plan.structure.model)
 
-    def with_names(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Fit:
+    def with_names(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Self:
         """The same fit, knowing the names of columns in the arguments as the user gave them."""
         named = [*zip(self.argument_names(), args, strict=False), *kwargs.items()]
         columns = naming.column_names(self.plan, dict(named))
