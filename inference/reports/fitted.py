@@ -1,16 +1,23 @@
 """What tables and pictures read of a fit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from torch import Tensor
 
 from ember.inference.iteration.restarts.record import Starts
 from ember.inference.optimality.curvature import Certificate
-from ember.inference.plan.plan import Plan
+from ember.inference.plan.plan import Params, Plan
 from ember.inference.variational.guides import LearntGuide
 
-__all__ = ["Fitted"]
+__all__ = ["Fitted", "Sure"]
+
+
+class Sure(Protocol):
+    """How sure the estimates of a fit are, whether by their curvature or by draws."""
+
+    def errors_of(self, function: Callable[[Params], Tensor]) -> Tensor:
+        """Standard errors of numbers ``(F,)`` that follow from the parameters."""
 
 
 class Fitted(Protocol):

@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 from ember.inference import EM, SVI
 from ember.inference.fit import Fit
+from ember.inference.queries.uncertainty import observed_information
 from ember.models import (
     factor_analysis,
     gaussian_mixture,
@@ -229,6 +230,13 @@ def test_a_collapsed_component() -> None:
     assert fit.is_degenerate
     with pytest.raises(ValueError, match="standard errors need a maximum, and this fit has none"):
         fit.standard_errors()
+
+
+def test_more_parameters_than_a_matrix_can_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observed_information, "MOST", 2)
+    fit = EM(poisson_mixture, seed=0).fit(torch.tensor([0.0, 1, 2, 9, 11]), components=2)
+    with pytest.raises(ValueError, match="the standard errors of 3 free parameters take a matrix"):
+        fit.vcov()
 
 
 def test_one_unit_has_no_sandwich() -> None:

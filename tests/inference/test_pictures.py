@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Ellipse
 from torch import Tensor
 
-from ember.inference import EM, Fit
+from ember.inference import EM, SVI, Fit
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.inputs.tables import air_quality, law_school_test, old_faithful
 from ember.inference.reports.drawing.densities import component_densities
@@ -234,6 +234,15 @@ def test_a_line_has_a_band_as_wide_as_its_formula_says() -> None:
     assert band[-1, 1] - band[-1, 0] == pytest.approx(widths[1], rel=0.02)
     plain: Any = fit.plot()
     assert not any(axes.collections for axes in plain.axes)
+
+
+def test_draws_have_bands_too() -> None:
+    x = np.linspace(0.0, 4.0, 30)
+    y = 1.0 + 0.5 * x + RNG.normal(size=30)
+    fit = SVI(regression_mixture, "normal", steps=20, seed=0).fit(y, x, components=1)
+    figure: Any = fit.plot(errors=True)
+    (band,) = [band for axes in figure.axes for band in bands(axes)]
+    assert bool((band[:, 1] > band[:, 0]).all())
 
 
 def test_bands_of_counts_and_of_items_stay_within_bounds() -> None:

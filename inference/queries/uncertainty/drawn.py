@@ -1,6 +1,6 @@
 """How sure estimates are, where the method has drawn from a posterior of the parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -85,6 +85,11 @@ class DrawnUncertainty:
         ]
         return torch.stack(whole).cov().reshape(len(whole), len(whole))
 
+    def errors_of(self, function: Callable[[Params], Tensor]) -> Tensor:
+        """Standard deviations of numbers ``(F,)`` that follow from the parameters."""
+        found = [function({n: v[i] for n, v in self._draws.items()}) for i in _some(self._draws)]
+        return torch.stack(found).std(0)
+
     def draws(self, n: int) -> dict[str, Tensor]:
         """Some of the draws, picked at random."""
         total = len(next(iter(self._draws.values())))
@@ -97,12 +102,17 @@ def _computed(plan: Plan, draws: Params) -> dict[str, Tensor]:
     first = {name: value[0] for name, value in draws.items()}
     if not draws or not deterministic_values(plan.structure, first):
         return {}
-    total = len(next(iter(draws.values())))
     found = [
         deterministic_values(plan.structure, {name: value[i] for name, value in draws.items()})
-        for i in range(0, total, max(total // COMPUTED, 1))
+        for i in _some(draws)
     ]
     return {name: torch.stack([each[name] for each in found]) for name in found[0]}
+
+
+def _some(draws: Params) -> range:
+    """The places of some of the draws."""
+    total = len(next(iter(draws.values())))
+    return range(0, total, max(total // COMPUTED, 1))
 
 
 def _stacked(numbers: list[Tensor]) -> Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.maximisation.objective import expected_log_joint, score
 from ember.inference.numerics.log_space import IMPOSSIBLE
+from ember.inference.optimality.curvature import evaluated
 from ember.inference.optimality.vanishing import off_zero
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Params, Plan
@@ -41,11 +42,17 @@ __all__ = ["ObservedInformation", "observed_information", "steps_around"]
 
 STEP = 1e-4  # of a difference of gradients, in standard deviations or units of a logarithm
 SHORT = 30.0  # times shorter than that, and a difference is taken once more
+MOST = 10_000  # free parameters
 LONGEST = 1e4  # times as long as at first
 
 NO_CURVATURE = (
     "the objective has no finite curvature at the estimates, so these have no standard errors; "
     "fit.stop_reason says how the fit ended."
+)
+TOO_MANY = (
+    "the standard errors of {0} free parameters take a matrix of as many rows and columns, and "
+    "twice as many passes over the data; at most {1} are allowed: hold some at their estimates with "
+    "pyro.condition."
 )
 
 
@@ -89,7 +96,7 @@ def observed_information(
         is_infinite: Whether the fit has found some of them to run to infinity.
 
     Raises:
-        ValueError: If the objective has no finite curvature there.
+        ValueError: If the objective has no finite curvature there, or parameters are too many.
     """
     coordinates, e_step = Coordinates(plan.structure.parameters), LogEvidence.of(plan).statistics
     estimates = e_step(params)
@@ -100,10 +107,15 @@ def observed_information(
     held = at_boundary(plan, e_step, coordinates, estimates, is_infinite)
     held &= coordinates.independent(point.nan_to_num())
     places = (coordinates.independent(point.nan_to_num()) & ~held).nonzero()[:, 0]
+    if len(places) > MOST:
+        raise ValueError(TOO_MANY.format(len(places), MOST))
     complete = _complete_information(coordinates, current, point, places)
 
     def derivative(vector: Tensor) -> Tensor:
-        return score(e_step(coordinates.unflatten(vector)), coordinates)[places]
+        found = evaluated(e_step, coordinates.unflatten(vector))
+        if found is None:
+            raise ValueError(NO_CURVATURE)
+        return score(found, coordinates)[places]
 
     steps = _steps(coordinates, point, slopes, places, complete)
     matrix, steps, noise = _differences(derivative, coordinates, point, places, steps)

@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from ember.inference.queries import imputation, prediction
-from ember.inference.queries.uncertainty.uncertainty import Uncertainty
 from ember.inference.reports.drawing.chains import SEQUENCES, draw_chain, panel_count
 from ember.inference.reports.drawing.densities import draw_density, mixture_handle
 from ember.inference.reports.drawing.emission import Emission
@@ -38,7 +37,7 @@ from ember.inference.reports.drawing.regressions import (
     draw_lines,
 )
 from ember.inference.reports.drawing.scatter import draw_pairs, draw_plane, draw_points
-from ember.inference.reports.fitted import Fitted
+from ember.inference.reports.fitted import Fitted, Sure
 
 __all__ = ["draw_fit"]
 
@@ -57,7 +56,7 @@ class Block:
     draw: Callable[[FigureBase], object]
 
 
-def draw_fit(fit: Fitted, sure: Uncertainty | None = None) -> Figure:
+def draw_fit(fit: Fitted, sure: Sure | None = None) -> Figure:
     """The data of a fit with what was fitted to them; see ``Fit.plot``.
 
     Args:
@@ -122,7 +121,7 @@ def _is_table(emission: Emission) -> bool:
     return emission.kind in ("levels", "parts") or (many and not plane)
 
 
-def _blocks(fit: Fitted, emissions: list[Emission], sure: Uncertainty | None) -> list[Block]:
+def _blocks(fit: Fitted, emissions: list[Emission], sure: Sure | None) -> list[Block]:
     alike = [e for e in emissions if e.is_alike and not e.is_chain]
     single = [e for e in alike if e.kind in ("real", "counts") and len(e.columns) == 1]
     blocks = [_densities(single)] if single else []
@@ -218,7 +217,7 @@ def _chain(fit: Fitted, emission: Emission) -> Block:
     )  # fmt: skip
 
 
-def _regression(fit: Fitted, emission: Emission, sure: Uncertainty | None) -> Block:
+def _regression(fit: Fitted, emission: Emission, sure: Sure | None) -> Block:
     covariates = covariates_of(fit, emission, sure) if len(emission.columns) == 1 else []
     if not covariates:
         return Block(6.0, 4.4, lambda figure: draw_expected(figure.subplots(), emission))

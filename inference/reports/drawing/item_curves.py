@@ -14,10 +14,9 @@ from ember.inference.numerics.quadrature import HALF_WIDTH
 from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Params
 from ember.inference.queries import prediction
-from ember.inference.queries.uncertainty.uncertainty import Uncertainty
 from ember.inference.reports.drawing.effects import INTERVAL
 from ember.inference.reports.drawing.palette import GREY, crowding, state_colours, thinned
-from ember.inference.reports.fitted import Fitted
+from ember.inference.reports.fitted import Fitted, Sure
 
 __all__ = ["draw_item_curves", "draw_positions", "has_item_curves", "has_positions"]
 
@@ -43,7 +42,7 @@ def has_positions(fit: Fitted) -> bool:
     return len(fit.plan.structure.latent) == len(nodes) == 1 and nodes[0].values[0].numel() == 2
 
 
-def draw_item_curves(figure: FigureBase, fit: Fitted, sure: Uncertainty | None = None) -> None:
+def draw_item_curves(figure: FigureBase, fit: Fitted, sure: Sure | None = None) -> None:
     """What is expected of each item along the latent; below, the posterior means of the rows."""
     (latent,) = fit.plan.structure.nodes
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -95,7 +94,7 @@ def draw_positions(figure: FigureBase, fit: Fitted) -> None:
 
 
 def _curves(
-    fit: Fitted, site: str, sure: Uncertainty | None
+    fit: Fitted, site: str, sure: Sure | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str]:
     """The nodes ``(Q,)``, what is expected of each item there, ``(Q, J)``, a band, and a name.
 

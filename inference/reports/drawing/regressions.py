@@ -14,11 +14,10 @@ from torch import Tensor
 
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.queries.uncertainty.intervals import Interval, between_bounds
-from ember.inference.queries.uncertainty.uncertainty import Uncertainty
 from ember.inference.reports.drawing.emission import Emission
 from ember.inference.reports.drawing.emissions import read_emissions
 from ember.inference.reports.drawing.palette import crowding, state_colours, thinned
-from ember.inference.reports.fitted import Fitted
+from ember.inference.reports.fitted import Fitted, Sure
 
 __all__ = ["Covariate", "across", "covariates_of", "draw_expected", "draw_lines"]
 
@@ -55,9 +54,7 @@ class Covariate:
     curve: Curve | None = None
 
 
-def covariates_of(
-    fit: Fitted, emission: Emission, sure: Uncertainty | None = None
-) -> list[Covariate]:
+def covariates_of(fit: Fitted, emission: Emission, sure: Sure | None = None) -> list[Covariate]:
     """The columns of arguments that the fitted means follow; none if they are too many to draw."""
     covariates, rows = [], len(emission.rows)
     data = [fit.plan.sites[name].value for name in fit.plan.structure.observed]
@@ -158,7 +155,7 @@ def _draw_panel(axes: Axes, emission: Emission, covariate: Covariate, adjusted: 
 
 
 def _curve(
-    fit: Fitted, emission: Emission, covariate: Covariate, sure: Uncertainty | None
+    fit: Fitted, emission: Emission, covariate: Covariate, sure: Sure | None
 ) -> Curve | None:
     """The mean of each state along a covariate, the others at their means."""
     rows = len(emission.rows)
@@ -189,9 +186,7 @@ def _curve(
     return Curve(grid, means.expand(emission.states, POINTS), band)
 
 
-def _band(
-    fit: Fitted, plan: Plan, emission: Emission, means: Tensor, sure: Uncertainty
-) -> Interval:
+def _band(fit: Fitted, plan: Plan, emission: Emission, means: Tensor, sure: Sure) -> Interval:
     """The confidence intervals of the means in the rows of a plan; those of counts are positive."""
     errors = sure.errors_of(lambda moved: _means(fit, plan, emission, moved).reshape(-1))
     least = torch.full_like(means, 0.0 if emission.kind == "counts" else -math.inf)
