@@ -51,8 +51,8 @@ NO_CURVATURE = (
 )
 TOO_MANY = (
     "the standard errors of {0} free parameters take a matrix of as many rows and columns, and "
-    "twice as many passes over the data; at most {1} are allowed: hold some at their estimates with "
-    "pyro.condition."
+    "twice as many passes over the data; at most {1} are allowed: hold some at their estimates "
+    "with pyro.condition."
 )
 
 
