@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
-from ember.inference.inputs.arguments import Arguments
+from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.inputs.options import check_count
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.run import Run
@@ -34,6 +35,7 @@ from ember.inference.queries.new_data import argument_names, plan_beside, plan_f
 from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
+from ember.inference.storage.fit_file import read_fit, write_fit
 
 __all__ = ["Fit"]
 
@@ -432,6 +434,56 @@ class Fit(Run):
         with sheltered(data=self._data), torch.no_grad():
             params = relabelling.renumbered(self.plan, self.params, order, latent)
         return dataclasses.replace(self, params=params)
+
+    # -- files --------------------------------------------------------------------------------
+
+    def save(self, path: str | Path, *, data: bool = True) -> None:
+        """Writes the fit into one file, from which ``Fit.load`` brings it back.
+
+        The file is in the safetensors format: tensors, and JSON beside them; nothing in it is ever
+        executed. The model is not in it. With its data the fit comes back as it is.
+
+        Args:
+            path: The file; one that is there is replaced.
+            data: False leaves out the data, and with them what cannot be stored: estimates,
+                history and report remain, new data can be asked about, and ``Fit.load`` takes the
+                old ones again.
+
+        Warns:
+            RuntimeWarning: If an SVI fit has a guide of the user's own, which is not saved.
+
+        Raises:
+            ValueError: If the file cannot be written, or an argument of the model cannot be stored.
+
+        Example:
+            >>> import tempfile
+            >>> from ember.inference import EM, Fit
+            >>> from ember.models import poisson_mixture
+            >>> visits = torch.tensor([0.0, 1, 2, 9, 11])
+            >>> fit = EM(poisson_mixture, seed=0).fit(visits, components=2)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     fit.save(f"{folder}/visits.ember")
+            ...     again = Fit.load(f"{folder}/visits.ember", poisson_mixture)
+            >>> again.predict(torch.tensor([3.0, 8.0])).tolist()
+            [0, 1]
+        """
+        write_fit(self, path, data)
+
+    @staticmethod
+    def load(path: str | Path, model: Model, *args: object, **kwargs: object) -> Fit:
+        """The fit in a file, with the model that was fitted.
+
+        Args:
+            path: A file that ``save`` wrote.
+            model: The model; its sites, their shapes and the densities must be those of the fit.
+            *args: The model's arguments, for those that were left out of the file.
+            **kwargs: The model's keyword arguments, likewise.
+
+        Raises:
+            ValueError: If the file is no fit, is damaged, has been changed or is of another
+                version; or if the model is another one.
+        """
+        return Fit(**read_fit(path, model, args, kwargs))
 
     # -- tables -------------------------------------------------------------------------------
 
