@@ -100,13 +100,14 @@ class _Stored(NamedTuple):
     notes: Any
 
 
-def read_notes(path: str | Path) -> Any:
-    """The numbers and words that were kept beside a fit.
+def read_notes(path: str | Path) -> tuple[str, Any]:
+    """The name of the model that was fitted, and what was kept beside the fit.
 
     Raises:
         ValueError: As ``read_fit``.
     """
-    return _stored(path).notes
+    stored = _stored(path)
+    return stored.model, stored.notes
 
 
 def read_fit(
