@@ -11,15 +11,19 @@ from ember.inference.numerics.quadrature import Quadrature
 from ember.inference.plan.statistics import Statistics
 from ember.inference.selection import Selection, select
 from ember.inference.svi import SVI
+from ember.inference.variational_fit import VariationalFit
+from ember.inference.vbem import VBEM
 
 __all__ = [
     "EM",
     "SVI",
+    "VBEM",
     "Comparison",
     "Fit",
     "Quadrature",
     "Selection",
     "Statistics",
+    "VariationalFit",
     "align",
     "compare",
     "select",

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import pyro.distributions as dist
@@ -148,16 +148,16 @@ class Fit(Run):
             ValueError: If no latent site has this name.
         """
         with sheltered(data=(self._data, args)):
-            plan = self.plan_for(args, kwargs)
-            continuous = gaussian_posterior(plan, self.params, name)
-            found = continuous or conjugate_posterior(plan, self.params, name)
+            plan, params = self._for_latents(args, kwargs)
+            continuous = gaussian_posterior(plan, params, name)
+            found = continuous or conjugate_posterior(plan, params, name)
             if found is not None:
-                warn_if_impossible(plan, self.params, found.mean)
+                warn_if_impossible(plan, params, found.mean)
                 return found
-            probs = prediction.posterior(plan, self.params, name)
-            warn_if_impossible(plan, self.params, probs)
+            probs = prediction.posterior(plan, params, name)
+            warn_if_impossible(plan, params, probs)
             if name in plan.on_nodes:
-                return NodePosterior(values_of_nodes(plan, self.params, name), probs)
+                return NodePosterior(values_of_nodes(plan, params, name), probs)
             valid = False if probs.isnan().any() else None
             return dist.Categorical(probs=probs, validate_args=valid)
 
@@ -184,13 +184,13 @@ class Fit(Run):
             ValueError: If the site is not the state of a chain.
         """
         with sheltered(data=(self._data, args)):
-            plan = self.plan_for(args, kwargs)
+            plan, params = self._for_latents(args, kwargs)
             if isinstance(name, tuple):
-                return pair_covariances(plan, self.params, name)
-            pairs = lag_covariances(plan, self.params, name)
+                return pair_covariances(plan, params, name)
+            pairs = lag_covariances(plan, params, name)
             if pairs is None:
-                pairs = forecasting.posterior_pairs(plan, self.params, name)
-            warn_if_impossible(plan, self.params, pairs)
+                pairs = forecasting.posterior_pairs(plan, params, name)
+            warn_if_impossible(plan, params, pairs)
             return pairs
 
     def forecast(self, name: str, *args: object, **kwargs: object) -> Any:
@@ -250,9 +250,9 @@ class Fit(Run):
             RuntimeWarning: If data have probability zero at the estimates.
         """
         with sheltered(data=(self._data, args)):
-            plan = self.plan_for(args, kwargs)
-            values = prediction.predict(plan, self.params)
-            warn_if_impossible(plan, self.params, values)
+            plan, params = self._for_latents(args, kwargs)
+            values = prediction.predict(plan, params)
+            warn_if_impossible(plan, params, values)
             return values
 
     def predictive(self, *args: object, **kwargs: object) -> Any:
@@ -390,8 +390,8 @@ class Fit(Run):
         """
         check_count("n", n)
         with sheltered(_fresh(seed), (self._data, args)):
-            plan = self.plan_for(args, kwargs)
-            return prediction.latent_samples(plan, self.params, n)
+            plan, params = self._for_latents(args, kwargs)
+            return prediction.latent_samples(plan, params, n)
 
     def posterior_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
         """Draws ``n`` values of the parameters from an SVI fit's guide, site name to ``(n, ...)``.
@@ -418,6 +418,12 @@ class Fit(Run):
     def plan_for(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Plan:
         """The plan for other data, the remaining arguments as in the fit."""
         return plan_for(self.plan, self.params, args, kwargs)
+
+    def _for_latents(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> tuple[Plan, Mapping[str, Tensor]]:
+        """The plan for other data, and the parameters, given which latents are asked for."""
+        return self.plan_for(args, kwargs), self.params
 
     def relabel(self, order: Sequence[int] | str | None = None, latent: str | None = None) -> Fit:
         """The same fit with the states of a latent site renumbered.
@@ -534,7 +540,7 @@ class Fit(Run):
         """The names of the model's arguments in their order, as far as they can be known."""
         return argument_names(self.plan.structure.model)
 
-    def with_names(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Fit:
+    def with_names(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Self:
         """The same fit, knowing the names of columns in the arguments as the user gave them."""
         named = [*zip(self.argument_names(), args, strict=False), *kwargs.items()]
         columns = naming.column_names(self.plan, dict(named))

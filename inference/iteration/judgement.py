@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ember.inference.initialisation.starting_params import starting_params
 from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.convergence import Ending, StopReason
-from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.objective import score
 from ember.inference.optimality.curvature import (
     Curvature,
@@ -126,12 +124,12 @@ class Judge:
         Where they differ in nothing the curvature says nothing: what a chain gains by telling its
         states apart is of third order in their differences.
         """
-        plan, floor = self.plan, current.objective + _tolerated(current)
+        em, floor = self.em, current.objective + _tolerated(current)
         for kind in KINDS:
             try:
-                statistics = self.em.e_step(starting_params(plan, kind, varied=True))
+                statistics = em.e_step(em.start(kind))
                 for _ in range(STEPS):
-                    statistics = self.em.e_step(MStep.of(plan)(statistics))
+                    statistics = em.e_step(em.m_step(statistics))
             except (RuntimeError, ValueError, ArithmeticError):
                 continue
             if statistics.objective > floor:
