@@ -14,10 +14,11 @@ from torch import Tensor
 from ember.inference.alignment import align
 from ember.inference.fit import Fit
 from ember.inference.inputs.shelter import sheltered
+from ember.inference.parameters.parameter import entry_label
 from ember.inference.plan.building import build_plan
 from ember.inference.reading.sequences import base_name
 from ember.inference.reports.drawing.comparison import draw_fits
-from ember.inference.reports.summary import entry_label, named_labels
+from ember.inference.reports.summary import named_labels
 
 __all__ = ["Comparison", "Method", "compare"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
@@ -16,9 +17,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
-from ember.inference.inputs.arguments import Arguments, Model
+from ember.inference.exports import Exports
+from ember.inference.inputs.arguments import Arguments
 from ember.inference.inputs.options import check_count
 from ember.inference.inputs.shelter import sheltered
+from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.run import Run
 from ember.inference.plan.plan import Plan
 from ember.inference.queries import criteria, forecasting, imputation, prediction, relabelling
@@ -33,15 +36,16 @@ from ember.inference.queries.gaussian.predictive import predictive
 from ember.inference.queries.impossible import warn_if_impossible
 from ember.inference.queries.new_data import argument_names, plan_beside, plan_for
 from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
+from ember.inference.queries.uncertainty.intervals import Interval, check_level
+from ember.inference.queries.uncertainty.uncertainty import Uncertainty
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
-from ember.inference.storage.fit_file import read_fit, write_fit
 
 __all__ = ["Fit"]
 
 
 @dataclass(frozen=True, eq=False)
-class Fit(Run):
+class Fit(Exports):
     """A fitted model.
 
     Attributes:
@@ -58,6 +62,8 @@ class Fit(Run):
         evaluations: Number of passes over the data.
         stop_reason: Why the fit ended, in words.
         starts: What became of every start, the kept one included; see ``Starts``.
+        certificate: Where it has converged, how small the gradient is, and how strongly the
+            objective is curved at least; see ``Certificate``. None where that is not known.
         guide: For SVI the learnt guide, callable like any; None for EM.
         columns: The names of columns, where the data came with them, by observed site and by
             argument of the model.
@@ -441,65 +447,164 @@ class Fit(Run):
             params = relabelling.renumbered(self.plan, self.params, order, latent)
         return dataclasses.replace(self, params=params)
 
-    # -- files --------------------------------------------------------------------------------
+    # -- how sure it is -----------------------------------------------------------------------
 
-    def save(self, path: str | Path, *, data: bool = True) -> None:
-        """Writes the fit into one file, from which ``Fit.load`` brings it back.
+    def standard_errors(self, robust: bool = False) -> dict[str, Tensor]:
+        r"""The standard error of every estimate, without bootstrap.
 
-        The file is in the safetensors format: tensors, and JSON beside them; nothing in it is ever
-        executed. The model is not in it. With its data the fit comes back as it is.
+        .. math:: \operatorname{Cov} \hat\theta \approx J \Big(-\nabla_u^2 \log p(x, \hat\theta)
+                  \Big)^{-1} J^\top
+
+        with the observed information in unconstrained coordinates :math:`u` (for MAP of the log
+        posterior, as a density in the space in which the model declares it) and the Jacobian
+        :math:`J` of the map to the parameters. It takes two E-steps for each free parameter, once
+        for a fit.
 
         Args:
-            path: The file; one that is there is replaced.
-            data: False leaves out the data, and with them what cannot be stored: estimates,
-                history and report remain, new data can be asked about, and ``Fit.load`` takes the
-                old ones again.
+            robust: Whether to compute the sandwich from the scores of the rows (of chains: of the
+                sequences), which holds if the model is wrong about the spread of the data.
+
+        Returns:
+            Site to standard errors, in the shapes of ``params``, then those of what
+            ``pyro.deterministic`` computes. An estimate at a boundary, and one that the data do not
+            identify, has NaN; where it is fixed by its support (a simplex of one), 0.
 
         Warns:
-            RuntimeWarning: If an SVI fit has a guide of the user's own, which is not saved.
+            RuntimeWarning: Naming what has no standard error, and why; or if the estimates are no
+                maximum.
 
         Raises:
-            ValueError: If the file cannot be written, or an argument of the model cannot be stored.
+            ValueError: If the objective has no maximum there, or rows are not independent
+                (``robust``).
+
+        Reference: Louis (1982), *Finding the observed information matrix when using the EM
+        algorithm*, JRSS B 44, 226-233; Jamshidian & Jennrich (2000), JRSS B 62, 257-270.
 
         Example:
-            >>> import tempfile
-            >>> from ember.inference import EM, Fit
-            >>> from ember.models import poisson_mixture
-            >>> visits = torch.tensor([0.0, 1, 2, 9, 11])
-            >>> fit = EM(poisson_mixture, seed=0).fit(visits, components=2)
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     fit.save(f"{folder}/visits.ember")
-            ...     again = Fit.load(f"{folder}/visits.ember", poisson_mixture)
-            >>> again.predict(torch.tensor([3.0, 8.0])).tolist()
-            [0, 1]
+            >>> from ember.inference import EM
+            >>> from ember.inference.tables import old_faithful
+            >>> from ember.models import gaussian_mixture
+            >>> fit = EM(gaussian_mixture, "mle", seed=0).fit(old_faithful(), components=2)
+            >>> fit.standard_errors()["locs"].round(decimals=3).tolist()
+            [[0.031, 0.456], [0.027, 0.592]]
         """
-        write_fit(self, path, data)
+        found = self._warned_uncertainty()
+        with sheltered(data=self._data), torch.no_grad():
+            return found.entries.by_site(found.standard_errors(robust))
 
-    @staticmethod
-    def load(path: str | Path, model: Model, *args: object, **kwargs: object) -> Fit:
-        """The fit in a file, with the model that was fitted.
+    def confidence_intervals(
+        self, level: float = 0.95, robust: bool = False
+    ) -> dict[str, Interval]:
+        """The confidence interval of every estimate: normal where it is free, and mapped back.
+
+        An interval of a positive number comes from its logarithm, one of a probability from its
+        logit, so none leaves the support. See ``standard_errors`` for how they are made, and for
+        what is NaN.
 
         Args:
-            path: A file that ``save`` wrote.
-            model: The model; its sites, their shapes and the densities must be those of the fit.
-            *args: The model's arguments, for those that were left out of the file.
-            **kwargs: The model's keyword arguments, likewise.
+            level: The probability with which an interval should cover the truth.
+            robust: Whether to use the sandwich.
+
+        Returns:
+            Site to ``(lower, upper)``, each in the shape of the estimate.
 
         Raises:
-            ValueError: If the file is no fit, is damaged, has been changed or is of another
-                version; or if the model is another one.
+            ValueError: If the level is not between 0 and 1; as ``standard_errors``.
+
+        Example:
+            >>> from ember.inference import EM
+            >>> from ember.models import poisson_mixture
+            >>> visits = torch.tensor([0.0, 1, 2, 9, 11])
+            >>> fit = EM(poisson_mixture, "mle", seed=0).fit(visits, components=2)
+            >>> lower, upper = fit.confidence_intervals()["rates"]
+            >>> [round(value, 2) for value in (lower[0].item(), upper[0].item())]
+            [0.32, 3.11]
         """
-        return Fit(**read_fit(path, model, args, kwargs))
+        level = check_level(level)
+        found = self._warned_uncertainty()
+        with sheltered(data=self._data), torch.no_grad():
+            lower, upper = map(found.entries.by_site, found.intervals(level, robust))
+        return {name: Interval(lower[name], upper[name]) for name in lower}
+
+    def vcov(self, robust: bool = False) -> pd.DataFrame:
+        """The covariance of all estimates, labelled as in ``summary()``; see ``standard_errors``.
+
+        It is singular where entries determine each other, as those of a simplex do.
+        """
+        found = self._warned_uncertainty()
+        with sheltered(data=self._data), torch.no_grad():
+            labels = found.entries.labels
+            return pd.DataFrame(found.vcov(robust).numpy(), index=labels, columns=labels)
+
+    def laplace_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
+        """Draws ``n`` values of the parameters from the normal approximation at the estimates.
+
+        The normal is that of the unconstrained coordinates, with the observed information as its
+        precision, so draws never leave the supports. Directions that the data do not identify, and
+        estimates at a boundary, stay where they are.
+
+        Args:
+            n: The number of draws.
+            seed: Makes the draws repeatable; torch's global random state governs them otherwise.
+
+        Returns:
+            Site to ``(n, ...)``.
+
+        Warns:
+            RuntimeWarning: As ``standard_errors``.
+
+        Reference: Tierney & Kadane (1986), *Accurate approximations for posterior moments and
+        marginal densities*, JASA 81, 82-86.
+        """
+        check_count("n", n)
+        found = self._warned_uncertainty()
+        with sheltered(_fresh(seed), self._data), torch.no_grad():
+            return found.draws(n)
+
+    @functools.cached_property
+    def _uncertainty(self) -> Uncertainty:
+        if self.stop in (StopReason.DEGENERATE, StopReason.UNBOUNDED):
+            raise ValueError(
+                f"standard errors need a maximum, and this fit has none: {self.stop_reason}"
+            )
+        with sheltered(data=self._data), torch.no_grad():
+            return Uncertainty(self.plan, self.params, self.stop is StopReason.INFINITE)
+
+    def _warned_uncertainty(self) -> Uncertainty:
+        """What is known of the estimates' errors, with a warning if something has none."""
+        found = self._uncertainty
+        for note in found.notes:
+            warnings.warn(f"{self.method}: {note}", RuntimeWarning, stacklevel=3)
+        return found
 
     # -- tables -------------------------------------------------------------------------------
 
-    def summary(self) -> pd.DataFrame:
+    def summary(
+        self, errors: bool = False, level: float = 0.95, robust: bool = False
+    ) -> pd.DataFrame:
         """One row for every parameter entry, then for those that ``pyro.deterministic`` computes.
 
         The column ``estimate`` holds the values; where the data came with names, ``column`` holds
         the name of the data's column that an entry belongs to (empty where there is none).
+
+        Args:
+            errors: Whether to add the columns ``std. error``, ``lower`` and ``upper``; see
+                ``standard_errors`` and ``confidence_intervals``.
+            level: The level of the intervals.
+            robust: Whether errors come from the sandwich.
         """
-        return summary.summary(self.params, self.deterministic, self.axes)
+        frame = summary.summary(self.params, self.deterministic, self.axes)
+        if not errors:
+            return frame
+        level = check_level(level)
+        found = self._warned_uncertainty()
+        with sheltered(data=self._data), torch.no_grad():
+            lower, upper = found.intervals(level, robust)
+            return frame.assign(
+                **{"std. error": found.standard_errors(robust).numpy()},
+                lower=lower.numpy(),
+                upper=upper.numpy(),
+            )
 
     def plot(self) -> Figure:
         """A picture of the data with what was fitted to them.

@@ -63,9 +63,14 @@ class VariationalFit(Fit):
         with sheltered(fresh, self._data), torch.no_grad():
             return VariationalBayes.of(self.plan).draw(self._state, n)
 
-    def summary(self) -> pd.DataFrame:
+    def parameter_draws(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
+        return self.posterior_samples(n, seed)
+
+    def summary(
+        self, errors: bool = False, level: float = 0.95, robust: bool = False
+    ) -> pd.DataFrame:
         """As of any fit, with the standard deviation ``sd`` of the posterior of each entry."""
-        frame = super().summary()
+        frame = super().summary(errors, level, robust)
         spreads = {name: posterior.variance.sqrt() for name, posterior in self.posteriors.items()}
         known = {label: value for label, _, value in entry_rows(spreads, {})}
         frame["sd"] = [known.get(str(label), math.nan) for label in frame.index]

@@ -13,10 +13,13 @@ from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.convergence import Ending, StopReason
 from ember.inference.maximisation.objective import score
 from ember.inference.optimality.curvature import (
+    Certificate,
     Curvature,
     beyond_edges,
+    certificate,
     climbed,
     peaks,
+    steepest_rise,
     way_out,
 )
 from ember.inference.optimality.infinity import at_infinity, collapsed_effects, without_bound
@@ -57,6 +60,7 @@ class Judge:
     plan: Plan
     em: EMMap
     _edges: tuple[Statistics, Statistics | None] | None = field(default=None, init=False)
+    _certified: tuple[Statistics, Certificate] | None = field(default=None, init=False)
 
     def higher(self, current: Statistics) -> Statistics | None:
         """A place above the one where the loop has come to rest, if that is no maximum."""
@@ -77,10 +81,18 @@ class Judge:
             above = self._beyond_edges(current, curvature)
             if above is not None or curvature.gain > _tolerated(current):
                 return above
-        above = way_out(em.e_step, em.coordinates, current, curvature)
+        rise = steepest_rise(em.e_step, em.coordinates, curvature)
+        self._certified = current, certificate(curvature, rise)
+        if rise.direction is not None:
+            above = way_out(em.e_step, em.coordinates, current, curvature, rise.direction)
         if above is None and coinciding(self.plan, current.params, SAME):
             above = self._apart(current)
         return above
+
+    def certificate(self, current: Statistics) -> Certificate | None:
+        """Slope and curvature of a place, if it is the last one that was asked for."""
+        known = self._certified is not None and self._certified[0] is current
+        return self._certified[1] if self._certified is not None and known else None
 
     def nearer_zero(self, current: Statistics) -> Statistics | None:
         """A place above this one where variances on their way to zero have come there."""

@@ -29,13 +29,17 @@ from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.statistics import Statistics
 
 __all__ = [
+    "Certificate",
     "Curvature",
     "EStep",
+    "Rise",
     "beyond_edges",
+    "certificate",
     "climbed",
     "evaluated",
     "peaks",
     "rounding",
+    "steepest_rise",
     "way_out",
 ]
 
@@ -82,14 +86,13 @@ class Curvature:
         Args:
             coordinates: The free reals of the parameters.
             statistics: Of the place.
-            among: The coordinates that count; all those that are not at rest unless given.
+            among: The coordinates that count; of those that are not at rest, one for each dimension
+                of the parameters, unless given.
         """
         point = coordinates.flatten(statistics.params)
-        gradient = score(statistics, coordinates)
-        active = ~coordinates.at_rest(point) & point.isfinite()
-        if among is not None:
-            active = active & among
-            gradient = torch.where(active, gradient, 0.0)
+        among = coordinates.independent(point.nan_to_num()) if among is None else among
+        active = ~coordinates.at_rest(point) & point.isfinite() & among
+        gradient = torch.where(active, score(statistics, coordinates), 0.0)
         if not bool(active.any()) or not bool(gradient.isfinite().all()):
             return None
         found = _units(coordinates, statistics, active)
@@ -177,22 +180,61 @@ def peaks(e_step: EStep, coordinates: Coordinates, curvature: Curvature) -> bool
     return ahead is not None and float(score(ahead, coordinates) @ direction) <= 0.0
 
 
+@dataclass(frozen=True)
+class Rise:
+    """What Lanczos has found of the objective's curvature around a place at rest.
+
+    Attributes:
+        largest: The largest eigenvalue found, relative to the complete-data information: between
+            -1 and 0 at a maximum; None if there was none to be found.
+        direction: A direction of positive curvature, of length one standard deviation; or None.
+    """
+
+    largest: float | None
+    direction: Tensor | None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Why a place may be called a maximum: the slope is small, and no direction leads up.
+
+    Both are in units of the complete data: a unit of length is one standard deviation of the
+    estimates if nothing were latent.
+
+    Attributes:
+        gradient: The length of the objective's gradient.
+        curvature: The least curvature that a few steps of Lanczos found: 1 if nothing is latent,
+            and 0 along a direction that the data do not identify. One less it is EM's rate of
+            convergence, and the share of the information that is missing (Dempster, Laird & Rubin
+            1977). None if there was none to be found.
+    """
+
+    gradient: float
+    curvature: float | None
+
+
+def certificate(curvature: Curvature, rise: Rise) -> Certificate:
+    """What was found at a place, as a certificate."""
+    least = None if rise.largest is None else max(-rise.largest, 0.0)
+    return Certificate(float(curvature.scaled(curvature.gradient).norm()), least)
+
+
 def way_out(
-    e_step: EStep, coordinates: Coordinates, statistics: Statistics, curvature: Curvature
+    e_step: EStep,
+    coordinates: Coordinates,
+    statistics: Statistics,
+    curvature: Curvature,
+    direction: Tensor,
 ) -> Statistics | None:
-    """A higher place near a saddle; None where no direction of ascent is found.
+    """A higher place near a saddle, along a direction of positive curvature; None if none is found.
 
     Args:
         e_step: One pass over the data.
         coordinates: The free reals of the parameters.
         statistics: Of the place where the loop has come to rest.
         curvature: There.
+        direction: The direction, of length one standard deviation.
     """
-    if not bool(curvature.curved.any()):
-        return None
-    direction = _ascending(e_step, coordinates, curvature)
-    if direction is None:
-        return None
     if float(direction @ curvature.gradient) < 0.0:
         direction = -direction
     best = statistics
@@ -209,9 +251,11 @@ def way_out(
     return None
 
 
-def _ascending(e_step: EStep, coordinates: Coordinates, curvature: Curvature) -> Tensor | None:
-    """A direction of positive curvature, of length one standard deviation, by Lanczos."""
-    start = curvature.scaled(curvature.gradient)
+def steepest_rise(e_step: EStep, coordinates: Coordinates, curvature: Curvature) -> Rise:
+    """The direction along which the objective is curved upwards most, by Lanczos."""
+    if not bool(curvature.curved.any()):
+        return Rise(None, None)
+    start, largest = curvature.scaled(curvature.gradient), None
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(start.shape, generator=generator, dtype=start.dtype)
     vector = torch.where(curvature.curved, vector, 0.0)
@@ -221,23 +265,25 @@ def _ascending(e_step: EStep, coordinates: Coordinates, curvature: Curvature) ->
         params = coordinates.unflatten(curvature.point + STEP * curvature.direction(basis[-1]))
         moved = evaluated(e_step, params)
         if moved is None:
-            return None
+            return Rise(None, None)
         image = (curvature.scaled(score(moved, coordinates)) - start) / STEP
+        image = torch.where(curvature.curved, image, 0.0)
         if not bool(image.isfinite().all()):
-            return None
+            return Rise(None, None)
         images.append(image)
         span = torch.stack(basis)
         projected = span @ torch.stack(images).mT
         values, vectors = torch.linalg.eigh((projected + projected.mT) / 2.0)
-        if float(values[-1]) > POSITIVE:
-            return curvature.direction(vectors[:, -1] @ span)
+        largest = float(values[-1])
+        if largest > POSITIVE:
+            return Rise(largest, curvature.direction(vectors[:, -1] @ span))
         rest = image - span.mT @ (span @ image)
         rest = rest - span.mT @ (span @ rest)
         length = float(rest.norm())
         if length <= 1e-6 * float(image.norm()) or length == 0.0:
             break
         basis.append(rest / length)
-    return None
+    return Rise(largest, None)
 
 
 def evaluated(e_step: EStep, params: Mapping[str, Tensor]) -> Statistics | None:

@@ -26,12 +26,13 @@ from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.plan.usual_variances import usual_variances
 
-__all__ = ["nearer_zero", "vanished"]
+__all__ = ["nearer_zero", "off_zero", "vanished", "vanished_entries"]
 
 
 SMALL = 1e-2  # of what a variance could be, below which it may be on its way to zero
 ZERO = 2e-7  # of that: zero in all but name
 LEAP = 1e-7  # where a leap leads
+VISIBLE = 1e-6  # of that: level still, and enough for a division
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class _Variances:
     name: str
     power: float
     shares: Tensor
+
+    @property
+    def are_zero(self) -> Tensor:
+        """Which are zero in all but name."""
+        return self.shares <= ZERO
 
 
 def nearer_zero(
@@ -82,7 +88,7 @@ def vanished(plan: Plan, current: Statistics) -> str:
     """A sentence that names the variances that are zero in all but name; empty if none is."""
     parts = []
     for each in _variances(plan, current):
-        gone = (each.shares <= ZERO).nonzero().reshape(-1).tolist()
+        gone = each.are_zero.nonzero().reshape(-1).tolist()
         if not gone:
             continue
         shape = current.params[each.name].shape
@@ -98,6 +104,25 @@ def vanished(plan: Plan, current: Statistics) -> str:
         "estimate at the boundary, without a standard error. Leave the term out, or give the "
         "variance a prior (objective='map')."
     )
+
+
+def vanished_entries(plan: Plan, current: Statistics) -> dict[str, Tensor]:
+    """For each parameter behind variances, which of its entries (flat) are zero in all but name."""
+    return {each.name: each.are_zero for each in _variances(plan, current)}
+
+
+def off_zero(plan: Plan, current: Statistics) -> dict[str, Tensor]:
+    """The parameters, with variances that are zero in all but name just large enough to reckon by.
+
+    So near to zero the objective is level along them; but what is divided by them keeps its digits.
+    """
+    moved = dict(current.params)
+    for each in _variances(plan, current):
+        value = current.params[each.name]
+        tiny = each.are_zero & (each.shares > 0.0)
+        factors = torch.where(tiny, (VISIBLE / each.shares) ** each.power, 1.0)
+        moved[each.name] = value * factors.reshape(value.shape)
+    return moved
 
 
 def _variances(plan: Plan, current: Statistics) -> Iterator[_Variances]:

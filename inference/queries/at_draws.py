@@ -1,6 +1,6 @@
 """What follows from draws of the parameters: the answers at each draw, along a leading dim."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.prediction import latent_samples
 from ember.inference.reading.sequences import members, stack
-from ember.inference.reading.trace import Trace
+from ember.inference.reading.trace import Trace, TraceNode
 
 __all__ = ["data_of", "latents_at", "pointwise_at", "replicates_at"]
 
@@ -49,8 +49,7 @@ def pointwise_at(plan: Plan, draws: Draws, latents: Draws) -> dict[str, Tensor]:
         each = []
         for params, known in zip(_each(draws), _each(latents), strict=True):
             trace = plan.structure.run({**params, **_by_step(plan, known)})
-            trace.compute_log_prob(lambda name, _: name in plan.structure.observed)
-            each.append(_observed(plan, trace, "log_prob"))
+            each.append(_observed(plan, trace, _log_prob))
         return _joined(each, torch.stack)
 
 
@@ -67,7 +66,18 @@ def data_of(plan: Plan, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return _observed(plan, plan.structure.run(params))
 
 
-def _observed(plan: Plan, trace: Trace, what: str = "value") -> dict[str, Tensor]:
+def _log_prob(node: TraceNode) -> Tensor:
+    """The log density of each row, 0 where a mask leaves it out."""
+    return node["fn"].log_prob(node["value"])
+
+
+def _value(node: TraceNode) -> Tensor:
+    return node["value"]
+
+
+def _observed(
+    plan: Plan, trace: Trace, of: Callable[[TraceNode], Tensor] = _value
+) -> dict[str, Tensor]:
     """What a run says of the observed sites, steps of a loop along a dim of their own."""
     structure, found, leading = plan.structure, dict[str, Tensor](), dict[str, int]()
     for whole in structure.observed:
@@ -76,8 +86,8 @@ def _observed(plan: Plan, trace: Trace, what: str = "value") -> dict[str, Tensor
         for name in structure.own_names(whole):
             if name in trace.nodes:
                 node = trace.nodes[name]
-                found[name] = node[what].detach()  # type: ignore[literal-required]
-                events = node["fn"].event_dim if what == "value" else 0
+                found[name] = of(node).detach()
+                events = node["fn"].event_dim if of is _value else 0
                 leading[name] = found[name].dim() - events
     return stack(found, leading, structure.steps)
 
@@ -101,5 +111,7 @@ def _each(draws: Draws) -> Iterator[dict[str, Tensor]]:
         yield {name: values[place] for name, values in draws.items()}
 
 
-def _joined(each: list[dict[str, Tensor]], join: object) -> dict[str, Tensor]:
-    return {name: join([one[name] for one in each]) for name in each[0]}  # type: ignore[operator]
+def _joined(
+    each: list[dict[str, Tensor]], join: Callable[[list[Tensor]], Tensor]
+) -> dict[str, Tensor]:
+    return {name: join([one[name] for one in each]) for name in each[0]}

@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ember.inference.iteration.restarts.record import Starts
+from ember.inference.optimality.curvature import Certificate
 from ember.inference.plan.plan import Plan
 from ember.inference.variational.guides import LearntGuide
 
@@ -54,6 +55,10 @@ class Fitted(Protocol):
     @property
     def starts(self) -> Starts:
         """What became of every start."""
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Slope and curvature where the fit has converged."""
 
     @property
     def guide(self) -> LearntGuide | None:

@@ -20,6 +20,7 @@ from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.restarts.record import Starts
 from ember.inference.iteration.run import Run
 from ember.inference.numerics.quadrature import Quadrature
+from ember.inference.optimality.curvature import Certificate
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.without_data import (
@@ -38,7 +39,7 @@ from ember.inference.storage.sealed_file import check_target, read_sealed, write
 __all__ = ["read_fit", "read_notes", "write_fit"]
 
 
-CLASSES = (StopReason, Starts, Quadrature, PlanRecord, GuideRecord, LeftOut)
+CLASSES = (StopReason, Starts, Certificate, Quadrature, PlanRecord, GuideRecord, LeftOut)
 SAME = 1e-6  # relative: densities that differ by less are the same, whatever rounding did
 
 
@@ -64,6 +65,7 @@ def write_fit(run: Run, path: str | Path, data: bool = True, notes: object = Non
             arguments = without_data(arguments, record.rows, CLASSES)
         content = {
             "model": _name(model),
+            "kind": type(run).__name__,
             "fit": encoder.encode(fields, ""),
             "arguments": encoded(encoder, arguments, argument_names(model)),
             "plan": encoder.encode(record, "plan"),
@@ -93,6 +95,7 @@ class _Stored(NamedTuple):
     """What a file holds."""
 
     model: str
+    kind: str
     fit: dict[str, Any]
     arguments: Arguments
     plan: PlanRecord
@@ -112,8 +115,8 @@ def read_notes(path: str | Path) -> tuple[str, Any]:
 
 def read_fit(
     path: str | Path, model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The fields of a fit in a file, its plan read anew from the model; see ``Fit.load``.
+) -> tuple[str, dict[str, Any]]:
+    """The class of a fit in a file, and its fields, the plan read anew; see ``Fit.load``.
 
     Raises:
         ValueError: If the file is no fit, or of another version, has changed, or is one of another
@@ -127,14 +130,15 @@ def read_fit(
         )
     arguments = given_again(stored.arguments, prepare(args, kwargs), argument_names(model))
     if holds_left_out(arguments):
-        return {**stored.fit, "plan": PlanWithoutData(model, arguments, stored.plan)}
+        bare = PlanWithoutData(model, arguments, stored.plan)
+        return stored.kind, {**stored.fit, "plan": bare}
     if stored.guide is not None:
         model = copied(model)
     with sheltered(0, arguments):
         plan = _plan(path, stored.model, model, arguments, stored.plan)
         _check_densities(path, plan, stored.fit)
         guide = {} if stored.guide is None else {"guide": guide_of(stored.guide, plan)}
-    return {**stored.fit, **guide, "plan": plan}
+    return stored.kind, {**stored.fit, **guide, "plan": plan}
 
 
 def _stored(path: str | Path) -> _Stored:
