@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ember.inference import EM, SVI, Fit, Quadrature
+from ember.inference import EM, SVI, VBEM, Fit, Quadrature
 from ember.inference.storage.sealed_file import FORMAT, write_sealed
 from ember.inference.tables import old_faithful
 from ember.models import (
@@ -106,6 +106,10 @@ def test_every_model_comes_back_with_all_its_answers(case: Case, tmp_path: Path)
     assert_same(answers(pickle.loads(pickle.dumps(fit))), expected)
 
 
+def by_variational_bayes() -> Fit:
+    return VBEM(gaussian_mixture, restarts=2, seed=0).fit(old_faithful()[::4], components=2)
+
+
 def named_columns() -> Fit:
     return EM(gaussian_mixture, "mle", restarts=3, seed=0).fit(old_faithful()[::4], components=2)
 
@@ -134,7 +138,7 @@ def regressed() -> Fit:
     return EM(regression_mixture, seed=0).fit(y, X=frame, components=1)
 
 
-OTHERS = [named_columns, own_start, on_nodes, weighted, regressed]
+OTHERS = [by_variational_bayes, named_columns, own_start, on_nodes, weighted, regressed]
 
 
 @pytest.mark.parametrize("make", OTHERS)
@@ -145,6 +149,7 @@ def test_options_names_and_weights_come_back(make: Callable[[], Fit], tmp_path: 
     assert_same(answers(again), answers(fit))
     assert again.plan.objective == fit.plan.objective
     assert again.plan.unconstrained == fit.plan.unconstrained
+    assert type(again) is type(fit)
     again.save(tmp_path / "b.ember")
     twice = Fit.load(tmp_path / "b.ember", fit.plan.structure.model)
     assert_same(answers(twice), answers(fit))
