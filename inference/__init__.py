@@ -9,6 +9,8 @@ from ember.inference.numerics import (
 )
 from ember.inference.numerics.quadrature import Quadrature
 from ember.inference.plan.statistics import Statistics
+from ember.inference.sampled_fit import SampledFit
+from ember.inference.sampling_methods import NUTS, Laplace
 from ember.inference.selection import Selection, select
 from ember.inference.svi import SVI
 from ember.inference.variational_fit import VariationalFit
@@ -16,11 +18,14 @@ from ember.inference.vbem import VBEM
 
 __all__ = [
     "EM",
+    "NUTS",
     "SVI",
     "VBEM",
     "Comparison",
     "Fit",
+    "Laplace",
     "Quadrature",
+    "SampledFit",
     "Selection",
     "Statistics",
     "VariationalFit",

@@ -78,8 +78,8 @@ class Exports(Run):
 
         ========================  ==============================================================
         ``posterior``             draws of the parameters, from the normal approximation at the
-                                  estimates (of SVI from its guide, of VBEM from its posteriors);
-                                  and with each of them one joint draw of the latents
+                                  estimates (of SVI from its guide, of VBEM from its posteriors, of
+                                  NUTS its chains); and with each one joint draw of the latents
         ``log_likelihood``        of each row at each draw, latents integrated out:
                                   :math:`\log p(x_n \mid \theta)`; where Gaussian latents tie all
                                   rows together, of each row given the draw of these; of a single
@@ -93,7 +93,8 @@ class Exports(Run):
         their names as coordinates.
 
         Args:
-            draws: The number of draws; all are of one chain.
+            draws: The number of draws, of one chain; of NUTS how many there are of each chain at
+                most, evenly spaced.
             seed: Makes the draws repeatable; torch's global random state governs them otherwise.
 
         Returns:
@@ -111,14 +112,11 @@ class Exports(Run):
         check_count("draws", draws)
         seed = int(torch.randint(2**31, ())) if seed is None else seed
         fit: Any = self
-        drawn = fit.parameter_draws(draws, seed)
         with sheltered(seed, self.plan.structure.arguments), torch.no_grad():
-            return arviz_data(fit, drawn)
+            return arviz_data(fit, self._draws_by_chain(draws, seed))
 
-    def parameter_draws(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
-        """Draws of the parameters, site name to ``(n, ...)``: from a guide, or at the maximum."""
+    def _draws_by_chain(self, n: int, seed: int) -> dict[str, Tensor]:
+        """Draws of the parameters, site name to ``(chains, n, ...)``."""
         fit: Any = self
-        approximate = fit.guide is None or fit.guide.is_delta
-        drawn = fit.laplace_samples if approximate else fit.posterior_samples
-        found: dict[str, Tensor] = drawn(n, seed)
-        return found
+        drawn = fit.posterior_samples if fit.has_posterior else fit.laplace_samples
+        return {name: values.unsqueeze(0) for name, values in drawn(n, seed).items()}

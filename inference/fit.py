@@ -36,12 +36,16 @@ from ember.inference.queries.gaussian.predictive import predictive
 from ember.inference.queries.impossible import warn_if_impossible
 from ember.inference.queries.new_data import argument_names, plan_beside, plan_for
 from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
+from ember.inference.queries.uncertainty.drawn import DrawnUncertainty
 from ember.inference.queries.uncertainty.intervals import Interval, check_level
 from ember.inference.queries.uncertainty.uncertainty import Uncertainty
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
 
 __all__ = ["Fit"]
+
+
+DRAWS = 2000  # from a posterior of the parameters, for errors and intervals
 
 
 @dataclass(frozen=True, eq=False)
@@ -458,7 +462,8 @@ class Fit(Exports):
         with the observed information in unconstrained coordinates :math:`u` (for MAP of the log
         posterior, as a density in the space in which the model declares it) and the Jacobian
         :math:`J` of the map to the parameters. It takes two E-steps for each free parameter, once
-        for a fit.
+        for a fit. Where the method has found a posterior of the parameters (``VBEM``, ``NUTS``,
+        ``Laplace``, ``SVI`` with a normal guide), it is that of the draws.
 
         Args:
             robust: Whether to compute the sandwich from the scores of the rows (of chains: of the
@@ -490,7 +495,7 @@ class Fit(Exports):
         """
         found = self._warned_uncertainty()
         with sheltered(data=self._data), torch.no_grad():
-            return found.entries.by_site(found.standard_errors(robust))
+            return found.by_site(found.standard_errors(robust))
 
     def confidence_intervals(
         self, level: float = 0.95, robust: bool = False
@@ -523,7 +528,7 @@ class Fit(Exports):
         level = check_level(level)
         found = self._warned_uncertainty()
         with sheltered(data=self._data), torch.no_grad():
-            lower, upper = map(found.entries.by_site, found.intervals(level, robust))
+            lower, upper = map(found.by_site, found.intervals(level, robust))
         return {name: Interval(lower[name], upper[name]) for name in lower}
 
     def vcov(self, robust: bool = False) -> pd.DataFrame:
@@ -533,7 +538,7 @@ class Fit(Exports):
         """
         found = self._warned_uncertainty()
         with sheltered(data=self._data), torch.no_grad():
-            labels = found.entries.labels
+            labels = found.labels
             return pd.DataFrame(found.vcov(robust).numpy(), index=labels, columns=labels)
 
     def laplace_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
@@ -561,8 +566,17 @@ class Fit(Exports):
         with sheltered(_fresh(seed), self._data), torch.no_grad():
             return found.draws(n)
 
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the method has found a posterior of the parameters, to draw from."""
+        return self.guide is not None and not self.guide.is_delta
+
     @functools.cached_property
-    def _uncertainty(self) -> Uncertainty:
+    def _uncertainty(self) -> Uncertainty | DrawnUncertainty:
+        if self.has_posterior:
+            draws, exact = self._posterior_draws(), self._posterior_deviations()
+            with sheltered(0, self._data), torch.no_grad():
+                return DrawnUncertainty(self.plan, self.params, draws, exact)
         if self.stop in (StopReason.DEGENERATE, StopReason.UNBOUNDED):
             raise ValueError(
                 f"standard errors need a maximum, and this fit has none: {self.stop_reason}"
@@ -570,7 +584,15 @@ class Fit(Exports):
         with sheltered(data=self._data), torch.no_grad():
             return Uncertainty(self.plan, self.params, self.stop is StopReason.INFINITE)
 
-    def _warned_uncertainty(self) -> Uncertainty:
+    def _posterior_draws(self) -> dict[str, Tensor]:
+        """The draws by which the spread of a posterior is told."""
+        return self.posterior_samples(DRAWS, seed=0)
+
+    def _posterior_deviations(self) -> dict[str, Tensor]:
+        """Standard deviations of the posterior that are known without draws."""
+        return {}
+
+    def _warned_uncertainty(self) -> Uncertainty | DrawnUncertainty:
         """What is known of the estimates' errors, with a warning if something has none."""
         found = self._uncertainty
         for note in found.notes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,6 @@ from ember.inference.fit import Fit
 from ember.inference.inputs.options import check_count
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.plan.plan import Plan
-from ember.inference.reports.summary import entry_rows
 from ember.inference.variational_bayes.variational_bayes import VariationalBayes
 
 __all__ = ["VariationalFit"]
@@ -63,18 +61,18 @@ class VariationalFit(Fit):
         with sheltered(fresh, self._data), torch.no_grad():
             return VariationalBayes.of(self.plan).draw(self._state, n)
 
-    def parameter_draws(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
-        return self.posterior_samples(n, seed)
+    @property
+    def has_posterior(self) -> bool:
+        return True
+
+    def _posterior_deviations(self) -> dict[str, Tensor]:
+        return {name: posterior.variance.sqrt() for name, posterior in self.posteriors.items()}
 
     def summary(
-        self, errors: bool = False, level: float = 0.95, robust: bool = False
+        self, errors: bool = True, level: float = 0.95, robust: bool = False
     ) -> pd.DataFrame:
-        """As of any fit, with the standard deviation ``sd`` of the posterior of each entry."""
-        frame = super().summary(errors, level, robust)
-        spreads = {name: posterior.variance.sqrt() for name, posterior in self.posteriors.items()}
-        known = {label: value for label, _, value in entry_rows(spreads, {})}
-        frame["sd"] = [known.get(str(label), math.nan) for label in frame.index]
-        return frame
+        """As of any fit, with standard errors and intervals unless ``errors=False``."""
+        return super().summary(errors, level, robust)
 
     def __str__(self) -> str:
         first, rest = super().__str__().split("\n", 1)

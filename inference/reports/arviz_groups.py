@@ -33,13 +33,14 @@ def arviz_data(fit: Fitted, draws: Values) -> Any:
 
     Args:
         fit: The fit.
-        draws: Draws of its parameters, site name to ``(n, ...)``.
+        draws: Draws of its parameters, site name to ``(chains, n, ...)``.
 
     Raises:
         ImportError: If ArviZ is not installed.
     """
     arviz, plan = _arviz(), fit.plan
-    params = {name: draws[name] for name in fit.params}
+    params = {name: draws[name].flatten(0, 1) for name in fit.params}
+    chains = max((len(values) for values in draws.values()), default=1)
     latents = latents_at(plan, params)
     observed, pointwise = data_of(plan, fit.params), pointwise_at(plan, params, latents)
     named = _NamedDims(fit, plan.structure.run(fit.params), plan.structure.observed)
@@ -58,16 +59,18 @@ def arviz_data(fit: Fitted, draws: Values) -> Any:
     return _tree(
         arviz,
         {
-            **{group: _as_chain(values) for group, values in groups.items()},
+            **{group: _by_chain(values, chains) for group, values in groups.items()},
             "observed_data": {name: value.numpy() for name, value in observed.items()},
         },
         named,
     )
 
 
-def _as_chain(values: Values) -> dict[str, Any]:
-    """Draws as one chain, ``(1, n, ...)``."""
-    return {name: value.detach().unsqueeze(0).numpy() for name, value in values.items()}
+def _by_chain(values: Values, chains: int) -> dict[str, Any]:
+    """Draws ``(chains * n, ...)`` as ``(chains, n, ...)``."""
+    return {
+        name: value.detach().unflatten(0, (chains, -1)).numpy() for name, value in values.items()
+    }
 
 
 class _NamedDims:

@@ -65,6 +65,10 @@ class Fitted(Protocol):
         """For SVI the learnt guide."""
 
     @property
+    def has_posterior(self) -> bool:
+        """Whether the method has found a posterior of the parameters."""
+
+    @property
     def seconds(self) -> float:
         """Wall time of the fit."""
 

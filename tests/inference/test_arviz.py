@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference import EM, SVI, VBEM, Fit
+from ember.inference import EM, NUTS, SVI, VBEM, Fit
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.reports import arviz_groups
 from ember.inference.tables import old_faithful
@@ -122,8 +122,8 @@ def test_every_model_of_the_catalogue(case: Case, monkeypatch: pytest.MonkeyPatc
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         fit = EM(model_of(case), seed=0, max_iter=2).fit(case[1], **case[2])
-    several = {name: value.expand(2, *value.shape).clone() for name, value in fit.params.items()}
-    monkeypatch.setattr(Fit, "parameter_draws", lambda *_: several)
+    several = {name: value.expand(1, 2, *value.shape) for name, value in fit.params.items()}
+    monkeypatch.setattr(Fit, "_draws_by_chain", lambda *_: several)
     tree = fit.to_arviz(draws=2, seed=0)
     (rows,) = group(tree, "log_likelihood").data_vars.values()
     observed, replicates = group(tree, "observed_data"), group(tree, "posterior_predictive")
@@ -201,6 +201,18 @@ def test_methods_with_a_posterior_give_its_draws(make: Callable[[], Any]) -> Non
     params = {name: drawn[name][7] for name in fit.params}
     rows = LogEvidence.of(fit.plan).rows(params)
     assert np.array_equal(group(tree, "log_likelihood")["x"].values[0, 7], rows.numpy())
+
+
+def test_chains_stay_chains() -> None:
+    method = NUTS(poisson_mixture, draws=6, warmup=4, chains=2, seed=0)
+    fit = method.fit(COUNTS, components=2)
+    tree = fit.to_arviz(draws=3, seed=1)
+    rates = group(tree, "posterior")["rates"]
+    assert rates.dims == ("chain", "draw", "components")
+    assert np.array_equal(rates.values, fit.draws["rates"][:, [0, 2, 5]].numpy())
+    params = {name: value[1, 5] for name, value in fit.draws.items()}
+    rows = LogEvidence.of(fit.plan).rows(params)
+    assert np.array_equal(group(tree, "log_likelihood")["x"].values[1, 2], rows.numpy())
 
 
 def test_a_column_may_be_called_like_a_dim() -> None:

@@ -1,5 +1,6 @@
 """Fits come back from files and from pickle as they were; what is no fit gets one sentence."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -18,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ember.inference import EM, SVI, VBEM, Fit, Quadrature
+from ember.inference import EM, NUTS, SVI, VBEM, Fit, Laplace, Quadrature
 from ember.inference.storage.sealed_file import FORMAT, write_sealed
 from ember.inference.tables import old_faithful
 from ember.models import (
@@ -67,7 +68,8 @@ def answers(fit: Fit) -> dict[str, Any]:
         "criteria": [fit.aic, fit.bic, fit.icl, fit.n_parameters, fit.n_observations],
         "report": [str(fit), fit.summary().to_csv(), str(fit.starts), fit.stop_reason],
     }
-    kept = {name: value for name, value in vars(fit).items() if name not in ("plan", "guide")}
+    fields = {field.name for field in dataclasses.fields(fit)} - {"plan", "guide"}
+    kept = {name: getattr(fit, name) for name in sorted(fields)}
     return {**said, **kept, "starts": vars(fit.starts)}
 
 
@@ -110,6 +112,14 @@ def by_variational_bayes() -> Fit:
     return VBEM(gaussian_mixture, restarts=2, seed=0).fit(old_faithful()[::4], components=2)
 
 
+def sampled() -> Fit:
+    return NUTS(poisson_mixture, draws=4, warmup=3, chains=2, seed=0).fit(VISITS, components=2)
+
+
+def approximated() -> Fit:
+    return Laplace(poisson_mixture, draws=20, seed=0).fit(VISITS, components=2)
+
+
 def named_columns() -> Fit:
     return EM(gaussian_mixture, "mle", restarts=3, seed=0).fit(old_faithful()[::4], components=2)
 
@@ -138,7 +148,10 @@ def regressed() -> Fit:
     return EM(regression_mixture, seed=0).fit(y, X=frame, components=1)
 
 
-OTHERS = [by_variational_bayes, named_columns, own_start, on_nodes, weighted, regressed]
+OTHERS = [
+    *(by_variational_bayes, sampled, approximated, named_columns),
+    *(own_start, on_nodes, weighted, regressed),
+]
 
 
 @pytest.mark.parametrize("make", OTHERS)
@@ -151,6 +164,7 @@ def test_options_names_and_weights_come_back(make: Callable[[], Fit], tmp_path: 
     assert again.plan.unconstrained == fit.plan.unconstrained
     assert type(again) is type(fit)
     again.save(tmp_path / "b.ember")
+    assert_same(answers(pickle.loads(pickle.dumps(fit))), answers(fit))  # with all it has kept
     twice = Fit.load(tmp_path / "b.ember", fit.plan.structure.model)
     assert_same(answers(twice), answers(fit))
 

@@ -287,8 +287,13 @@ def test_draws_have_the_moments_of_the_posteriors() -> None:
 def test_reports_show_the_bound_and_how_sure_it_is() -> None:
     fit = VBEM(coins, seed=0).fit(HEADS)
     assert f"lower bound     {fit.lower_bound:.6f}" in str(fit)
-    sd = fit.summary()["sd"]
-    assert sd["p[0]"] == pytest.approx(float(fit.posteriors["p"].variance[0].sqrt()))
+    table, posterior = fit.summary(), fit.posteriors["p"]
+    assert table["std. error"]["p[0]"] == pytest.approx(float(posterior.variance[0].sqrt()))
+    beta = scipy.stats.beta(posterior.concentration1[0], posterior.concentration0[0])
+    assert table["lower"]["p[0]"] == pytest.approx(beta.ppf(0.025), abs=0.1 * beta.std())
+    assert fit.vcov().loc["p[0]", "p[1]"] == pytest.approx(0.0, abs=0.1 * beta.var())
+    with pytest.raises(ValueError, match="robust=True is for estimates that are points"):
+        fit.standard_errors(robust=True)
 
 
 def test_posteriors_of_latents_know_of_the_uncertainty() -> None:

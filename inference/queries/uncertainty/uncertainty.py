@@ -51,6 +51,15 @@ class Uncertainty:
         self.notes = tuple(self._noted(idle))
 
     @property
+    def labels(self) -> list[str]:
+        """The name of each entry."""
+        return self.entries.labels
+
+    def by_site(self, flat: Tensor) -> dict[str, Tensor]:
+        """One number for each entry, in the shapes of the sites."""
+        return self.entries.by_site(flat)
+
+    @property
     def distance(self) -> float:
         """How far the maximum is by Newton's method, in standard errors."""
         return float((self._identified.root.mT @ self._information.gradient).norm())
