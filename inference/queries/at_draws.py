@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.progress import counted
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.prediction import latent_samples
 from ember.inference.reading.sequences import members, stack
@@ -107,7 +108,7 @@ def _by_step(plan: Plan, latents: Draws) -> dict[str, Tensor]:
 
 def _each(draws: Draws) -> Iterator[dict[str, Tensor]]:
     """The draws, one after the other."""
-    for place in range(len(next(iter(draws.values()), ()))):
+    for place in counted(range(len(next(iter(draws.values()), ()))), "draws"):
         yield {name: values[place] for name, values in draws.items()}
 
 

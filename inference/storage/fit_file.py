@@ -151,6 +151,7 @@ def _stored(path: str | Path) -> _Stored:
         found = found._replace(arguments=Arguments(*found.arguments))
         whole = (
             isinstance(found.model, str)
+            and isinstance(found.kind, str)
             and expected <= found.fit.keys()
             and isinstance(found.arguments.kwargs, dict)
             and isinstance(found.plan, PlanRecord)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.progress import counted
 from ember.inference.maximisation.objective import expected_log_joint, score
 from ember.inference.optimality.vanishing import off_zero
 from ember.inference.parameters.coordinates import Coordinates
@@ -158,7 +159,8 @@ def steps_around(
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """A function one step up and one step down each coordinate, and how far apart these are."""
     found = []
-    for place, step in zip(places.tolist(), steps.tolist(), strict=True):
+    pairs = list(zip(places.tolist(), steps.tolist(), strict=True))
+    for place, step in counted(pairs, "derivatives"):
         up, down = point.clone(), point.clone()
         up[place] += step
         down[place] -= step
