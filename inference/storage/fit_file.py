@@ -135,7 +135,7 @@ def read_fit(
     if stored.guide is not None:
         model = copied(model)
     with sheltered(0, arguments):
-        plan = _plan(path, stored.model, model, arguments, stored.plan)
+        plan = _plan(path, stored, model, arguments)
         _check_densities(path, plan, stored.fit)
         guide = {} if stored.guide is None else {"guide": guide_of(stored.guide, plan)}
     return stored.kind, {**stored.fit, **guide, "plan": plan}
@@ -164,10 +164,9 @@ def _stored(path: str | Path) -> _Stored:
     return found
 
 
-def _plan(
-    path: str | Path, name: str, model: Model, arguments: Arguments, record: PlanRecord
-) -> Plan:
+def _plan(path: str | Path, stored: _Stored, model: Model, arguments: Arguments) -> Plan:
     """The plan of the model, whose sites must be those of the fit."""
+    record, here = stored.plan, f"{path} holds a fit of '{stored.model}', and the model"
     try:
         plan = build_plan(
             model,
@@ -179,17 +178,24 @@ def _plan(
         )
     except Exception as error:  # of any kind: another model may do anything with these arguments
         raise ValueError(
-            f"{path} holds a fit of '{name}', and the model '{_name(model)}' cannot be read with "
-            f"its arguments ({' '.join(str(error).split()).rstrip('.')}); load it with the model "
-            "that was fitted."
+            f"{here} '{_name(model)}' cannot be read with its arguments "
+            f"({' '.join(str(error).split()).rstrip('.')}); load it with the model that was fitted."
         ) from error
     old = {site[0]: tuple(site) for site in record.signature}
     new = {site.name: tuple(site) for site in plan.structure.signature}
-    if different := [site for site in {**old, **new} if old.get(site) != new.get(site)]:
+    different = {
+        site: _difference(old.get(site), new.get(site))
+        for site in {**old, **new}
+        if old.get(site) != new.get(site)
+    }
+    estimated, parameters = stored.fit["params"].keys(), plan.structure.parameters.keys()
+    different.update(dict.fromkeys(estimated - parameters, "is no parameter there"))
+    different.update(dict.fromkeys(parameters - estimated, "is a parameter there"))
+    if different:
+        site, how = next(iter(different.items()))
         raise ValueError(
-            f"{path} holds a fit of '{name}', and the model '{_name(model)}' is another one: site "
-            f"'{different[0]}' {_difference(old.get(different[0]), new.get(different[0]))}; load "
-            "it with the model, and the data, that were fitted."
+            f"{here} '{_name(model)}' is another one: site '{site}' {how}; load it with the model, "
+            "and the data, that were fitted."
         )
     return plan
 

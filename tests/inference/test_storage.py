@@ -459,6 +459,14 @@ def test_another_model_is_refused(saved: Path, tmp_path: Path) -> None:
         Fit.load(saved, "wider")  # type: ignore[arg-type]
 
 
+def test_a_parameter_that_is_held_makes_another_model(tmp_path: Path) -> None:
+    held = pyro.condition(computing, data={"rate": torch.tensor(2.0)})
+    path = tmp_path / "a.ember"
+    EM(computing).fit(VISITS).save(path)
+    with pytest.raises(ValueError, match="site 'rate' is no parameter there"):
+        Fit.load(path, held)
+
+
 def test_the_file_is_open_to_other_tools(saved: Path) -> None:
     with safe_open(saved, framework="np") as file:
         assert file.get_tensor("params.rates").shape == (2,)
