@@ -32,7 +32,13 @@ from ember.inference.plan.without_data import (
 from ember.inference.queries.new_data import argument_names
 from ember.inference.storage.arguments import encoded, given_again, without_data
 from ember.inference.storage.encoding import Decoder, Encoder
-from ember.inference.storage.guides import GuideRecord, copied, guide_of, record_of_guide
+from ember.inference.storage.guides import (
+    GuideRecord,
+    MissingGuide,
+    copied,
+    guide_of,
+    record_of_guide,
+)
 from ember.inference.storage.plan_record import record_of
 from ember.inference.storage.sealed_file import check_target, read_sealed, write_sealed
 
@@ -58,8 +64,7 @@ def write_fit(run: Run, path: str | Path, data: bool = True, notes: object = Non
         record = record_of(run)
         fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
         del fields["plan"]
-        guide = fields.pop("guide", None)
-        kept = _guide_record(guide) if data else None
+        guide = _guide_record(fields.pop("guide", None), data)
         arguments = run.plan.structure.arguments
         if not data:
             arguments = without_data(arguments, record.rows, CLASSES)
@@ -69,21 +74,22 @@ def write_fit(run: Run, path: str | Path, data: bool = True, notes: object = Non
             "fit": encoder.encode(fields, ""),
             "arguments": encoded(encoder, arguments, argument_names(model)),
             "plan": encoder.encode(record, "plan"),
-            "guide": encoder.encode(kept, "guide"),
+            "guide": encoder.encode(guide, "guide"),
             "notes": encoder.encode(notes, "notes"),
         }
     write_sealed(target, content, encoder.tensors)
 
 
-def _guide_record(guide: Any) -> GuideRecord | None:
-    record = None if guide is None else record_of_guide(guide)
-    if guide is not None and record is None:
+def _guide_record(guide: Any, data: bool) -> GuideRecord | None:
+    if guide is None:
+        return None
+    if data and guide.choice is None and not isinstance(guide, MissingGuide):
         warnings.warn(
             "the guide of the fit is of your own making and is not saved; all else is.",
             RuntimeWarning,
             stacklevel=4,
         )
-    return record
+    return record_of_guide(guide, data)
 
 
 def _name(model: Model) -> str:
@@ -131,14 +137,17 @@ def read_fit(
     arguments = given_again(stored.arguments, prepare(args, kwargs), argument_names(model))
     if holds_left_out(arguments):
         bare = PlanWithoutData(model, arguments, stored.plan)
-        return stored.kind, {**stored.fit, "plan": bare}
+        return stored.kind, {**stored.fit, **_guide(stored, None), "plan": bare}
     if stored.guide is not None:
         model = copied(model)
     with sheltered(0, arguments):
         plan = _plan(path, stored, model, arguments)
         _check_densities(path, plan, stored.fit)
-        guide = {} if stored.guide is None else {"guide": guide_of(stored.guide, plan)}
-    return stored.kind, {**stored.fit, **guide, "plan": plan}
+        return stored.kind, {**stored.fit, **_guide(stored, plan), "plan": plan}
+
+
+def _guide(stored: _Stored, plan: Plan | None) -> dict[str, Any]:
+    return {} if stored.guide is None else {"guide": guide_of(stored.guide, plan)}
 
 
 def _stored(path: str | Path) -> _Stored:

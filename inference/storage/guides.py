@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ember.inference.plan.plan import Plan
 from ember.inference.variational.guided_latents import with_guided_latents
 from ember.inference.variational.guides import LearntGuide, make_guide
 
-__all__ = ["GuideRecord", "copied", "guide_of", "record_of_guide"]
+__all__ = ["GuideRecord", "MissingGuide", "copied", "guide_of", "record_of_guide"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,27 +21,51 @@ class GuideRecord:
     """What a guide is made from again.
 
     Attributes:
-        choice: The name by which it was chosen.
+        choice: The name by which it was chosen; None of a guide that is not saved.
+        is_delta: Whether it is a point.
         values: The learnt values of its parameters, and of the model's.
         covered: The continuous latents that it draws.
         on_nodes: Those of them that would be on nodes if it did not.
     """
 
-    choice: str
-    values: Mapping[str, Tensor]
-    covered: tuple[str, ...]
-    on_nodes: tuple[str, ...]
+    choice: str | None
+    is_delta: bool
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    covered: tuple[str, ...] = ()
+    on_nodes: tuple[str, ...] = ()
 
 
-def record_of_guide(guide: LearntGuide) -> GuideRecord | None:
-    """The record of a guide; None of one of the user's own, of which only its code knows."""
-    if guide.choice is None:
-        return None
-    return GuideRecord(guide.choice, guide.values, guide.covered, guide.latents)
+@dataclass(frozen=True)
+class MissingGuide:
+    """Stands for a guide that was not saved.
+
+    Attributes:
+        is_delta: Whether it was a point.
+    """
+
+    is_delta: bool
+    covered: tuple[str, ...] = ()
+    choice: None = None
+
+    def draw(self, n: int) -> NoReturn:
+        """Says that there is nothing to draw from."""
+        raise ValueError(
+            "the guide of this fit is not in the file that it was loaded from: guides of one's own "
+            "are not saved, and none is without the data; fit again to draw from it."
+        )
 
 
-def guide_of(record: GuideRecord, plan: Plan) -> LearntGuide:
-    """The guide of a record, over the model of a plan."""
+def record_of_guide(guide: LearntGuide | MissingGuide, data: bool) -> GuideRecord:
+    """The record of a guide; of one of the user's own, and without data, that there was one."""
+    if not data or guide.choice is None or isinstance(guide, MissingGuide):
+        return GuideRecord(None, guide.is_delta)
+    return GuideRecord(guide.choice, guide.is_delta, guide.values, guide.covered, guide.latents)
+
+
+def guide_of(record: GuideRecord, plan: Plan | None) -> LearntGuide | MissingGuide:
+    """The guide of a record, over the model of a plan if there is one."""
+    if record.choice is None or plan is None:
+        return MissingGuide(record.is_delta)
     guided = with_guided_latents(plan, record.on_nodes)
     start = {name: p.start for name, p in guided.structure.parameters.items()}
     shapes = guided.structure.gaussian

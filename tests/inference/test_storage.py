@@ -321,7 +321,10 @@ def test_a_named_guide_is_made_again(guide: str, tmp_path: Path) -> None:
         assert again.guide.covered == fit.guide.covered
         assert_same(answers(again), answers(fit))
         fit.save(tmp_path / "a.ember", data=False)
-        assert str(Fit.load(tmp_path / "a.ember", model)) == str(fit)
+        bare = Fit.load(tmp_path / "a.ember", model)
+        assert str(bare) == str(fit)
+        with pytest.raises(ValueError, match="guide of this fit is not in the file"):
+            bare.posterior_samples(3)
 
 
 def test_a_guide_of_ones_own_is_left_out_with_a_word(tmp_path: Path) -> None:
@@ -332,8 +335,11 @@ def test_a_guide_of_ones_own_is_left_out_with_a_word(tmp_path: Path) -> None:
     with pytest.warns(RuntimeWarning, match="guide of the fit is of your own making"):
         fit.save(tmp_path / "a.ember")
     again = Fit.load(tmp_path / "a.ember", computing)
-    assert again.guide is None
     assert_same(answers(again), answers(fit))
+    with pytest.raises(ValueError, match="guides of one's own are not saved"):
+        again.posterior_samples(3)
+    again.save(tmp_path / "b.ember")  # without another word
+    assert str(Fit.load(tmp_path / "b.ember", computing)) == str(fit)
 
 
 # -- files that are no fits ---------------------------------------------------------------------
