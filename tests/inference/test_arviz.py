@@ -95,7 +95,7 @@ def test_leaving_one_out_agrees_with_really_leaving_it_out() -> None:
     noise = torch.randn(60, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     y = 1.0 + 2.0 * x + 0.5 * noise
     fit = EM(regression_mixture, "mle", seed=0).fit(y, X=x.unsqueeze(-1), components=1)
-    tree = fit.to_arviz(draws=2000, seed=0)
+    tree = fit.to_arviz(draws=600, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = arviz.loo(tree, pointwise=True)
