@@ -11,7 +11,7 @@ ROOMS = [
     *("variational_bayes", "sampling", "iteration", "reports", "fit", "variational_fit"),
     *("sampled_fit", "alignment", "svi", "em", "vbem", "sampling_methods", "marginals"),
     "comparison",
-    "selection",
+    *("selection", "estimators"),
     "command_line",
 ]
 FACADES = {"__init__", "tables"}  # they hold no code: public names only
