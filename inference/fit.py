@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.exports import Exports
 from ember.inference.inputs.arguments import Arguments
 from ember.inference.inputs.options import check_count
 from ember.inference.inputs.shelter import sheltered
@@ -48,7 +49,7 @@ DRAWS = 2000  # from a posterior of the parameters, for errors and intervals
 
 
 @dataclass(frozen=True, eq=False)
-class Fit(Run):
+class Fit(Exports):
     """A fitted model.
 
     Attributes:

@@ -59,6 +59,11 @@ class SampledFit(Fit):
             picked = torch.randint(total, (n,), generator=generator)
         return {name: value[picked] for name, value in every.items()}
 
+    def _draws_by_chain(self, n: int, seed: int) -> dict[str, Tensor]:
+        length = self.heights.shape[1]
+        kept = torch.linspace(0, length - 1, min(n, length)).round().long()
+        return {name: value[:, kept] for name, value in self.draws.items()}
+
     @property
     def has_posterior(self) -> bool:
         return True

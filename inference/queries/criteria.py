@@ -23,6 +23,7 @@ from ember.inference.expectation.posterior import marginals
 from ember.inference.factors.factor import align
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Plan
+from ember.inference.plan.without_data import PlanWithoutData
 from ember.inference.queries.gaussian.rotations import idle_rotations
 
 __all__ = ["aic", "bic", "entropy", "free_parameters", "observations"]
@@ -46,6 +47,8 @@ def free_parameters(plan: Plan) -> int:
     other parameters read do not make the likelihood larger: neither is counted. Nor are the
     directions in which loadings only rotate hidden factors.
     """
+    if isinstance(plan, PlanWithoutData):
+        return plan.record.n_parameters
     reached = {source for name in plan.sites for source in plan.dependencies(name)}
     known = plan.structure.parameters
     coordinates = Coordinates({name: known[name] for name in known if name in reached})
@@ -55,6 +58,8 @@ def free_parameters(plan: Plan) -> int:
 
 def observations(plan: Plan) -> float:
     """The number of observations: rows with their weights, or steps of a chain."""
+    if isinstance(plan, PlanWithoutData):
+        return plan.record.n_observations
     total = 0.0
     name = plan.structure.observed[0]
     chain = [n for n in plan.structure.observed if n in plan.structure.steps]

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.inputs.progress import counted
 from ember.inference.maximisation.objective import expected_log_joint, score
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.optimality.curvature import evaluated
@@ -176,7 +177,8 @@ def steps_around(
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """A function one step up and one step down each coordinate, and how far apart these are."""
     found = []
-    for place, step in zip(places.tolist(), steps.tolist(), strict=True):
+    pairs = list(zip(places.tolist(), steps.tolist(), strict=True))
+    for place, step in counted(pairs, "derivatives"):
         up, down = point.clone(), point.clone()
         up[place] += step
         down[place] -= step
