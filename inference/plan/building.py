@@ -186,7 +186,7 @@ def _with_slots(
             f"a parameter with integrate={{'{next(iter(structure.gaussian))}': None}}."
         )
     priors = [n for n, p in structure.parameters.items() if p.has_prior]
-    reads = find_reads(structure, probes.params, start, list(sites), priors)
+    reads = find_reads(structure, probes.params, probes.traces[0], list(sites), priors)
     known = chain_reads(structure, probes.params, probes.traces)
     every = {n: [*known.get(n, []), *reads.get(n, [])] for n in sites}
     read = {name: [each.latent for each in found] for name, found in every.items() if found}
