@@ -103,7 +103,8 @@ def _components(rows: Tensor) -> tuple[Tensor, Tensor]:
     Of many rows by way of their products: what is lost of small values a start does not need.
     """
     if len(rows) < MANY * rows.shape[1]:
-        return torch.linalg.svd(rows, full_matrices=False)[:2]
+        left, sizes, _ = torch.linalg.svd(rows, full_matrices=False)
+        return left, sizes
     squares, vectors = torch.linalg.eigh(rows.mT @ rows)
     sizes = squares.flip(0).clamp_min(0.0).sqrt()
     return rows @ vectors.flip(1) / sizes.clamp_min(LEAST * sizes[0] + 1e-300), sizes
@@ -132,11 +133,10 @@ def _table(site: Site, slot: Slot, plan: Plan, rows: int, size: int) -> Tensor:
     if not bool(shown.all()):
         value, place = value[shown], place[shown]
     value, place = value.reshape(-1), place.reshape(-1)
-    if len(place) == rows * width and bool((place == torch.arange(rows * width)).all()):
-        return value.reshape(rows, width)
-    total = value.new_zeros(rows * width).index_add(0, place, value)
-    counts = torch.bincount(place, minlength=rows * width)
-    means: Tensor = (total / counts).reshape(rows, width)  # NaN where a row has no data
+    if len(place) != rows * width or bool((place != torch.arange(rows * width)).any()):
+        total = value.new_zeros(rows * width).index_add(0, place, value)
+        value = total / torch.bincount(place, minlength=rows * width)
+    means: Tensor = value.reshape(rows, width)  # NaN where a row has no data
     return means
 
 

@@ -36,12 +36,12 @@ def test_a_model_that_differs_on_few_rows_is_read_on_all() -> None:
         loadings = pyro.sample("loadings", dist.Normal(torch.zeros(4), 1.0).to_event(1))
         scale = pyro.sample("scale", dist.HalfNormal(1.0))
         with pyro.plate("rows", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0), infer={"integrate": "gaussian"})
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
             signs = torch.where(torch.arange(len(x)) < 100, 1.0, -1.0)
             location = (signs * z).unsqueeze(-1) * loadings
             pyro.sample("x", dist.Normal(location, scale).to_event(1), obs=x)
 
-    plan = EM(model, "mle", seed=0).plan(_data())
+    plan = EM(model, "mle", integrate={"z": "gaussian"}, seed=0).plan(_data())
     (slot,) = plan.sites["x"].slots
     assert slot.coefficient.reshape(ROWS, -1)[[0, 99, 100, -1], 0].tolist() == [
         1.0,
@@ -55,10 +55,10 @@ def test_randomness_beyond_the_few_rows_is_refused() -> None:
     def model(x: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(torch.zeros(4), 10.0).to_event(1))
         with pyro.plate("rows", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0), infer={"integrate": "gaussian"})
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
             noise = torch.where(torch.arange(len(x)) < 100, 0.0, torch.randn(len(x)))
             location = loc + (z + noise).unsqueeze(-1)
             pyro.sample("x", dist.Normal(location, 1.0).to_event(1), obs=x)
 
     with pytest.raises(ValueError, match="draws random numbers of its own"):
-        EM(model, "mle", seed=0).plan(_data())
+        EM(model, "mle", integrate={"z": "gaussian"}, seed=0).plan(_data())
