@@ -5,6 +5,7 @@ left, and the estimates are at a finite place. Where it does not hold, the loop 
 (``higher``), or the reason to stop is another one and names the site (``verdict``).
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,9 @@ from ember.inference.iteration.convergence import Ending, StopReason
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.objective import score
 from ember.inference.optimality.curvature import (
+    PRODUCTS,
     Curvature,
+    Seen,
     beyond_edges,
     climbed,
     peaks,
@@ -59,6 +62,15 @@ class Judge:
     plan: Plan
     em: EMMap
     _edges: tuple[Statistics, Statistics | None] | None = field(default=None, init=False)
+    _seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=2 * PRODUCTS), init=False)
+
+    def see(self, current: Statistics) -> None:
+        """Remembers a place on the way: what its gradient tells of the curvature costs no pass."""
+        if not self.plan.components or self.em.classification:
+            return
+        point = self.em.coordinates.flatten(current.params)
+        if len(point) <= PRODUCTS:
+            self._seen.append((point, score(current, self.em.coordinates)))
 
     def higher(self, current: Statistics) -> Statistics | None:
         """A place above the one where the loop has come to rest, if that is no maximum."""
@@ -79,7 +91,7 @@ class Judge:
             above = self._beyond_edges(current, curvature)
             if above is not None or curvature.gain > _tolerated(current):
                 return above
-        above = way_out(em.e_step, em.coordinates, current, curvature)
+        above = way_out(em.e_step, em.coordinates, current, curvature, self._seen)
         if above is None and coinciding(self.plan, current.params, SAME):
             above = self._apart(current)
         return above

@@ -141,6 +141,7 @@ class _Ascent:
 
     def _take(self, after: Statistics, movement: Movement | None = None) -> None:
         self.current = after
+        self.judge.see(after)
         self.way.take(after.params, after.objective, movement)
         self.loop.on_step(self.way)
 

@@ -17,7 +17,7 @@ of Research of the National Bureau of Standards 45, 255-282.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +29,10 @@ from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.statistics import Statistics
 
 __all__ = [
+    "PRODUCTS",
     "Curvature",
     "EStep",
+    "Seen",
     "beyond_edges",
     "climbed",
     "evaluated",
@@ -41,8 +43,12 @@ __all__ = [
 
 
 EStep = Callable[[Mapping[str, Tensor]], Statistics]
+Seen = tuple[Tensor, Tensor]  # free reals, and the gradient of the objective there
 PRODUCTS = 8  # products with the Hessian, a pass over the data each
 STEP = 1e-4  # of a difference of gradients, in standard deviations
+WITHIN = 1e-5, 3e-2  # standard deviations between which the gradient at a place seen is of use
+APART = 0.1  # of a direction to such a place, what must be left of it beside the others
+MARGIN = 2e-2  # of eigenvalues that are known by such places
 POSITIVE = 1e-3  # an eigenvalue above this is not one of zero with noise
 DENSE = 48  # free reals whose complete-data information is taken as a whole
 PROBES = 6  # products with it otherwise, for its rows' lengths
@@ -178,7 +184,11 @@ def peaks(e_step: EStep, coordinates: Coordinates, curvature: Curvature) -> bool
 
 
 def way_out(
-    e_step: EStep, coordinates: Coordinates, statistics: Statistics, curvature: Curvature
+    e_step: EStep,
+    coordinates: Coordinates,
+    statistics: Statistics,
+    curvature: Curvature,
+    seen: Sequence[Seen] = (),
 ) -> Statistics | None:
     """A higher place near a saddle; None where no direction of ascent is found.
 
@@ -187,8 +197,9 @@ def way_out(
         coordinates: The free reals of the parameters.
         statistics: Of the place where the loop has come to rest.
         curvature: There.
+        seen: Places on the way there, the latest last, with the gradients there.
     """
-    if not bool(curvature.curved.any()):
+    if not bool(curvature.curved.any()) or _curves_down(e_step, coordinates, curvature, seen):
         return None
     direction = _ascending(e_step, coordinates, curvature)
     if direction is None:
@@ -211,33 +222,104 @@ def way_out(
 
 def _ascending(e_step: EStep, coordinates: Coordinates, curvature: Curvature) -> Tensor | None:
     """A direction of positive curvature, of length one standard deviation, by Lanczos."""
+    found = _steepest(e_step, coordinates, curvature, ([], []), POSITIVE)
+    return None if found is None or found[0] <= POSITIVE else curvature.direction(found[1])
+
+
+def _curves_down(
+    e_step: EStep, coordinates: Coordinates, curvature: Curvature, seen: Sequence[Seen]
+) -> bool:
+    """Whether all eigenvalues are clearly negative, as the way here shows for the most part.
+
+    Of few parameters the whole Hessian is found, what the way has not shown of it by a pass each.
+    """
+    known = _known(curvature, seen)
+    if not known[0] or int(curvature.curved.sum()) > PRODUCTS:
+        return False
+    found = _steepest(e_step, coordinates, curvature, known, -MARGIN)
+    return found is not None and found[0] < -MARGIN
+
+
+def _known(curvature: Curvature, seen: Sequence[Seen]) -> tuple[list[Tensor], list[Tensor]]:
+    """Orthonormal directions, and the Hessian's products with them, from gradients near by."""
+    basis, images = list[Tensor](), list[Tensor]()
+    if curvature.matrix is None:
+        return basis, images
     start = curvature.scaled(curvature.gradient)
+    still = curvature.matrix.diagonal() == 0.0
+    for point, gradient in reversed(seen):
+        step = point - curvature.point
+        moved = torch.where(still, step.nan_to_num(), 0.0)
+        step = torch.where(still, 0.0, step)
+        if bool(moved.any()) or not bool(step.isfinite().all() and gradient.isfinite().all()):
+            continue
+        direction = curvature.scaled(curvature.matrix @ step)
+        direction = torch.where(curvature.curved, direction, 0.0)
+        length = float(direction.norm())
+        if not WITHIN[0] <= length <= WITHIN[1]:
+            continue
+        rest, image = direction / length, (curvature.scaled(gradient) - start) / length
+        for one, its in zip(basis, images, strict=True):
+            share = one @ rest
+            rest, image = rest - share * one, image - share * its
+        size = float(rest.norm())
+        if size >= APART:
+            basis.append(rest / size)
+            images.append(image / size)
+    return basis, images
+
+
+def _steepest(
+    e_step: EStep,
+    coordinates: Coordinates,
+    curvature: Curvature,
+    known: tuple[list[Tensor], list[Tensor]],
+    enough: float,
+) -> tuple[float, Tensor] | None:
+    """The largest eigenvalue and its direction, by Lanczos; one above ``enough`` ends the search.
+
+    Args:
+        e_step: One pass over the data.
+        coordinates: The free reals of the parameters.
+        curvature: Of the place.
+        known: Orthonormal directions, and the products with them.
+        enough: Where to end.
+    """
+    start = curvature.scaled(curvature.gradient)
+    basis, images = [*known[0]], [*known[1]]
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(start.shape, generator=generator, dtype=start.dtype)
     vector = torch.where(curvature.curved, vector, 0.0)
-    basis = [vector / vector.norm()]
-    images: list[Tensor] = []
-    for _ in range(min(PRODUCTS, int(curvature.curved.sum()))):
+    found = _largest(basis, images) if basis else None
+    for _ in range(min(PRODUCTS, int(curvature.curved.sum())) - len(known[0])):
+        if found is not None and found[0] > enough:
+            return found
+        size = float(vector.norm())
+        for _ in range(2 if basis else 0):
+            span = torch.stack(basis)
+            vector = vector - span.mT @ (span @ vector)
+        length = float(vector.norm())
+        if length <= 1e-6 * size or length == 0.0:
+            break
+        basis.append(vector / length)
         params = coordinates.unflatten(curvature.point + STEP * curvature.direction(basis[-1]))
         moved = evaluated(e_step, params)
         if moved is None:
             return None
-        image = (curvature.scaled(score(moved, coordinates)) - start) / STEP
-        if not bool(image.isfinite().all()):
+        vector = (curvature.scaled(score(moved, coordinates)) - start) / STEP
+        if not bool(vector.isfinite().all()):
             return None
-        images.append(image)
-        span = torch.stack(basis)
-        projected = span @ torch.stack(images).mT
-        values, vectors = torch.linalg.eigh((projected + projected.mT) / 2.0)
-        if float(values[-1]) > POSITIVE:
-            return curvature.direction(vectors[:, -1] @ span)
-        rest = image - span.mT @ (span @ image)
-        rest = rest - span.mT @ (span @ rest)
-        length = float(rest.norm())
-        if length <= 1e-6 * float(image.norm()) or length == 0.0:
-            break
-        basis.append(rest / length)
-    return None
+        images.append(vector)
+        found = _largest(basis, images)
+    return found
+
+
+def _largest(basis: Sequence[Tensor], images: Sequence[Tensor]) -> tuple[float, Tensor]:
+    """The largest eigenvalue within the span of directions, and its direction."""
+    span = torch.stack([*basis])
+    projected = span @ torch.stack([*images]).mT
+    values, vectors = torch.linalg.eigh((projected + projected.mT) / 2.0)
+    return float(values[-1]), vectors[:, -1] @ span
 
 
 def evaluated(e_step: EStep, params: Mapping[str, Tensor]) -> Statistics | None:
