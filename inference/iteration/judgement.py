@@ -25,7 +25,7 @@ from ember.inference.optimality.curvature import (
     way_out,
 )
 from ember.inference.optimality.infinity import at_infinity, collapsed_effects, without_bound
-from ember.inference.optimality.vanishing import nearer_zero, vanished
+from ember.inference.optimality.vanishing import blurred, nearer_zero, vanished
 from ember.inference.parameters.supports import shown
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
@@ -102,6 +102,17 @@ class Judge:
             return None
         return nearer_zero(self.plan, self.em.e_step, current, _tolerated(current))
 
+    def vanished(self, current: Statistics) -> str:
+        """A sentence that names the variances that are zero in all but name; empty if none is."""
+        return vanished(self.plan, self.em.e_step, current, _tolerated(current))
+
+    def blurred(self, before: Statistics, after: Statistics) -> Ending | None:
+        """The reason to stay where a step leads into rounding; None if it does not."""
+        if self.em.classification:
+            return None
+        why = blurred(self.plan, self.em.e_step, before, after, _tolerated(before))
+        return (StopReason.ROUNDED, why) if why else None
+
     def _curvature(self, current: Statistics) -> Curvature | None:
         if self.em.classification:
             return None
@@ -158,7 +169,7 @@ class Judge:
         try:
             stop, warning = self._unsettled(current, reason)
             if stop is reason and not warning:
-                warning = vanished(self.plan, current)
+                warning = self.vanished(current)
             if stop is reason and not warning:
                 warning, infinite = at_infinity(self.plan, em.e_step, em.coordinates, current)
                 stop = StopReason.INFINITE if infinite else reason
@@ -190,7 +201,7 @@ class Judge:
         em = self.em
         if em.classification:
             return reason, warning
-        if reason is StopReason.ROUNDED and vanished(self.plan, current):
+        if reason is StopReason.ROUNDED and self.vanished(current):
             return self.verdict(current, StopReason.ROUNDING)
         why = collapsed_effects(self.plan, em.e_step, current)
         if not why and reason in SUSPECT:

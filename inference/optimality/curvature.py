@@ -55,6 +55,7 @@ PROBES = 6  # products with it otherwise, for its rows' lengths
 FLAT = 1e-10  # share of the largest eigenvalue below which there is no curvature
 LENGTHS = (0.3, 1.0, 3.0, 10.0)  # of the step out of a saddle, in standard deviations
 JITTERS = 3  # of the last digits
+LAST_DIGITS = 4e-16  # relative
 NEAR = 1e-4  # of a Newton step, within which a kink is looked for
 SHORTENINGS = (1.0, 0.25, 0.05, 0.01)  # of a Newton step
 RISE = 1e-10  # of the objective, relative, that rounding does not explain
@@ -333,14 +334,23 @@ def evaluated(e_step: EStep, params: Mapping[str, Tensor]) -> Statistics | None:
     return found if math.isfinite(found.objective) else None
 
 
-def rounding(e_step: EStep, statistics: Statistics) -> float:
-    """How much the objective moves when the last digits of the parameters do."""
+def rounding(
+    e_step: EStep, statistics: Statistics, jitters: int = JITTERS, by: float = LAST_DIGITS
+) -> float:
+    """How much the objective moves when the last digits of the parameters do.
+
+    Args:
+        e_step: One pass over the data.
+        statistics: Of the place.
+        jitters: How often they are moved.
+        by: By how much, relative.
+    """
     generator = torch.Generator().manual_seed(0)
     values = [statistics.objective]
-    for _ in range(JITTERS):
+    for _ in range(jitters):
         moved = {
             name: value
-            * (1.0 + 4e-16 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
+            * (1.0 + by * torch.randn(value.shape, generator=generator, dtype=value.dtype))
             for name, value in statistics.params.items()
         }
         found = evaluated(e_step, moved)
