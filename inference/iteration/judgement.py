@@ -25,7 +25,12 @@ from ember.inference.optimality.curvature import (
     way_out,
 )
 from ember.inference.optimality.infinity import at_infinity, collapsed_effects, without_bound
-from ember.inference.optimality.vanishing import blurred, nearer_zero, vanished
+from ember.inference.optimality.vanishing import (
+    blurred,
+    lost_digits,
+    nearer_zero,
+    vanished,
+)
 from ember.inference.parameters.supports import shown
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
@@ -167,6 +172,9 @@ class Judge:
         if em.classification:
             return reason, ""
         try:
+            lost = lost_digits(self.plan, em.e_step, current, _tolerated(current))
+            if lost:
+                return StopReason.ROUNDED, lost
             stop, warning = self._unsettled(current, reason)
             if stop is reason and not warning:
                 warning = self.vanished(current)
@@ -203,6 +211,10 @@ class Judge:
             return reason, warning
         if reason is StopReason.ROUNDED and self.vanished(current):
             return self.verdict(current, StopReason.ROUNDING)
+        if reason is StopReason.DECREASED:
+            lost = lost_digits(self.plan, em.e_step, current, _tolerated(current))
+            if lost:
+                return StopReason.ROUNDED, lost
         why = collapsed_effects(self.plan, em.e_step, current)
         if not why and reason in SUSPECT:
             why = without_bound(self.plan, em.e_step, em.coordinates, current)

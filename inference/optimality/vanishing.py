@@ -26,7 +26,7 @@ from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.plan.usual_variances import usual_variances
 
-__all__ = ["blurred", "nearer_zero", "vanished"]
+__all__ = ["blurred", "lost_digits", "nearer_zero", "vanished"]
 
 
 SMALL = 1e-2  # of what a variance could be, below which it may be on its way to zero
@@ -128,6 +128,30 @@ def blurred(
     )
 
 
+def lost_digits(plan: Plan, e_step: EStep, current: Statistics, tolerated: float) -> str:
+    """A sentence where rounding decides on the objective of latents about others; else empty.
+
+    Where moves are far from stable, or all but certain, their precisions drown what data say.
+    """
+    if not any(_moves(plan, name) for c in plan.components for name in c.latents):
+        return ""
+    error = _unsteady(e_step, current)
+    if error <= tolerated:
+        return ""
+    return (
+        f"the objective is known to {error:.0e} only at these parameters, where the latents' moves "
+        "are far from stable, or all but certain; give what moves them a prior that keeps it away "
+        "from there (objective='map'), or start elsewhere with init={...}."
+    )
+
+
+def _moves(plan: Plan, latent: str) -> bool:
+    """Whether the prior of a latent reads others, or earlier entries of its own."""
+    site = plan.sites[latent]
+    own = site.value.shape[site.value.dim() - site.event_dim + site.layout.inner :].numel()
+    return len(site.slots) > own
+
+
 def _unsteady(e_step: EStep, statistics: Statistics) -> float:
     """By how much the objective is other than it seems.
 
@@ -201,11 +225,7 @@ def _variances(plan: Plan, current: Statistics) -> Iterator[_Variances]:
         return
     keys = {plan.ties[name] for component in plan.components for name in component.sites}
     latents = {name for component in plan.components for name in component.latents}
-    moving = {
-        plan.ties[name]
-        for name in latents
-        if any(slot.latent != name for slot in plan.sites[name].slots)
-    }
+    moving = {plan.ties[name] for name in latents if _moves(plan, name)}
     for update in updates(plan):
         if update.kind is not RATE or not isinstance(update.link, Power):
             continue

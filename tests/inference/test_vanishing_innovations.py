@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ember.inference import EM, Fit
 from ember.models import local_level, local_linear_trend
+from tests.inference.gaussian_models import CASES
 
 
 def normal(seed: int, steps: int) -> Tensor:
@@ -70,3 +71,22 @@ def test_a_slope_that_stays_is_named(seed: int) -> None:
     assert fit.converged, fit.stop_reason
     assert "'slope_variance'" in fit.warning
     assert "zero at the maximum" in fit.warning
+
+
+def test_a_start_at_which_digits_are_lost_is_named() -> None:
+    """Moves that are far from stable and data all but certain: no value is to be believed there."""
+    case = CASES["autoregression"]
+    lost = {"phi": -1.9041, "c": 57.5542, "q": 40.2167, "r": 2.5444e-20}
+    start = {name: torch.tensor(value).double() for name, value in lost.items()}
+    with pytest.warns(RuntimeWarning, match="the objective is known to .* only"):
+        fit = EM(case.model, case.objective, init=start).fit(*case.args, **case.kwargs)
+    assert not fit.converged
+
+
+def test_no_step_is_believed_that_rises_beyond_what_its_slope_promises() -> None:
+    """Steps towards moves that are far from stable gave a density of exp(1e28)."""
+    case = CASES["autoregression"]
+    fit = EM(case.model, case.objective, init=case.start(), tol=1e-12).fit(*case.args)
+    assert fit.converged
+    assert abs(float(fit.params["phi"])) < 1.0
+    assert fit.log_likelihood < 0.0

@@ -29,6 +29,7 @@ WARM_UP = 5  # EM steps before the first search
 MEMORY = 10  # pairs
 TRIALS, SHORTENING = 3, 0.25  # of a step
 ARMIJO = 1e-4  # share of the rise that the slope promises
+MOST = 10.0  # times what the slope promises: more is no rise, but digits that are lost
 ROUNDING = 1e-12  # of the objective, relative
 CURVED = 1e-12  # a pair must show curvature, beyond rounding
 
@@ -153,7 +154,8 @@ def _searched(
         params = em.coordinates.unflatten(point + length * direction)
         if is_finite(params):
             after = em.e_step(params)
-            if after.objective >= floor + ARMIJO * length * slope:
+            highest = current.objective + MOST * length * slope + rounding
+            if floor + ARMIJO * length * slope <= after.objective <= highest:
                 return after
         length *= SHORTENING
     return None
