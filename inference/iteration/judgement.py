@@ -10,27 +10,23 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ember.inference.initialisation.starting_params import starting_params
 from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.convergence import Ending, StopReason
-from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.objective import score
 from ember.inference.optimality.curvature import (
     PRODUCTS,
+    Certificate,
     Curvature,
     Seen,
     beyond_edges,
+    certificate,
     climbed,
     peaks,
+    steepest_rise,
     way_out,
 )
 from ember.inference.optimality.infinity import at_infinity, collapsed_effects, without_bound
-from ember.inference.optimality.vanishing import (
-    blurred,
-    lost_digits,
-    nearer_zero,
-    vanished,
-)
+from ember.inference.optimality.vanishing import blurred, lost_digits, nearer_zero, vanished
 from ember.inference.parameters.supports import shown
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
@@ -67,6 +63,7 @@ class Judge:
     plan: Plan
     em: EMMap
     _edges: tuple[Statistics, Statistics | None] | None = field(default=None, init=False)
+    _certified: tuple[Statistics, Certificate] | None = field(default=None, init=False)
     _seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=2 * PRODUCTS), init=False)
 
     def see(self, current: Statistics) -> None:
@@ -96,10 +93,18 @@ class Judge:
             above = self._beyond_edges(current, curvature)
             if above is not None or curvature.gain > _tolerated(current):
                 return above
-        above = way_out(em.e_step, em.coordinates, current, curvature, self._seen)
+        rise = steepest_rise(em.e_step, em.coordinates, curvature, self._seen)
+        self._certified = current, certificate(curvature, rise)
+        if rise.direction is not None:
+            above = way_out(em.e_step, em.coordinates, current, curvature, rise.direction)
         if above is None and coinciding(self.plan, current.params, SAME):
             above = self._apart(current)
         return above
+
+    def certificate(self, current: Statistics) -> Certificate | None:
+        """Slope and curvature of a place, if it is the last one that was asked for."""
+        known = self._certified is not None and self._certified[0] is current
+        return self._certified[1] if self._certified is not None and known else None
 
     def nearer_zero(self, current: Statistics) -> Statistics | None:
         """A place above this one where variances on their way to zero have come there."""
@@ -154,12 +159,12 @@ class Judge:
         Where they differ in nothing the curvature says nothing: what a chain gains by telling its
         states apart is of third order in their differences.
         """
-        plan, floor = self.plan, current.objective + _tolerated(current)
+        em, floor = self.em, current.objective + _tolerated(current)
         for kind in KINDS:
             try:
-                statistics = self.em.e_step(starting_params(plan, kind, varied=True))
+                statistics = em.e_step(em.start(kind))
                 for _ in range(STEPS):
-                    statistics = self.em.e_step(MStep.of(plan)(statistics))
+                    statistics = em.e_step(em.m_step(statistics))
             except (RuntimeError, ValueError, ArithmeticError):
                 continue
             if statistics.objective > floor:

@@ -97,6 +97,7 @@ class Loop:
             stop=stop,
             plan=self.plan,
             warning=warning,
+            certificate=ascent.judge.certificate(ascent.current) if stop.is_convergence else None,
         )
 
     def _first(self, em: EMMap, params: Mapping[str, Tensor]) -> Statistics:

@@ -30,14 +30,18 @@ from ember.inference.plan.statistics import Statistics
 
 __all__ = [
     "PRODUCTS",
+    "Certificate",
     "Curvature",
     "EStep",
+    "Rise",
     "Seen",
     "beyond_edges",
+    "certificate",
     "climbed",
     "evaluated",
     "peaks",
     "rounding",
+    "steepest_rise",
     "way_out",
 ]
 
@@ -89,14 +93,13 @@ class Curvature:
         Args:
             coordinates: The free reals of the parameters.
             statistics: Of the place.
-            among: The coordinates that count; all those that are not at rest unless given.
+            among: The coordinates that count; of those that are not at rest, one for each dimension
+                of the parameters, unless given.
         """
         point = coordinates.flatten(statistics.params)
-        gradient = score(statistics, coordinates)
-        active = ~coordinates.at_rest(point) & point.isfinite()
-        if among is not None:
-            active = active & among
-            gradient = torch.where(active, gradient, 0.0)
+        among = coordinates.independent(point.nan_to_num()) if among is None else among
+        active = ~coordinates.at_rest(point) & point.isfinite() & among
+        gradient = torch.where(active, score(statistics, coordinates), 0.0)
         if not bool(active.any()) or not bool(gradient.isfinite().all()):
             return None
         found = _units(coordinates, statistics, active)
@@ -184,27 +187,61 @@ def peaks(e_step: EStep, coordinates: Coordinates, curvature: Curvature) -> bool
     return ahead is not None and float(score(ahead, coordinates) @ direction) <= 0.0
 
 
+@dataclass(frozen=True)
+class Rise:
+    """What Lanczos has found of the objective's curvature around a place at rest.
+
+    Attributes:
+        largest: The largest eigenvalue found, relative to the complete-data information: between
+            -1 and 0 at a maximum; None if there was none to be found.
+        direction: A direction of positive curvature, of length one standard deviation; or None.
+    """
+
+    largest: float | None
+    direction: Tensor | None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Why a place may be called a maximum: the slope is small, and no direction leads up.
+
+    Both are in units of the complete data: a unit of length is one standard deviation of the
+    estimates if nothing were latent.
+
+    Attributes:
+        gradient: The length of the objective's gradient.
+        curvature: The least curvature that a few steps of Lanczos found: 1 if nothing is latent,
+            and 0 along a direction that the data do not identify. One less it is EM's rate of
+            convergence, and the share of the information that is missing (Dempster, Laird & Rubin
+            1977). None if there was none to be found.
+    """
+
+    gradient: float
+    curvature: float | None
+
+
+def certificate(curvature: Curvature, rise: Rise) -> Certificate:
+    """What was found at a place, as a certificate."""
+    least = None if rise.largest is None else max(-rise.largest, 0.0)
+    return Certificate(float(curvature.scaled(curvature.gradient).norm()), least)
+
+
 def way_out(
     e_step: EStep,
     coordinates: Coordinates,
     statistics: Statistics,
     curvature: Curvature,
-    seen: Sequence[Seen] = (),
+    direction: Tensor,
 ) -> Statistics | None:
-    """A higher place near a saddle; None where no direction of ascent is found.
+    """A higher place near a saddle, along a direction of positive curvature; None if none is found.
 
     Args:
         e_step: One pass over the data.
         coordinates: The free reals of the parameters.
         statistics: Of the place where the loop has come to rest.
         curvature: There.
-        seen: Places on the way there, the latest last, with the gradients there.
+        direction: The direction, of length one standard deviation.
     """
-    if not bool(curvature.curved.any()) or _curves_down(e_step, coordinates, curvature, seen):
-        return None
-    direction = _ascending(e_step, coordinates, curvature)
-    if direction is None:
-        return None
     if float(direction @ curvature.gradient) < 0.0:
         direction = -direction
     best = statistics
@@ -221,24 +258,31 @@ def way_out(
     return None
 
 
-def _ascending(e_step: EStep, coordinates: Coordinates, curvature: Curvature) -> Tensor | None:
-    """A direction of positive curvature, of length one standard deviation, by Lanczos."""
-    found = _steepest(e_step, coordinates, curvature, ([], []), POSITIVE)
-    return None if found is None or found[0] <= POSITIVE else curvature.direction(found[1])
+def steepest_rise(
+    e_step: EStep, coordinates: Coordinates, curvature: Curvature, seen: Sequence[Seen] = ()
+) -> Rise:
+    """The direction along which the objective is curved upwards most, by Lanczos.
 
+    Of few parameters the whole Hessian is found: what the way here has not shown of it, by a pass
+    each. Where that is not clearly negative, nothing but passes counts.
 
-def _curves_down(
-    e_step: EStep, coordinates: Coordinates, curvature: Curvature, seen: Sequence[Seen]
-) -> bool:
-    """Whether all eigenvalues are clearly negative, as the way here shows for the most part.
-
-    Of few parameters the whole Hessian is found, what the way has not shown of it by a pass each.
+    Args:
+        e_step: One pass over the data.
+        coordinates: The free reals of the parameters.
+        curvature: Of the place.
+        seen: Places on the way there, the latest last, with the gradients there.
     """
+    if not bool(curvature.curved.any()):
+        return Rise(None, None)
     known = _known(curvature, seen)
-    if not known[0] or int(curvature.curved.sum()) > PRODUCTS:
-        return False
-    found = _steepest(e_step, coordinates, curvature, known, -MARGIN)
-    return found is not None and found[0] < -MARGIN
+    if known[0] and int(curvature.curved.sum()) <= PRODUCTS:
+        found = _steepest(e_step, coordinates, curvature, known, -MARGIN)
+        if found is not None and found[0] < -MARGIN:
+            return Rise(found[0], None)
+    found = _steepest(e_step, coordinates, curvature, ([], []), POSITIVE)
+    if found is None:
+        return Rise(None, None)
+    return Rise(found[0], curvature.direction(found[1]) if found[0] > POSITIVE else None)
 
 
 def _known(curvature: Curvature, seen: Sequence[Seen]) -> tuple[list[Tensor], list[Tensor]]:
@@ -308,6 +352,7 @@ def _steepest(
         if moved is None:
             return None
         vector = (curvature.scaled(score(moved, coordinates)) - start) / STEP
+        vector = torch.where(curvature.curved, vector, 0.0)
         if not bool(vector.isfinite().all()):
             return None
         images.append(vector)

@@ -26,12 +26,20 @@ from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.plan.usual_variances import usual_variances
 
-__all__ = ["blurred", "lost_digits", "nearer_zero", "vanished"]
+__all__ = [
+    "blurred",
+    "lost_digits",
+    "nearer_zero",
+    "off_zero",
+    "vanished",
+    "vanished_entries",
+]
 
 
 SMALL = 1e-2  # of what a variance could be, below which it may be on its way to zero
 ZERO = 2e-7  # of that: zero in all but name
 LEAP = 1e-7  # where a leap leads
+VISIBLE = 1e-6  # of that: level still, and enough for a division
 NEXT = 0.1  # of what does not count, what a leap of innovations leaves
 LARGER = 10.0  # a variance that is looked at beside one next to zero
 LOST = 1e-3  # of what does not count: as much may be rounding while steps go on
@@ -54,6 +62,11 @@ class _Variances:
     power: float
     shares: Tensor
     innovates: bool
+
+    @property
+    def are_zero(self) -> Tensor:
+        """Which are zero in all but name."""
+        return self.shares <= ZERO
 
     def gains(self, current: Statistics) -> Tensor:
         """What the objective has to gain where each entry is zero, flat."""
@@ -174,7 +187,7 @@ def vanished(plan: Plan, e_step: EStep, current: Statistics, tolerated: float) -
         if each.innovates:
             gone = _given_up(each, e_step, current, tolerated)
         else:
-            gone = (each.shares <= ZERO).nonzero().reshape(-1).tolist()
+            gone = each.are_zero.nonzero().reshape(-1).tolist()
         if gone:
             parts.append(_part(each.name, gone, current, each.power))
     if not parts:
@@ -185,6 +198,25 @@ def vanished(plan: Plan, e_step: EStep, current: Statistics, tolerated: float) -
         "estimate at the boundary, without a standard error. Leave the term out, or give the "
         "variance a prior (objective='map')."
     )
+
+
+def vanished_entries(plan: Plan, current: Statistics) -> dict[str, Tensor]:
+    """For each parameter behind variances, which of its entries (flat) are zero in all but name."""
+    return {each.name: each.are_zero for each in _variances(plan, current)}
+
+
+def off_zero(plan: Plan, current: Statistics) -> dict[str, Tensor]:
+    """The parameters, with variances that are zero in all but name just large enough to reckon by.
+
+    So near to zero the objective is level along them; but what is divided by them keeps its digits.
+    """
+    moved = dict(current.params)
+    for each in _variances(plan, current):
+        value = current.params[each.name]
+        tiny = each.are_zero & (each.shares > 0.0)
+        factors = torch.where(tiny, (VISIBLE / each.shares) ** each.power, 1.0)
+        moved[each.name] = value * factors.reshape(value.shape)
+    return moved
 
 
 def _given_up(each: _Variances, e_step: EStep, current: Statistics, tolerated: float) -> list[int]:

@@ -24,6 +24,7 @@ from ember.inference.reading.matching.arguments import probe_values
 __all__ = [
     "Params",
     "canonical_order",
+    "canonical_orders",
     "exchangeable",
     "in_canonical_order",
     "is_same_density",
@@ -87,9 +88,17 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
     at the estimates: far from the data, what tells states apart drowns in a density of -1e30.
     """
     ordered = dict(params)
+    for latent, order in canonical_orders(plan, params).items():
+        ordered = permute(plan, ordered, latent, order)
+    return ordered
+
+
+def canonical_orders(plan: Plan, params: Params) -> dict[str, list[int]]:
+    """The canonical order of the states of every latent that are exchangeable and not yet in it."""
+    found = dict[str, list[int]]()
     if not numberings(plan):
-        return ordered
-    probe = _probe(plan)
+        return found
+    probe, ordered = _probe(plan), dict(params)
     with torch.no_grad():
         for latent in numberings(plan):
             order = canonical_order(plan, ordered, latent)
@@ -98,8 +107,8 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
             moved = permute(plan, ordered, latent, order)
             elsewhere = permute(plan, probe, latent, order)
             if is_same_density(plan, ordered, moved) and is_same_density(plan, probe, elsewhere):
-                ordered = moved
-    return ordered
+                ordered, found[latent] = moved, order
+    return found
 
 
 def exchangeable(plan: Plan, latent: str, start: Params) -> bool:

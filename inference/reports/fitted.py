@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ember.inference.iteration.restarts.record import Starts
+from ember.inference.optimality.curvature import Certificate
 from ember.inference.plan.plan import Plan
 from ember.inference.variational.guides import LearntGuide
 
@@ -56,8 +57,16 @@ class Fitted(Protocol):
         """What became of every start."""
 
     @property
+    def certificate(self) -> Certificate | None:
+        """Slope and curvature where the fit has converged."""
+
+    @property
     def guide(self) -> LearntGuide | None:
         """For SVI the learnt guide."""
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the method has found a posterior of the parameters."""
 
     @property
     def seconds(self) -> float:

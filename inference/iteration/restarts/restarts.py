@@ -102,6 +102,7 @@ def best_of(
     began: float | None = None,
     classification: bool = False,
     accelerate: bool = True,
+    at_once: bool = True,
 ) -> Run:
     """The best fit over all starts, with the record of what became of each.
 
@@ -114,6 +115,7 @@ def best_of(
         began: When the fit began, by ``time.perf_counter``; now unless given.
         classification: Whether the E-step takes the latents' most probable joint value.
         accelerate: Whether to accelerate the short run.
+        at_once: Whether the short run may be one of all starts at once, by the steps of EM.
 
     Raises:
         ImpossibleStart: If the data have a finite density at no start.
@@ -121,7 +123,7 @@ def best_of(
     """
     began = time.perf_counter() if began is None else began
     attempts, interrupted = list[_Attempt](), False
-    if len(starts) > 1 and can_batch_steps(plan):
+    if at_once and len(starts) > 1 and can_batch_steps(plan):
         steps = BatchedSteps(plan, classification)
         attempts, interrupted = _at_once(steps, _attempts(starts, began), run, limit, accelerate)
     if not any(attempt.is_possible for attempt in attempts):
