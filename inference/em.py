@@ -18,7 +18,7 @@ from ember.inference.inputs.arguments import Model
 from ember.inference.inputs.options import check_em_options
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.acceleration.em_map import EMMap
-from ember.inference.iteration.acceleration.schemes import SCHEMES
+from ember.inference.iteration.acceleration.schemes import scheme_for
 from ember.inference.iteration.checks import check_rows
 from ember.inference.iteration.convergence import Monitor, StopReason
 from ember.inference.iteration.discrete_options import check_discrete_options
@@ -322,7 +322,7 @@ class EM:
                 plan,
                 EMMap.of(plan, self._classification, self.accelerate is not None),
                 self._stopping_rule,
-                SCHEMES[None if self._classification else self.accelerate],
+                scheme_for(None if self._classification else self.accelerate, plan),
                 on_step=lambda way: tick(way.history[-1]),
                 method=self.name,
             )
