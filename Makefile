@@ -16,9 +16,10 @@ READY  := build/ready-$(DIGEST)
 # .venv/bin/python -m tests.fuzz --seed 17 --show
 SEED   ?= 0
 MODELS ?= 1000
+DATA_SETS ?= 500
 JOBS   ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: test processors demo lint tutorials bench fuzz clean
+.PHONY: test processors demo lint tutorials bench fuzz coverage clean
 .DEFAULT_GOAL := test
 
 # One thread for each worker: the tensors of the tests are small, and the workers fill the cores.
@@ -57,6 +58,10 @@ bench: $(READY)
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) tests.fuzz --seed $(SEED) --models $(MODELS) --jobs $(JOBS)
+
+# How often 95 % intervals cover the truth, over many data sets of five populations.
+coverage: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) tests.coverage --data-sets $(DATA_SETS) --jobs $(JOBS)
 
 clean:
 	rm -rf .venv build dist pyro_ember.egg-info

@@ -11,19 +11,28 @@ from ember.inference.numerics.adaptive import Adaptive
 from ember.inference.numerics.monte_carlo import MonteCarlo
 from ember.inference.numerics.quadrature import Quadrature
 from ember.inference.plan.statistics import Statistics
+from ember.inference.sampled_fit import SampledFit
+from ember.inference.sampling_methods import NUTS, Laplace
 from ember.inference.selection import Selection, select
 from ember.inference.svi import SVI
+from ember.inference.variational_fit import VariationalFit
+from ember.inference.vbem import VBEM
 
 __all__ = [
     "EM",
+    "NUTS",
     "SVI",
+    "VBEM",
     "Adaptive",
     "Comparison",
     "Fit",
+    "Laplace",
     "MonteCarlo",
     "Quadrature",
+    "SampledFit",
     "Selection",
     "Statistics",
+    "VariationalFit",
     "align",
     "compare",
     "select",

@@ -14,10 +14,12 @@ from torch import Tensor
 from ember.inference.alignment import align
 from ember.inference.fit import Fit
 from ember.inference.inputs.shelter import sheltered
+from ember.inference.marginals import Marginals, marginals_of
+from ember.inference.parameters.parameter import entry_label
 from ember.inference.plan.building import build_plan
 from ember.inference.reading.sequences import base_name
 from ember.inference.reports.drawing.comparison import draw_fits
-from ember.inference.reports.summary import entry_label, named_labels
+from ember.inference.reports.summary import named_labels
 
 __all__ = ["Comparison", "Method", "compare"]
 
@@ -70,6 +72,18 @@ class Comparison:
         """One picture of all fits: data with components where they can be drawn, and progress."""
         with sheltered():
             return draw_fits(self.fits, self.params, self.columns)
+
+    def marginals(self) -> Marginals:
+        """How sure each method is: estimates and standard deviations of every entry, and draws.
+
+        Of a point they are those of the normal approximation by its observed information, of other
+        methods those of their posterior. ``.table`` holds them side by side, with the log posterior
+        and the seconds, and of chains ``r_hat`` and the effective sample size; ``.plot()`` draws
+        the marginal densities.
+        """
+        known = self.table["log posterior"].to_dict()
+        log_posteriors = {name: float(known[name]) for name in self.fits}
+        return marginals_of(self.fits, self.params, log_posteriors)
 
     def __str__(self) -> str:
         blocks = [_measures(self.table), _estimates(self.table, *next(iter(self.fits.items())))]
@@ -201,9 +215,12 @@ def _failed(error: Exception) -> dict[str, object]:
 
 
 def _log_prior(fit: Fit) -> float:
-    """The model's log prior density at the estimates, whatever the method maximised."""
+    """The model's log prior density at the estimates, whatever the method maximised.
+
+    It is the density of the sites as the model declares them.
+    """
     plan = fit.plan
-    if plan.objective != "map":
+    if plan.objective != "map" or plan.unconstrained:
         structure, misread = plan.structure, plan.opaque.misread
         plan = build_plan(
             structure.model, structure.arguments, "map", structure.wishes, misread=misread

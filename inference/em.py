@@ -291,6 +291,7 @@ class EM:
             began,
             self._classification,
             accelerate=self.accelerate is not None and not self._classification,
+            progress=self.progress,
         )
         if self.escape and best.converged:
             best = split_and_merge(plan, best, lambda start: run(Trajectory(start, began)), close)

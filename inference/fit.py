@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import pyro.distributions as dist
@@ -15,9 +17,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.exports import Exports
 from ember.inference.inputs.arguments import Arguments
 from ember.inference.inputs.options import check_count
 from ember.inference.inputs.shelter import sheltered
+from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.run import Run
 from ember.inference.plan.plan import Plan
 from ember.inference.queries import criteria, forecasting, imputation, prediction, relabelling
@@ -32,6 +36,9 @@ from ember.inference.queries.gaussian.predictive import predictive
 from ember.inference.queries.impossible import warn_if_impossible
 from ember.inference.queries.new_data import argument_names, plan_beside, plan_for
 from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
+from ember.inference.queries.uncertainty.drawn import DrawnUncertainty
+from ember.inference.queries.uncertainty.intervals import Interval, check_level
+from ember.inference.queries.uncertainty.uncertainty import Uncertainty
 from ember.inference.queries.units import unit_posterior
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
@@ -39,8 +46,11 @@ from ember.inference.reports.drawing.figure import draw_fit
 __all__ = ["Fit"]
 
 
+DRAWS = 2000  # from a posterior of the parameters, for errors and intervals
+
+
 @dataclass(frozen=True, eq=False)
-class Fit(Run):
+class Fit(Exports):
     """A fitted model.
 
     Attributes:
@@ -59,6 +69,8 @@ class Fit(Run):
         starts: What became of every start, the kept one included; see ``Starts``.
         monte_carlo: Where the search was one by draws, the Monte Carlo standard ``errors`` of the
             estimates, the largest of them in standard errors (``share``), and the number of draws.
+        certificate: Where it has converged, how small the gradient is, and how strongly the
+            objective is curved at least; see ``Certificate``. None where that is not known.
         guide: For SVI the learnt guide, callable like any; None for EM.
         columns: The names of columns, where the data came with them, by observed site and by
             argument of the model.
@@ -151,20 +163,20 @@ class Fit(Run):
             ValueError: If no latent site has this name.
         """
         with sheltered(data=(self._data, args)):
-            plan = self.plan_for(args, kwargs)
-            continuous = gaussian_posterior(plan, self.params, name)
+            plan, params = self._for_latents(args, kwargs)
+            continuous = gaussian_posterior(plan, params, name)
             found = (
                 continuous
-                or conjugate_posterior(plan, self.params, name)
-                or unit_posterior(plan, self.params, name)
+                or conjugate_posterior(plan, params, name)
+                or unit_posterior(plan, params, name)
             )
             if found is not None:
-                warn_if_impossible(plan, self.params, found.mean)
+                warn_if_impossible(plan, params, found.mean)
                 return found
-            probs = prediction.posterior(plan, self.params, name)
-            warn_if_impossible(plan, self.params, probs)
+            probs = prediction.posterior(plan, params, name)
+            warn_if_impossible(plan, params, probs)
             if name in plan.on_nodes:
-                return NodePosterior(values_of_nodes(plan, self.params, name), probs)
+                return NodePosterior(values_of_nodes(plan, params, name), probs)
             valid = False if probs.isnan().any() else None
             return dist.Categorical(probs=probs, validate_args=valid)
 
@@ -191,13 +203,13 @@ class Fit(Run):
             ValueError: If the site is not the state of a chain.
         """
         with sheltered(data=(self._data, args)):
-            plan = self.plan_for(args, kwargs)
+            plan, params = self._for_latents(args, kwargs)
             if isinstance(name, tuple):
-                return pair_covariances(plan, self.params, name)
-            pairs = lag_covariances(plan, self.params, name)
+                return pair_covariances(plan, params, name)
+            pairs = lag_covariances(plan, params, name)
             if pairs is None:
-                pairs = forecasting.posterior_pairs(plan, self.params, name)
-            warn_if_impossible(plan, self.params, pairs)
+                pairs = forecasting.posterior_pairs(plan, params, name)
+            warn_if_impossible(plan, params, pairs)
             return pairs
 
     def forecast(self, name: str, *args: object, **kwargs: object) -> Any:
@@ -257,9 +269,9 @@ class Fit(Run):
             RuntimeWarning: If data have probability zero at the estimates.
         """
         with sheltered(data=(self._data, args)):
-            plan = self.plan_for(args, kwargs)
-            values = prediction.predict(plan, self.params)
-            warn_if_impossible(plan, self.params, values)
+            plan, params = self._for_latents(args, kwargs)
+            values = prediction.predict(plan, params)
+            warn_if_impossible(plan, params, values)
             return values
 
     def predictive(self, *args: object, **kwargs: object) -> Any:
@@ -397,8 +409,8 @@ class Fit(Run):
         """
         check_count("n", n)
         with sheltered(_fresh(seed), (self._data, args)):
-            plan = self.plan_for(args, kwargs)
-            return prediction.latent_samples(plan, self.params, n)
+            plan, params = self._for_latents(args, kwargs)
+            return prediction.latent_samples(plan, params, n)
 
     def posterior_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
         """Draws ``n`` values of the parameters from an SVI fit's guide, site name to ``(n, ...)``.
@@ -426,6 +438,12 @@ class Fit(Run):
         """The plan for other data, the remaining arguments as in the fit."""
         return plan_for(self.plan, self.params, args, kwargs)
 
+    def _for_latents(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> tuple[Plan, Mapping[str, Tensor]]:
+        """The plan for other data, and the parameters, given which latents are asked for."""
+        return self.plan_for(args, kwargs), self.params
+
     def relabel(self, order: Sequence[int] | str | None = None, latent: str | None = None) -> Fit:
         """The same fit with the states of a latent site renumbered.
 
@@ -442,18 +460,190 @@ class Fit(Run):
             params = relabelling.renumbered(self.plan, self.params, order, latent)
         return dataclasses.replace(self, params=params)
 
+    # -- how sure it is -----------------------------------------------------------------------
+
+    def standard_errors(self, robust: bool = False) -> dict[str, Tensor]:
+        r"""The standard error of every estimate, without bootstrap.
+
+        .. math:: \operatorname{Cov} \hat\theta \approx J \Big(-\nabla_u^2 \log p(x, \hat\theta)
+                  \Big)^{-1} J^\top
+
+        with the observed information in unconstrained coordinates :math:`u` (for MAP of the log
+        posterior, as a density in the space in which the model declares it) and the Jacobian
+        :math:`J` of the map to the parameters. It takes two E-steps for each free parameter, once
+        for a fit. Where the method has found a posterior of the parameters (``VBEM``, ``NUTS``,
+        ``Laplace``, ``SVI`` with a normal guide), it is that of the draws.
+
+        Args:
+            robust: Whether to compute the sandwich from the scores of the rows (of chains: of the
+                sequences), which holds if the model is wrong about the spread of the data.
+
+        Returns:
+            Site to standard errors, in the shapes of ``params``, then those of what
+            ``pyro.deterministic`` computes. An estimate at a boundary, and one that the data do not
+            identify, has NaN; where it is fixed by its support (a simplex of one), 0.
+
+        Warns:
+            RuntimeWarning: Naming what has no standard error, and why; or if the estimates are no
+                maximum.
+
+        Raises:
+            ValueError: If the objective has no maximum there, the model has no parameters, or rows
+                are not independent (``robust``).
+
+        Reference: Louis (1982), *Finding the observed information matrix when using the EM
+        algorithm*, JRSS B 44, 226-233; Jamshidian & Jennrich (2000), JRSS B 62, 257-270.
+
+        Example:
+            >>> from ember.inference import EM
+            >>> from ember.inference.tables import old_faithful
+            >>> from ember.models import gaussian_mixture
+            >>> fit = EM(gaussian_mixture, "mle", seed=0).fit(old_faithful(), components=2)
+            >>> fit.standard_errors()["locs"].round(decimals=3).tolist()
+            [[0.031, 0.456], [0.027, 0.592]]
+        """
+        found = self._warned_uncertainty()
+        with sheltered(data=self._data), torch.no_grad():
+            return found.by_site(found.standard_errors(robust))
+
+    def confidence_intervals(
+        self, level: float = 0.95, robust: bool = False
+    ) -> dict[str, Interval]:
+        """The confidence interval of every estimate: normal where it is free, and mapped back.
+
+        An interval of a positive number comes from its logarithm, one of a probability from its
+        logit, so none leaves the support. See ``standard_errors`` for how they are made, and for
+        what is NaN.
+
+        Args:
+            level: The probability with which an interval should cover the truth.
+            robust: Whether to use the sandwich.
+
+        Returns:
+            Site to ``(lower, upper)``, each in the shape of the estimate.
+
+        Raises:
+            ValueError: If the level is not between 0 and 1; as ``standard_errors``.
+
+        Example:
+            >>> from ember.inference import EM
+            >>> from ember.models import poisson_mixture
+            >>> visits = torch.tensor([0.0, 1, 2, 9, 11])
+            >>> fit = EM(poisson_mixture, "mle", seed=0).fit(visits, components=2)
+            >>> lower, upper = fit.confidence_intervals()["rates"]
+            >>> [round(value, 2) for value in (lower[0].item(), upper[0].item())]
+            [0.32, 3.11]
+        """
+        level = check_level(level)
+        found = self._warned_uncertainty()
+        with sheltered(data=self._data), torch.no_grad():
+            lower, upper = map(found.by_site, found.intervals(level, robust))
+        return {name: Interval(lower[name], upper[name]) for name in lower}
+
+    def vcov(self, robust: bool = False) -> pd.DataFrame:
+        """The covariance of all estimates, labelled as in ``summary()``; see ``standard_errors``.
+
+        It is singular where entries determine each other, as those of a simplex do.
+        """
+        found = self._warned_uncertainty()
+        with sheltered(data=self._data), torch.no_grad():
+            labels = found.labels
+            return pd.DataFrame(found.vcov(robust).numpy(), index=labels, columns=labels)
+
+    def laplace_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
+        """Draws ``n`` values of the parameters from the normal approximation at the estimates.
+
+        The normal is that of the unconstrained coordinates, with the observed information as its
+        precision, so draws never leave the supports. Directions that the data do not identify, and
+        estimates at a boundary, stay where they are.
+
+        Args:
+            n: The number of draws.
+            seed: Makes the draws repeatable; torch's global random state governs them otherwise.
+
+        Returns:
+            Site to ``(n, ...)``.
+
+        Warns:
+            RuntimeWarning: As ``standard_errors``.
+
+        Reference: Tierney & Kadane (1986), *Accurate approximations for posterior moments and
+        marginal densities*, JASA 81, 82-86.
+        """
+        check_count("n", n)
+        found = self._warned_uncertainty()
+        with sheltered(_fresh(seed), self._data), torch.no_grad():
+            return found.draws(n)
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the method has found a posterior of the parameters, to draw from."""
+        return self.guide is not None and not self.guide.is_delta
+
+    @functools.cached_property
+    def _uncertainty(self) -> Uncertainty | DrawnUncertainty:
+        if self.has_posterior:
+            draws, exact = self._posterior_draws(), self._posterior_deviations()
+            with sheltered(0, self._data), torch.no_grad():
+                return DrawnUncertainty(self.plan, self.params, draws, exact)
+        if self.stop in (StopReason.DEGENERATE, StopReason.UNBOUNDED):
+            raise ValueError(
+                f"standard errors need a maximum, and this fit has none: {self.stop_reason}"
+            )
+        if not self.params:
+            raise ValueError("the model has no parameters, so there is nothing to be unsure of.")
+        with sheltered(data=self._data), torch.no_grad():
+            return Uncertainty(self.plan, self.params, self.stop is StopReason.INFINITE)
+
+    def _posterior_draws(self) -> dict[str, Tensor]:
+        """The draws by which the spread of a posterior is told."""
+        return self.posterior_samples(DRAWS, seed=0)
+
+    def _posterior_deviations(self) -> dict[str, Tensor]:
+        """Standard deviations of the posterior that are known without draws."""
+        return {}
+
+    def _warned_uncertainty(self) -> Uncertainty | DrawnUncertainty:
+        """What is known of the estimates' errors, with a warning if something has none."""
+        found = self._uncertainty
+        for note in found.notes:
+            warnings.warn(f"{self.method}: {note}", RuntimeWarning, stacklevel=3)
+        return found
+
     # -- tables -------------------------------------------------------------------------------
 
-    def summary(self) -> pd.DataFrame:
+    def summary(
+        self, errors: bool = False, level: float = 0.95, robust: bool = False
+    ) -> pd.DataFrame:
         """One row for every parameter entry, then for those that ``pyro.deterministic`` computes.
 
         The column ``estimate`` holds the values; where the data came with names, ``column`` holds
         the name of the data's column that an entry belongs to (empty where there is none).
-        """
-        return summary.summary(self.params, self.deterministic, self.axes)
 
-    def plot(self) -> Figure:
+        Args:
+            errors: Whether to add the columns ``std. error``, ``lower`` and ``upper``; see
+                ``standard_errors`` and ``confidence_intervals``.
+            level: The level of the intervals.
+            robust: Whether errors come from the sandwich.
+        """
+        frame = summary.summary(self.params, self.deterministic, self.axes)
+        if not errors:
+            return frame
+        level = check_level(level)
+        found = self._warned_uncertainty()
+        with sheltered(data=self._data), torch.no_grad():
+            lower, upper = found.intervals(level, robust)
+            return frame.assign(
+                **{"std. error": found.standard_errors(robust).numpy()},
+                lower=lower.numpy(),
+                upper=upper.numpy(),
+            )
+
+    def plot(self, errors: bool = False) -> Figure:
         """A picture of the data with what was fitted to them.
+
+        With ``errors`` the lines of regressions and the curves of items come with 95 % confidence
+        bands, by the delta method from the observed information (see ``standard_errors``).
 
         ==============  ========================================================================
         mixtures        a histogram with the components' densities for one column, points and
@@ -472,6 +662,9 @@ class Fit(Run):
 
         Models of the user's own are drawn in the same way, whatever their sites are called.
 
+        Args:
+            errors: Whether to draw confidence bands.
+
         Raises:
             ValueError: If the model has nothing that could be drawn.
 
@@ -484,14 +677,15 @@ class Fit(Run):
             >>> fit = EM(poisson_mixture, seed=0).fit(visits, components=2)
             >>> fit.plot().savefig("counts.png")  # doctest: +SKIP
         """
+        sure = self._warned_uncertainty() if errors else None
         with sheltered(data=self._data), torch.no_grad():
-            return draw_fit(self)
+            return draw_fit(self, sure)
 
     def argument_names(self) -> list[str]:
         """The names of the model's arguments in their order, as far as they can be known."""
         return argument_names(self.plan.structure.model)
 
-    def with_names(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Fit:
+    def with_names(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Self:
         """The same fit, knowing the names of columns in the arguments as the user gave them."""
         named = [*zip(self.argument_names(), args, strict=False), *kwargs.items()]
         columns = naming.column_names(self.plan, dict(named))

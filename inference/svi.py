@@ -272,6 +272,7 @@ class SVI:
             warning = f"{self.name}: {reason.value}; lower learning_rate or start elsewhere"
             warnings.warn(warning, RuntimeWarning, stacklevel=4)
         values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
+        choice = self.guide if isinstance(self.guide, str) else None
         return Fit(
             method=self.name,
             objective="map",
@@ -284,7 +285,7 @@ class SVI:
             stop=reason,
             plan=marginal,
             warning=warning,
-            guide=LearntGuide(guide, values, plan, _guided(marginal) - _guided(plan)),
+            guide=LearntGuide(guide, values, plan, _guided(marginal) - _guided(plan), choice),
             node_gaps={**node_gaps(marginal, params), **unit_gaps(marginal, params)},
         )
 

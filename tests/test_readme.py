@@ -18,6 +18,7 @@ CODE_PATH = re.compile(r"`([\w.]+/[\w./]*(?:/|\.\w+))`")
 REFERENCE = "tutorials/reference.md"
 PAGES = ["README.md", REFERENCE, "CONTRIBUTING.md", "CHANGELOG.md"]
 EFFORT = re.compile(r"\d+ \(\d+ passes over the data, [\d.]+ s\)")
+ROUNDED = re.compile(r"gradient \de-\d+")
 
 
 def text_of(name: str) -> str:
@@ -39,8 +40,8 @@ def examples(name: str) -> Iterator[tuple[str, str | None]]:
 
 
 def tidy(text: str) -> list[str]:
-    """Lines with single spaces, and without what may differ between machines: how long it took."""
-    lines = [EFFORT.sub("...", line) for line in text.strip().splitlines()]
+    """Lines with single spaces, and without what may differ between machines."""
+    lines = [ROUNDED.sub("...", EFFORT.sub("...", line)) for line in text.strip().splitlines()]
     return [" ".join(line.split()) for line in lines]
 
 

@@ -8,7 +8,9 @@ INFERENCE = Path(__file__).parents[1] / "inference"
 ROOMS = [
     *("inputs", "numerics", "parameters", "families", "reading", "factors", "plan"),
     *("maximisation", "expectation", "optimality", "queries", "initialisation", "variational"),
-    *("iteration", "reports", "fit", "alignment", "svi", "em", "comparison", "selection"),
+    *("variational_bayes", "sampling", "iteration", "reports", "storage", "exports", "fit"),
+    *("variational_fit", "sampled_fit", "alignment", "svi", "em", "vbem", "sampling_methods"),
+    *("marginals", "comparison", "selection", "estimators"),
     "command_line",
 ]
 FACADES = {"__init__", "tables"}  # they hold no code: public names only

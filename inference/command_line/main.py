@@ -1,4 +1,4 @@
-"""The ``ember`` command: fit a model to a table, compare methods, or see a demonstration.
+"""The ``ember`` command: fit a model to a table, save the fit, ask it about new rows; or compare.
 
 This is the one place where inference meets models, and only by name: ``--model NAME`` is looked
 up in ``ember.models``, ``--model path/to/file.py:function`` in that file.
@@ -13,12 +13,20 @@ from pathlib import Path
 from types import ModuleType
 
 from ember.inference.command_line.model_data import ModelData, UsageError, model_data
-from ember.inference.command_line.output_files import write, write_fit
+from ember.inference.command_line.output_files import (
+    predicted_rows,
+    write,
+    write_fit,
+    write_table,
+)
 from ember.inference.command_line.parser import help_text, parse
+from ember.inference.command_line.saved_fits import TableNotes, notes_of, save
 from ember.inference.comparison import Comparison, Method, compare
 from ember.inference.em import EM
+from ember.inference.fit import Fit
 from ember.inference.inputs.arguments import Model
-from ember.inference.inputs.tables import check_path, old_faithful
+from ember.inference.inputs.tables import check_path, old_faithful, read_raw
+from ember.inference.storage.sealed_file import check_target
 from ember.inference.svi import SVI
 
 __all__ = ["main"]
@@ -34,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after ``ember``; those of the process unless given.
     """
     options = parse(argv)
-    run = {"demo": _demo, "fit": _fit, "compare": _compare}.get(options.command)
+    commands = {
+        **{"demo": _demo, "fit": _fit, "compare": _compare},
+        **{"show": _show, "predict": _predict},
+    }
+    run = commands.get(options.command)
     if run is None:
         _say(help_text())
         return 2
@@ -70,7 +82,19 @@ def _demo(options: argparse.Namespace) -> None:
     ]
     comparison = compare(methods, old_faithful(), components=2)
     print(comparison)
+    print("\nHow sure the maximum-likelihood estimates are, with 95 % intervals:")
+    print(_with_errors(comparison.fits[methods[0].name]))
     _save_picture(comparison, output)
+
+
+def _with_errors(fit: Fit) -> str:
+    """The estimates with their standard errors; what has none is said on stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        table = fit.summary(errors=True)
+    for each in caught:
+        _say(str(each.message))
+    return table.rename_axis(None).to_string(float_format="{:.6g}".format)
 
 
 def _warm_up(model: Model) -> None:
@@ -81,6 +105,8 @@ def _warm_up(model: Model) -> None:
 
 
 def _fit(options: argparse.Namespace) -> None:
+    if options.save is not None:
+        _refuse_same(check_target(options.save), options.data)
     model, output, data = _prepared(options, (".json", ".png", ".csv", ".parquet"))
     em = EM(
         model,
@@ -92,10 +118,15 @@ def _fit(options: argparse.Namespace) -> None:
     fit = em.fit(*data.args, **data.kwargs)
     data.say_notes(_say)
     print(fit)
+    if options.errors:
+        print(f"Standard errors, 95 % intervals\n{_with_errors(fit)}")
     if data.labels:
         print(data.legend())
+    if options.save is not None:
+        save(fit, data, options.save, not options.without_data)
+        _say(f"saved {options.save}")
     if output is not None:
-        write_fit(fit, data, output)
+        write_fit(fit, data, output, options.errors)
         _say(f"wrote {output}")
 
 
@@ -116,6 +147,47 @@ def _compare(options: argparse.Namespace) -> None:
     _save_picture(comparison, output)
 
 
+def _show(options: argparse.Namespace) -> None:
+    fit, notes = _loaded(options)
+    output = _output(options.output, (".json", ".png"))
+    print(fit)
+    data = notes.of_no_table()
+    if data.labels:
+        print(data.legend())
+    if output is not None:
+        write_fit(fit, data, output)
+        _say(f"wrote {output}")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    check_path(options.data)
+    output = _output(options.output, (".csv", ".parquet"))
+    _refuse_same(output, options.data)
+    fit, notes = _loaded(options)
+    said: list[str] = []
+    raw = read_raw(options.data, options.sep, options.decimal, options.header, said.append)
+    rows = predicted_rows(fit, raw, notes.arguments(raw, options.data, said.append))
+    for note in said:
+        _say(note)
+    if output is None:
+        print(rows.to_csv(index=False), end="")
+    else:
+        write_table(rows, output)
+        _say(f"wrote {output}")
+
+
+def _loaded(options: argparse.Namespace) -> tuple[Fit, TableNotes]:
+    """A saved fit. Code that is not Ember's is run only if the user names it here and now."""
+    notes = notes_of(options.fit)
+    if options.model is None and notes.model not in importlib.import_module(MODELS).__all__:
+        raise UsageError(
+            f"{options.fit} holds a fit of '{notes.model}', which is no ready model; give yours "
+            "with --model path/to/file.py:function."
+        )
+    fit = Fit.load(options.fit, _model(options.model or notes.model))
+    return fit, notes.with_columns_of(fit)
+
+
 def _prepared(
     options: argparse.Namespace, suffixes: Sequence[str]
 ) -> tuple[Model, Path | None, ModelData]:
@@ -123,9 +195,13 @@ def _prepared(
     check_path(options.data)
     model = _model(options.model)
     output = _output(options.output, suffixes)
-    if output is not None and output.resolve() == Path(options.data).resolve():
-        raise UsageError(f"--output {output} is the file of the data; choose another name.")
+    _refuse_same(output, options.data)
     return model, output, model_data(options, model)
+
+
+def _refuse_same(output: Path | None, data: str) -> None:
+    if output is not None and output.resolve() == Path(data).resolve():
+        raise UsageError(f"{output} is the file of the data; choose another name.")
 
 
 # -- what the user names ------------------------------------------------------------------------

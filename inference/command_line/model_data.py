@@ -32,6 +32,7 @@ class ModelData:
         raw: All columns of the file.
         columns: Names of the columns in use.
         labels: The labels behind the codes of columns of words.
+        response: The name of the response of a regression, which comes before the columns.
         notes: What the reader of the report should know of how the file was read.
     """
 
@@ -41,6 +42,7 @@ class ModelData:
     kwargs: dict[str, object]
     labels: Mapping[str, Sequence[str]]
     notes: Sequence[str]
+    response: str | None = None
 
     def say_notes(self, say: Callable[[str], object]) -> None:
         """Tells how the file was read, once it is known that this led to something."""
@@ -86,7 +88,8 @@ def model_data(options: argparse.Namespace, model: Model) -> ModelData:
     else:
         args = (table,)
     used = {name: levels for name, levels in labels.items() if name in table}
-    return ModelData(raw, tuple(map(str, table.columns)), args, kwargs, used, notes)
+    columns_used = tuple(map(str, table.columns))
+    return ModelData(raw, columns_used, args, kwargs, used, notes, options.response)
 
 
 def _names(text: str) -> list[str]:

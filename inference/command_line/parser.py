@@ -21,6 +21,9 @@ examples:
   ember fit sales.csv --model regression_mixture --response sold --components 2 --output lines.png
   ember fit data.csv --model my_models.py:my_mixture --option groups=4
   ember compare faithful.csv --components 2 --output compared.png
+  ember fit faithful.csv --components 2 --save faithful.ember
+  ember show faithful.ember
+  ember predict faithful.ember new.csv --output rows.csv
 """
 
 
@@ -59,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", metavar="PNG", default="ember-demo.png", help="the picture")
     fit = commands.add_parser("fit", help="fit a model to a table by EM")
     fit.add_argument("--objective", choices=("map", "mle"), default="map", help="default: map")
+    fit.add_argument(
+        "--errors", action="store_true", help="print standard errors and 95 %% intervals as well"
+    )
     comparison = commands.add_parser("compare", help="EM and SVI on the same table")
     for command in (fit, comparison):
         _add_data_options(command)
@@ -69,6 +75,18 @@ def _parser() -> argparse.ArgumentParser:
         "and the probability of each (.csv, .parquet)",
     )
     comparison.add_argument("--output", metavar="PNG", help="write a picture")
+    fit.add_argument("--save", metavar="FILE", help="save the fit, for show and predict")
+    fit.add_argument(
+        "--without-data", action="store_true", help="save no data: estimates and report remain"
+    )
+    _add_saved(
+        commands.add_parser("show", help="the report of a saved fit"),
+        "write it as well (.json), or a picture (.png)",
+    )
+    predict = commands.add_parser("predict", help="what a saved fit says of new rows")
+    _add_saved(predict, "write the rows (.csv, .parquet); default: print them")
+    predict.add_argument("data", metavar="DATA", help="a table with the columns of the fit")
+    _add_reading(predict)
     for command, steps in ((demo, 1000), (comparison, 2000)):
         command.add_argument(
             "--steps", type=_count, default=steps, metavar="S", help=f"of SVI; default: {steps}"
@@ -90,17 +108,7 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
         help="a .csv, .tsv or .parquet file; true and false are 1 and 0; models of categories and "
         "of yes-or-no items take words",
     )
-    command.add_argument(
-        "--sep", metavar="CHAR", help="what stands between fields, or tab, or space; default: found"
-    )
-    command.add_argument(
-        "--decimal", choices=(".", ","), help="the decimal mark of numbers; default: found"
-    )
-    command.add_argument(
-        "--header",
-        action=argparse.BooleanOptionalAction,
-        help="whether the first line holds the names of the columns; default: found",
-    )
+    _add_reading(command)
     command.add_argument(
         "--components", type=_count, metavar="K", help="number of components (or states)"
     )
@@ -128,6 +136,32 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
         "--restarts", type=_count, default=1, metavar="R", help="starts of EM; default: 1"
     )
     command.add_argument("--seed", type=int, default=0, metavar="S", help="default: 0")
+
+
+def _add_saved(command: argparse.ArgumentParser, output: str) -> None:
+    """What the commands take that begin with a saved fit."""
+    command.add_argument("fit", metavar="FIT", help="a file that ember fit --save wrote")
+    command.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="path/to/file.py:function of a model of your own; ready models are found by name",
+    )
+    command.add_argument("--output", metavar="FILE", help=output)
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
+    """How a text file is read."""
+    command.add_argument(
+        "--sep", metavar="CHAR", help="what stands between fields, or tab, or space; default: found"
+    )
+    command.add_argument(
+        "--decimal", choices=(".", ","), help="the decimal mark of numbers; default: found"
+    )
+    command.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first line holds the names of the columns; default: found",
+    )
 
 
 def _count(text: str) -> int:

@@ -2,7 +2,8 @@
 
 In: the arguments of a model, the options of ``EM``, ``SVI`` and ``select``, files of tables. Out:
 float64 tensors; one sentence about each mistake, before work begins; and for the time of a call the
-global state (dtype, seed, threads) that Pyro and torch need.
+global state (dtype, seed, threads) that Pyro and torch need. What goes out while work is done are
+progress bars.
 
 To add an option: a line in a table of ``options.py``. To add a kind of argument: ``arguments.py``.
 """

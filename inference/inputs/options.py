@@ -15,6 +15,7 @@ __all__ = [
     "check_count",
     "check_em_options",
     "check_svi_options",
+    "check_vbem_options",
 ]
 
 
@@ -40,6 +41,16 @@ def check_em_options(**options: object) -> None:
     _check_assignment(options["assignment"], options["accelerate"])
     _check_escape(options["escape"], options["assignment"])
     _check_mode(options["mode"], options["objective"])
+
+
+def check_vbem_options(**options: object) -> None:
+    """Refuses options of ``VBEM`` that mean nothing.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If an option has an unknown value.
+    """
+    _check_each({**EM_CONSTRAINTS, "model": _model_of("VBEM")}, options)
 
 
 def check_svi_options(**options: object) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.restarts.record import Starts
+from ember.inference.optimality.curvature import Certificate
 from ember.inference.plan.plan import Plan
 
 __all__ = ["MonteCarloErrors", "Run"]
@@ -49,6 +50,7 @@ class Run:
     warning: str = ""
     starts: Starts = field(default_factory=Starts)
     monte_carlo: MonteCarloErrors | None = None
+    certificate: Certificate | None = None
 
     @property
     def stop_reason(self) -> str:

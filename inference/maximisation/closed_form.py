@@ -20,7 +20,7 @@ from ember.inference.numerics.shapes import append_dims
 from ember.inference.plan.statistics import Statistics
 from ember.inference.reading.site import DistributionTemplate
 
-__all__ = ["ClosedForm", "coefficients_update"]
+__all__ = ["ClosedForm", "PriorCoefficients", "coefficients_update"]
 
 
 class ClosedForm:
@@ -52,11 +52,7 @@ class ClosedForm:
         """
         name, kind, current = self._update.name, self._kind, params[self._update.name]
         origin = current if kind.has_origin else None
-        total, floor = self._coefficients(statistics, params, origin)
-        if self._prior is not None:
-            for i, added in enumerate(self._prior(params, origin)):  # nothing if it is flat
-                spread = added.expand(self._rows + total[i].shape[1:])
-                total[i] = total[i] + spread.reshape(total[i].shape)
+        total, floor = self.coefficients(statistics, params, origin)
         idle = None
         if self._may_idle:
             # An entry that feeds no observation: every value is a maximiser, the present one too.
@@ -72,10 +68,30 @@ class ClosedForm:
             value = torch.where(torch.isnan(value), current, value)
         return value if idle is None else torch.where(idle.reshape(self._shape), current, value)
 
-    def _coefficients(
+    def coefficients(
+        self,
+        statistics: Statistics,
+        params: Mapping[str, Tensor],
+        origin: Tensor | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Those of every row, prior included, and the least variance that data can tell.
+
+        Args:
+            statistics: The expected statistics.
+            params: The parameters that the coefficients depend on.
+            origin: From where a location is measured, instead of from zero.
+        """
+        total, floor = self._of_data(statistics, params, origin)
+        if self._prior is not None:
+            for i, added in enumerate(self._prior(params, origin)):  # nothing if it is flat
+                spread = added.expand(self._rows + total[i].shape[1:])
+                total[i] = total[i] + spread.reshape(total[i].shape)
+        return total, floor
+
+    def _of_data(
         self, statistics: Statistics, params: Mapping[str, Tensor], origin: Tensor | None
     ) -> tuple[list[Tensor], Tensor]:
-        """Those of every row over all sites, and the least variance that data can tell."""
+        """The coefficients over all sites."""
         count, total, floor = self._count, list[Tensor](), self._no_floor
         squares: Tensor | None = None
         for usage in self._update.usages:

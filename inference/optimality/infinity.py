@@ -12,6 +12,7 @@ effects together with their scale, :math:`\prod_j N(\theta_j \mid \mu, \tau^2)` 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from ember.inference.parameters.supports import EDGE, INFINITY, NATURAL, ends, s
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["at_infinity", "collapsed_effects", "without_bound"]
+__all__ = ["Runaway", "at_infinity", "collapsed_effects", "runaway", "without_bound"]
 
 
 FAR = 10.0  # standard deviations
@@ -43,6 +44,23 @@ STRIDE = 5.0  # along a logarithm
 RISE = 1.0  # of a log density at each of two steps, if it has no bound
 
 
+@dataclass(frozen=True)
+class Runaway:
+    """Estimates that no data hold back.
+
+    Attributes:
+        name: The site that is named first.
+        places: Its coordinates that run away.
+        end: Where they lead: ``INFINITY``, or ``EDGE`` where two entries of an order meet.
+        far: All coordinates that run with them.
+    """
+
+    name: str
+    places: list[int]
+    end: str
+    far: list[int]
+
+
 def at_infinity(
     plan: Plan, e_step: EStep, coordinates: Coordinates, statistics: Statistics
 ) -> tuple[str, bool]:
@@ -50,22 +68,33 @@ def at_infinity(
 
     If not, they are where two entries of an order meet, which may be a maximum.
     """
+    found = runaway(plan, e_step, coordinates, statistics)
+    if found is None:
+        return "", False
+    sentence = _sentence(plan, coordinates, found.name, found.places, found.end)
+    return sentence, found.end == INFINITY
+
+
+def runaway(
+    plan: Plan, e_step: EStep, coordinates: Coordinates, statistics: Statistics
+) -> Runaway | None:
+    """Estimates that no data hold back, the first that are found; None if there are none."""
     suspects = [update.name for update in updates(plan) if _may_run_away(update)]
     mine = coordinates.places(suspects)
     curvature = Curvature.at(coordinates, statistics, mine) if suspects else None
     if curvature is None or curvature.matrix is None:
-        return "", False
+        return None
     place = curvature.point
     beyond = (place.isinf() & coordinates.places(suspects)).nonzero()[:, 0].tolist()
     found = _named(plan, coordinates, suspects, beyond, place)
     for direction in _directions(coordinates, curvature, suspects):
-        if found[0]:
+        if found is not None:
             break
         if _is_one_sided(e_step, coordinates, statistics, place, direction):
             far = ((FAR * direction).abs() > place.abs()).nonzero()[:, 0].tolist()
             found = _named(plan, coordinates, suspects, far, direction)
     for direction in _plateaus(coordinates, curvature, suspects, plan):
-        if found[0]:
+        if found is not None:
             break
         if _is_level(e_step, coordinates, statistics, place, direction):
             largest = 0.5 * float(direction.abs().max())
@@ -76,15 +105,15 @@ def at_infinity(
 
 def _named(
     plan: Plan, coordinates: Coordinates, names: Sequence[str], far: list[int], direction: Tensor
-) -> tuple[str, bool]:
-    """A sentence about the first site with coordinates that lead away from all natural ends."""
+) -> Runaway | None:
+    """The first site with coordinates that lead away from all natural ends."""
     for name in names:
         own, way = coordinates.places([name]), ends(plan.structure.parameters[name].support)
         for end in (INFINITY, EDGE):
             places = [i for i in far if own[i] and way[int(direction[i] > 0.0)] == end]
             if places:
-                return _sentence(plan, coordinates, name, places, end), end == INFINITY
-    return "", False
+                return Runaway(name, places, end, far)
+    return None
 
 
 def _may_run_away(update: Update) -> bool:

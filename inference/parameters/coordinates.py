@@ -1,13 +1,13 @@
 """Parameters as one vector of free reals, in which a straight line stays inside every support."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ember.inference.parameters.parameter import Parameter
-from ember.inference.parameters.supports import base_support, off_open_bounds
+from ember.inference.parameters.supports import base_support, is_simplex, off_open_bounds
 
 __all__ = ["Coordinates"]
 
@@ -55,6 +55,19 @@ class Coordinates:
         every = torch.arange(sum(sizes), device=self._bounds.device).split(sizes)
         return {p.name: own for p, own in zip(self._parameters, every, strict=True)}
 
+    def __len__(self) -> int:
+        """The number of coordinates."""
+        return len(self._bounds)
+
+    def __iter__(self) -> Iterator[tuple[Parameter, Tensor]]:
+        """Each parameter, and where its coordinates stand in the vector."""
+        return zip(self._parameters, self.slices().values(), strict=True)
+
+    def shape_of(self, name: str) -> torch.Size:
+        """The shape of the coordinates of one parameter."""
+        shapes = zip(self._parameters, self._shapes, strict=True)
+        return next(shape for parameter, shape in shapes if parameter.name == name)
+
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """The unconstrained vector, after any leading dims; infinite on a boundary."""
         free = [self._free(p, params[p.name]) for p in self._parameters]
@@ -87,6 +100,22 @@ class Coordinates:
         down; among coordinates that still matter it would dominate every length.
         """
         return ~(vector.abs() < self._bounds)
+
+    def independent(self, vector: Tensor) -> Tensor:
+        """Which coordinates are one for each dimension of the parameters, the others held fixed.
+
+        Of a simplex's log-ratios that of its largest entry is left out, so that any other may lead
+        to the boundary by itself; and whatever a transform leaves unused, as that onto triangular
+        matrices does with what lies above the diagonal.
+        """
+        kept, pieces = [], vector.split([shape.numel() for shape in self._shapes])
+        for parameter, piece, shape in zip(self._parameters, pieces, self._shapes, strict=True):
+            mine = _has_influence(parameter, shape)
+            if is_simplex(parameter.support):
+                largest = piece.reshape(shape).argmax(-1, keepdim=True)
+                mine = torch.ones_like(mine).scatter(-1, largest, False)
+            kept.append(mine.reshape(-1))
+        return torch.cat(kept) if kept else torch.zeros_like(vector, dtype=torch.bool)
 
     def inside(self, vector: Tensor) -> Tensor:
         """The vector with coordinates beyond their boundary brought back to it."""
@@ -143,3 +172,14 @@ class Coordinates:
             scale = size + 0.01 * size.max() + torch.finfo(value.dtype).tiny
             largest = max(largest, float(((right[name] - value).abs() / scale).max()))
         return largest
+
+
+def _has_influence(parameter: Parameter, shape: torch.Size) -> Tensor:
+    """Which free reals the value of a parameter depends on, at a point where nothing is special."""
+    with torch.enable_grad():
+        free = 0.1 * torch.arange(1.0, 1.0 + shape.numel(), dtype=torch.float64).sin()
+        free = free.reshape(shape).requires_grad_()
+        value = parameter.to_constrained(free)
+        weights = torch.arange(1.0, 1.0 + value.numel(), dtype=torch.float64).cos()
+        (influence,) = torch.autograd.grad((value.reshape(-1) * weights).sum(), free)
+    return influence != 0.0

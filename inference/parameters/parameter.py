@@ -1,6 +1,7 @@
 """A parameter of a model: its shape, its support, and where it starts."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.distributions import constraints, transform_to
 
 from ember.inference.parameters.portable import packed, unpacked
 
-__all__ = ["Parameter"]
+__all__ = ["Parameter", "entry_label"]
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,8 @@ class Parameter:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, support=unpacked(state["support"]))
+
+
+def entry_label(name: str, index: Sequence[int]) -> str:
+    """``name[0, 1]``, or the name alone for a scalar."""
+    return f"{name}[{', '.join(map(str, index))}]" if index else name

@@ -24,6 +24,7 @@ from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.plan.components import gaussian_components
 from ember.inference.plan.conjugate_components import conjugate_components
+from ember.inference.plan.origins import about_origins, origins_of
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.priors import Prior, PriorSite
 from ember.inference.plan.tying import tie_of_site, tie_sites
@@ -111,9 +112,11 @@ def _plan(
     sites = _with_conjugate(sites, structure, probes, trace)
     sites = _with_slots(sites, structure, probes, trace)
     sites = with_unit_slots(sites, structure, probes.params)
+    origins = origins_of(sites)
+    placed = about_origins(sites, origins)
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
     latent_symbols = {n: trace.nodes[n]["infer"]["_enumerate_symbol"] for n in structure.latent}
-    tied, cells = tie_sites(sites)
+    tied, cells = tie_sites(placed)
     sizes = _sizes(trace, structure, latent_symbols)
     plain = {name: site for name, site in sites.items() if site.is_plain}
     folds = {name: _leaf_plates(site, sites, structure, scales, sizes)
@@ -133,7 +136,7 @@ def _plan(
         if structure.gaussian
     ]
     hidden = [n for c in structure.gaussian_chains for n in (c.initial, c.latent, c.site)]
-    components = gaussian_components(sites, cells, scales, sizes, latent_symbols, natural, hidden)
+    components = gaussian_components(placed, cells, scales, sizes, latent_symbols, natural, hidden)
     priors = _priors(structure, by_site, trace) if objective == "map" else {}
     opaque = _opaque(structure, sites, compiled, priors, probes, misread)
     at_start = {name: p.start for name, p in structure.parameters.items()}
@@ -164,6 +167,7 @@ def _plan(
         ),
         opaque=opaque,
         components=components,
+        origins=origins,
         conjugate=conjugate,
         units=units,
         ties={name: own.key for name, own in cells.items()},
@@ -193,7 +197,7 @@ def _with_slots(
             f"a parameter with integrate={{'{next(iter(structure.gaussian))}': None}}."
         )
     priors = [n for n, p in structure.parameters.items() if p.has_prior]
-    reads = find_reads(structure, probes.params, start, list(sites), priors)
+    reads = find_reads(structure, probes.params, probes.traces[0], list(sites), priors)
     known = chain_reads(structure, probes.params, probes.traces)
     every = {n: [*known.get(n, []), *reads.get(n, [])] for n in sites}
     read = {name: [each.latent for each in found] for name, found in every.items() if found}

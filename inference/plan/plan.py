@@ -56,7 +56,8 @@ class Plan(Memo):
         tied: The sites that read the same entries of parameters, pooled.
         prior: The prior of the parameters.
         opaque: The sites without sufficient statistics.
-        components: Gaussian latents with the sites that read them.
+        components: Gaussian latents with the sites that read them, measured from their origins.
+        origins: What each entry of a Gaussian latent is measured from, where that is not zero.
         conjugate: Latents with conjugate priors, each with the sites that read it.
         units: Latents that are integrated unit by unit, with the sites that read them.
         ties: What each site in exponential-family form is tied to.
@@ -83,6 +84,7 @@ class Plan(Memo):
     prior: Prior
     opaque: OpaqueFactors
     components: tuple[GaussianComponent, ...]
+    origins: dict[str, Tensor]
     conjugate: tuple[ConjugateComponent, ...]
     units: tuple[UnitComponent, ...]
     ties: dict[str, TieKey]

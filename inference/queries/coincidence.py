@@ -6,6 +6,7 @@ depend on the units of the data, nor on where their zero is.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.potentials import all_tensors
 from ember.inference.queries.component_axes import component_axes, numberings
 
-__all__ = ["coinciding"]
+__all__ = ["coinciding", "coinciding_states"]
 
 
 ALIKE = 1e-3  # difference of two parameter entries, relative, of states that may coincide
@@ -29,9 +30,22 @@ def coinciding(plan: Plan, params: Params, tolerance: float) -> tuple[str, int, 
         params: Constrained parameters.
         tolerance: The largest difference of a log probability at which two states are the same.
     """
+    return next(_pairs(plan, params, tolerance), None)
+
+
+def coinciding_states(plan: Plan, params: Params, tolerance: float) -> dict[str, set[int]]:
+    """All states that coincide with another one, by their latent site; see ``coinciding``."""
+    found = dict[str, set[int]]()
+    for label, i, j in _pairs(plan, params, tolerance):
+        found.setdefault(label, set()).update((i, j))
+    return found
+
+
+def _pairs(plan: Plan, params: Params, tolerance: float) -> Iterator[tuple[str, int, int]]:
+    """Every two states that coincide, and their latent site."""
     numbers = sum(math.prod(plan.sizes[d] for d in f.dims) for f in plan.factors)
     if numbers > MOST_NUMBERS:
-        return None
+        return
     tensors: list[Tensor] | None = None
     for label, names in numberings(plan).items():
         states = plan.sizes.get(plan.latent_symbols[names[0]], 1)
@@ -43,8 +57,7 @@ def coinciding(plan: Plan, params: Params, tolerance: float) -> tuple[str, int, 
                 tensors = all_tensors(plan, params)
         for i, j in pairs:
             if _coincide(plan, tensors, names, i, j, tolerance):
-                return label, i, j
-    return None
+                yield label, i, j
 
 
 def _candidates(

@@ -18,12 +18,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, transform_to
 
 from ember.inference.expectation.posterior import marginals
 from ember.inference.factors.factor import align
-from ember.inference.parameters.parameter import Parameter
+from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Plan
+from ember.inference.plan.without_data import PlanWithoutData
 from ember.inference.queries.gaussian.rotations import idle_rotations
 
 __all__ = ["aic", "bic", "entropy", "free_parameters", "observations"]
@@ -47,34 +47,19 @@ def free_parameters(plan: Plan) -> int:
     other parameters read do not make the likelihood larger: neither is counted. Nor are the
     directions in which loadings only rotate hidden factors.
     """
+    if isinstance(plan, PlanWithoutData):
+        return plan.record.n_parameters
     reached = {source for name in plan.sites for source in plan.dependencies(name)}
     known = plan.structure.parameters
-    free = sum(_dimension(known[name]) for name in known if name in reached)
-    return free - idle_rotations(plan)
-
-
-def _dimension(parameter: Parameter) -> int:
-    """How many free reals a parameter is made of.
-
-    A transform may take more than it uses, as that onto triangular matrices takes whole ones:
-    what has no influence on the value does not count.
-    """
-    try:
-        transform = biject_to(parameter.support)
-    except NotImplementedError:  # torch knows maps onto triangular matrices as transforms only
-        transform = transform_to(parameter.support)
-    shape = transform.inverse_shape(parameter.shape)
-    with torch.enable_grad():
-        free = 0.1 * torch.arange(1.0, 1.0 + shape.numel(), dtype=torch.float64).sin()
-        free = free.reshape(shape).requires_grad_()
-        value = transform(free)
-        weights = torch.arange(1.0, 1.0 + value.numel(), dtype=torch.float64).cos()
-        (influence,) = torch.autograd.grad((value.reshape(-1) * weights).sum(), free)
-    return int((influence != 0.0).sum())
+    coordinates = Coordinates({name: known[name] for name in known if name in reached})
+    anywhere = torch.zeros(len(coordinates))
+    return int(coordinates.independent(anywhere).sum()) - idle_rotations(plan)
 
 
 def observations(plan: Plan) -> float:
     """The number of observations: rows with their weights, or steps of a chain."""
+    if isinstance(plan, PlanWithoutData):
+        return plan.record.n_observations
     total = 0.0
     name = plan.structure.observed[0]
     chain = [n for n in plan.structure.observed if n in plan.structure.steps]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ember.inference.plan.without_data import StructureWithoutData
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace, is_computed
 
@@ -17,6 +18,8 @@ def deterministic_values(structure: Structure, params: Mapping[str, Tensor]) -> 
     A value that depends on a latent site differs from state to state and from row to row, and is
     left out; so is one without numbers.
     """
+    if isinstance(structure, StructureWithoutData):
+        return dict(structure.record.deterministic)
     # Most models have none and need not be run again.
     roles = {*structure.parameters, *structure.factor_names}
     if not any(kind == "sample" and name not in roles for name, kind, *_ in structure.signature):

@@ -11,6 +11,7 @@ from torch import Tensor
 from ember.inference.inputs.arguments import Arguments, Model, prepare
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
+from ember.inference.plan.without_data import NO_DATA, LeftOut, holds_left_out
 
 __all__ = ["argument_names", "plan_beside", "plan_for"]
 
@@ -28,6 +29,9 @@ def plan_for(
         params: The estimates, at which the model is read.
         args: New data, as the model takes it.
         kwargs: Keyword arguments of the model to change.
+
+    Raises:
+        ValueError: If the fit was saved without one of the remaining arguments.
     """
     if not args and not kwargs:
         return plan
@@ -38,7 +42,19 @@ def plan_for(
     others = {name: value for name, value in old.kwargs.items() if name not in names}
     if args and all(_length(value) != rows for value in kept):
         others = _without_rows(model, others, rows)
-    return _read_again(plan, params, prepare((*args, *kept), {**others, **kwargs}))
+    arguments = prepare((*args, *kept), {**others, **kwargs})
+    _check_complete(model, arguments)
+    return _read_again(plan, params, arguments)
+
+
+def _check_complete(model: Model, arguments: Arguments) -> None:
+    named = {**dict(zip(argument_names(model), arguments.args, strict=False)), **arguments.kwargs}
+    for name, value in named.items():
+        if holds_left_out(value):
+            raise ValueError(
+                f"the fit was saved without its data, argument '{name}' of the model among them; "
+                "give it too."
+            )
 
 
 def plan_beside(
@@ -61,6 +77,8 @@ def plan_beside(
     """
     model, old = plan.structure.model, plan.structure.arguments
     names = argument_names(model)
+    if holds_left_out(old):
+        raise ValueError(NO_DATA)
     if len(names) < len(old.args) or len(names) < len(args):
         raise ValueError(
             "rows can be set beside those of the fit only if the model names its arguments; write "
@@ -129,6 +147,8 @@ def _without_rows(model: Model, kwargs: Mapping[str, object], rows: int) -> dict
 
 
 def _length(value: object) -> int:
+    if isinstance(value, LeftOut):
+        return value.rows
     if isinstance(value, Tensor):
         return len(value) if value.dim() else -1
     return len(value) if isinstance(value, (list, tuple)) else -1

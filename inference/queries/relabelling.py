@@ -24,7 +24,9 @@ from ember.inference.reading.matching.arguments import probe_values
 __all__ = [
     "Params",
     "canonical_order",
+    "canonical_orders",
     "exchangeable",
+    "explained",
     "in_canonical_order",
     "is_same_density",
     "permute",
@@ -68,6 +70,12 @@ def permute(
 
 def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
     """States by decreasing share of the data that they explain."""
+    shares = explained(plan, params, latent)
+    return [int(i) for i in torch.argsort(shares, descending=True, stable=True)]
+
+
+def explained(plan: Plan, params: Params, latent: str) -> Tensor:
+    """How many rows (of chains: steps) each state of a latent site explains, ``(K,)``."""
     names = list(members_of(plan, latent))
     posteriors, shares = marginals(plan, params, names), torch.zeros(())
     for name in names:
@@ -75,7 +83,7 @@ def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
         if scale is not None:  # a row that counts three times explains three rows
             probs = probs * spread(scale.tensor, scale.dims, plan.places(name)).unsqueeze(-1)
         shares = shares + probs.reshape(-1, probs.shape[-1]).sum(0)
-    return [int(i) for i in torch.argsort(shares, descending=True, stable=True)]
+    return shares
 
 
 def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
@@ -87,9 +95,17 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
     at the estimates: far from the data, what tells states apart drowns in a density of -1e30.
     """
     ordered = dict(params)
+    for latent, order in canonical_orders(plan, params).items():
+        ordered = permute(plan, ordered, latent, order)
+    return ordered
+
+
+def canonical_orders(plan: Plan, params: Params) -> dict[str, list[int]]:
+    """The canonical order of the states of every latent that are exchangeable and not yet in it."""
+    found = dict[str, list[int]]()
     if not numberings(plan):
-        return ordered
-    probe = _probe(plan)
+        return found
+    probe, ordered = _probe(plan), dict(params)
     with torch.no_grad():
         for latent in numberings(plan):
             order = canonical_order(plan, ordered, latent)
@@ -98,8 +114,8 @@ def in_canonical_order(plan: Plan, params: Params) -> dict[str, Tensor]:
             moved = permute(plan, ordered, latent, order)
             elsewhere = permute(plan, probe, latent, order)
             if is_same_density(plan, ordered, moved) and is_same_density(plan, probe, elsewhere):
-                ordered = moved
-    return ordered
+                ordered, found[latent] = moved, order
+    return found
 
 
 def exchangeable(plan: Plan, latent: str, start: Params) -> bool:

@@ -125,7 +125,7 @@ class Structure:
         """
         parameters = (name for name, p in self.parameters.items() if p.has_prior)
         return {
-            **dict.fromkeys(self.gaussian, "gaussian"),
+            **dict.fromkeys(self.shown_gaussian, "gaussian"),
             **dict.fromkeys(self.conjugate, "conjugate"),
             **{name: nodes.rule for name, nodes in self.nodes.items()},
             **{name: latent.rule for name, latent in self.units.items()},

@@ -1,16 +1,24 @@
 """What tables and pictures read of a fit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from torch import Tensor
 
 from ember.inference.iteration.restarts.record import Starts
 from ember.inference.iteration.run import MonteCarloErrors
-from ember.inference.plan.plan import Plan
+from ember.inference.optimality.curvature import Certificate
+from ember.inference.plan.plan import Params, Plan
 from ember.inference.variational.guides import LearntGuide
 
-__all__ = ["Fitted"]
+__all__ = ["Fitted", "Sure"]
+
+
+class Sure(Protocol):
+    """How sure the estimates of a fit are, whether by their curvature or by draws."""
+
+    def errors_of(self, function: Callable[[Params], Tensor]) -> Tensor:
+        """Standard errors of numbers ``(F,)`` that follow from the parameters."""
 
 
 class Fitted(Protocol):
@@ -61,8 +69,16 @@ class Fitted(Protocol):
         """What became of every start."""
 
     @property
+    def certificate(self) -> Certificate | None:
+        """Slope and curvature where the fit has converged."""
+
+    @property
     def guide(self) -> LearntGuide | None:
         """For SVI the learnt guide."""
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the method has found a posterior of the parameters."""
 
     @property
     def seconds(self) -> float:

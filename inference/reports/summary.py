@@ -9,11 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ember.inference.optimality.curvature import Certificate
+from ember.inference.parameters.parameter import entry_label
 from ember.inference.plan.plan import Plan
 from ember.inference.reports.fitted import Fitted
 from ember.inference.reports.naming import WHOLE
 
-__all__ = ["entry_label", "entry_rows", "estimates", "named_labels", "summary", "text"]
+__all__ = ["entry_rows", "estimates", "named_labels", "summary", "text"]
 
 
 LARGEST = 64  # entries that are shown in full
@@ -31,6 +33,7 @@ def text(fit: Fitted) -> str:
             f"\n  Monte Carlo     errors are at most {errors.share:.2g} standard errors "
             f"({errors.draws} draws of each unit)"
         )
+    maximum = "" if fit.certificate is None else f"\n  maximum         {shown(fit.certificate)}"
     computed = fit.deterministic
     block = f"\nComputed\n{estimates(computed, {})}" if computed else ""
     return (
@@ -39,7 +42,7 @@ def text(fit: Fitted) -> str:
         f"  BIC, AIC        {fit.bic:.6f}, {fit.aic:.6f} "
         f"({fit.n_parameters} free parameters, {fit.n_observations:g} observations)\n"
         f"  iterations      {fit.iterations} ({fit.evaluations} passes over the data, "
-        f"{fit.seconds:.2f} s){starts}{nodes}\n"
+        f"{fit.seconds:.2f} s){starts}{nodes}{maximum}\n"
         f"Estimates\n{estimates(fit.params, fit.axes)}{block}"
     )
 
@@ -54,6 +57,13 @@ def _nodes(plan: Plan, name: str, gap: float) -> str:
         shown = component.rule.shown(component.dims)
         trust = f"more change a unit's log evidence by {gap:.0e} at most"
     return f"\n  nodes           {shown} for '{name}' ({trust})"
+
+
+def shown(certificate: Certificate) -> str:
+    """Slope and curvature of a maximum in words."""
+    curvature = certificate.curvature
+    least = "" if curvature is None else f", least curvature {curvature:.2g}"
+    return f"gradient {certificate.gradient:.0e}{least} (complete data: 1)"
 
 
 def summary(
@@ -104,11 +114,6 @@ def entry_rows(
                 for axis, names in sorted(axes.items())
             ]
             yield entry_label(name, index), ", ".join(columns), float(value[index])
-
-
-def entry_label(name: str, index: Sequence[int]) -> str:
-    """``name[0, 1]``, or the name alone for a scalar."""
-    return f"{name}[{', '.join(map(str, index))}]" if index else name
 
 
 def _show(value: Tensor, axes: Axes) -> str:

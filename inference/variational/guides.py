@@ -70,6 +70,7 @@ class LearntGuide:
         values: Learnt values of its ``pyro.param`` statements, and of the model's.
         plan: The plan of the model, for its arguments and the names of its parameters.
         latents: Those of its parameters that are latents on nodes without a guide.
+        choice: The name by which the user chose it; None for a guide of the user's own.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class LearntGuide:
         values: Mapping[str, Tensor],
         plan: Plan,
         latents: Collection[str] = (),
+        choice: str | None = None,
     ) -> None:
         self.guide, self.values, self._plan = guide, dict(values), plan
-        self._latents = tuple(latents)
+        self.latents, self.choice = tuple(latents), choice
 
     @property
     def is_delta(self) -> bool:
@@ -97,7 +99,7 @@ class LearntGuide:
         """The continuous latents that the guide draws; others are integrated out."""
         with torch.no_grad(), _At(self.values):
             trace = record(self.guide, self._plan.structure.arguments)
-        return (*latent_values(self._plan, trace), *self._latents)
+        return (*latent_values(self._plan, trace), *self.latents)
 
     def draw(self, n: int) -> dict[str, Tensor]:
         """Draws ``n`` values of every parameter: site name to ``(n, ...)``, constrained.

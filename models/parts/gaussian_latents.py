@@ -1,5 +1,6 @@
 """What models with Gaussian latents share: how those are marked, and weak priors of variances."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -11,9 +12,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ember.models.parts.checks import check_enough, row_frequency
-from ember.models.parts.design import WEAK, called, left_variance, usual_height
+from ember.models.parts.design import WEAK, called, usual_height, variance_beside
 from ember.models.parts.missing import shown_entries
-from ember.models.parts.orthonormal_design import orthonormal
+from ember.models.parts.orthonormal_design import Design, orthonormal
 from ember.models.parts.priors import Hyperparameters
 
 __all__ = [
@@ -73,15 +74,22 @@ class Line:
         """The rows of another tensor (N, ...) whose response is observed."""
         return rows if self.shown is None else rows[self.shown]
 
+    @functools.cached_property
+    def coordinates(self) -> Design:
+        """The orthonormal coordinates of the design."""
+        return orthonormal(self.design, self.frequency)
+
+    @functools.cached_property
     def left(self) -> Tensor:
         """The variance that the fixed part leaves, which tells the scale of all variances."""
-        return left_variance(self.y, self.design, self.frequency, 1)
+        return variance_beside(self.coordinates, self.y, self.frequency)
 
 
 @dataclass(frozen=True)
 class LinkLine(Line):
     """A line on the scale of a link, where a variance of one is neither small nor large."""
 
+    @functools.cached_property
     def left(self) -> Tensor:
         """The scale of all variances."""
         return self.y.new_ones(())
@@ -112,7 +120,7 @@ def coefficients_of_line(
         height, unit = usual or usual_height(
             line.y, offset, line.design, line.frequency, "gaussian"
         )
-        found = orthonormal(line.design, line.frequency)
+        found = line.coordinates
         level = torch.zeros(width) if found.level is None else height * found.level
         mean = hyper.real("mean", width, lambda: level.to(line.y))
         fn = dist.MultivariateNormal(mean, scale_tril=(WEAK * unit * found.factor()).to(line.y))

@@ -49,7 +49,7 @@ class Grouping:
         """Declare the effects of all levels, and return what they add to each row (N,)."""
         if self.design is None:
             variance = variance_site(
-                f"{self.name}_variance", hyper, self.hyperparameters, line.left()
+                f"{self.name}_variance", hyper, self.hyperparameters, line.left
             )
             prior = dist.Normal(torch.zeros_like(variance), variance.sqrt())
             return select(self._levels(prior, how), self.codes, 0)
@@ -59,7 +59,7 @@ class Grouping:
                 precision.new_zeros(self.design.shape[1]), precision_matrix=precision
             )
         else:
-            scale = line.left() / _spread(line.kept(self.design), line.frequency)
+            scale = line.left / _spread(line.kept(self.design), line.frequency)
             variances = variance_site(f"{self.name}_variances", hyper, self.hyperparameters, scale)
             prior = dist.Normal(torch.zeros_like(variances), variances.sqrt()).to_event(1)
         return (self.design * select(self._levels(prior, how), self.codes, 1)).sum(-1)
@@ -75,7 +75,7 @@ class Grouping:
 
         def usual() -> Tensor:
             factor = orthonormal(line.kept(design), line.frequency).factor().to(design)
-            return line.left() * factor @ factor.mT
+            return line.left * factor @ factor.mT
 
         df = hyper.above(df_key, (), width + 2.0, bound=width - 1)
         scale = hyper.positive_definite(scale_key, (width, width), usual)

@@ -155,6 +155,19 @@ def test_the_demonstration_says_what_it_does(tmp_path: Path, capsys: Captured) -
     assert "-1130.2640" in printed.out  # the published maximum of the log likelihood
     assert f"wrote {out}" in printed.err
     assert out.read_bytes().startswith(b"\x89PNG")
+    share = [line for line in printed.out.splitlines() if line.startswith("weights[0]")][-1]
+    assert share.split()[2] == "0.0290891"  # its standard error
+
+
+def test_a_fit_tells_how_sure_it_is(table: Path, tmp_path: Path, capsys: Captured) -> None:
+    out = tmp_path / "fit.json"
+    words = ["fit", str(table), "--components", "1", "--errors", "--output", str(out)]
+    assert main(words) == 0
+    assert "std. error" in capsys.readouterr().out
+    written = json.loads(out.read_text(encoding="utf-8"))
+    assert written["standard_errors"]["weights"] == [0.0]
+    lower, upper = written["intervals"]["locs"]
+    assert lower[0][0] < written["params"]["locs"][0][0] < upper[0][0]
 
 
 @pytest.mark.parametrize(

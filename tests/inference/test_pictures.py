@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Ellipse
 from torch import Tensor
 
-from ember.inference import EM, Fit
+from ember.inference import EM, SVI, Fit
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.inputs.tables import air_quality, law_school_test, old_faithful
 from ember.inference.reports.drawing.densities import component_densities
@@ -204,6 +204,57 @@ def test_a_regression_has_its_lines_among_the_points() -> None:
     for line, (a, b) in zip(lines, fit.params["coefficients"], strict=True):
         x = torch.tensor(np.asarray(line.get_xdata()))
         np.testing.assert_allclose(line.get_ydata(), a + b * x, rtol=1e-9)
+
+
+def bands(axes: Any) -> list[Any]:
+    """The lower and upper edge of each band, ``(G, 2)``, along its grid."""
+    found = []
+    for shape in axes.collections:
+        points = shape.get_paths()[0].vertices
+        half = (len(points) - 1) // 2
+        low, high = points[1 : half - 1, 1], points[-3 : half + 1 : -1, 1]
+        count = min(len(low), len(high))
+        found.append(np.stack([low[:count], high[:count]], -1))
+    return found
+
+
+def test_a_line_has_a_band_as_wide_as_its_formula_says() -> None:
+    x = np.linspace(0.0, 4.0, 30)
+    y = 1.0 + 0.5 * x + RNG.normal(size=30)
+    fit = EM(regression_mixture, "mle", seed=0).fit(y, x, components=1)
+    figure: Any = fit.plot(errors=True)
+    (axes,) = [axes for axes in figure.axes if axes.lines]
+    design = np.stack([np.ones(30), x], -1)
+    residual = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    inverse = np.linalg.inv(design.T @ design) * (residual**2).mean()
+    (band,) = bands(axes)
+    ends = np.array([[1.0, x[0]], [1.0, x[-1]]])
+    widths = 2 * 1.959964 * np.sqrt(np.einsum("ij,jk,ik->i", ends, inverse, ends))
+    assert band[0, 1] - band[0, 0] == pytest.approx(widths[0], rel=0.02)
+    assert band[-1, 1] - band[-1, 0] == pytest.approx(widths[1], rel=0.02)
+    plain: Any = fit.plot()
+    assert not any(axes.collections for axes in plain.axes)
+
+
+def test_draws_have_bands_too() -> None:
+    x = np.linspace(0.0, 4.0, 30)
+    y = 1.0 + 0.5 * x + RNG.normal(size=30)
+    fit = SVI(regression_mixture, "normal", steps=20, seed=0).fit(y, x, components=1)
+    figure: Any = fit.plot(errors=True)
+    (band,) = [band for axes in figure.axes for band in bands(axes)]
+    assert bool((band[:, 1] > band[:, 0]).all())
+
+
+def test_bands_of_counts_and_of_items_stay_within_bounds() -> None:
+    x = torch.linspace(-2.0, 2.0, 40).double()
+    y = torch.poisson((0.5 + x).exp(), generator=torch.Generator().manual_seed(0))
+    fit = EM(regression_mixture, seed=0).fit(y, x, components=1, family="poisson")
+    figure: Any = fit.plot(errors=True)
+    assert all(bool((band > 0.0).all()) for axes in figure.axes for band in bands(axes))
+    items: Any = EM(item_response).fit(law_school_test()).plot(errors=True)
+    found = bands(items.axes[0])
+    assert len(found) == 5
+    assert all(bool(((band > 0.0) & (band < 1.0)).all()) for band in found)
 
 
 def test_each_covariate_has_a_panel_and_points_scatter_as_about_the_whole_line() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.initialisation.starting_params import starting_params
 from ember.inference.iteration.trajectory import Movement, Trajectory
 from ember.inference.maximisation.expanded import expanded_m_step
 from ember.inference.maximisation.m_step import MStep
@@ -32,6 +33,7 @@ class EMMap:
         e_step: One pass over the data.
         m_step: The maximiser of what it returns.
         coordinates: The free reals of the parameters.
+        start: A place to start from, by its kind (``initialisation/starting_params.py``).
         classification: Whether the E-step takes the latents' most probable joint value. The
             objective has no curvature then.
     """
@@ -39,6 +41,7 @@ class EMMap:
     e_step: Callable[[Mapping[str, Tensor]], Statistics]
     m_step: Callable[[Statistics], Params]
     coordinates: Coordinates
+    start: Callable[[str], Params]
     classification: bool = False
 
     @classmethod
@@ -54,6 +57,7 @@ class EMMap:
             # Its updates are chosen in a step.
             lambda statistics: expanded_m_step(MStep.of(plan), statistics, loadings),
             Coordinates(parameters, plan.superposed_parameters()),
+            functools.partial(starting_params, plan, varied=True),
             classification,
         )
 

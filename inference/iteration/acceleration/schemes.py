@@ -22,19 +22,27 @@ SCHEMES: dict[str | None, Scheme[Any]] = {
     "anderson": Anderson(),
     "lbfgs": Lbfgs(),
 }
+
+# Of few parameters the expected log joint shows the curvature, and steps soon the rest of it.
+FEW = 48  # entries of parameters
+INFORMED = Alternating((Lbfgs(informed=True), Squarem()))
 GRADIENTS = Alternating((Lbfgs(), Squarem()))
 INFORMATION = Alternating((Louis(), Lbfgs(), Squarem()))
 
 
 def scheme_for(name: str | None, plan: Plan) -> Scheme[Any]:
-    """The scheme of a name.
+    """The scheme of a name for one plan; that of ``"auto"`` depends on what is latent.
 
+    Where all that is latent is Gaussian, the objective is smooth, and has a single top as a rule.
     With latents of units an M-step takes many passes over the rows, and where each unit says much
     about its own latents, EM moves what they share slowly. So "auto" begins with Newton's steps
     there if these units alone are latent and parameters few, and else with gradients.
     """
-    if name != "auto" or not plan.units:
+    count = sum(parameter.shape.numel() for parameter in plan.structure.parameters.values())
+    if name != "auto":
         return SCHEMES[name]
-    others = plan.structure.latent or plan.components or plan.conjugate or plan.has_gaps
-    sizes = [parameter.shape.numel() for parameter in plan.structure.parameters.values()]
-    return GRADIENTS if others or sum(sizes) > MOST_PARAMETERS else INFORMATION
+    discrete = plan.structure.latent or plan.conjugate
+    if plan.units:
+        others = discrete or plan.components or plan.has_gaps
+        return GRADIENTS if others or count > MOST_PARAMETERS else INFORMATION
+    return INFORMED if plan.components and not discrete and count <= FEW else SCHEMES[name]

@@ -7,7 +7,7 @@ leaves, one that has settled leaves too, as does one that can only go on alone (
 ``factors/residuals/normal.py``), and the others go on as if they had never been there.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -55,6 +55,7 @@ def run_batched(
     limit: int,
     stop: StoppingRule,
     accelerate: bool = True,
+    on_step: Callable[[float], object] = lambda objective: None,
 ) -> BatchedRun:
     """Runs EM from every start, as one batch.
 
@@ -64,6 +65,7 @@ def run_batched(
         limit: The largest number of iterations.
         stop: Says when a start may leave.
         accelerate: Whether to jump; without, an iteration is one EM step.
+        on_step: Called after each iteration with the best objective so far.
 
     Raises:
         KeyboardInterrupt: If the run was interrupted before it had reached anything.
@@ -77,6 +79,7 @@ def run_batched(
             if not batch.live:
                 break
             batch.step(accelerate)
+            on_step(max(way.history[-1] for way in run.ways if way.history))
     except KeyboardInterrupt:
         if not any(way.history for way in run.ways):
             raise

@@ -12,6 +12,7 @@ Data Analysis 41, 561-575.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,8 @@ import torch
 
 from ember.inference.iteration.convergence import LittleGain, StopReason
 from ember.inference.iteration.loop import ImpossibleStart
-from ember.inference.iteration.restarts.batched_run import run_batched
+from ember.inference.iteration.progress import progress_bar
+from ember.inference.iteration.restarts.batched_run import BatchedRun, run_batched
 from ember.inference.iteration.restarts.batched_steps import BatchedSteps, can_batch_steps
 from ember.inference.iteration.restarts.record import Starts
 from ember.inference.iteration.restarts.starting_points import GIVEN, Start
@@ -102,6 +104,8 @@ def best_of(
     began: float | None = None,
     classification: bool = False,
     accelerate: bool = True,
+    at_once: bool = True,
+    progress: bool = False,
 ) -> Run:
     """The best fit over all starts, with the record of what became of each.
 
@@ -114,6 +118,8 @@ def best_of(
         began: When the fit began, by ``time.perf_counter``; now unless given.
         classification: Whether the E-step takes the latents' most probable joint value.
         accelerate: Whether to accelerate the short run.
+        at_once: Whether the short run may be one of all starts at once, by the steps of EM.
+        progress: Whether to show how far that is.
 
     Raises:
         ImpossibleStart: If the data have a finite density at no start.
@@ -121,9 +127,13 @@ def best_of(
     """
     began = time.perf_counter() if began is None else began
     attempts, interrupted = list[_Attempt](), False
-    if len(starts) > 1 and can_batch_steps(plan):
+    if at_once and len(starts) > 1 and can_batch_steps(plan):
         steps = BatchedSteps(plan, classification)
-        attempts, interrupted = _at_once(steps, _attempts(starts, began), run, limit, accelerate)
+        short = min(SHORT if steps.is_closed else FEW, limit)
+        with progress_bar(progress, short, f"{len(starts)} starts") as tick:
+            batched = functools.partial(run_batched, steps, limit=short, stop=SETTLED,
+                                        accelerate=accelerate, on_step=tick)  # fmt: skip
+            attempts, interrupted = _at_once(batched, _attempts(starts, began), run, limit)
     if not any(attempt.is_possible for attempt in attempts):
         # There is no batch, or it could not begin, perhaps for one start alone.
         few = limit if len(starts) == 1 else min(FEW, limit)
@@ -152,11 +162,13 @@ def _is_interrupted(attempt: _Attempt) -> bool:
 
 
 def _at_once(
-    steps: BatchedSteps, attempts: Sequence[_Attempt], run: Runner, limit: int, accelerate: bool
+    batched: Callable[[list[Trajectory]], BatchedRun],
+    attempts: Sequence[_Attempt],
+    run: Runner,
+    limit: int,
 ) -> tuple[list[_Attempt], bool]:
     """A short run of all starts as one batch; whether it was interrupted."""
-    short = min(SHORT if steps.is_closed else FEW, limit)
-    batch = run_batched(steps, [each.way for each in attempts], short, SETTLED, accelerate)
+    batch = batched([each.way for each in attempts])
     attempts = [
         dataclasses.replace(attempt, degenerate=i in batch.degenerate)
         for i, attempt in enumerate(attempts)

@@ -38,7 +38,7 @@ from ember.inference.reports.drawing.regressions import (
 )
 from ember.inference.reports.drawing.scatter import draw_pairs, draw_plane, draw_points
 from ember.inference.reports.drawing.unit_effects import unit_panels
-from ember.inference.reports.fitted import Fitted
+from ember.inference.reports.fitted import Fitted, Sure
 
 __all__ = ["draw_fit"]
 
@@ -57,15 +57,19 @@ class Block:
     draw: Callable[[FigureBase], object]
 
 
-def draw_fit(fit: Fitted) -> Figure:
+def draw_fit(fit: Fitted, sure: Sure | None = None) -> Figure:
     """The data of a fit with what was fitted to them; see ``Fit.plot``.
+
+    Args:
+        fit: The fit.
+        sure: How sure its estimates are, for confidence bands.
 
     Raises:
         ValueError: If no site can be drawn.
     """
     if has_item_curves(fit):
         figure = Picture(figsize=(7.0, 5.2), layout="constrained")
-        draw_item_curves(figure, fit)
+        draw_item_curves(figure, fit, sure)
         return figure
     if has_positions(fit):
         figure = Picture(figsize=(5.6, 5.2), layout="constrained")
@@ -80,7 +84,7 @@ def draw_fit(fit: Fitted) -> Figure:
             f"there is nothing to draw: site {names} depends on several latent sites at once, or "
             "its distribution has no mean; fit.summary() holds the estimates."
         )
-    blocks, entries = _blocks(fit, emissions), _legend(emissions)
+    blocks, entries = _blocks(fit, emissions, sure), _legend(emissions)
     blocks += [Block(*panel) for panel in panels]
     width = min(sum(block.width for block in blocks), WIDEST)
     height = min(max(block.height for block in blocks), TALLEST)
@@ -119,7 +123,7 @@ def _is_table(emission: Emission) -> bool:
     return emission.kind in ("levels", "parts") or (many and not plane)
 
 
-def _blocks(fit: Fitted, emissions: list[Emission]) -> list[Block]:
+def _blocks(fit: Fitted, emissions: list[Emission], sure: Sure | None) -> list[Block]:
     alike = [e for e in emissions if e.is_alike and not e.is_chain]
     single = [e for e in alike if e.kind in ("real", "counts") and len(e.columns) == 1]
     blocks = [_densities(single)] if single else []
@@ -127,7 +131,7 @@ def _blocks(fit: Fitted, emissions: list[Emission]) -> list[Block]:
         if emission.is_chain:
             blocks.append(_chain(fit, emission))
         elif not emission.is_alike:
-            blocks.append(_regression(fit, emission))
+            blocks.append(_regression(fit, emission, sure))
         elif emission.kind in ("real", "counts") and len(emission.columns) > 1:
             blocks.append(_columns(fit, emission))
     tables = [e for e in emissions if e.kind in ("levels", "parts")]
@@ -215,8 +219,8 @@ def _chain(fit: Fitted, emission: Emission) -> Block:
     )  # fmt: skip
 
 
-def _regression(fit: Fitted, emission: Emission) -> Block:
-    covariates = covariates_of(fit, emission) if len(emission.columns) == 1 else []
+def _regression(fit: Fitted, emission: Emission, sure: Sure | None) -> Block:
+    covariates = covariates_of(fit, emission, sure) if len(emission.columns) == 1 else []
     if not covariates:
         return Block(6.0, 4.4, lambda figure: draw_expected(figure.subplots(), emission))
     columns = across(len(covariates))

@@ -12,9 +12,11 @@ from ember.inference.families.by_cell import LogitBernoulli, LogitCategorical
 from ember.inference.families.discrete import Bernoulli, Categorical
 from ember.inference.numerics.quadrature import HALF_WIDTH
 from ember.inference.plan.placing import placed
+from ember.inference.plan.plan import Params
 from ember.inference.queries import prediction
+from ember.inference.reports.drawing.effects import INTERVAL
 from ember.inference.reports.drawing.palette import GREY, crowding, state_colours, thinned
-from ember.inference.reports.fitted import Fitted
+from ember.inference.reports.fitted import Fitted, Sure
 
 __all__ = ["draw_item_curves", "draw_positions", "has_item_curves", "has_positions"]
 
@@ -22,6 +24,7 @@ __all__ = ["draw_item_curves", "draw_positions", "has_item_curves", "has_positio
 SHOWN = 3.5  # standard deviations of the prior, to each side
 NAMED = 12  # items with an entry in the legend
 POINTS = 200
+BAND = 0.15  # how opaque
 
 
 def has_item_curves(fit: Fitted) -> bool:
@@ -39,15 +42,15 @@ def has_positions(fit: Fitted) -> bool:
     return len(fit.plan.structure.latent) == len(nodes) == 1 and nodes[0].values[0].numel() == 2
 
 
-def draw_item_curves(figure: FigureBase, fit: Fitted) -> None:
+def draw_item_curves(figure: FigureBase, fit: Fitted, sure: Sure | None = None) -> None:
     """What is expected of each item along the latent; below, the posterior means of the rows."""
     (latent,) = fit.plan.structure.nodes
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    curves = [(site, *_curves(fit, site)) for site in fit.plan.structure.observed
+    curves = [(site, *_curves(fit, site, sure)) for site in fit.plan.structure.observed
               if fit.plan.is_computed(site)]  # fmt: skip
-    count = sum(values.shape[1] for _, _, values, _ in curves)
+    count = sum(values.shape[1] for _, _, values, *_ in curves)
     colours = iter(state_colours(count))
-    for site, nodes, values, _ in curves:
+    for site, nodes, values, band, _ in curves:
         names = _item_names(fit, site, values.shape[1])
         middle, width = (nodes[0] + nodes[-1]) / 2, (nodes[-1] - nodes[0]) / 2
         reach = width * SHOWN / HALF_WIDTH
@@ -55,7 +58,11 @@ def draw_item_curves(figure: FigureBase, fit: Fitted) -> None:
         for item, name in enumerate(names):
             smooth = PchipInterpolator(nodes, values[:, item])(line)
             label = name if count <= NAMED else None
-            top.plot(line, smooth, color=next(colours), linewidth=1.8, label=label)
+            colour = next(colours)
+            top.plot(line, smooth, color=colour, linewidth=1.8, label=label)
+            if band is not None and np.isfinite(band[..., item]).all():
+                low, high = (PchipInterpolator(nodes, end)(line) for end in band[..., item])
+                top.fill_between(line, low, high, color=colour, alpha=BAND, linewidth=0.0)
     kinds = {kind for *_, kind in curves}
     top.set_ylabel(kinds.pop() if len(kinds) == 1 else "expected value")
     if count <= NAMED:
@@ -86,24 +93,37 @@ def draw_positions(figure: FigureBase, fit: Fitted) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _curves(fit: Fitted, site: str) -> tuple[np.ndarray, np.ndarray, str]:
-    """The nodes ``(Q,)``, what is expected of each item there, ``(Q, J)``, and what that is."""
+def _curves(
+    fit: Fitted, site: str, sure: Sure | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str]:
+    """The nodes ``(Q,)``, what is expected of each item there, ``(Q, J)``, a band, and a name.
+
+    The band, ``(2, Q, J)``, is that of the logit where a probability has one.
+    """
     plan = placed(fit.plan, fit.params)
     (nodes,) = plan.structure.nodes.values()
     tied = plan.tied[plan.compiled[site][0]]
-    with torch.no_grad():
-        values = tied.parameters[0].values(fit.params)
-    kind = "expected value"
+    is_logit, kind = isinstance(tied.family, LogitBernoulli), "expected value"
     if isinstance(tied.family, (LogitBernoulli, Bernoulli)):
-        values = values.sigmoid() if isinstance(tied.family, LogitBernoulli) else values
         kind = "probability of a 1"
     elif isinstance(tied.family, (LogitCategorical, Categorical)):
-        if isinstance(tied.family, LogitCategorical):
-            values = values.softmax(-1)
-        values = values @ torch.arange(values.shape[-1]).to(values)
         kind = "expected level"
-    table: Tensor = values.reshape(len(nodes.values), -1)
-    return nodes.values.numpy(), table.numpy(), kind
+
+    def expected(params: Params) -> Tensor:
+        values: Tensor = tied.parameters[0].values(params)
+        if kind == "expected level":
+            shares = values.softmax(-1) if isinstance(tied.family, LogitCategorical) else values
+            values = shares @ torch.arange(shares.shape[-1]).to(shares)
+        return values.reshape(-1)
+
+    with torch.no_grad():
+        table, band = expected(fit.params), None
+        if sure is not None:
+            half = INTERVAL * sure.errors_of(expected)
+            ends = torch.stack([table - half, table + half])
+            band = (ends.sigmoid() if is_logit else ends).reshape(2, len(nodes.values), -1).numpy()
+        table = (table.sigmoid() if is_logit else table).reshape(len(nodes.values), -1)
+    return nodes.values.numpy(), table.numpy(), band, kind
 
 
 def _item_names(fit: Fitted, site: str, count: int) -> list[str]:

@@ -130,4 +130,6 @@ def _is_exact(fit: Fitted) -> bool:
 
 def _objective(fit: Fitted) -> str:
     """What a fit climbs; only fits that climb the same thing can be measured against each other."""
-    return fit.objective if _is_exact(fit) else fit.method
+    if fit.plan.unconstrained:  # also of methods that go on from its mode
+        return f"{fit.objective}, unconstrained"
+    return fit.method if fit.has_posterior or not _is_exact(fit) else fit.objective

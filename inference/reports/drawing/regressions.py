@@ -12,16 +12,35 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase
 from torch import Tensor
 
+from ember.inference.plan.plan import Params, Plan
+from ember.inference.queries.uncertainty.intervals import Interval, between_bounds
 from ember.inference.reports.drawing.emission import Emission
 from ember.inference.reports.drawing.emissions import read_emissions
 from ember.inference.reports.drawing.palette import crowding, state_colours, thinned
-from ember.inference.reports.fitted import Fitted
+from ember.inference.reports.fitted import Fitted, Sure
 
 __all__ = ["Covariate", "across", "covariates_of", "draw_expected", "draw_lines"]
 
 
 MOST = 6  # covariates with a panel of their own
 POINTS = 200
+BAND = 0.2  # how opaque
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Means along a covariate.
+
+    Attributes:
+        grid: Its values ``(G,)``.
+        means: The mean of each state, ``(K, G)``.
+        band: Their confidence intervals, if these are drawn.
+    """
+
+    grid: Tensor
+    means: Tensor
+    band: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -32,10 +51,10 @@ class Covariate:
     argument: int | str
     column: int | None
     values: Tensor
-    curve: tuple[Tensor, Tensor] | None = None
+    curve: Curve | None = None
 
 
-def covariates_of(fit: Fitted, emission: Emission) -> list[Covariate]:
+def covariates_of(fit: Fitted, emission: Emission, sure: Sure | None = None) -> list[Covariate]:
     """The columns of arguments that the fitted means follow; none if they are too many to draw."""
     covariates, rows = [], len(emission.rows)
     data = [fit.plan.sites[name].value for name in fit.plan.structure.observed]
@@ -51,8 +70,8 @@ def covariates_of(fit: Fitted, emission: Emission) -> list[Covariate]:
             covariates.append(Covariate(label, key, i if value.dim() > 1 else None, column))
             if len(covariates) > MOST:
                 return []
-    drawn = [replace(c, curve=_curve(fit, emission, c)) for c in covariates]
-    return [c for c in drawn if c.curve is not None and float(c.curve[1].std(-1).max()) > 0.0]
+    drawn = [replace(c, curve=_curve(fit, emission, c, sure)) for c in covariates]
+    return [c for c in drawn if c.curve is not None and float(c.curve.means.std(-1).max()) > 0.0]
 
 
 def _row_arguments(fit: Fitted, rows: int) -> Iterator[tuple[int | str, Tensor]]:
@@ -112,7 +131,7 @@ def draw_lines(figure: FigureBase, emission: Emission, covariates: list[Covariat
 def _draw_panel(axes: Axes, emission: Emission, covariate: Covariate, adjusted: bool) -> None:
     y, states = emission.rows[:, 0], emission.states
     assert covariate.curve is not None
-    grid, means = covariate.curve
+    grid, means, band = covariate.curve.grid, covariate.curve.means, covariate.curve.band
     best = emission.row_posterior.argmax(-1)
     row_means = emission.means.expand(-1, *emission.values.shape)
     row_means = row_means.reshape(len(emission.means), -1)
@@ -128,12 +147,17 @@ def _draw_panel(axes: Axes, emission: Emission, covariate: Covariate, adjusted: 
             alpha=crowding(len(known)), zorder=1,
         )  # fmt: skip
     for k, colour in enumerate(state_colours(states)):
+        if band is not None:
+            low, high = band.lower[k], band.upper[k]
+            axes.fill_between(grid, low, high, color=colour, alpha=BAND, linewidth=0.0, zorder=2)
         axes.plot(grid, means[k], color="white", linewidth=3.6, zorder=2)
         axes.plot(grid, means[k], color=colour, linewidth=2.0, zorder=3)
 
 
-def _curve(fit: Fitted, emission: Emission, covariate: Covariate) -> tuple[Tensor, Tensor] | None:
-    """The mean of each state along a covariate, the others at their means: ``(G,)``, ``(K, G)``."""
+def _curve(
+    fit: Fitted, emission: Emission, covariate: Covariate, sure: Sure | None
+) -> Curve | None:
+    """The mean of each state along a covariate, the others at their means."""
     rows = len(emission.rows)
     low, high = float(covariate.values.min()), float(covariate.values.max())
     grid = torch.linspace(low, high, POINTS, dtype=torch.float64)
@@ -153,15 +177,29 @@ def _curve(fit: Fitted, emission: Emission, covariate: Covariate) -> tuple[Tenso
             kwargs[key] = new
     try:
         plan = fit.plan_for(tuple(args), kwargs)
-        (drawn,) = [
-            e for e in read_emissions(plan, fit.params, fit.columns) if e.site == emission.site
-        ]
+        means = _means(fit, plan, emission, fit.params)
     except (ValueError, TypeError, RuntimeError, IndexError):
         return None  # the model takes no other rows than its own
-    means = drawn.means.reshape(len(drawn.means), -1)
-    if means.shape[1] == 1:
-        means = means.expand(-1, POINTS)
-    return (grid, means.expand(emission.states, -1)) if means.shape[1] == POINTS else None
+    if means.shape[1] not in (1, POINTS):
+        return None
+    band = None if sure is None else _band(fit, plan, emission, means, sure)
+    return Curve(grid, means.expand(emission.states, POINTS), band)
+
+
+def _band(fit: Fitted, plan: Plan, emission: Emission, means: Tensor, sure: Sure) -> Interval:
+    """The confidence intervals of the means in the rows of a plan; those of counts are positive."""
+    errors = sure.errors_of(lambda moved: _means(fit, plan, emission, moved).reshape(-1))
+    least = torch.full_like(means, 0.0 if emission.kind == "counts" else -math.inf)
+    most = torch.full_like(means, math.inf)
+    found = between_bounds(means, errors.reshape(means.shape), least, most, LEVEL)
+    lower, upper = (end.expand(emission.states, POINTS) for end in found)
+    return Interval(lower, upper)
+
+
+def _means(fit: Fitted, plan: Plan, emission: Emission, params: Params) -> Tensor:
+    """The mean of each state in each row of a plan, ``(K, rows)``."""
+    (drawn,) = [e for e in read_emissions(plan, params, fit.columns) if e.site == emission.site]
+    return drawn.means.reshape(len(drawn.means), -1)
 
 
 def draw_expected(axes: Axes, emission: Emission) -> None:

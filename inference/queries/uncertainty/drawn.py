@@ -1,0 +1,129 @@
+"""How sure estimates are, where the method has drawn from a posterior of the parameters."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ember.inference.parameters.parameter import entry_label
+from ember.inference.plan.plan import Params, Plan
+from ember.inference.queries.deterministic import deterministic_values
+from ember.inference.queries.uncertainty.intervals import Interval
+
+__all__ = ["DrawnUncertainty"]
+
+
+COMPUTED = 400  # draws at which the model is run for what it computes
+
+
+class DrawnUncertainty:
+    """The spread of draws; as ``Uncertainty``, which is for points.
+
+    Args:
+        plan: The plan of model and data.
+        params: The estimates; of their sites the draws count.
+        draws: Site to ``(n, *shape)``.
+        exact: Standard deviations that are known without draws, by site.
+
+    Attributes:
+        notes: Nothing.
+        labels: The name of each entry of the parameters, and of what is computed from them.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        plan: Plan,
+        params: Params,
+        draws: Mapping[str, Tensor],
+        exact: Mapping[str, Tensor],
+    ) -> None:
+        self._draws = {name: draws[name] for name in params}
+        every = {**self._draws, **_computed(plan, self._draws)}
+        self._shapes = {name: value.shape[1:] for name, value in every.items()}
+        self.labels = [
+            entry_label(name, index)
+            for name, shape in self._shapes.items()
+            for index in np.ndindex(*shape)
+        ]
+        self._exact = exact
+        self._entries = [
+            column
+            for value in every.values()
+            for column in value.reshape(len(value), -1).double().unbind(1)
+        ]
+
+    def by_site(self, flat: Tensor) -> dict[str, Tensor]:
+        """One number for each entry, in the shapes of the sites."""
+        pieces = flat.split([shape.numel() for shape in self._shapes.values()])
+        pairs = zip(self._shapes.items(), pieces, strict=True)
+        return {name: piece.reshape(shape) for (name, shape), piece in pairs}
+
+    def standard_errors(self, robust: bool = False) -> Tensor:
+        """The standard deviation of each entry, ``(E,)``."""
+        _check(robust)
+        found = self.by_site(_stacked([column.std() for column in self._entries]))
+        every = [self._exact.get(name, value).reshape(-1) for name, value in found.items()]
+        return torch.cat(every) if every else torch.zeros(0, dtype=torch.float64)
+
+    def intervals(self, level: float, robust: bool = False) -> Interval:
+        """Between two quantiles of each entry, with as much beyond the one as beyond the other."""
+        _check(robust)
+        ends = (0.5 - 0.5 * level, 0.5 + 0.5 * level)
+        low, high = (_stacked([column.quantile(end) for column in self._entries]) for end in ends)
+        return Interval(low, high)
+
+    def vcov(self, robust: bool = False) -> Tensor:
+        """The covariance of all entries; NaN for those that were computed at fewer draws."""
+        _check(robust)
+        count = max((len(column) for column in self._entries), default=0)
+        whole = [
+            column if len(column) == count else column.new_full((count,), torch.nan)
+            for column in self._entries
+        ]
+        return torch.stack(whole).cov().reshape(len(whole), len(whole))
+
+    def errors_of(self, function: Callable[[Params], Tensor]) -> Tensor:
+        """Standard deviations of numbers ``(F,)`` that follow from the parameters."""
+        found = [function({n: v[i] for n, v in self._draws.items()}) for i in _some(self._draws)]
+        return torch.stack(found).std(0)
+
+    def draws(self, n: int) -> dict[str, Tensor]:
+        """Some of the draws, picked at random."""
+        total = len(next(iter(self._draws.values())))
+        picked = torch.randint(total, (n,))
+        return {name: value[picked] for name, value in self._draws.items()}
+
+
+def _computed(plan: Plan, draws: Params) -> dict[str, Tensor]:
+    """What the model computes at some of the draws."""
+    first = {name: value[0] for name, value in draws.items()}
+    if not draws or not deterministic_values(plan.structure, first):
+        return {}
+    found = [
+        deterministic_values(plan.structure, {name: value[i] for name, value in draws.items()})
+        for i in _some(draws)
+    ]
+    return {name: torch.stack([each[name] for each in found]) for name in found[0]}
+
+
+def _some(draws: Params) -> range:
+    """The places of some of the draws."""
+    total = len(next(iter(draws.values())))
+    return range(0, total, max(total // COMPUTED, 1))
+
+
+def _stacked(numbers: list[Tensor]) -> Tensor:
+    return torch.stack(numbers) if numbers else torch.zeros(0, dtype=torch.float64)
+
+
+def _check(robust: bool) -> None:
+    """Refuses the sandwich.
+
+    Raises:
+        ValueError: Always, if it is asked for.
+    """
+    if robust:
+        raise ValueError("robust=True is for estimates that are points; these errors are of draws.")

@@ -1,0 +1,133 @@
+"""One file of tensors and JSON, with a checksum over both.
+
+The file is in the safetensors format, which holds tensors and words and nothing that could run; the
+JSON stands among the words of its header. The checksum shows what has changed by accident or by a
+careless hand. It is no signature: whoever changes a file on purpose can write a new one.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["FORMAT", "check_target", "read_sealed", "write_sealed"]
+
+
+FORMAT = "ember fit 1"  # what the content of a file means
+
+
+def check_target(path: str | Path) -> Path:
+    """The path of a file to be written, once it is known that it can be.
+
+    Raises:
+        ValueError: If there is no such folder, or a folder stands there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file.")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}.")
+    return path
+
+
+def write_sealed(path: Path, content: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a file, or leaves the one that was there as it is.
+
+    Raises:
+        ValueError: If the file cannot be written.
+    """
+    text = json.dumps(content, allow_nan=False)
+    words = {"format": FORMAT, "version": _version(), "content": text}
+    words["checksum"] = _checksum(words, tensors)
+    try:
+        # In the same folder, so that it can take the place of the old file in one go.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            save_file(dict(tensors), name, metadata=words)
+            os.chmod(name, _mode(path))
+            os.replace(name, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be written: {_reason(error)}.") from error
+
+
+def read_sealed(path: str | Path) -> tuple[Any, dict[str, Tensor]]:
+    """The content of a file and its tensors.
+
+    Raises:
+        ValueError: If there is no such file, it is of another kind or version, or has changed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            words = file.metadata() or {}
+            _check_format(path, words)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} is no fit that fit.save wrote, or it is damaged, for instance cut short "
+            f"({_reason(error)}); save the fit anew."
+        ) from error
+    if words.pop("checksum", "") != _checksum(words, tensors):
+        raise ValueError(
+            f"{path} is not as fit.save wrote it: its checksum does not agree with what it holds; "
+            "take an unchanged copy, or save the fit anew."
+        )
+    return json.loads(words["content"]), tensors
+
+
+def _check_format(path: Path, words: Mapping[str, str]) -> None:
+    found = words.get("format", "")
+    if not found.startswith("ember fit"):
+        raise ValueError(f"{path} holds tensors, but no fit that fit.save wrote.")
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} was written in the format '{found}' by Ember {words.get('version')}, and this "
+            f"Ember {_version()} reads '{FORMAT}'; load it with the Ember that wrote it, or fit "
+            "anew."
+        )
+
+
+def _checksum(words: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}:".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _mode(path: Path) -> int:
+    """The permissions of a new file: those of the old one, or what the user's mask leaves."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _reason(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split()).rstrip(".")
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("pyro-ember")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"

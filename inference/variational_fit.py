@@ -1,0 +1,91 @@
+"""The result of variational Bayes: posteriors of the parameters, and the bound that they reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ember.inference.fit import Fit
+from ember.inference.inputs.options import check_count
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.plan.plan import Plan
+from ember.inference.variational_bayes.variational_bayes import VariationalBayes
+
+__all__ = ["VariationalFit"]
+
+
+@dataclass(frozen=True, eq=False)
+class VariationalFit(Fit):
+    """What ``VBEM`` has fitted.
+
+    ``params`` are the posterior means (of a parameter of which the family takes a power, such as a
+    variance: what that power of the mean is), ``log_likelihood`` and ``log_posterior`` are those at
+    ``params``, and ``history`` is the lower bound. Posteriors of latents, ``predict`` and
+    ``latent_samples`` are those of :math:`q`, in which the parameters are uncertain; all else takes
+    the parameters to be ``params``.
+
+    Attributes:
+        sizes: How sure each posterior is: the entries beside the means.
+    """
+
+    sizes: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def lower_bound(self) -> float:
+        """The lower bound of ``log p(data)`` that was reached."""
+        return float(self.history[-1])
+
+    @property
+    def posteriors(self) -> dict[str, Any]:
+        """The posterior of every parameter that has one, as a distribution.
+
+        A location whose prior scales with the precision of the data has a Student's t, the
+        precision integrated out.
+        """
+        with sheltered(data=self._data):
+            found = VariationalBayes.of(self.plan).posteriors
+            return {name: posterior.of_site(self._state) for name, posterior in found.items()}
+
+    def posterior_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
+        """Draws ``n`` joint values of the parameters, site name to ``(n, ...)``.
+
+        Parameters without a posterior have the same value in every draw.
+        """
+        check_count("n", n)
+        fresh = int(torch.randint(2**31, ())) if seed is None else seed
+        with sheltered(fresh, self._data), torch.no_grad():
+            return VariationalBayes.of(self.plan).draw(self._state, n)
+
+    @property
+    def has_posterior(self) -> bool:
+        return True
+
+    def _posterior_deviations(self) -> dict[str, Tensor]:
+        return {name: posterior.variance.sqrt() for name, posterior in self.posteriors.items()}
+
+    def summary(
+        self, errors: bool = True, level: float = 0.95, robust: bool = False
+    ) -> pd.DataFrame:
+        """As of any fit, with standard errors and intervals unless ``errors=False``."""
+        return super().summary(errors, level, robust)
+
+    def __str__(self) -> str:
+        first, rest = super().__str__().split("\n", 1)
+        return f"{first}\n  lower bound     {self.lower_bound:.6f}\n{rest}"
+
+    __repr__ = __str__
+
+    @property
+    def _state(self) -> Mapping[str, Tensor]:
+        return {**self.params, **self.sizes}
+
+    def _for_latents(
+        self, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> tuple[Plan, Mapping[str, Tensor]]:
+        bayes = VariationalBayes.of(self.plan)
+        return bayes.for_data(self.plan_for(args, kwargs)), self._state
