@@ -46,6 +46,7 @@ class StopReason(enum.Enum):
     FLAT = "converged: the objective no longer changes; parameters still drift (not identified?)"
     NO_LATENTS = "converged: the model has no latent sites, so one M-step reaches the maximum"
     NO_PARAMETERS = "converged: the model has no parameters, so there is nothing to estimate"
+    NODES = "converged: the objective no longer rises, to the precision of its nodes"
     DRAWN = "converged: Monte Carlo errors are at most a tenth of the standard errors"
     FEW_DRAWS = (
         "not converged: Monte Carlo errors are above a tenth of the standard errors; "
@@ -70,6 +71,7 @@ class StopReason(enum.Enum):
         """Whether it claims that nothing is left to gain."""
         return self in (
             StopReason.CONVERGED,
+            StopReason.NODES,
             StopReason.DRAWN,
             StopReason.ROUNDING,
             StopReason.FLAT,

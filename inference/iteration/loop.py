@@ -158,6 +158,8 @@ class _Ascent:
             lost = judge.blurred(self.current, state.current)
             if lost is not None:
                 return self._nearest(lost)
+            if self._falls_within_nodes(state.current):
+                return judge.verdict(self.current, StopReason.NODES)
             wrong = self._wrong(state.current)
             if wrong is not None:
                 return judge.failed(self.current, *wrong)
@@ -191,6 +193,14 @@ class _Ascent:
             if judge.vanished(self.current)
             else lost
         )
+
+    def _falls_within_nodes(self, after: Statistics) -> bool:
+        """Whether the objective falls by less than its nodes can tell, which move at each step."""
+        fall = self.current.objective - after.objective
+        if failure(self.current.objective, after.objective) is not StopReason.DECREASED:
+            return False
+        precision = (c.rule.settled(c.dims) * c.batch.numel() for c in self.loop.plan.units)
+        return fall <= sum(precision)
 
     def _wrong(self, after: Statistics) -> Ending | None:
         """Why an iteration went wrong, if it did."""

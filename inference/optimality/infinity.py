@@ -312,7 +312,8 @@ def _scales_of(plan: Plan, name: str) -> list[str]:
 _EFFECTS = (
     "the density rises without bound as site '{scale}' narrows the prior of site '{name}' and the "
     "values of '{name}' come together: effects whose scale is estimated are random effects, and "
-    "have no joint mode with it. Fix '{scale}', or give it a prior that keeps it away from there "
+    "have no joint mode with it. Integrate them on nodes (integrate={{'{name}': 'quadrature'}}), "
+    "or fix '{scale}', or give it a prior that keeps it away from there "
     "(LogNormal, InverseGamma), or observe the data under their marginal distribution, '{name}' "
     "integrated out."
 )

@@ -30,6 +30,8 @@ def test_estimates_are_within_their_monte_carlo_errors(family: str) -> None:
     assert exact.log_posterior - 0.05 < fit.log_posterior <= exact.log_posterior + 1e-9
     assert "Monte Carlo     errors are at most" in str(fit)
     assert bool((fit.history.diff() >= 0.0).all())
+    errors, usual = fit.standard_errors(), exact.standard_errors()
+    assert all(torch.allclose(errors[n], usual[n], rtol=0.1) for n in errors)
     found, truth = (each.posterior("group_effects") for each in (fit, exact))
     assert torch.allclose(found.mean, truth.mean, atol=0.05)
 

@@ -107,6 +107,45 @@ def test_two_sites_of_one_plate_are_integrated_together() -> None:
     assert fit.posterior("v").mean.shape == (12,)
 
 
+def test_four_dims_by_sobol_points() -> None:
+    """Of a linear model, whose evidence is that of a multivariate normal."""
+    generator = torch.Generator().manual_seed(5)
+    groups, rows = 20, 6
+    group = torch.arange(groups).repeat_interleave(rows)
+    design = torch.randn(groups * rows, 4, generator=generator, dtype=torch.float64)
+    u = 0.8 * torch.randn(groups, 4, generator=generator, dtype=torch.float64)
+    noise = torch.randn(groups * rows, generator=generator, dtype=torch.float64)
+    y = (design * u[group]).sum(-1) + 0.5 * noise
+
+    def model(y: Tensor) -> None:
+        sd = pyro.param("sd", torch.tensor(1.0), constraint=positive)
+        with pyro.plate("groups", groups):
+            u = pyro.sample("u", dist.Normal(torch.zeros(4), sd).to_event(1), infer=ON_NODES)
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal((design * u[group]).sum(-1), 0.5), obs=y)
+
+    def truth(sd: float) -> float:
+        total = 0.0
+        for g in range(groups):
+            z = design[group == g].numpy()
+            covariance = sd**2 * z @ z.T + 0.25 * np.eye(rows)
+            normal: Any = scipy.stats.multivariate_normal(np.zeros(rows), covariance)
+            total += float(normal.logpdf(y[group == g].numpy()))
+        return total
+
+    params = {"sd": torch.tensor(0.7, dtype=torch.float64)}
+    em = EM(model, "mle", seed=0)
+    assert em.e_step(params, y).log_likelihood == pytest.approx(truth(0.7), abs=0.3)
+    finer = EM(model, "mle", **precise(8192)).e_step(params, y)
+    assert finer.log_likelihood == pytest.approx(truth(0.7), abs=0.02)
+    fit = em.fit(y)
+    assert fit.converged, fit.stop_reason
+    direct: Any = scipy.optimize.minimize_scalar(lambda sd: -truth(sd), (0.3, 1.5))
+    assert float(fit.params["sd"]) == pytest.approx(direct.x, abs=5e-3)
+    assert fit.node_gaps["u"] <= 0.05
+    assert "256 Sobol" in str(em.explain(y))
+
+
 def test_a_model_that_cannot_be_recorded_is_run_for_each_node() -> None:
     recorded = intercepts("bernoulli")
 
@@ -503,6 +542,25 @@ def test_quadrature_of_an_indexed_latent_is_adaptive() -> None:
     args = data("bernoulli")
     em = EM(intercepts("bernoulli"), "mle", integrate={"u": Quadrature(21)})
     assert em.plan(*args).units[0].rule.nodes == 21
+
+
+def test_effects_that_nothing_marks_are_told_of_the_method() -> None:
+    y, _, group = data("poisson", groups=12, rows=3)
+
+    def unmarked(y: Tensor, group: Tensor) -> None:
+        b = pyro.sample("b", dist.Normal(0.0, 3.0))
+        sd = pyro.sample("sd", dist.HalfNormal(1.0))
+        with pyro.plate("groups", 12):
+            u = pyro.sample("u", dist.Normal(0.0, sd))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Poisson((b + u[group]).exp()), obs=y)
+
+    with pytest.warns(RuntimeWarning, match=r"Integrate them on nodes.*\{'u': 'quadrature'\}"):
+        EM(unmarked, seed=0).fit(y, group)
+    with pytest.raises(ValueError, match=r"Integrate it on nodes.*\{'u': 'quadrature'\}"):
+        EM(unmarked, integrate={"u": "gaussian"}).fit(y, group)
+    fit = EM(unmarked, seed=0, integrate={"u": "quadrature"}).fit(y, group)
+    assert fit.converged, fit.stop_reason
 
 
 def test_options_of_discrete_latents_are_refused() -> None:

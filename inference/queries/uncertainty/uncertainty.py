@@ -23,6 +23,7 @@ __all__ = ["Uncertainty"]
 SHOWN = 4  # entries that are named
 HEAVY = 0.3  # of the heaviest entry's share in a direction
 DISTANT = 0.1  # standard errors between estimates and the maximum
+DRAWN = 0.6  # of estimates from draws, each of which may be a tenth away
 
 
 class Uncertainty:
@@ -67,6 +68,11 @@ class Uncertainty:
     def distance(self) -> float:
         """How far the maximum is by Newton's method, in standard errors."""
         return float((self._identified.root.mT @ self._information.gradient).norm())
+
+    @property
+    def _is_drawn(self) -> bool:
+        """Whether the estimates are from draws of latents."""
+        return any(component.monte_carlo is not None for component in self._plan.units)
 
     def vcov(self, robust: bool = False) -> Tensor:
         """The covariance of all entries, ``(E, E)``; NaN where it is not known."""
@@ -134,7 +140,7 @@ class Uncertainty:
                 "the objective is curved upwards at the estimates, which are no maximum; what that "
                 "concerns has no standard error (NaN), and fit.stop_reason says how the fit ended."
             )
-        elif self.distance > DISTANT:
+        elif self.distance > (DRAWN if self._is_drawn else DISTANT):
             yield (
                 f"the estimates are some {self.distance:.2g} standard errors away from the maximum "
                 "of the objective: the fit has not converged (tol, max_iter), or has maximised "

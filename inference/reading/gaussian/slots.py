@@ -301,6 +301,6 @@ def _refusal(site: str, latent: str, why: str) -> str:
     return (
         f"site '{site}' reads the latent '{latent}', which is to be integrated as a Gaussian, but "
         f"{why}; only the location of a Normal or MultivariateNormal may read it, as a weighted "
-        f"sum. Estimate it as a parameter with integrate={{'{latent}': None}}, or write the site "
-        "so."
+        f"sum. Integrate it on nodes with integrate={{'{latent}': 'quadrature'}}, estimate it as a "
+        f"parameter with integrate={{'{latent}': None}}, or write the site so."
     )
