@@ -209,12 +209,22 @@ class Judge:
         above = self._beyond_edges(current, curvature)
         return (stop, why) if above is not None else (reason, "")
 
-    def failed(self, current: Statistics, reason: StopReason, warning: str) -> Ending:
-        """The reason to stop where an iteration went wrong: perhaps there is no maximum."""
+    def failed(
+        self, current: Statistics, reason: StopReason, warning: str, gained: float = 0.0
+    ) -> Ending:
+        """The reason to stop where an iteration went wrong: perhaps there is no maximum.
+
+        Args:
+            current: The place where it was.
+            reason: What went wrong.
+            warning: The same in words.
+            gained: What the objective had gained by the iteration before.
+        """
         em = self.em
         if em.classification:
             return reason, warning
-        if reason is StopReason.ROUNDED and self.vanished(current):
+        at_rest = gained <= _tolerated(current)
+        if reason is StopReason.ROUNDED and at_rest and self.vanished(current):
             return self.verdict(current, StopReason.ROUNDING)
         if reason is StopReason.DECREASED:
             lost = lost_digits(self.plan, em.e_step, current, _tolerated(current))

@@ -162,7 +162,8 @@ class _Ascent:
                 return judge.verdict(self.current, StopReason.NODES)
             wrong = self._wrong(state.current)
             if wrong is not None:
-                return judge.failed(self.current, *wrong)
+                gains = self.way.iterations[-1:]
+                return judge.failed(self.current, *wrong, sum(i.movement.gain for i in gains))
             self._take(state.current, movement)
             reason = loop.stop(self.way) if loop.stop is not None else None
             if reason is None:

@@ -8,7 +8,8 @@ the latents that its prior reads, or, where its prior has a location that is sou
 data that have none of their own nearest to zero, by least squares.
 
 A latent that a parameter multiplies is measured from zero: its coefficients would have to carry the
-origin along. So is one of which the prior reads an earlier entry.
+origin along. So is one of which the prior reads an earlier entry, and the first state of a hidden
+chain, behind whose entries those of the later states follow.
 """
 
 import dataclasses
@@ -66,7 +67,8 @@ def _from_zero(sites: Mapping[str, Site]) -> set[str]:
         own = sum(slot.latent == name for slot in site.slots)
         bare = site.value.dim() - site.event_dim + site.layout.inner
         back = own > 0 and own != site.value.shape[bare:].numel()
-        if back or site.density is None or any(s.column is not None for s in site.slots):
+        on = any(int(s.entries.max()) >= sites[s.latent].value.numel() for s in site.slots)
+        if back or on or site.density is None or any(s.column is not None for s in site.slots):
             gone.update(slot.latent for slot in site.slots)
     while more := [group for group in groups if group & gone and group - gone]:
         gone.update(*more)

@@ -277,3 +277,17 @@ def test_names_of_columns_stay_in_the_summary() -> None:
     fit = EM(gaussian_mixture, seed=0).fit(table, components=2)
     expected = ["column", "estimate", "std. error", "lower", "upper"]
     assert list(fit.summary(errors=True).columns) == expected
+
+
+def test_a_fall_by_rounding_on_the_way_up_is_no_convergence() -> None:
+    """Next to a variance of zero digits are lost; what was still rising has not converged."""
+    x = torch.cat([normals(0, 60, 3), normals(1, 60, 2)], 1)
+    x[:, 1] += 2.0 * x[:, 0]
+    fits = [
+        quietly(EM(factor_analysis, "mle", seed=0, accelerate=name), x, factors=2)
+        for name in ("auto", "lbfgs", "squarem")
+    ]
+    best = max(fit.log_likelihood for fit in fits)
+    assert fits[0].converged
+    for fit in fits:
+        assert not fit.converged or fit.log_likelihood == pytest.approx(best, abs=0.03)

@@ -33,7 +33,8 @@ INFORMATION = Alternating((Louis(), Lbfgs(), Squarem()))
 def scheme_for(name: str | None, plan: Plan) -> Scheme[Any]:
     """The scheme of a name for one plan; that of ``"auto"`` depends on what is latent.
 
-    Where all that is latent is Gaussian, the objective is smooth, and has a single top as a rule.
+    Where all that is latent is Gaussian, with known coefficients, the objective is smooth, and has
+    a single top as a rule.
     With latents of units an M-step takes many passes over the rows, and where each unit says much
     about its own latents, EM moves what they share slowly. So "auto" begins with Newton's steps
     there if these units alone are latent and parameters few, and else with gradients.
@@ -45,4 +46,11 @@ def scheme_for(name: str | None, plan: Plan) -> Scheme[Any]:
     if plan.units:
         others = discrete or plan.components or plan.has_gaps
         return GRADIENTS if others or count > MOST_PARAMETERS else INFORMATION
-    return INFORMED if plan.components and not discrete and count <= FEW else SCHEMES[name]
+    if not plan.components or discrete or count > FEW or _has_factors(plan):
+        return SCHEMES[name]
+    return INFORMED
+
+
+def _has_factors(plan: Plan) -> bool:
+    """Whether a parameter multiplies a latent: ridges, and variances that vanish, are usual."""
+    return any(slot.column is not None for site in plan.sites.values() for slot in site.slots)
