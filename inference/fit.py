@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.exports import Exports
-from ember.inference.inputs.arguments import Arguments
+from ember.inference.inputs.arguments import Arguments, Model
+from ember.inference.inputs.frames import Recipe, take_again
 from ember.inference.inputs.options import check_count
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.convergence import StopReason
@@ -28,19 +29,26 @@ from ember.inference.queries import criteria, forecasting, imputation, predictio
 from ember.inference.queries.conjugate.posterior import conjugate_posterior
 from ember.inference.queries.deterministic import deterministic_values
 from ember.inference.queries.gaussian.posterior import (
+    GaussianPosterior,
     gaussian_posterior,
     lag_covariances,
     pair_covariances,
 )
 from ember.inference.queries.gaussian.predictive import predictive
 from ember.inference.queries.impossible import warn_if_impossible
-from ember.inference.queries.new_data import argument_names, plan_beside, plan_for
+from ember.inference.queries.new_data import (
+    argument_names,
+    in_their_places,
+    plan_beside,
+    plan_for,
+)
 from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
 from ember.inference.queries.uncertainty.drawn import DrawnUncertainty
 from ember.inference.queries.uncertainty.intervals import Interval, check_level
 from ember.inference.queries.uncertainty.uncertainty import Uncertainty
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
+from ember.inference.reports.latent_names import latent_axes
 
 __all__ = ["Fit"]
 
@@ -71,7 +79,9 @@ class Fit(Exports):
         guide: For SVI the learnt guide, callable like any; None for EM.
         columns: The names of columns, where the data came with them, by observed site and by
             argument of the model.
-        axes: The same by parameter site and axis; see ``reports/naming.py``.
+        axes: The same by parameter site and axis, and of effects of groups the labels of levels;
+            see ``reports/naming.py`` and ``reports/latent_names.py``.
+        recipe: How the model's arguments were made from tables, by which new tables are read alike.
         node_gaps: For each continuous latent, how far the integrals over its even and over its odd
             nodes differ in the log evidence of a row, at most. Up to about 0.1, the error of the
             integral is the square of that over 400, or less.
@@ -82,6 +92,7 @@ class Fit(Exports):
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     axes: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict, repr=False)
     node_gaps: dict[str, float] = field(default_factory=dict, repr=False)
+    recipe: Recipe = field(default_factory=Recipe, repr=False)
 
     @staticmethod
     def of(run: Run) -> Fit:
@@ -161,6 +172,8 @@ class Fit(Exports):
             plan, params = self._for_latents(args, kwargs)
             continuous = gaussian_posterior(plan, params, name)
             found = continuous or conjugate_posterior(plan, params, name)
+            if isinstance(found, GaussianPosterior):
+                found = dataclasses.replace(found, axes=self.axes.get(name, {}))
             if found is not None:
                 warn_if_impossible(plan, params, found.mean)
                 return found
@@ -306,6 +319,7 @@ class Fit(Exports):
         with sheltered(data=(self._data, args)), torch.no_grad():
             if not args and not kwargs:
                 return predictive(self.plan, self.params)
+            args, kwargs = take_again(self._model, self.recipe, args, kwargs, True)
             plan, rows = plan_beside(self.plan, self.params, args, kwargs)
             return predictive(plan, self.params, rows)
 
@@ -427,6 +441,9 @@ class Fit(Exports):
 
     def plan_for(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Plan:
         """The plan for other data, the remaining arguments as in the fit."""
+        model, old = self._model, self._data
+        args, kwargs = take_again(model, self.recipe, args, kwargs)
+        args, kwargs = in_their_places(argument_names(model), old, args, kwargs)
         return plan_for(self.plan, self.params, args, kwargs)
 
     def _for_latents(
@@ -674,14 +691,27 @@ class Fit(Exports):
 
     def argument_names(self) -> list[str]:
         """The names of the model's arguments in their order, as far as they can be known."""
-        return argument_names(self.plan.structure.model)
+        return argument_names(self._model)
 
-    def with_names(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Self:
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """The labels behind the codes 0, 1, ... of each column of words, by column."""
+        return self.recipe.by_column
+
+    @property
+    def _model(self) -> Model:
+        return self.plan.structure.model
+
+    def with_names(
+        self, args: Sequence[object], kwargs: Mapping[str, object], recipe: Recipe | None = None
+    ) -> Self:
         """The same fit, knowing the names of columns in the arguments as the user gave them."""
         named = [*zip(self.argument_names(), args, strict=False), *kwargs.items()]
         columns = naming.column_names(self.plan, dict(named))
         axes = naming.axis_labels(self.plan, dict(named), columns)
-        return dataclasses.replace(self, columns=columns, axes=axes)
+        axes |= latent_axes(self.plan, dict(named))
+        recipe = self.recipe if recipe is None else recipe
+        return dataclasses.replace(self, columns=columns, axes=axes, recipe=recipe)
 
     def __str__(self) -> str:
         return summary.text(self)

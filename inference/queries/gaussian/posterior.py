@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import pandas as pd
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ class GaussianPosterior:
             sequence lie along the last dim of the batch.
         covariance: That of each event, ``(*batch, D, D)``; ``(*batch, 1, 1)`` where the latent
             consists of numbers.
+        axes: Names along the axes of ``mean``, where they are known.
 
     Example:
         >>> from ember.inference import EM
@@ -58,6 +60,7 @@ class GaussianPosterior:
     _moments: ComponentPosterior = field(repr=False)
     _entries: Tensor = field(repr=False)
     _event_dim: int = field(repr=False)
+    axes: Mapping[int, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def variance(self) -> Tensor:
@@ -90,6 +93,21 @@ class GaussianPosterior:
             validate_args=False,
         )
         return mixture
+
+    def summary(self) -> pd.DataFrame:
+        """A row for each entry, with its mean and standard deviation, under the names known."""
+        shape = self.mean.shape
+        sides = [
+            list(self.axes[axis]) if len(self.axes.get(axis, ())) == size else list(range(size))
+            for axis, size in enumerate(shape)
+        ]
+        index: pd.Index | None = None
+        if len(sides) == 1:
+            index = pd.Index(sides[0], name=self.name)
+        elif sides:
+            index = pd.MultiIndex.from_product(sides)
+        values = {"mean": self.mean, "std. dev.": self.stddev}
+        return pd.DataFrame({n: t.reshape(-1).numpy() for n, t in values.items()}, index=index)
 
     def joint(self) -> Tensor:
         """The covariance of all entries with all, ``(*shape, *shape)`` of the latent's shape.

@@ -74,7 +74,9 @@ def draw_fit(fit: Fitted, sure: Sure | None = None) -> Figure:
         figure = Picture(figsize=(5.6, 5.2), layout="constrained")
         draw_positions(figure, fit)
         return figure
-    emissions = [] if fit.plan.on_nodes else read_emissions(fit.plan, fit.params, fit.columns)
+    emissions = (
+        [] if fit.plan.on_nodes else read_emissions(fit.plan, fit.params, fit.columns, fit.labels)
+    )
     panels = gaussian_panels(fit)
     if not emissions and not panels:
         names = ", ".join(f"'{name}'" for name in fit.plan.structure.observed)
