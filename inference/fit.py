@@ -48,7 +48,9 @@ from ember.inference.queries.uncertainty.intervals import Interval, check_level
 from ember.inference.queries.uncertainty.uncertainty import Uncertainty
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
+from ember.inference.reports.drawing.residuals import draw_residuals
 from ember.inference.reports.latent_names import latent_axes
+from ember.inference.reports.residuals import residuals_of
 
 __all__ = ["Fit"]
 
@@ -688,6 +690,56 @@ class Fit(Exports):
         sure = self._warned_uncertainty() if errors else None
         with sheltered(data=self._data), torch.no_grad():
             return draw_fit(self, sure)
+
+    def residuals(self, seed: int = 0) -> Any:
+        r"""Quantile residuals of single numbers: standard normal where the model is right.
+
+        .. math:: r_n = \Phi^{-1}(F_n(y_n))
+
+        with the distribution function :math:`F_n` at the estimates, discrete latents summed out;
+        of one normal regression the residual over its standard deviation. Effects of groups are
+        taken at their posterior means. Whole numbers are spread out at random within their steps.
+
+        Args:
+            seed: For the spreading of whole numbers.
+
+        Returns:
+            A tensor ``(N,)``, NaN where data are missing; a dict of them if there are several
+            sites.
+
+        Raises:
+            ValueError: If no site has single numbers with a known distribution function.
+
+        Reference: Dunn & Smyth (1996), *Randomized quantile residuals*, Journal of Computational
+        and Graphical Statistics 5, 236-244.
+
+        Example:
+            >>> from ember.inference import EM
+            >>> from ember.models import regression_mixture
+            >>> x = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+            >>> y = torch.tensor([0.1, 1.2, 1.8, 3.1, 4.2, 4.8])
+            >>> fit = EM(regression_mixture, objective="mle").fit(y, x, components=1)
+            >>> [round(value, 2) for value in fit.residuals().tolist()]
+            [-0.12, 0.72, -1.57, 0.53, 1.37, -0.93]
+        """
+        with sheltered(data=self._data), torch.no_grad():
+            found = {each.site: each.values for each in residuals_of(self, seed)}
+        return next(iter(found.values())) if len(found) == 1 else found
+
+    def plot_residuals(self, seed: int = 0) -> Figure:
+        """Residuals against what is expected, and in order against normal quantiles.
+
+        The grey band holds 95 % of each sorted residual if the model is right. Of yes and no the
+        first panel is the calibration: the share of yes among rows of like expected probability.
+
+        Args:
+            seed: For the spreading of whole numbers; see ``residuals``.
+
+        Raises:
+            ValueError: As ``residuals``.
+        """
+        with sheltered(data=self._data), torch.no_grad():
+            return draw_residuals(residuals_of(self, seed))
 
     def argument_names(self) -> list[str]:
         """The names of the model's arguments in their order, as far as they can be known."""

@@ -1,4 +1,4 @@
-"""Model matrices by ``formulaic``: of the table of a fit, and of others by what was learnt there."""
+"""Model matrices by ``formulaic``: of the table of a fit, and of others by what it taught."""
 
 import re
 import warnings

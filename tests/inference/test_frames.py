@@ -291,5 +291,5 @@ def test_a_fit_without_names_takes_no_table() -> None:
 
 def test_words_where_the_fit_had_numbers() -> None:
     fit = EM(categorical_mixture, seed=0).fit(CODES[:, :2], components=2)
-    with pytest.raises(ValueError, match="'smokes' holds words, and .* had numbers there"):
+    with pytest.raises(ValueError, match=r"'smokes' holds words, and .* had numbers there"):
         fit.predict(SEEN[["smokes", "town"]])
