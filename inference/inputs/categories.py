@@ -18,6 +18,7 @@ __all__ = [
     "labels_of",
     "listed",
     "no_words_before",
+    "with_words",
 ]
 
 
@@ -106,6 +107,17 @@ def coded_frame(frame: pd.DataFrame, known: Mapping[str, Labels] | None = None) 
         return frame
     made = pd.DataFrame({name: columns.get(name, frame[name]) for name in frame.columns})
     made.attrs = {**frame.attrs, LABELS: labels}
+    return made
+
+
+def with_words(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with categories in the place of codes whose labels its attributes hold."""
+    made = table.copy(deep=False)
+    made.attrs = {}
+    for name, labels in table.attrs.get(LABELS, {}).items():
+        if name in table and table[name].dtype.kind == "f":
+            codes = table[name].fillna(-1.0).astype("int64")
+            made[name] = pd.Categorical.from_codes(codes.to_numpy(), categories=list(labels))
     return made
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ember.inference.inputs.arguments import Model
-from ember.inference.inputs.categories import LABELS, Labels, listed
+from ember.inference.inputs.categories import Labels, listed, with_words
 from ember.inference.inputs.formulas import Formula, Parameters, group_codes
 from ember.inference.inputs.words import noted, recoded
 
@@ -179,7 +179,7 @@ def _table(
     if not table.columns.is_unique:
         twice = table.columns[table.columns.duplicated()].unique()
         raise ValueError(f"{DATA}= has several columns {listed(twice)}; give each its own name.")
-    return table, named
+    return with_words(table), named
 
 
 def _is_name(value: object) -> bool:
@@ -207,10 +207,7 @@ def _taken(table: pd.DataFrame, argument: str, names: Any) -> Any:
         )
     if isinstance(names, str) and argument == GROUPS:
         return group_codes(table, (names,))[0]
-    taken: pd.DataFrame | pd.Series = table[names]
-    known = table.attrs.get(LABELS, {})
-    taken.attrs = {LABELS: {name: known[name] for name in every if name in known}}
-    return taken
+    return table[names]
 
 
 def _check_no_names(parameters: Parameters, args: tuple[Any, ...]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ember.inference import EM, SVI, Fit, Laplace, select
 from ember.inference.inputs.categories import coded, holds_words, labels_of
+from ember.inference.tables import read_table
 from ember.models import (
     bernoulli_mixture,
     categorical_mixture,
@@ -208,6 +209,15 @@ def test_columns_by_name_are_the_columns() -> None:
     torch.testing.assert_close(fit.log_prob(data=MARKS.iloc[5:9]), fit.log_prob()[5:9])
     clusters = EM(gaussian_mixture, seed=0).fit(["mark", "hours"], data=MARKS, components=2)
     assert same(clusters, EM(gaussian_mixture, seed=0).fit(MARKS[["mark", "hours"]], components=2))
+
+
+def test_a_table_that_was_read_with_its_words(tmp_path: Path) -> None:
+    MARKS.to_csv(tmp_path / "marks.csv", index=False)
+    table = read_table(tmp_path / "marks.csv", categories=True)
+    fit = EM(linear_mixed_model).fit("mark", X=["hours"], groups="school", data=table)
+    assert fit.axes["group_effects"] == {0: ("east", "north", "south")}
+    with pytest.raises(TypeError, match="'school' holds words, and the model multiplies it"):
+        EM(regression_mixture).fit("mark", X=["hours", "school"], data=table, components=1)
 
 
 def test_by_place_and_weights_by_name() -> None:
