@@ -152,7 +152,7 @@ def animal_model(
     line = Line.of(y, fixed, frequency)
 
     coefficients = coefficients_of_line(line, hyper)
-    left = line.left()
+    left = line.left
     variance = variance_site("variance", hyper, ("df", "scale"), left)
     additive = variance_site(
         "additive_variance", hyper, ("additive_df", "additive_scale"), left / kinship.mean_variance

@@ -123,7 +123,7 @@ def linear_mixed_model(
     line = Line.of(y, fixed, frequency)
 
     coefficients = coefficients_of_line(line, hyper)
-    variance = variance_site("variance", hyper, ("df", "scale"), line.left())
+    variance = variance_site("variance", hyper, ("df", "scale"), line.left)
     location = (fixed * coefficients).sum(-1)
     for factor in factors:
         location = location + factor.effects(line, correlated, hyper)

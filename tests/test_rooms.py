@@ -10,7 +10,7 @@ ROOMS = [
     *("maximisation", "expectation", "optimality", "queries", "initialisation", "variational"),
     *("variational_bayes", "sampling", "iteration", "reports", "storage", "exports", "fit"),
     *("variational_fit", "sampled_fit", "alignment", "svi", "em", "vbem", "sampling_methods"),
-    *("marginals", "comparison", "selection"),
+    *("marginals", "comparison", "selection", "estimators"),
     "command_line",
 ]
 FACADES = {"__init__", "tables"}  # they hold no code: public names only

@@ -23,7 +23,8 @@ __all__ = ["starting_moments"]
 
 
 KNOWN = 0.9  # share of the variance of a principal component that is its mean's
-LEAST = 1e-8  # of the spread of what is moved
+LEAST = 1e-7  # of the largest singular value: a component that rounding may have made
+MANY = 100  # rows for each column from which on their products are enough
 
 
 def starting_moments(plan: Plan, params: Params, varied: bool = False) -> dict[str, Moments]:
@@ -72,19 +73,20 @@ def _scores(plan: Plan, name: str, count: int, first: int) -> Tensor | None:
     chains = plan.structure.gaussian_chains
     if any(name == chain.initial for chain in chains):
         return None  # its readers are the states of all steps
-    tables = [
-        _table(site, slot, plan, count // size, size)
+    readers = (
+        (site, slot)
         for site in plan.sites.values()
         for slot in site.slots
         if slot.latent == name and slot.column is not None
-    ][:1]
-    if not tables:
+    )
+    reader = next(readers, None)
+    if reader is None:
         return None
-    rows = standardise(tables[0]).nan_to_num()
+    rows = standardise(_table(*reader, plan, count // size, size)).nan_to_num()
     if any(name == chain.latent for chain in chains):
         rows = _windows(rows, int(latent.value.shape[-2]), size)
-    left, sizes, _ = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    keep = left[:, first : first + size] * (sizes[first : first + size] > 1e-8 * sizes[:1])
+    left, sizes = _components(rows - rows.mean(0))
+    keep = left[:, first : first + size] * (sizes[first : first + size] > LEAST * sizes[:1])
     largest = keep.gather(0, keep.abs().argmax(0, keepdim=True)).sign()
     scores = keep * largest * len(rows) ** 0.5
     if scores.shape[1] < size:
@@ -93,6 +95,19 @@ def _scores(plan: Plan, name: str, count: int, first: int) -> Tensor | None:
     empty = scores.square().sum(0) == 0
     filled: Tensor = torch.where(empty, torch.randn_like(scores), scores)
     return filled.reshape(-1)
+
+
+def _components(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors of rows, and singular values, the largest first.
+
+    Of many rows by way of their products: what is lost of small values a start does not need.
+    """
+    if len(rows) < MANY * rows.shape[1]:
+        left, sizes, _ = torch.linalg.svd(rows, full_matrices=False)
+        return left, sizes
+    squares, vectors = torch.linalg.eigh(rows.mT @ rows)
+    sizes = squares.flip(0).clamp_min(0.0).sqrt()
+    return rows @ vectors.flip(1) / sizes.clamp_min(LEAST * sizes[0] + 1e-300), sizes
 
 
 def _table(site: Site, slot: Slot, plan: Plan, rows: int, size: int) -> Tensor:
@@ -111,13 +126,17 @@ def _table(site: Site, slot: Slot, plan: Plan, rows: int, size: int) -> Tensor:
     for i in ahead:
         cell = cell.narrow(i, 0, 1)
     row = prepend_dims(slot.entries, rank) // size
-    value, shown, cell, row = torch.broadcast_tensors(value, shown, cell, row)
     columns = torch.unique(cell, return_inverse=True)[1]
     width = int(columns.max()) + 1
-    place = (row * width + columns)[shown]
-    total = value.new_zeros(rows * width).index_add(0, place, value[shown])
-    counts = torch.bincount(place, minlength=rows * width)
-    means: Tensor = (total / counts).reshape(rows, width)  # NaN where a row has no data
+    place = row * width + columns
+    value, shown, place = torch.broadcast_tensors(value, shown, place)
+    if not bool(shown.all()):
+        value, place = value[shown], place[shown]
+    value, place = value.reshape(-1), place.reshape(-1)
+    if len(place) != rows * width or bool((place != torch.arange(rows * width)).any()):
+        total = value.new_zeros(rows * width).index_add(0, place, value)
+        value = total / torch.bincount(place, minlength=rows * width)
+    means: Tensor = value.reshape(rows, width)  # NaN where a row has no data
     return means
 
 

@@ -116,8 +116,8 @@ def with_words(table: pd.DataFrame) -> pd.DataFrame:
     made.attrs = {}
     for name, labels in table.attrs.get(LABELS, {}).items():
         if name in table and table[name].dtype.kind == "f":
-            codes = table[name].fillna(-1.0).astype("int64")
-            made[name] = pd.Categorical.from_codes(codes.to_numpy(), categories=list(labels))
+            words = dict(enumerate(labels))
+            made[name] = pd.Categorical(table[name].map(words), categories=list(labels))
     return made
 
 

@@ -5,6 +5,7 @@ left, and the estimates are at a finite place. Where it does not hold, the loop 
 (``higher``), or the reason to stop is another one and names the site (``verdict``).
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import torch
@@ -13,8 +14,10 @@ from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.convergence import Ending, StopReason
 from ember.inference.maximisation.objective import score
 from ember.inference.optimality.curvature import (
+    PRODUCTS,
     Certificate,
     Curvature,
+    Seen,
     beyond_edges,
     certificate,
     climbed,
@@ -23,7 +26,7 @@ from ember.inference.optimality.curvature import (
     way_out,
 )
 from ember.inference.optimality.infinity import at_infinity, collapsed_effects, without_bound
-from ember.inference.optimality.vanishing import nearer_zero, vanished
+from ember.inference.optimality.vanishing import blurred, lost_digits, nearer_zero, vanished
 from ember.inference.parameters.supports import shown
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
@@ -61,6 +64,15 @@ class Judge:
     em: EMMap
     _edges: tuple[Statistics, Statistics | None] | None = field(default=None, init=False)
     _certified: tuple[Statistics, Certificate] | None = field(default=None, init=False)
+    _seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=2 * PRODUCTS), init=False)
+
+    def see(self, current: Statistics) -> None:
+        """Remembers a place on the way: what its gradient tells of the curvature costs no pass."""
+        if not self.plan.components or self.em.classification:
+            return
+        point = self.em.coordinates.flatten(current.params)
+        if len(point) <= PRODUCTS:
+            self._seen.append((point, score(current, self.em.coordinates)))
 
     def higher(self, current: Statistics) -> Statistics | None:
         """A place above the one where the loop has come to rest, if that is no maximum."""
@@ -81,7 +93,7 @@ class Judge:
             above = self._beyond_edges(current, curvature)
             if above is not None or curvature.gain > _tolerated(current):
                 return above
-        rise = steepest_rise(em.e_step, em.coordinates, curvature)
+        rise = steepest_rise(em.e_step, em.coordinates, curvature, self._seen)
         self._certified = current, certificate(curvature, rise)
         if rise.direction is not None:
             above = way_out(em.e_step, em.coordinates, current, curvature, rise.direction)
@@ -99,6 +111,17 @@ class Judge:
         if self.em.classification:
             return None
         return nearer_zero(self.plan, self.em.e_step, current, _tolerated(current))
+
+    def vanished(self, current: Statistics) -> str:
+        """A sentence that names the variances that are zero in all but name; empty if none is."""
+        return vanished(self.plan, self.em.e_step, current, _tolerated(current))
+
+    def blurred(self, before: Statistics, after: Statistics) -> Ending | None:
+        """The reason to stay where a step leads into rounding; None if it does not."""
+        if self.em.classification:
+            return None
+        why = blurred(self.plan, self.em.e_step, before, after, _tolerated(before))
+        return (StopReason.ROUNDED, why) if why else None
 
     def _curvature(self, current: Statistics) -> Curvature | None:
         if self.em.classification:
@@ -154,9 +177,12 @@ class Judge:
         if em.classification:
             return reason, ""
         try:
+            lost = lost_digits(self.plan, em.e_step, current, _tolerated(current))
+            if lost:
+                return StopReason.ROUNDED, lost
             stop, warning = self._unsettled(current, reason)
             if stop is reason and not warning:
-                warning = vanished(self.plan, current)
+                warning = self.vanished(current)
             if stop is reason and not warning:
                 warning, infinite = at_infinity(self.plan, em.e_step, em.coordinates, current)
                 stop = StopReason.INFINITE if infinite else reason
@@ -188,8 +214,12 @@ class Judge:
         em = self.em
         if em.classification:
             return reason, warning
-        if reason is StopReason.ROUNDED and vanished(self.plan, current):
+        if reason is StopReason.ROUNDED and self.vanished(current):
             return self.verdict(current, StopReason.ROUNDING)
+        if reason is StopReason.DECREASED:
+            lost = lost_digits(self.plan, em.e_step, current, _tolerated(current))
+            if lost:
+                return StopReason.ROUNDED, lost
         why = collapsed_effects(self.plan, em.e_step, current)
         if not why and reason in SUSPECT:
             why = without_bound(self.plan, em.e_step, em.coordinates, current)

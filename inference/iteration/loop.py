@@ -142,6 +142,7 @@ class _Ascent:
 
     def _take(self, after: Statistics, movement: Movement | None = None) -> None:
         self.current = after
+        self.judge.see(after)
         self.way.take(after.params, after.objective, movement)
         self.loop.on_step(self.way)
 
@@ -154,6 +155,9 @@ class _Ascent:
                 state, movement = loop.accelerate.step(self.em, state)
             except FAILURES as error:
                 return judge.failed(self.current, *self.diagnosis.of_error(error))
+            lost = judge.blurred(self.current, state.current)
+            if lost is not None:
+                return self._nearest(lost)
             wrong = self._wrong(state.current)
             if wrong is not None:
                 return judge.failed(self.current, *wrong)
@@ -176,6 +180,17 @@ class _Ascent:
         if loop.stop is None:
             return StopReason.STEPS, ""
         return judge.failed(self.current, StopReason.MAX_ITER, "")
+
+    def _nearest(self, lost: Ending) -> Ending:
+        """The ending where the next step is lost in rounding: perhaps a leap to zero is not."""
+        judge, nearer = self.judge, self.judge.nearer_zero(self.current)
+        if nearer is not None:
+            self._take(nearer)
+        return (
+            judge.verdict(self.current, StopReason.ROUNDING)
+            if judge.vanished(self.current)
+            else lost
+        )
 
     def _wrong(self, after: Statistics) -> Ending | None:
         """Why an iteration went wrong, if it did."""

@@ -14,13 +14,14 @@ SIAM, chapter 20.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Frame", "frame_of", "joint_coordinates"]
+__all__ = ["Frame", "frame_of", "joint_coordinates", "level_frame"]
 
 
 EPS = torch.finfo(torch.float64).eps
@@ -81,6 +82,22 @@ class Frame:
         """The same coordinates, responses measured from another line, or from one a cell."""
         return dataclasses.replace(self, line=line)
 
+    def widened(self, width: int) -> "Frame":
+        """The same with features after these that stay as they are."""
+        more = width - len(self.centre)
+        if not more:
+            return self
+        zeros, own = self.centre.new_zeros(more), len(self.centre)
+        factor = torch.eye(width, dtype=self.factor.dtype, device=self.factor.device)
+        factor[:own, :own] = self.factor
+        return Frame(
+            self.constant,
+            torch.cat([self.centre, zeros]),
+            factor,
+            torch.cat([self.line, zeros]),
+            torch.cat([self.dependent, zeros != 0]),
+        )
+
     def lines_of(self, other: "Frame") -> Tensor:
         """The other frame's lines of reference in these coordinates."""
         lines: Tensor = torch.linalg.solve(self._turn(other).mT, other.line.mT).mT
@@ -114,7 +131,7 @@ def frame_of(x: Tensor, y: Tensor, weights: Tensor) -> Frame:
     x, y, weights = x[shown], y[shown], weights[shown]
     width = x.shape[-1]
     nothing, eye = x.new_zeros(width), torch.eye(width, dtype=x.dtype, device=x.device)
-    if not len(x):
+    if not x.numel():
         return Frame(None, nothing, eye, nothing, nothing == 0)
     weights = weights / weights.sum()
     same = ((x == x[0]).all(0) & (x[0] != 0)).nonzero().reshape(-1)
@@ -135,6 +152,14 @@ def frame_of(x: Tensor, y: Tensor, weights: Tensor) -> Frame:
     found = torch.linalg.lstsq(weighted, root * y.unsqueeze(-1), driver="gelsd").solution[:, 0]
     # The solution stands in memory of the length of the data, which a frame should not keep.
     return dataclasses.replace(frame, line=found.clone())
+
+
+def level_frame(value: float, mean: float) -> Frame:
+    """The frame of rows with one feature, of the same value in all, and the mean of responses."""
+    nothing = torch.zeros(1, dtype=torch.float64)
+    line = torch.tensor([math.copysign(mean, value * mean)], dtype=torch.float64)
+    size = torch.tensor([[abs(value)]], dtype=torch.float64)
+    return Frame((0, value), nothing, size, line, nothing != 0)
 
 
 def _triangle(columns: Tensor, rounding: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ of Research of the National Bureau of Standards 45, 255-282.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,10 +29,12 @@ from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.statistics import Statistics
 
 __all__ = [
+    "PRODUCTS",
     "Certificate",
     "Curvature",
     "EStep",
     "Rise",
+    "Seen",
     "beyond_edges",
     "certificate",
     "climbed",
@@ -45,14 +47,19 @@ __all__ = [
 
 
 EStep = Callable[[Mapping[str, Tensor]], Statistics]
+Seen = tuple[Tensor, Tensor]  # free reals, and the gradient of the objective there
 PRODUCTS = 8  # products with the Hessian, a pass over the data each
 STEP = 1e-4  # of a difference of gradients, in standard deviations
+WITHIN = 1e-5, 3e-2  # standard deviations between which the gradient at a place seen is of use
+APART = 0.1  # of a direction to such a place, what must be left of it beside the others
+MARGIN = 2e-2  # of eigenvalues that are known by such places
 POSITIVE = 1e-3  # an eigenvalue above this is not one of zero with noise
 DENSE = 48  # free reals whose complete-data information is taken as a whole
 PROBES = 6  # products with it otherwise, for its rows' lengths
 FLAT = 1e-10  # share of the largest eigenvalue below which there is no curvature
 LENGTHS = (0.3, 1.0, 3.0, 10.0)  # of the step out of a saddle, in standard deviations
 JITTERS = 3  # of the last digits
+LAST_DIGITS = 4e-16  # relative
 NEAR = 1e-4  # of a Newton step, within which a kink is looked for
 SHORTENINGS = (1.0, 0.25, 0.05, 0.01)  # of a Newton step
 RISE = 1e-10  # of the objective, relative, that rounding does not explain
@@ -252,39 +259,114 @@ def way_out(
     return None
 
 
-def steepest_rise(e_step: EStep, coordinates: Coordinates, curvature: Curvature) -> Rise:
-    """The direction along which the objective is curved upwards most, by Lanczos."""
+def steepest_rise(
+    e_step: EStep, coordinates: Coordinates, curvature: Curvature, seen: Sequence[Seen] = ()
+) -> Rise:
+    """The direction along which the objective is curved upwards most, by Lanczos.
+
+    Of few parameters the whole Hessian is found: what the way here has not shown of it, by a pass
+    each. Where that is not clearly negative, nothing but passes counts.
+
+    Args:
+        e_step: One pass over the data.
+        coordinates: The free reals of the parameters.
+        curvature: Of the place.
+        seen: Places on the way there, the latest last, with the gradients there.
+    """
     if not bool(curvature.curved.any()):
         return Rise(None, None)
-    start, largest = curvature.scaled(curvature.gradient), None
+    known = _known(curvature, seen)
+    if known[0] and int(curvature.curved.sum()) <= PRODUCTS:
+        found = _steepest(e_step, coordinates, curvature, known, -MARGIN)
+        if found is not None and found[0] < -MARGIN:
+            return Rise(found[0], None)
+    found = _steepest(e_step, coordinates, curvature, ([], []), POSITIVE)
+    if found is None:
+        return Rise(None, None)
+    return Rise(found[0], curvature.direction(found[1]) if found[0] > POSITIVE else None)
+
+
+def _known(curvature: Curvature, seen: Sequence[Seen]) -> tuple[list[Tensor], list[Tensor]]:
+    """Orthonormal directions, and the Hessian's products with them, from gradients near by."""
+    basis, images = list[Tensor](), list[Tensor]()
+    if curvature.matrix is None:
+        return basis, images
+    start = curvature.scaled(curvature.gradient)
+    still = curvature.matrix.diagonal() == 0.0
+    for point, gradient in reversed(seen):
+        step = point - curvature.point
+        moved = torch.where(still, step.nan_to_num(), 0.0)
+        step = torch.where(still, 0.0, step)
+        if bool(moved.any()) or not bool(step.isfinite().all() and gradient.isfinite().all()):
+            continue
+        direction = curvature.scaled(curvature.matrix @ step)
+        direction = torch.where(curvature.curved, direction, 0.0)
+        length = float(direction.norm())
+        if not WITHIN[0] <= length <= WITHIN[1]:
+            continue
+        rest, image = direction / length, (curvature.scaled(gradient) - start) / length
+        for one, its in zip(basis, images, strict=True):
+            share = one @ rest
+            rest, image = rest - share * one, image - share * its
+        size = float(rest.norm())
+        if size >= APART:
+            basis.append(rest / size)
+            images.append(image / size)
+    return basis, images
+
+
+def _steepest(
+    e_step: EStep,
+    coordinates: Coordinates,
+    curvature: Curvature,
+    known: tuple[list[Tensor], list[Tensor]],
+    enough: float,
+) -> tuple[float, Tensor] | None:
+    """The largest eigenvalue and its direction, by Lanczos; one above ``enough`` ends the search.
+
+    Args:
+        e_step: One pass over the data.
+        coordinates: The free reals of the parameters.
+        curvature: Of the place.
+        known: Orthonormal directions, and the products with them.
+        enough: Where to end.
+    """
+    start = curvature.scaled(curvature.gradient)
+    basis, images = [*known[0]], [*known[1]]
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(start.shape, generator=generator, dtype=start.dtype)
     vector = torch.where(curvature.curved, vector, 0.0)
-    basis = [vector / vector.norm()]
-    images: list[Tensor] = []
-    for _ in range(min(PRODUCTS, int(curvature.curved.sum()))):
+    found = _largest(basis, images) if basis else None
+    for _ in range(min(PRODUCTS, int(curvature.curved.sum())) - len(known[0])):
+        if found is not None and found[0] > enough:
+            return found
+        size = float(vector.norm())
+        for _ in range(2 if basis else 0):
+            span = torch.stack(basis)
+            vector = vector - span.mT @ (span @ vector)
+        length = float(vector.norm())
+        if length <= 1e-6 * size or length == 0.0:
+            break
+        basis.append(vector / length)
         params = coordinates.unflatten(curvature.point + STEP * curvature.direction(basis[-1]))
         moved = evaluated(e_step, params)
         if moved is None:
-            return Rise(None, None)
-        image = (curvature.scaled(score(moved, coordinates)) - start) / STEP
-        image = torch.where(curvature.curved, image, 0.0)
-        if not bool(image.isfinite().all()):
-            return Rise(None, None)
-        images.append(image)
-        span = torch.stack(basis)
-        projected = span @ torch.stack(images).mT
-        values, vectors = torch.linalg.eigh((projected + projected.mT) / 2.0)
-        largest = float(values[-1])
-        if largest > POSITIVE:
-            return Rise(largest, curvature.direction(vectors[:, -1] @ span))
-        rest = image - span.mT @ (span @ image)
-        rest = rest - span.mT @ (span @ rest)
-        length = float(rest.norm())
-        if length <= 1e-6 * float(image.norm()) or length == 0.0:
-            break
-        basis.append(rest / length)
-    return Rise(largest, None)
+            return None
+        vector = (curvature.scaled(score(moved, coordinates)) - start) / STEP
+        vector = torch.where(curvature.curved, vector, 0.0)
+        if not bool(vector.isfinite().all()):
+            return None
+        images.append(vector)
+        found = _largest(basis, images)
+    return found
+
+
+def _largest(basis: Sequence[Tensor], images: Sequence[Tensor]) -> tuple[float, Tensor]:
+    """The largest eigenvalue within the span of directions, and its direction."""
+    span = torch.stack([*basis])
+    projected = span @ torch.stack([*images]).mT
+    values, vectors = torch.linalg.eigh((projected + projected.mT) / 2.0)
+    return float(values[-1]), vectors[:, -1] @ span
 
 
 def evaluated(e_step: EStep, params: Mapping[str, Tensor]) -> Statistics | None:
@@ -298,14 +380,23 @@ def evaluated(e_step: EStep, params: Mapping[str, Tensor]) -> Statistics | None:
     return found if math.isfinite(found.objective) else None
 
 
-def rounding(e_step: EStep, statistics: Statistics) -> float:
-    """How much the objective moves when the last digits of the parameters do."""
+def rounding(
+    e_step: EStep, statistics: Statistics, jitters: int = JITTERS, by: float = LAST_DIGITS
+) -> float:
+    """How much the objective moves when the last digits of the parameters do.
+
+    Args:
+        e_step: One pass over the data.
+        statistics: Of the place.
+        jitters: How often they are moved.
+        by: By how much, relative.
+    """
     generator = torch.Generator().manual_seed(0)
     values = [statistics.objective]
-    for _ in range(JITTERS):
+    for _ in range(jitters):
         moved = {
             name: value
-            * (1.0 + 4e-16 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
+            * (1.0 + by * torch.randn(value.shape, generator=generator, dtype=value.dtype))
             for name, value in statistics.params.items()
         }
         found = evaluated(e_step, moved)

@@ -21,18 +21,30 @@ from ember.inference.families.kinds import RATE
 from ember.inference.families.links import Power
 from ember.inference.maximisation.objective import expected_log_joint
 from ember.inference.maximisation.updates import Update, updates
-from ember.inference.optimality.curvature import EStep, evaluated
+from ember.inference.optimality.curvature import EStep, evaluated, rounding
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.plan.usual_variances import usual_variances
 
-__all__ = ["nearer_zero", "off_zero", "vanished", "vanished_entries"]
+__all__ = [
+    "blurred",
+    "lost_digits",
+    "nearer_zero",
+    "off_zero",
+    "vanished",
+    "vanished_entries",
+]
 
 
 SMALL = 1e-2  # of what a variance could be, below which it may be on its way to zero
 ZERO = 2e-7  # of that: zero in all but name
 LEAP = 1e-7  # where a leap leads
 VISIBLE = 1e-6  # of that: level still, and enough for a division
+NEXT = 0.1  # of what does not count, what a leap of innovations leaves
+LARGER = 10.0  # a variance that is looked at beside one next to zero
+LOST = 1e-3  # of what does not count: as much may be rounding while steps go on
+JITTER = 1e-11  # of parameters, relative: far less than what the objective feels
+FADED = 1e-3  # of what it could be: innovations of so small a variance may take digits away
 
 
 @dataclass(frozen=True)
@@ -43,16 +55,26 @@ class _Variances:
         name: The parameter.
         power: The power of a variance that an entry is.
         shares: The variance of each entry over that of what it is a part of, flat.
+        innovates: Whether it is of latents about others, as the steps of a random walk.
     """
 
     name: str
     power: float
     shares: Tensor
+    innovates: bool
 
     @property
     def are_zero(self) -> Tensor:
         """Which are zero in all but name."""
         return self.shares <= ZERO
+
+    def gains(self, current: Statistics) -> Tensor:
+        """What the objective has to gain where each entry is zero, flat."""
+        with torch.enable_grad():
+            logs = current.params[self.name].log().requires_grad_()
+            params = {**current.params, self.name: logs.exp()}
+            (slope,) = torch.autograd.grad(expected_log_joint(current, params), logs)
+        return -slope.reshape(-1) / self.power
 
 
 def nearer_zero(
@@ -66,36 +88,108 @@ def nearer_zero(
         current: The place to start from.
         tolerated: What of the objective does not count.
     """
-    moved = dict(current.params)
+    moved, innovations = dict(current.params), False
     for each in _variances(plan, current):
         name, value = each.name, current.params[each.name]
-        with torch.enable_grad():
-            logs = value.log().requires_grad_()
-            objective = expected_log_joint(current, {**current.params, name: logs.exp()})
-            (slope,) = torch.autograd.grad(objective, logs)
-        gain = -slope.reshape(-1) / each.power
-        going = (each.shares < SMALL) & (each.shares > ZERO) & (gain > tolerated)
-        factors = torch.where(going, (LEAP / each.shares) ** each.power, 1.0)
+        gain = each.gains(current)
+        # Innovations come to where they have next to nothing to gain: nearer, digits are lost.
+        there = (
+            torch.full_like(gain, LEAP)
+            if not each.innovates
+            else each.shares * (NEXT * tolerated / gain)
+        )
+        going = (each.shares < SMALL) & (gain > tolerated)
+        if not each.innovates:
+            going = going & (each.shares > ZERO)
+        factors = torch.where(going, (there / each.shares) ** each.power, 1.0)
         moved[name] = value * factors.reshape(value.shape)
     if all(torch.equal(moved[name], value) for name, value in current.params.items()):
         return None
-    there = evaluated(e_step, moved)
-    higher = there is not None and there.objective > current.objective + 0.5 * tolerated
-    return there if higher else None
+    nearer = evaluated(e_step, moved)
+    if nearer is None or not nearer.objective > current.objective + 0.5 * tolerated:
+        return None
+    return None if innovations and _unsteady(e_step, nearer) > 0.5 * tolerated else nearer
 
 
-def vanished(plan: Plan, current: Statistics) -> str:
-    """A sentence that names the variances that are zero in all but name; empty if none is."""
+def blurred(
+    plan: Plan, e_step: EStep, before: Statistics, after: Statistics, tolerated: float
+) -> str:
+    """A sentence where innovations so small take more digits from the objective than may be lost.
+
+    The precision of a random walk with a variance next to zero is that of its steps, beside which
+    what the data say of its level is rounding. Empty where the objective is what it seems.
+
+    Args:
+        plan: The plan.
+        e_step: One pass over the data.
+        before: The place before it, which is what it seems.
+        after: The place.
+        tolerated: What of the objective does not count.
+    """
+    faded = {each.name: (each.shares < FADED).nonzero().reshape(-1).tolist()
+             for each in _variances(plan, after) if each.innovates}  # fmt: skip
+    lost = LOST * tolerated
+    falls = not after.objective >= before.objective - lost
+    if not any(faded.values()) or not (falls or _unsteady(e_step, after) > lost):
+        return ""
+    powers = {each.name: each.power for each in _variances(plan, before)}
+    parts = [_part(n, own, before, powers[n]) for n, own in faded.items() if own]
+    return (
+        f"the objective rises as {' and '.join(parts)} {_verb(parts)} to zero, and is lost in "
+        "rounding before; these are the last parameters at which it is known. Leave the term out, "
+        "or give the variance a prior (objective='map')."
+    )
+
+
+def lost_digits(plan: Plan, e_step: EStep, current: Statistics, tolerated: float) -> str:
+    """A sentence where rounding decides on the objective of latents about others; else empty.
+
+    Where moves are far from stable, or all but certain, their precisions drown what data say.
+    """
+    if not any(_moves(plan, name) for c in plan.components for name in c.latents):
+        return ""
+    error = _unsteady(e_step, current)
+    if error <= tolerated:
+        return ""
+    return (
+        f"the objective is known to {error:.0e} only at these parameters, where the latents' moves "
+        "are far from stable, or all but certain; give what moves them a prior that keeps it away "
+        "from there (objective='map'), or start elsewhere with init={...}."
+    )
+
+
+def _moves(plan: Plan, latent: str) -> bool:
+    """Whether the prior of a latent reads others, or earlier entries of its own."""
+    site = plan.sites[latent]
+    own = site.value.shape[site.value.dim() - site.event_dim + site.layout.inner :].numel()
+    return len(site.slots) > own
+
+
+def _unsteady(e_step: EStep, statistics: Statistics) -> float:
+    """By how much the objective is other than it seems.
+
+    Numbers rounded alike would say the same again, so more than the last digits are moved.
+    """
+    return rounding(e_step, statistics, 1, JITTER)
+
+
+def vanished(plan: Plan, e_step: EStep, current: Statistics, tolerated: float) -> str:
+    """A sentence that names the variances that are zero in all but name; empty if none is.
+
+    Args:
+        plan: The plan.
+        e_step: One pass over the data.
+        current: The place.
+        tolerated: What of the objective does not count.
+    """
     parts = []
     for each in _variances(plan, current):
-        gone = each.are_zero.nonzero().reshape(-1).tolist()
-        if not gone:
-            continue
-        shape = current.params[each.name].shape
-        whole = not shape or len(gone) == shape.numel()
-        entries = "" if whole else f" (entry {', '.join(str(i) for i in gone[:4])})"
-        what = "variance" if each.power == 1.0 else "variance behind"
-        parts.append(f"the {what} '{each.name}'{entries}")
+        if each.innovates:
+            gone = _given_up(each, e_step, current, tolerated)
+        else:
+            gone = each.are_zero.nonzero().reshape(-1).tolist()
+        if gone:
+            parts.append(_part(each.name, gone, current, each.power))
     if not parts:
         return ""
     are = "is" if len(parts) == 1 else "are"
@@ -125,17 +219,52 @@ def off_zero(plan: Plan, current: Statistics) -> dict[str, Tensor]:
     return moved
 
 
+def _given_up(each: _Variances, e_step: EStep, current: Statistics, tolerated: float) -> list[int]:
+    """Which innovations are zero in all but name, however small they may be in truth.
+
+    Next to zero a variance ten times as large loses nine times what is still to gain; at a
+    maximum it would lose far more.
+    """
+    gain = each.gains(current)
+    faded = (each.shares < FADED) & (gain.abs() <= tolerated)
+    gone = []
+    for i in faded.nonzero().reshape(-1).tolist():
+        value = current.params[each.name].clone()
+        value.view(-1)[i] *= LARGER**each.power
+        there = evaluated(e_step, {**current.params, each.name: value})
+        loss = 2.0 * LARGER * max(float(gain[i]), tolerated)
+        if there is not None and there.objective >= current.objective - loss:
+            gone.append(i)
+    return gone
+
+
+def _part(name: str, entries: list[int], current: Statistics, power: float) -> str:
+    """Some variances of a parameter, in words."""
+    shape = current.params[name].shape
+    whole = not shape or len(entries) == shape.numel()
+    listed = "" if whole else f" (entry {', '.join(str(i) for i in entries[:4])})"
+    what = "variance" if power == 1.0 else "variance behind"
+    return f"the {what} '{name}'{listed}"
+
+
+def _verb(parts: list[str]) -> str:
+    return "goes" if len(parts) == 1 else "go"
+
+
 def _variances(plan: Plan, current: Statistics) -> Iterator[_Variances]:
     """The parameters of Gaussian components that are powers of variances."""
     if not plan.components:
         return
     keys = {plan.ties[name] for component in plan.components for name in component.sites}
+    latents = {name for component in plan.components for name in component.latents}
+    moving = {plan.ties[name] for name in latents if _moves(plan, name)}
     for update in updates(plan):
         if update.kind is not RATE or not isinstance(update.link, Power):
             continue
         shares = _shares(plan, update, current, keys)
         if shares is not None:
-            yield _Variances(update.name, -1.0 / update.link.k, shares)
+            innovates = any(usage.where in moving for usage in update.usages)
+            yield _Variances(update.name, -1.0 / update.link.k, shares, innovates)
 
 
 def _shares(plan: Plan, update: Update, current: Statistics, keys: set[TieKey]) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ from torch import Tensor
 from ember.inference.factors.residuals.digits import reach_of
 from ember.inference.factors.tied import SiteCells, TiedFactors, TieKey
 from ember.inference.families.exponential_form import ExponentialForm
-from ember.inference.numerics.design import Frame, frame_of
-from ember.inference.numerics.shapes import append_dims
+from ember.inference.numerics.design import Frame, frame_of, level_frame
+from ember.inference.numerics.shapes import append_dims, compact, unexpanded
 from ember.inference.reading.site import Site
 
 __all__ = ["cells_of", "tie_of_site", "tie_sites"]
@@ -82,27 +83,55 @@ def cells_of(site: Site) -> Tensor:
 
 def _frame(pooled: list[Site]) -> Frame:
     """The frame of the designs of all sites together."""
-    rows = []
-    for site in pooled:
-        assert site.form is not None
-        assert site.form.design is not None
-        x, y, weights = site.form.design(site.value)
-        if site.mask is not None:
-            shape = torch.broadcast_shapes(weights.shape, site.mask.shape)
-            weights = torch.where(site.mask, weights, 0.0)
-            x, y = x.expand(*shape, x.shape[-1]), y.expand(shape)
-        rows.append((x.reshape(-1, x.shape[-1]), y.reshape(-1), weights.reshape(-1)))
-    x, y, weights = (torch.cat(column) for column in zip(*rows, strict=True))
-    frame = frame_of(x, y, weights)
-    if any(site.conjugate is not None for site in pooled):
-        frame = _unmoved_by_outliers(frame, x, y, weights)
-    latent = sorted({i for site in pooled if site.form for i in site.form.latent_features})
+    designs = [_design(site) for site in pooled]
+    forms = [site.form for site in pooled if site.form is not None]
+    # Features that are latent in all sites come last: they are seen as zeros here, which they will
+    # not stay.
+    always = set.intersection(*({*form.latent_features} for form in forms))
+    width = designs[0][0].shape[-1]
+    kept = next((i + 1 for i in reversed(range(width)) if i not in always), 1)
+    frame = _level(designs) if kept == 1 and not any(s.conjugate for s in pooled) else None
+    if frame is None:
+        parts = [(x[..., :kept], y, weights) for x, y, weights in designs]
+        rows = [(x.reshape(-1, kept), y.reshape(-1), w.reshape(-1)) for x, y, w in parts]
+        x, y, weights = (torch.cat(column) for column in zip(*rows, strict=True))
+        frame = frame_of(x, y, weights)
+        if any(site.conjugate is not None for site in pooled):
+            frame = _unmoved_by_outliers(frame, x, y, weights)
+    frame = frame.widened(width)
+    latent = sorted({i for form in forms for i in form.latent_features})
     if not latent:
         return frame
-    # Seen as zeros here; they will not be.
     return dataclasses.replace(
         frame, dependent=frame.dependent.index_fill(0, torch.tensor(latent), False)
     )
+
+
+def _design(site: Site) -> tuple[Tensor, Tensor, Tensor]:
+    """Features ``(*batch, F)``, responses and weights of a site, those of masked events zero."""
+    assert site.form is not None
+    assert site.form.design is not None
+    x, y, weights = site.form.design(site.value)
+    if site.mask is not None:
+        shape = torch.broadcast_shapes(weights.shape, site.mask.shape)
+        weights = torch.where(site.mask, weights, 0.0)
+        x, y = x.expand(*shape, x.shape[-1]), y.expand(shape)
+    return x, y, weights
+
+
+def _level(designs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Frame | None:
+    """The frame where all rows are alike but for their responses; None where they are not."""
+    alike = set[tuple[float, float]]()
+    for x, _, weights in designs:
+        x, weights = compact(unexpanded(x[..., 0])), compact(unexpanded(weights))
+        if x.numel() != 1 or weights.numel() != 1:
+            return None
+        alike.add((float(x), float(weights)))
+    total = sum(float(y.sum()) for _, y, _ in designs)
+    ((value, weight),) = alike if len(alike) == 1 else ((0.0, 0.0),)
+    if value == 0.0 or not weight > 0.0 or not math.isfinite(value * total):
+        return None
+    return level_frame(value, total / sum(y.numel() for _, y, _ in designs))
 
 
 def _unmoved_by_outliers(frame: Frame, x: Tensor, y: Tensor, weights: Tensor) -> Frame:

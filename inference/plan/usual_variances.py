@@ -1,14 +1,16 @@
 r"""How large the variance of a Gaussian latent may be, as the data show before any fit.
 
 A latent that sites read with known coefficients :math:`c` may be responsible for half of the spread
-of what it moves, :math:`\sum c^2 v = s^2 / 2`, whatever the units of the data. One whose prior has
-no parameter in its scale has the variance of the prior.
+of what it moves, :math:`\sum c^2 v = s^2 / 2`, whatever the units of the data; one that another
+latent lies about may vary as much as that does. One whose prior has no parameter in its scale has
+the variance of the prior.
 """
 
 import torch
 
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.numerics.shapes import append_dims
+from ember.inference.plan.origins import about_origins
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.reading.site import Site
 
@@ -27,7 +29,8 @@ def usual_variances(plan: Plan, component: GaussianComponent, params: Params) ->
         params: Where priors without parameters are asked for their variance.
     """
     found: dict[str, float] = {}
-    members = [site for name, site in plan.sites.items() if name in component.sites]
+    sites = about_origins(plan.sites, plan.origins)
+    members = [site for name, site in sites.items() if name in component.sites]
     for site in reversed(members):  # data stand below the latents that they read
         spread = _spread(site) if site.name not in component.latents else None
         if site.name in component.latents:
@@ -38,7 +41,11 @@ def usual_variances(plan: Plan, component: GaussianComponent, params: Params) ->
         others = [s for s in site.slots if s.column is None and s.latent != site.name]
         total = sum(float(s.coefficient.square().mean()) for s in others)
         for slot in others:
-            share = (spread or 1.0) / (2.0 * total) if total > 0 else 1.0
+            if site.name in component.latents:  # the steps of a walk must not halve it each time
+                size = float(slot.coefficient.square().mean())
+                share = (spread or 1.0) / size if size > 0 else 1.0
+            else:
+                share = (spread or 1.0) / (2.0 * total) if total > 0 else 1.0
             found[slot.latent] = min(found.get(slot.latent, share), share)
     return found
 

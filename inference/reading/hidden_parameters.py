@@ -50,16 +50,21 @@ class Gradients:
 
     Where all parameters are next to nothing, nothing overflows, and no probability is so near one
     that its slope is lost. But a product of two has no slope there either.
+
+    Args:
+        structure: The model.
+        few: The model on a few rows, enough for maps that are the same in all of them.
+        at: The random point.
     """
 
-    def __init__(self, structure: Structure, at: Params) -> None:
-        self.structure = structure
+    def __init__(self, structure: Structure, few: Structure, at: Params) -> None:
+        self.structure, self.few = structure, few
         parameters = structure.parameters
         free = {n: parameters[n].to_unconstrained(v).detach() for n, v in at.items()}
         real = {n: torch.zeros_like(v) for n, v in free.items() if is_real(parameters[n].support)}
         least = {n: torch.full_like(v, LEAST) for n, v in free.items()}
         self.points = (free, {**free, **real}, {**least, **real})
-        self._done: dict[int, _Run | None] = {}
+        self._done: dict[tuple[int, bool], _Run | None] = {}
 
     def hides(self, site: str, argument: str, by: str, argument_map: Map) -> bool:
         """Whether an argument depends on the parameters in other ways than its map says.
@@ -70,38 +75,53 @@ class Gradients:
             by: The name by which the map gives it.
             argument_map: The map.
         """
-        run = self._run(0)
+        run = self._run(0, few=True)
+        few = run is not None and _fits(argument_map, run, site, by)
+        run = run if few else self._run(0, few)
         if run is None or not run.free:
             return False
         reached = _reached(run, site, argument)
         if reached <= set(argument_map.sources) and _is_plain(argument_map):
             return False
-        runs = (self._run(i) for i in range(len(self.points)))
+        runs = (self._run(i, few) for i in range(len(self.points)))
         return any(
             _differs(each, _functions(each, site, argument, by, argument_map))
             for each in runs
             if each is not None
         )
 
-    def _run(self, i: int) -> _Run | None:
-        if i not in self._done:
-            self._done[i] = self._made(self.points[i])
-        return self._done[i]
+    def _run(self, i: int, few: bool) -> _Run | None:
+        key = i, few and self.few is not self.structure
+        if key not in self._done:
+            self._done[key] = _made(self.few if few else self.structure, self.points[i])
+        return self._done[key]
 
-    def _made(self, point: Params) -> _Run | None:
-        """A run; None if the model has none here, or none that has a gradient."""
-        parameters = self.structure.parameters
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own complaints of float(parameter)
-            free = {name: value.clone().requires_grad_() for name, value in point.items()}
-            params = {
-                name: parameter.to_constrained(free[name]).expand(parameter.shape)
-                for name, parameter in parameters.items()
-            }
-            try:
-                return _Run(free, params, self.structure.trace(params).nodes)
-            except (RuntimeError, ArithmeticError, ValueError, IndexError):
-                return None
+
+def _made(structure: Structure, point: Params) -> _Run | None:
+    """A run; None if the model has none here, or none that has a gradient."""
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own complaints of float(parameter)
+        free = {name: value.clone().requires_grad_() for name, value in point.items()}
+        params = {
+            name: parameter.to_constrained(free[name]).expand(parameter.shape)
+            for name, parameter in structure.parameters.items()
+        }
+        try:
+            return _Run(free, params, structure.trace(params).nodes)
+        except (RuntimeError, ArithmeticError, ValueError, IndexError):
+            return None
+
+
+def _fits(argument_map: Map, run: _Run, site: str, by: str) -> bool:
+    """Whether a map says what an argument is in the rows of a run."""
+    shape = getattr(unwrap(run.nodes[site]["fn"]).base, by).shape
+    try:
+        with torch.no_grad():
+            return bool(
+                torch.broadcast_shapes(argument_map.evaluate(run.params).shape, shape) == shape
+            )
+    except RuntimeError:
+        return False
 
 
 def _reached(run: _Run, site: str, argument: str) -> set[str]:

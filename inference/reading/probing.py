@@ -22,6 +22,7 @@ from ember.inference.reading.checks.enumeration import check_each_value
 from ember.inference.reading.checks.repeatability import check_repeatable
 from ember.inference.reading.computed import computed_form, is_below_nodes
 from ember.inference.reading.distributions import Alternatives, arguments_of
+from ember.inference.reading.gaussian.slices import few_rows
 from ember.inference.reading.hidden_parameters import Gradients
 from ember.inference.reading.masks import (
     full_mask,
@@ -81,10 +82,12 @@ def probe(structure: Structure) -> Probes:
             return Probes([], [], f"the model fails at random parameters ({error})")
         except (RuntimeError, ArithmeticError, IndexError) as error:
             return Probes([], [], f"the model fails at random parameters ({error})")
+    few = few_rows(structure)
     # At the start noise may be multiplied by zero, here it is not.
-    check_repeatable(traces[0], structure.trace(params[0]))
+    first = traces[0] if few is structure else few.trace(params[0])
+    check_repeatable(first, few.trace(params[0]))
     check_each_value(structure, params[0], traces[0])
-    moves, gradients = Moves(structure, params, traces), Gradients(structure, params[0])
+    moves, gradients = Moves(structure, params, traces), Gradients(structure, few, params[0])
     return Probes(params, traces, moves=moves, gradients=gradients)
 
 

@@ -16,6 +16,7 @@ __all__ = ["latent_axes"]
 
 
 INTERCEPT = "intercept"
+EFFECTS = "_effects"  # how the ready models call the effects of a grouping factor
 Names = tuple[str, ...]
 Axes = dict[str, dict[int, Names]]
 
@@ -48,7 +49,43 @@ def latent_axes(plan: Plan, arguments: Mapping[str, object]) -> Axes:
             found |= _of_prior(plan, name, effects)
         if axes:
             found[name] = axes
+    for name, unit in plan.structure.units.items() if tables else ():
+        if len(unit.batch) == 1 and (levels := _of_units(plan, name, tables, unit.batch[0])):
+            found[name] = {0: levels}
+        if len(unit.batch) == 1 and (effects := _of_design(name, arguments, unit.event)):
+            found.setdefault(name, {})[1] = effects
+            found |= _of_computed_prior(plan, name, effects)
     return found
+
+
+def _of_units(plan: Plan, latent: str, tables: Sequence[pd.DataFrame], count: int) -> Names | None:
+    """The labels of the units of a latent that is integrated unit by unit."""
+    for name in plan.structure.observed:
+        slot = plan.sites[name].unit
+        if slot is not None and latent in slot.latents:
+            return _labels(slot.units.reshape(-1), tables, count)
+    return None
+
+
+def _of_design(latent: str, arguments: Mapping[str, object], event: torch.Size) -> Names | None:
+    """The columns of a latent's ``design``, as the ready models call it and the latent."""
+    design = arguments.get("design")
+    if isinstance(design, Mapping):
+        design = design.get(latent.removesuffix(EFFECTS))
+    if not isinstance(design, pd.DataFrame) or event != (design.shape[1],):
+        return None
+    return tuple(INTERCEPT if str(n).lower() == INTERCEPT else str(n) for n in design.columns)
+
+
+def _of_computed_prior(plan: Plan, latent: str, effects: Names) -> Axes:
+    """The same names along the axes of the matrices that belong to a latent by their name."""
+    stem, size = latent.removesuffix(EFFECTS), len(effects)
+    shapes = {name: known.shape for name, known in plan.structure.parameters.items()}
+    return {
+        name: dict.fromkeys(range(len(shape)), effects)
+        for name, shape in shapes.items()
+        if name.startswith(f"{stem}_") and shape and all(length == size for length in shape)
+    }
 
 
 def _slots(plan: Plan, latent: str) -> list[tuple[Slot, int]]:
@@ -67,13 +104,20 @@ def _levels(
     """The labels of the column whose codes are the levels that rows read."""
     for slot, rows in slots:
         level = torch.div(slot.entries.reshape(-1), size, rounding_mode="floor")
-        for table in tables:
-            labels = tuple(next(iter(table.attrs.get(LABELS, {}).values()), ()))
-            if table.shape != (rows, 1) or len(labels) != count or len(level) != rows:
-                continue
-            codes = numbers_of(table)
-            if codes is not None and bool((codes[:, 0] == level).all()):
-                return labels
+        if len(level) == rows and (labels := _labels(level, tables, count)):
+            return labels
+    return None
+
+
+def _labels(level: Tensor, tables: Sequence[pd.DataFrame], count: int) -> Names | None:
+    """The labels of the column whose codes are the levels of rows."""
+    for table in tables:
+        labels = tuple(next(iter(table.attrs.get(LABELS, {}).values()), ()))
+        if table.shape != (len(level), 1) or len(labels) != count:
+            continue
+        codes = numbers_of(table)
+        if codes is not None and bool((codes[:, 0] == level).all()):
+            return labels
     return None
 
 

@@ -16,6 +16,7 @@ __all__ = ["WHOLE", "axis_labels", "column_names"]
 
 
 INTERCEPT = "intercept"
+COEFFICIENTS = "coefficients"  # how the ready regressions call them
 WHOLE = -1
 Names = tuple[str, ...]
 
@@ -81,8 +82,21 @@ def axis_labels(
                 shape = plan.structure.parameters[source].shape
                 if features and shape and shape[-1] == len(features):
                     labels.setdefault(source, {})[len(shape) - 1] = features
+    _label_coefficients(labels, plan, columns)
     kept = {name: {a: n for a, n in axes.items() if n} for name, axes in labels.items()}
     return {name: axes for name, axes in kept.items() if axes}
+
+
+def _label_coefficients(
+    labels: dict[str, dict[int, Names]], plan: Plan, columns: Mapping[str, Names]
+) -> None:
+    """Names the coefficients of ready models whose lines are computed, by the columns of ``X``."""
+    parameter, names = plan.structure.parameters.get(COEFFICIENTS), columns.get("X", ())
+    if parameter is None or not parameter.shape or labels.get(COEFFICIENTS):
+        return
+    last, lead = len(parameter.shape) - 1, parameter.shape[-1] - len(names)
+    if names and lead in (0, 1):
+        labels[COEFFICIENTS] = {last: (*(INTERCEPT,) * lead, *names)}
 
 
 def _label_columns(

@@ -5,23 +5,27 @@ summed out by their prior probabilities,
 
 .. math:: r_n = \Phi^{-1}(F_n(y_n)),
 
-standard normal where the model is right; of whole numbers :math:`F_n` is drawn between
-:math:`F_n(y_n - 1)` and :math:`F_n(y_n)`. Of a single normal regression this is the residual over
-the deviation. Effects of groups are taken at their posterior means, as what the data expect.
+standard normal where the model is right (at most 8.1, where the share is 1 to the last digit); of
+whole numbers :math:`F_n` is drawn between :math:`F_n(y_n - 1)` and :math:`F_n(y_n)`. Of a single
+normal regression this is the residual over the deviation. Effects of groups are taken at their
+posterior means.
 
 Reference: Dunn & Smyth (1996), *Randomized quantile residuals*, JCGS 5, 236-244.
 """
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import pyro.distributions as dist
+import scipy.stats
 import torch
 from torch import Tensor
 
-from ember.inference.numerics.distribution import Distribution
+from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.gaussian.predictive import site_predictive
+from ember.inference.queries.units import unit_posterior
 from ember.inference.reading.unwrapping import unwrap
 from ember.inference.reports.drawing.emission import Emission
 from ember.inference.reports.drawing.emissions import read_emissions
@@ -31,7 +35,7 @@ __all__ = ["Residuals", "residuals_of"]
 
 
 EDGE = 1e-300  # probabilities below have no finite residual
-WHOLE = (dist.Poisson, dist.Bernoulli)
+WHOLE = (dist.Poisson, dist.Bernoulli, dist.Binomial)
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,12 @@ def residuals_of(fit: Fitted, seed: int) -> list[Residuals]:
         ValueError: If there is none whose distribution function is known.
     """
     plan = fit.plan
-    found = []
-    if not plan.on_nodes and not plan.structure.conjugate:
+    found: list[Residuals] = []
+    if plan.units:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found = _of_units(fit)
+    elif not plan.on_nodes and not plan.structure.conjugate:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             names = [n for n in plan.structure.observed if _reads_effects(plan, n)]
@@ -92,12 +100,75 @@ def _of_effects(fit: Fitted, name: str) -> Residuals:
     if site.missing is not None:
         data = torch.where(site.missing, torch.nan, data)
     expected = site_predictive(plan, fit.params, name).average
-    scale = unwrap(plan.structure.trace(fit.params).nodes[name]["fn"]).base.stddev
+    base: Any = unwrap(plan.structure.trace(fit.params).nodes[name]["fn"]).base
+    scale = base.stddev
     values = (data - expected) / scale
-    (shown,) = fit.columns.get(name, (name,))[:1]
-    shape = data.shape
-    flat = (t.expand(shape).reshape(-1) for t in (values, expected, data))
-    return Residuals(name, shown, *flat)
+    column, shape = fit.columns.get(name, (name,))[0], data.shape
+    values, expected, data = (t.expand(shape).reshape(-1) for t in (values, expected, data))
+    return Residuals(name, column, values, expected, data)
+
+
+def _of_units(fit: Fitted) -> list[Residuals]:
+    """Of sites that read latents of units, these at their posterior means."""
+    plan, means = fit.plan, dict[str, Tensor]()
+    for name in plan.structure.units:
+        posterior = unit_posterior(plan, fit.params, name)
+        assert posterior is not None
+        means[name] = posterior.mean
+    trace = plan.structure.trace({**fit.params, **means})
+    found = []
+    for name in plan.structure.observed:
+        site = plan.sites[name]
+        base: Any = unwrap(trace.nodes[name]["fn"]).base
+        if site.unit is None or site.event_dim or not _is_known(base):
+            continue
+        data = site.value.to(torch.float64)
+        shown = torch.ones_like(data, dtype=torch.bool)
+        if site.mask is not None:
+            shown = prepend_dims(site.mask, data.dim()).expand(data.shape)
+        values, expected, data = (
+            torch.where(shown, t.expand(data.shape), torch.nan).reshape(-1)
+            for t in (_normal(_shares(base, data)), base.mean, data)
+        )
+        column = fit.columns.get(name, (name,))[0]
+        found.append(_named(fit, Residuals(name, column, values, expected, data), base))
+    return found
+
+
+def _named(fit: Fitted, found: Residuals, base: Any) -> Residuals:
+    """Residuals under the name of their column; of yes and no that of the answer."""
+    if not isinstance(base, dist.Bernoulli):
+        return found
+    labels = fit.labels.get(found.name, ())
+    answer = f"{found.name} = {labels[1] if len(labels) > 1 else 1}"
+    return dataclasses.replace(found, name=answer, is_yes_or_no=True)
+
+
+def _shares(base: Any, data: Tensor) -> Tensor:
+    """The distribution function at the data, spread out within the steps of whole numbers."""
+    upper = _function(base, data)
+    if not isinstance(base, WHOLE):
+        return upper
+    lower = _function(base, data - 1.0)
+    return lower + torch.rand(upper.shape) * (upper - lower)
+
+
+def _normal(share: Tensor) -> Tensor:
+    """The quantile of a normal, finite."""
+    inside = share.clamp(EDGE, 1.0 - torch.finfo(torch.float64).eps / 2)
+    quantile: Tensor = torch.special.ndtri(inside)
+    return quantile
+
+
+def _is_known(base: Any) -> bool:
+    """Whether the distribution function is."""
+    if isinstance(base, WHOLE):
+        return True
+    try:
+        base.cdf(base.mean)
+    except NotImplementedError:
+        return False
+    return not base.event_shape
 
 
 def _as_number(emission: Emission) -> Emission:
@@ -113,34 +184,24 @@ def _has_function(emission: Emission) -> bool:
     """Whether the data are single numbers whose distribution function is known."""
     if emission.is_chain or len(emission.columns) != 1 or emission.base.event_shape:
         return False
-    if isinstance(emission.base, WHOLE):
-        return True
-    try:
-        emission.base.cdf(emission.base.mean)
-    except NotImplementedError:
-        return False
-    return emission.kind == "real"
+    return _is_known(emission.base)
 
 
 def _of_emission(fit: Fitted, emission: Emission) -> Residuals:
     """Of a site without Gaussian latents: its states are summed out."""
-    base, data = emission.base, emission.rows[:, 0]
+    base: Any = emission.base
+    data, weights = emission.rows[:, 0], _prior(fit, emission)
     known = ~data.isnan()
-    at = torch.where(known, data, emission.base.mean.reshape(-1)[0].round())
-    weights = _prior(fit, emission)
-    upper = (weights * _by_state(emission, _function(base, _placed(emission, at)))).sum(0)
+    at = torch.where(known, data, base.mean.reshape(-1)[0].round())
+    share = (weights * _by_state(emission, _function(base, _placed(emission, at)))).sum(0)
     if isinstance(base, WHOLE):
-        lower = _function(base, _placed(emission, at - 1.0))
-        lower = (weights * _by_state(emission, lower)).sum(0)
-        upper = lower + torch.rand(len(at)) * (upper - lower)
-    values = torch.special.ndtri(upper.clamp(EDGE, 1.0 - torch.finfo(torch.float64).eps / 2))
+        before = _by_state(emission, _function(base, _placed(emission, at - 1.0)))
+        lower = (weights * before).sum(0)
+        share = lower + torch.rand(len(at)) * (share - lower)
+    values = torch.where(known, _normal(share), torch.nan)
     expected = (weights * _by_state(emission, base.mean)).sum(0).expand(len(data))
-    name, yes = emission.columns[0], emission.labels.get(emission.columns[0], ())
-    is_yes_or_no = isinstance(base, dist.Bernoulli)
-    if is_yes_or_no:
-        name = f"{name} = {yes[1] if len(yes) > 1 else 1}"
-    values = torch.where(known, values, torch.nan)
-    return Residuals(emission.site, name, values, expected, data, is_yes_or_no)
+    found = Residuals(emission.site, emission.columns[0], values, expected, data)
+    return _named(fit, found, base)
 
 
 def _prior(fit: Fitted, emission: Emission) -> Tensor:
@@ -148,20 +209,21 @@ def _prior(fit: Fitted, emission: Emission) -> Tensor:
     if emission.latent is None or emission.states == 1:
         return torch.ones(1, 1, dtype=torch.float64)
     trace = fit.plan.structure.trace(fit.params)
-    base = unwrap(trace.nodes[emission.latent]["fn"]).base
-    probs = base.probs
+    base: Any = unwrap(trace.nodes[emission.latent]["fn"]).base
+    probs: Tensor = base.probs
     if isinstance(base, dist.Bernoulli):
         probs = torch.stack([1.0 - probs, probs], -1)
     return probs.reshape(-1, emission.states).T.to(torch.float64)
 
 
-def _function(base: Distribution, value: Tensor) -> Tensor:
+def _function(base: Any, value: Tensor) -> Tensor:
     """The distribution function."""
     if isinstance(base, dist.Poisson):
-        below = torch.special.gammaincc(value.clamp_min(0.0) + 1.0, base.rate)
-        return torch.where(value < 0, 0.0, below)
+        return torch.as_tensor(scipy.stats.poisson(base.rate).cdf(value))
     if isinstance(base, dist.Bernoulli):
-        return torch.where(value < 0, 0.0, torch.where(value < 1, 1.0 - base.probs, 1.0))
+        return torch.as_tensor(scipy.stats.bernoulli(base.probs).cdf(value))
+    if isinstance(base, dist.Binomial):
+        return torch.as_tensor(scipy.stats.binom(base.total_count, base.probs).cdf(value))
     found: Tensor = base.cdf(value)
     return found
 

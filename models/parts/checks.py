@@ -11,6 +11,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ember.models.parts.missing import is_finite
+
 __all__ = [
     "check_codes",
     "check_counts",
@@ -57,7 +59,7 @@ def check_finite(x: Tensor, gaps: bool = False) -> None:
     if gaps:
         _check_gaps(x)
         return
-    if x.is_floating_point() and not bool(x.isfinite().all()):
+    if x.is_floating_point() and not is_finite(x):
         bad = int((~x.isfinite()).sum())
         raise ValueError(
             f"`x` has {bad} NaN or infinite value(s): drop or impute them before fitting."
@@ -65,7 +67,7 @@ def check_finite(x: Tensor, gaps: bool = False) -> None:
 
 
 def _check_gaps(x: Tensor) -> None:
-    if not x.is_floating_point():
+    if not x.is_floating_point() or is_finite(x):
         return
     if bool(x.isinf().any()):
         raise ValueError(

@@ -19,7 +19,7 @@ from ember.models.parts.checks import (
     parameter_dtype,
 )
 from ember.models.parts.emissions import Emission, beside, select
-from ember.models.parts.orthonormal_design import orthonormal
+from ember.models.parts.orthonormal_design import Design, has_level, orthonormal
 from ember.models.parts.priors import Hyperparameters, default_variance, weighted_mean
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "row_offset",
     "stepwise_emission",
     "usual_height",
+    "variance_beside",
 ]
 
 COEFFICIENT_KEYS = ("mean", "deviation")
@@ -74,10 +75,10 @@ def check_response(y: object, family: str, gaps: bool = False) -> Tensor:
         y = check_tensor(y, {1: "(N,)"}, "one response for each row: y.squeeze(-1) drops a dim")
         if family == "gaussian":
             check_floats(y, gaps)
-        elif family == "poisson":
-            check_counts(y)
+        elif family in ("poisson", "binomial"):
+            check_counts(y, gaps)
         else:
-            check_zeros_and_ones(y)
+            check_zeros_and_ones(y, gaps)
     return y.to(parameter_dtype(y))
 
 
@@ -253,7 +254,7 @@ def usual_height(
     height = weighted_mean(y - offset, frequency)
     with called("y"):
         deviation = default_variance((y - offset).unsqueeze(-1), frequency, 1)[0].sqrt()
-    if orthonormal(design, frequency).level is None:
+    if not has_level(design, frequency):
         # A line through the origin must reach the response itself.
         return height, (deviation.square() + height.square()).sqrt()
     return height, deviation
@@ -261,8 +262,13 @@ def usual_height(
 
 def left_variance(y: Tensor, design: Tensor, frequency: Tensor, components: int) -> Tensor:
     """The variance that one regression leaves, shared out among the components."""
+    return variance_beside(orthonormal(design, frequency), y, frequency) / components**2
+
+
+def variance_beside(design: Design, y: Tensor, frequency: Tensor) -> Tensor:
+    """The variance that the best line of a design leaves of a response (N,)."""
     overall = weighted_mean((y - weighted_mean(y, frequency)).square(), frequency)
-    rest = orthonormal(design, frequency).left(y, frequency).to(y)
+    rest = design.left(y, frequency).to(y)
     left = weighted_mean(rest.square(), frequency)
     least = torch.where(overall > 0, 1e-4 * overall, 1.0)
-    return torch.maximum(left, least) / components**2
+    return torch.maximum(left, least)

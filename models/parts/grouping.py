@@ -43,28 +43,30 @@ class Grouping:
         """The keys of its hyperparameters."""
         return f"{self.name}_df", f"{self.name}_scale"
 
-    def effects(self, line: Line, correlated: bool, hyper: Hyperparameters) -> Tensor:
+    def effects(
+        self, line: Line, correlated: bool, hyper: Hyperparameters, how: str = "gaussian"
+    ) -> Tensor:
         """Declare the effects of all levels, and return what they add to each row (N,)."""
         if self.design is None:
             variance = variance_site(
-                f"{self.name}_variance", hyper, self.hyperparameters, line.left()
+                f"{self.name}_variance", hyper, self.hyperparameters, line.left
             )
             prior = dist.Normal(torch.zeros_like(variance), variance.sqrt())
-            return select(self._levels(prior), self.codes, 0)
+            return select(self._levels(prior, how), self.codes, 0)
         if correlated:
             precision = self._precision(self.design, line, hyper)
             prior = dist.MultivariateNormal(
                 precision.new_zeros(self.design.shape[1]), precision_matrix=precision
             )
         else:
-            scale = line.left() / _spread(line.kept(self.design), line.frequency)
+            scale = line.left / _spread(line.kept(self.design), line.frequency)
             variances = variance_site(f"{self.name}_variances", hyper, self.hyperparameters, scale)
             prior = dist.Normal(torch.zeros_like(variances), variances.sqrt()).to_event(1)
-        return (self.design * select(self._levels(prior), self.codes, 1)).sum(-1)
+        return (self.design * select(self._levels(prior, how), self.codes, 1)).sum(-1)
 
-    def _levels(self, prior: TorchDistribution) -> Tensor:
+    def _levels(self, prior: TorchDistribution, how: str) -> Tensor:
         with pyro.plate(f"{self.name}_levels", self.levels):
-            return gaussian_latent(f"{self.name}_effects", prior)
+            return gaussian_latent(f"{self.name}_effects", prior, how)
 
     def _precision(self, design: Tensor, line: Line, hyper: Hyperparameters) -> Tensor:
         """A Wishart whose scale follows the columns of the design under any change of them."""
@@ -73,7 +75,7 @@ class Grouping:
 
         def usual() -> Tensor:
             factor = orthonormal(line.kept(design), line.frequency).factor().to(design)
-            return line.left() * factor @ factor.mT
+            return line.left * factor @ factor.mT
 
         df = hyper.above(df_key, (), width + 2.0, bound=width - 1)
         scale = hyper.positive_definite(scale_key, (width, width), usual)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 __all__ = [
     "GappyMultivariateNormal",
+    "is_finite",
     "normal_rows",
     "observe",
     "shown_entries",
@@ -84,13 +85,18 @@ def _padded_factor(covariance: Tensor, hidden: Tensor) -> Tensor:
 
 def normal_rows(rows: Tensor) -> type[dist.MultivariateNormal]:
     """The multivariate normal that the given rows need: one that takes NaN if they have any."""
-    gappy = rows.is_floating_point() and bool(rows.isnan().any())
+    gappy = shown_entries(rows) is not None
     return GappyMultivariateNormal if gappy else dist.MultivariateNormal
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no entry is NaN or infinite; their sum, which takes no memory, mostly says so."""
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
 
 
 def shown_entries(x: Tensor) -> Tensor | None:
     """Which entries of `x` are observed; None if all of them are."""
-    hidden = x.isnan() if x.is_floating_point() else None
+    hidden = None if not x.is_floating_point() or is_finite(x) else x.isnan()
     return None if hidden is None or not bool(hidden.any()) else ~hidden
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Design", "orthonormal"]
+__all__ = ["Design", "has_level", "orthonormal"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ def orthonormal(design: Tensor, frequency: Tensor) -> Design:
     if level is not None:
         inverse = inverse - torch.outer(level, centre @ inverse)
     return Design(inverse, rows, level)
+
+
+def has_level(design: Tensor, frequency: Tensor) -> bool:
+    """Whether a column of a design is the same number, not zero, in all rows that count."""
+    return _constant_column(design, frequency) is not None
 
 
 def _constant_column(x: Tensor, frequency: Tensor) -> Tensor | None:

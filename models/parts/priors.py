@@ -5,7 +5,7 @@ moments of the data, so an integer frequency gives what repeated rows give.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyro.distributions as dist
 import torch
@@ -29,6 +29,8 @@ Default = float | Callable[[], Tensor]
 # A Dirichlet, Beta or Gamma with this shape adds half a count, so that the posterior mode is the
 # posterior mean under Jeffreys' prior (up to the Gamma's rate): off the boundary, and else weak.
 HALF_COUNT = 1.5
+
+BLOCK = 4096  # rows that are centred at a time
 
 
 class Hyperparameters:
@@ -128,8 +130,10 @@ def count_mean(rows: Tensor, frequency: Tensor) -> Tensor:
 
 def default_variance(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
     """The variance (D,) of each column, shared out among the components."""
-    centred, divisor = _centred(rows, frequency)
-    variance = _varying(frequency @ centred.square() / divisor, rows, frequency)
+    mean, squares = weighted_mean(rows, frequency), rows.new_zeros(rows.shape[-1])
+    for centred, weights in _centred(rows, frequency, mean):
+        squares = squares + weights @ centred.square()
+    variance = _varying(squares / _divisor(rows, frequency), mean)
     return variance / _shrinkage(rows, components)
 
 
@@ -140,11 +144,13 @@ def default_scale(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
     the identity by the square root of the rounding error, so that the prior stays proper. Missing
     entries count as their column's mean in the correlations, which keeps these a proper matrix.
     """
-    centred, divisor = _centred(rows, frequency)
-    products = torch.einsum("n,ni,nj->ij", frequency, centred, centred)
-    variance = _varying(products.diagonal() / divisor, rows, frequency)
+    mean, products = weighted_mean(rows, frequency), rows.new_zeros(rows.shape[-1:] * 2)
+    for centred, weights in _centred(rows, frequency, mean):
+        products = products + torch.einsum("n,ni,nj->ij", weights, centred, centred)
+    divisor = _divisor(rows, frequency)
+    variance = _varying(products.diagonal() / divisor, mean)
     deviation = variance.sqrt()
-    norms = torch.as_tensor(divisor).sqrt() * deviation
+    norms = divisor.sqrt() * deviation
     correlation = products / torch.outer(norms, norms)
     correlation = (correlation + correlation.mT) / 2
     correlation.diagonal().fill_(1.0)
@@ -156,24 +162,29 @@ def default_scale(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
     return scale / _shrinkage(rows, components)
 
 
-def _centred(rows: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
-    """Deviations from the column means, 0 where missing, and what their squares are divided by."""
+def _centred(rows: Tensor, frequency: Tensor, mean: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Deviations from the column means, 0 where missing, with weights: a few rows at a time.
+
+    What the processor's cache holds need not be written to memory and read again.
+    """
+    for block, weights in zip(rows.split(BLOCK), frequency.split(BLOCK), strict=True):
+        centred = block - mean
+        yield torch.where(centred.isnan(), 0.0, centred), weights
+
+
+def _divisor(rows: Tensor, frequency: Tensor) -> Tensor:
+    """What the squares of each column are divided by."""
     totals = _totals(rows, frequency)
-    centred = rows - weighted_mean(rows, frequency)
-    shown = shown_entries(rows)
-    if shown is not None:
-        centred = torch.where(shown, centred, 0.0)
-    return centred, torch.where(totals > 1, totals - 1, 1.0)
+    return torch.where(totals > 1, totals - 1, 1.0)
 
 
 def _shrinkage(rows: Tensor, components: int) -> float:
     return float(components ** (2 / rows.shape[-1]))
 
 
-def _varying(variance: Tensor, rows: Tensor, frequency: Tensor) -> Tensor:
+def _varying(variance: Tensor, mean: Tensor) -> Tensor:
     """The variances, a constant column being refused (or, unvalidated, given its own size)."""
-    mean = weighted_mean(rows, frequency)
-    rounding = 8 * torch.finfo(rows.dtype).eps * mean.abs()
+    rounding = 8 * torch.finfo(mean.dtype).eps * mean.abs()
     constant = variance <= rounding.square()
     if not bool(constant.any()):
         return variance

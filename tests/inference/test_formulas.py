@@ -16,6 +16,7 @@ from ember.inference import EM, Fit, select
 from ember.inference.inputs.bars import parse
 from ember.models import (
     gaussian_mixture,
+    generalised_linear_mixed_model,
     linear_mixed_model,
     regression_mixture,
     student_t_regression,
@@ -114,6 +115,19 @@ def test_other_models_take_formulas() -> None:
     fit = EM(student_t_regression, seed=0).fit("y ~ x + dose", data=TABLE, df=5.0)
     plain = EM(student_t_regression, seed=0).fit(Y, torch.cat([X, DOSE], 1), df=5.0)
     assert same(fit, plain)
+
+
+def test_generalised_mixed_models_take_formulas() -> None:
+    fit = EM(generalised_linear_mixed_model, "mle").fit("sex ~ x + (1 | school)", data=TABLE)
+    groups = {"school": SCHOOL}
+    plain = EM(generalised_linear_mixed_model, "mle").fit(MALE[:, 0], X, groups=groups)
+    assert same(fit, plain)
+    assert fit.axes["coefficients"] == {0: ("intercept", "x")}
+    assert list(fit.posterior("school_effects").summary().index) == ["e", "n", "s", "w"]
+    slopes = EM(generalised_linear_mixed_model, max_iter=1, tol=0).fit(
+        "sex ~ x + (1 + x | school)", data=TABLE
+    )
+    assert slopes.axes["school_precision"] == {0: ("intercept", "x"), 1: ("intercept", "x")}
 
 
 def test_a_response_of_words_and_a_computed_one() -> None:

@@ -12,6 +12,7 @@ from torch.distributions import Normal
 from ember.inference import EM, Fit
 from ember.models import (
     gaussian_mixture,
+    generalised_linear_mixed_model,
     hidden_markov_gaussian,
     latent_profile,
     linear_mixed_model,
@@ -98,6 +99,18 @@ def test_of_mixtures_and_of_several_sites() -> None:
     several = EM(latent_profile, seed=0).fit(data, components=2)
     assert set(several.residuals()) == {"continuous", "counts"}
     assert len(drawn(several).axes) == 4
+
+
+def test_of_counts_with_effects_of_groups() -> None:
+    groups, family = {"g": GROUP}, "poisson"
+    fit = EM(generalised_linear_mixed_model, "mle").fit(COUNTS, X, groups=groups, family=family)
+    a, b = fit.params["coefficients"]
+    rates = (a + b * X + fit.posterior("g_effects").mean[GROUP]).exp()
+    left = drawn(fit).axes[0].lines[1]
+    np.testing.assert_allclose(left.get_xdata(), rates)
+    share = scipy.stats.norm.cdf(left.get_ydata())
+    assert (share <= scipy.stats.poisson.cdf(COUNTS, rates) + 1e-12).all()
+    assert (share >= scipy.stats.poisson.cdf(COUNTS - 1, rates) - 1e-12).all()
 
 
 @pytest.mark.parametrize(

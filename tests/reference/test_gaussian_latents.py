@@ -170,17 +170,16 @@ def test_the_step_at_the_published_parameters_stays_there(
         torch.testing.assert_close(value, problem.params[site], rtol=1e-4, atol=0.0)
 
 
-PASSES = {  # over the data, at default settings, of the expanded and accelerated iteration
-    "dyestuff": 15, "sleep_int": 15, "sleep_indep": 15, "sleep_corr": 24, "nile_local_level": 60,
+PASSES = {  # over the data, at default settings, those for the curvature at the end among them
+    "dyestuff": 15, "sleep_int": 15, "sleep_indep": 19, "sleep_corr": 20, "nile_local_level": 22,
 }  # fmt: skip
-CERTIFICATE = 9  # passes at most for the curvature at the end
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_few_passes_are_needed(name: str, reference_data: Load, reference_cases: Cases) -> None:
     problem = problem_of(reference_cases[name], reference_data)
     fit = EM(problem.model, "mle").fit(*problem.args, **problem.kwargs)
-    assert fit.evaluations <= PASSES[name] + CERTIFICATE
+    assert fit.evaluations <= PASSES[name]
 
 
 def test_a_variance_of_nought_is_reached_and_named(reference_data: Load) -> None:
@@ -196,4 +195,4 @@ def test_a_variance_of_nought_is_reached_and_named(reference_data: Load) -> None
     spread = (y - y.mean()).square().mean()
     plain = -0.5 * len(y) * (torch.log(2.0 * torch.pi * spread) + 1.0)
     assert fit.log_likelihood == pytest.approx(float(plain), abs=1e-6)
-    assert fit.evaluations <= 15 + CERTIFICATE
+    assert fit.evaluations <= 15

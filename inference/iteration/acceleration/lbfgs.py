@@ -18,6 +18,7 @@ from torch import Tensor
 from ember.inference.iteration.acceleration.em_map import EMMap, State, is_finite
 from ember.inference.iteration.trajectory import Movement
 from ember.inference.maximisation.objective import score
+from ember.inference.optimality.curvature import Curvature
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.statistics import Statistics
 
@@ -28,6 +29,8 @@ WARM_UP = 5  # EM steps before the first search
 MEMORY = 10  # pairs
 TRIALS, SHORTENING = 3, 0.25  # of a step
 ARMIJO = 1e-4  # share of the rise that the slope promises
+MOST = 10.0  # times what the slope promises: more is no rise, but digits that are lost
+ROUNDING = 1e-12  # of the objective, relative
 CURVED = 1e-12  # a pair must show curvature, beyond rounding
 
 Pair = tuple[Tensor, Tensor]  # a step, and by how much the gradient fell along it
@@ -40,14 +43,25 @@ class LbfgsState(State):
     iteration: int = 0
     pairs: tuple[Pair, ...] = ()
     last: tuple[Tensor, Tensor] | None = None
+    metric: Tensor | None = None
 
 
+@dataclass(frozen=True)
 class Lbfgs:
     """A few EM steps, then L-BFGS on the objective itself, with EM as the fallback.
 
     A step must raise the objective; one that does not, shortened a few times, is replaced by an EM
     step and the memory is cleared.
+
+    Attributes:
+        warm_up: EM steps before the first search.
+        informed: Whether the curvature is taken to be that of the expected log joint until steps
+            tell more (Jamshidian & Jennrich 1997, *Acceleration of the EM algorithm by using
+            quasi-Newton methods*, JRSS B 59, 569-587); else to be the same in all directions.
     """
+
+    warm_up: int = WARM_UP
+    informed: bool = False
 
     def init(self, current: Statistics) -> LbfgsState:
         """The state where an iteration begins."""
@@ -59,15 +73,20 @@ class Lbfgs:
         point, gradient = em.coordinates.flatten(current.params), score(current, em.coordinates)
         state = remembered(state, em.coordinates, point, gradient)
         after, pairs = None, state.pairs
-        if iteration > WARM_UP and pairs:
-            after = _searched(em, current, (point, gradient), ascent_direction(pairs, gradient))
+        metric = state.metric
+        if iteration > self.warm_up and (pairs or self.informed):
+            if self.informed and metric is None:
+                metric = _metric(em, current)
+            direction = ascent_direction(pairs, gradient, metric)
+            after = _searched(em, current, (point, gradient), direction)
         if after is None:
             # The EM step that replaces a failed search teaches the curvature afresh.
-            pairs = pairs if iteration <= WARM_UP else ()
+            pairs = pairs if iteration <= self.warm_up else ()
+            metric = None
             after = em.e_step(em.m_step(current))
         gain = after.objective - current.objective
         movement = Movement.over(current.params, after.params, gain, state.length)
-        return LbfgsState(after, movement.last, iteration, pairs, state.last), movement
+        return LbfgsState(after, movement.last, iteration, pairs, state.last, metric), movement
 
 
 def remembered(
@@ -85,14 +104,30 @@ def remembered(
     return dataclasses.replace(state, pairs=pairs, last=(point, gradient))
 
 
-def ascent_direction(pairs: Sequence[Pair], gradient: Tensor) -> Tensor:
+def _metric(em: EMMap, current: Statistics) -> Tensor | None:
+    """The inverse of the complete-data information, along the directions that it curves."""
+    try:
+        found = Curvature.at(em.coordinates, current)
+    except (RuntimeError, ValueError):
+        return None
+    if found is None or found.matrix is None:
+        return None
+    units = found.units[:, found.curved]
+    return units @ units.mT
+
+
+def ascent_direction(
+    pairs: Sequence[Pair], gradient: Tensor, metric: Tensor | None = None
+) -> Tensor:
     """The two-loop recursion of L-BFGS, for ascent."""
     q, alphas = gradient.clone(), []
     for s, y in reversed(pairs):
         alpha = float(s @ q) / float(s @ y)
         alphas.append(alpha)
         q -= alpha * y
-    if pairs:
+    if metric is not None:
+        q = metric @ q
+    elif pairs:
         s, y = pairs[-1]
         q *= float(s @ y) / float(y @ y)
     for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
@@ -112,12 +147,15 @@ def _searched(
     slope = float(direction @ gradient)
     if slope <= 0.0:
         return None
-    length = 1.0
+    length, rounding = 1.0, ROUNDING * (1.0 + abs(current.objective))
+    # Where less is promised than rounding shows, the slope alone can tell.
+    floor = current.objective - (rounding if slope <= rounding else 0.0)
     for _ in range(TRIALS):
         params = em.coordinates.unflatten(point + length * direction)
         if is_finite(params):
             after = em.e_step(params)
-            if after.objective >= current.objective + ARMIJO * length * slope:
+            highest = current.objective + MOST * length * slope + rounding
+            if floor + ARMIJO * length * slope <= after.objective <= highest:
                 return after
         length *= SHORTENING
     return None

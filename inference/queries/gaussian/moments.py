@@ -34,11 +34,13 @@ class ComponentPosterior:
         potentials: Its quadratic form at each of the ``S`` joint values of discrete latents.
         weights: The posterior probability of each of them in every row of the component's plates,
             ``(S, R)``.
+        origin: What the quadratic form measures each entry from, ``(n,)``.
     """
 
     component: GaussianComponent
     potentials: Potentials
     weights: Tensor
+    origin: Tensor
 
     @staticmethod
     def of(
@@ -49,18 +51,20 @@ class ComponentPosterior:
             potentials = component.potentials(natural_parameters(plan, values_of(plan, params)))
         states = torch.Size([size for _, size in component.states]).numel()
         rows = torch.Size([size for _, size in component.rows]).numel()
+        zeros = {name: torch.zeros(count) for name, count in component.latents.items()}
+        origin = torch.cat([plan.origins.get(name, zero) for name, zero in zeros.items()])
         if states == 1:
-            return ComponentPosterior(component, potentials, torch.ones((1, rows)))
+            return ComponentPosterior(component, potentials, torch.ones((1, rows)), origin)
         dims = tuple(symbol for symbol, _ in (*component.states, *component.rows))
         plates = frozenset(symbol for symbol, _ in component.rows)
         probe = Factor(component.factor.name, dims, plates, component.factor.scale)
         (weights,) = expectations(plan, params, [probe])
-        return ComponentPosterior(component, potentials, weights.reshape(states, rows))
+        return ComponentPosterior(component, potentials, weights.reshape(states, rows), origin)
 
     @functools.cached_property
     def means(self) -> Tensor:
         """``E[z | s]`` of every entry at each joint value, ``(S, n)``."""
-        return self._moments[0]
+        return self._moments[0] + self.origin
 
     @property
     def row_of_entry(self) -> Tensor:
@@ -122,7 +126,7 @@ class ComponentPosterior:
                 noise = torch.randn(len(draws), chosen.shape[-1], dtype=self.means.dtype)
                 found = system.sample(linear[s], precision[s], noise)
                 drawn[draws] = torch.where(chosen[draws] == s, found, drawn[draws])
-        return drawn
+        return drawn + self.origin
 
     @functools.cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.plan.plan import Plan
+from ember.inference.queries.entry_table import entry_table
 from ember.inference.queries.gaussian.moments import (
     ComponentPosterior,
     check_joint,
@@ -96,18 +97,7 @@ class GaussianPosterior:
 
     def summary(self) -> pd.DataFrame:
         """A row for each entry, with its mean and standard deviation, under the names known."""
-        shape = self.mean.shape
-        sides = [
-            list(self.axes[axis]) if len(self.axes.get(axis, ())) == size else list(range(size))
-            for axis, size in enumerate(shape)
-        ]
-        index: pd.Index | None = None
-        if len(sides) == 1:
-            index = pd.Index(sides[0], name=self.name)
-        elif sides:
-            index = pd.MultiIndex.from_product(sides)
-        values = {"mean": self.mean, "std. dev.": self.stddev}
-        return pd.DataFrame({n: t.reshape(-1).numpy() for n, t in values.items()}, index=index)
+        return entry_table(self.name, self.axes, self.mean, self.stddev)
 
     def joint(self) -> Tensor:
         """The covariance of all entries with all, ``(*shape, *shape)`` of the latent's shape.

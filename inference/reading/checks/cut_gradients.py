@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ember.inference.reading.gaussian.slices import few_rows
 from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.matching.arguments import probe_values
 from ember.inference.reading.opaque import model_log_prob
@@ -41,7 +42,7 @@ def cut_parameters(structure: Structure, sites: Mapping[str, Site]) -> dict[str,
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own complaints of float(parameter)
-            nodes = structure.trace(leaves).nodes
+            nodes = few_rows(structure).trace(leaves).nodes
     except (RuntimeError, ArithmeticError, ValueError):
         return {}  # the model cannot be evaluated at random parameters
     names = {id(value): name for name, value in leaves.items()}

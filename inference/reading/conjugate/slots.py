@@ -18,7 +18,7 @@ from ember.inference.families.conjugate_latents import ConjugateFamily, conjugat
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.shapes import append_dims, compact
 from ember.inference.reading.gaussian.reads import NotIntegrable
-from ember.inference.reading.gaussian.tangents import Params, locations_at, readers
+from ember.inference.reading.gaussian.tangents import Params, arguments_at, readers
 from ember.inference.reading.site import ConjugateSlot
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
@@ -75,8 +75,8 @@ def find_conjugate_reads(
             raise NotIntegrable(_of_two(name, latents, structure))
     families = {name: _family(trace, name) for name in structure.conjugate}
     numbered = {n: _numbered(families[n], value) for n, value in structure.conjugate.items()}
-    before = locations_at(structure, probes[0], structure.conjugate, reading)
-    after = locations_at(structure, probes[0], numbered, reading)
+    before = arguments_at(structure, probes[0], structure.conjugate, reading)
+    after = arguments_at(structure, probes[0], numbered, reading)
     found = {
         name: _slot(name, latent, families[latent], trace, (before[name], after[name]))
         for name, (latent,) in reading.items()
@@ -179,8 +179,8 @@ def _confirm(
         elif not families[name].power:
             drawn = drawn / 1.2
         latents[name] = drawn
-    before = locations_at(structure, params, structure.conjugate, found)
-    after = locations_at(structure, params, latents, found)
+    before = arguments_at(structure, params, structure.conjugate, found)
+    after = arguments_at(structure, params, latents, found)
     for name, slot in found.items():
         expected = _expected(before[name][slot.argument], latents[slot.latent], slot)
         wrong = (after[name][slot.argument] - expected).abs() > CONFIRMED * expected.abs() + 1e-300

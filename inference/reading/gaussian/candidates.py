@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.distribution import Distribution
+from ember.inference.reading.gaussian.slices import few_rows
 from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.sequences import base_name
 from ember.inference.reading.structure import Structure
@@ -55,7 +56,7 @@ def gaussian_candidates(structure: Structure, plain: Trace, fixed: set[str]) -> 
     if not names:
         return {}
     try:
-        graph = _graph(structure)
+        graph = _graph(few_rows(structure))
     except (RuntimeError, ValueError, ArithmeticError, TypeError, LookupError):
         return {}  # the model cannot be run so; what is wrong with it is told elsewhere
     batches = {name: plain.nodes[name]["fn"].batch_shape for name in names}

@@ -8,24 +8,42 @@ import torch
 from torch import Tensor
 
 from ember.inference.inputs.arguments import Arguments
+from ember.inference.reading.matching.arguments import probe_values
 from ember.inference.reading.structure import Structure
 
-__all__ = ["SLICE", "sliced"]
+__all__ = ["SLICE", "few_rows", "sliced"]
 
 
 SLICE = 61  # rows: a number that no other dim is likely to have
 MANY = 2_000  # rows from which on a slice pays
 
 
+def few_rows(structure: Structure) -> Structure:
+    """The model on the first rows of its data if it runs there with the same sites, else as it is.
+
+    It tells what the values of single rows do not decide: which site depends on which parameters,
+    and whether two runs say the same.
+    """
+    cut = sliced(structure)
+    if cut is None:
+        return structure
+    try:
+        nodes = cut.trace(probe_values(cut, 0)).nodes
+    except (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError):
+        return structure
+    names = {*structure.factor_names, *structure.parameters}
+    return cut if names <= nodes.keys() else structure
+
+
 def sliced(structure: Structure) -> Structure | None:
     """The model with the first rows of every argument that has as many as its largest latent.
 
-    None if there are not many rows, or if no argument has as many. Whether the model still runs,
-    and whether its other rows are like these, is for the caller to see.
+    None if there are not many rows, if no argument has as many, or if a parameter has. Whether the
+    model still runs, and whether its other rows are like these, is for the caller to see.
     """
     shapes = [shape for shape in structure.gaussian.values() if len(shape)]
     rows = max((shape[0] for shape in shapes), default=0)
-    if rows < MANY:
+    if rows < MANY or any(rows in p.shape for p in structure.parameters.values()):
         return None
     arguments = structure.arguments
     args = tuple(_cut(value, rows) for value in arguments.args)

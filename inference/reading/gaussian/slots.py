@@ -33,7 +33,8 @@ from ember.inference.reading.gaussian.tangents import (
     Directions,
     Params,
     Tangents,
-    locations_at,
+    arguments_at,
+    arguments_in,
     readers,
 )
 from ember.inference.reading.matching.arguments import ArgumentValues, match_argument
@@ -65,7 +66,7 @@ def find_reads(
     Args:
         structure: The model.
         probes: Random values of the parameters.
-        trace: A run with all latents at zero.
+        trace: A run at the first of them, with all latents at zero.
         sites: The latent and observed sites.
         names: The parameter sites, which must not read any.
 
@@ -77,16 +78,18 @@ def find_reads(
     if not free:
         return {}
     structure = dataclasses.replace(structure, gaussian=free)
-    reading = _reading(structure, probes[0], trace, sites, names)
     cut = sliced(structure)
     if cut is not None:
         with contextlib.suppress(ValueError, RuntimeError, LookupError):
-            seen = _read(cut, probes, cut.trace(probes[0]), reading)
+            few = cut.trace(probes[0])
+            reading = _reading(cut, probes[0], few, sites, names)
+            seen = _read(cut, probes, few, reading)
             whole = {n: [_whole(each, cut, structure) for each in seen[n]] for n in seen}
-            _confirm(structure, probes[0], reading, whole)
+            _confirm(structure, probes[0], trace, reading, whole)
             return {name: [each.reads for each in every] for name, every in whole.items()}
+    reading = _reading(structure, probes[0], trace, sites, names)
     seen = _read(structure, probes, trace, reading)
-    _confirm(structure, probes[0], reading, seen)
+    _confirm(structure, probes[0], trace, reading, seen)
     return {name: [each.reads for each in every] for name, every in seen.items()}
 
 
@@ -253,6 +256,7 @@ def _settled(values: Sequence[Tensor], event_dim: int) -> list[Tensor]:
 def _confirm(
     structure: Structure,
     params: Params,
+    trace: Trace,
     reading: Mapping[str, Sequence[str]],
     moved: Mapping[str, Sequence[_Seen]],
 ) -> None:
@@ -262,24 +266,27 @@ def _confirm(
         name: torch.randn(shape, generator=generator, dtype=torch.float64)
         for name, shape in structure.gaussian.items()
     }
-    zeros = {name: torch.zeros_like(value) for name, value in latents.items()}
-    before = locations_at(structure, params, zeros, reading)
-    after = locations_at(structure, params, latents, reading)
+    before, after = arguments_in(trace, reading), arguments_at(structure, params, latents, reading)
     for name in reading:
-        expected = before[name]["loc"]
-        size = expected.abs()
-        for each in moved.get(name, []):
-            values = latents[each.reads.latent].reshape(-1)[each.reads.entries]
-            term = each.slope * append_dims(values, each.slope.dim() - values.dim())
-            expected, size = expected + term, size + term.abs()
-        wrong = (after[name]["loc"] - expected).abs() > CONFIRMED * size + 1e-300
-        for argument, value in before[name].items():
-            if argument != "loc" and not torch.equal(value, after[name][argument]):
+        for argument, value in after[name].items():  # the other may hold more forms of a matrix
+            if argument != "loc" and not torch.equal(value, before[name][argument]):
                 raise NotIntegrable(_refusal(name, reading[name][0], f"it enters '{argument}'"))
-        if bool(wrong.any()):
+        if not _is_sum(before[name]["loc"], after[name]["loc"], latents, moved.get(name, [])):
             others = " and ".join(f"'{latent}'" for latent in reading[name])
             what = f"its location is not linear in {others}"
             raise NotIntegrable(_refusal(name, reading[name][0], what))
+
+
+def _is_sum(before: Tensor, after: Tensor, latents: Params, moved: Sequence[_Seen]) -> bool:
+    """Whether a location has moved by the sum of what it reads; in place, as it may be large."""
+    left = after - before
+    size = before.abs() + after.abs()
+    for each in moved:
+        values = latents[each.reads.latent].reshape(-1)[each.reads.entries]
+        values = append_dims(values, each.slope.dim() - values.dim())
+        left.addcmul_(each.slope, values, value=-1.0)
+        size.addcmul_(each.slope.abs(), values.abs())
+    return bool((left.abs_() <= size.mul_(CONFIRMED).add_(1e-300)).all())
 
 
 # -- small things -------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from torch import Tensor
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.forward_derivative import ForwardDerivatives
 from ember.inference.reading.structure import Structure
+from ember.inference.reading.trace import Trace
 from ember.inference.reading.unwrapping import given_arguments, unwrap
 
-__all__ = ["Directions", "Params", "Tangents", "locations_at", "readers"]
+__all__ = ["Directions", "Params", "Tangents", "arguments_at", "arguments_in", "readers"]
 
 
 Params = Mapping[str, Tensor]
@@ -80,12 +81,16 @@ class Tangents:
         return out
 
 
-def locations_at(
+def arguments_at(
     structure: Structure, params: Params, latents: Params, sites: Iterable[str]
 ) -> dict[str, dict[str, Tensor]]:
     """The arguments of sites where latents have given values."""
     with torch.no_grad():
-        trace = structure.trace({**params, **latents})
+        return arguments_in(structure.trace({**params, **latents}), sites)
+
+
+def arguments_in(trace: Trace, sites: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """The arguments of sites in a run."""
     return {name: _arguments(trace.nodes[name]["fn"]) for name in sites}
 
 
