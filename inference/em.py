@@ -15,6 +15,7 @@ from ember.inference.fit import Fit
 from ember.inference.initialisation.given_params import check_params
 from ember.inference.initialisation.starting_params import Init, starting_params
 from ember.inference.inputs.arguments import Model
+from ember.inference.inputs.frames import take
 from ember.inference.inputs.options import check_em_options
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.acceleration.em_map import EMMap
@@ -185,11 +186,13 @@ class EM:
         ``initialise`` and ``e_step`` take it in place of the arguments. Then the model is not run
         again to see whether it, or its data, have changed, which pays where data are large.
         """
+        args, kwargs, _ = take(self.model, args, kwargs)
         with sheltered(self.seed, (args, kwargs)):
             return self._options.read(args, kwargs)
 
     def initialise(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Starting parameters for the model's arguments: site name to constrained tensor."""
+        args, kwargs, _ = take(self.model, args, kwargs)
         with sheltered(self.seed, data_of(args, kwargs)):
             return starting_params(self._kept.plan_for(self._options, args, kwargs), self.init)
 
@@ -206,6 +209,7 @@ class EM:
                 f"e_step takes params first, as a dict, not {type(params).__name__}; then the "
                 "model's own arguments."
             )
+        args, kwargs, _ = take(self.model, args, kwargs)
         with sheltered(self.seed, data_of(args, kwargs)):
             plan = self._kept.plan_for(self._options, args, kwargs)
             statistics = LogEvidence.of(plan).statistics(
@@ -253,6 +257,7 @@ class EM:
             ValueError: If the model or its data cannot be handled; the message names the site.
         """
         began = time.perf_counter()
+        args, kwargs, recipe = take(self.model, args, kwargs)
         with sheltered(self.seed, (args, kwargs)):
             run, misread = self._fit(self._options.read(args, kwargs), began), set[str]()
             gaps: dict[str, float] = {}
@@ -269,7 +274,8 @@ class EM:
                 run = self._in_order(run)
             except KeyboardInterrupt:
                 run = dataclasses.replace(run, stop=StopReason.INTERRUPTED)
-        fit = dataclasses.replace(Fit.of(run), node_gaps=gaps).with_names(args, kwargs)
+        fit = dataclasses.replace(Fit.of(run), node_gaps=gaps)
+        fit = fit.with_names(args, kwargs, recipe)
         if fit.warning:
             warnings.warn(fit.warning, RuntimeWarning, stacklevel=2)
         return dataclasses.replace(fit, seconds=time.perf_counter() - began)
@@ -361,6 +367,7 @@ class EM:
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """The plan for these arguments, as a table: role, plates and update of every site."""
+        args, kwargs, _ = take(self.model, args, kwargs)
         with sheltered(self.seed, data_of(args, kwargs)):
             return explain(self._kept.plan_for(self._options, args, kwargs))
 

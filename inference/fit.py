@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.exports import Exports
-from ember.inference.inputs.arguments import Arguments
+from ember.inference.inputs.arguments import Arguments, Model
+from ember.inference.inputs.frames import Recipe, take_again
 from ember.inference.inputs.options import check_count
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.convergence import StopReason
@@ -28,20 +29,29 @@ from ember.inference.queries import criteria, forecasting, imputation, predictio
 from ember.inference.queries.conjugate.posterior import conjugate_posterior
 from ember.inference.queries.deterministic import deterministic_values
 from ember.inference.queries.gaussian.posterior import (
+    GaussianPosterior,
     gaussian_posterior,
     lag_covariances,
     pair_covariances,
 )
 from ember.inference.queries.gaussian.predictive import predictive
 from ember.inference.queries.impossible import warn_if_impossible
-from ember.inference.queries.new_data import argument_names, plan_beside, plan_for
+from ember.inference.queries.new_data import (
+    argument_names,
+    in_their_places,
+    plan_beside,
+    plan_for,
+)
 from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
 from ember.inference.queries.uncertainty.drawn import DrawnUncertainty
 from ember.inference.queries.uncertainty.intervals import Interval, check_level
 from ember.inference.queries.uncertainty.uncertainty import Uncertainty
-from ember.inference.queries.units import unit_posterior
+from ember.inference.queries.units import UnitPosterior, unit_posterior
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
+from ember.inference.reports.drawing.residuals import draw_residuals
+from ember.inference.reports.latent_names import latent_axes
+from ember.inference.reports.residuals import residuals_of
 
 __all__ = ["Fit"]
 
@@ -74,7 +84,9 @@ class Fit(Exports):
         guide: For SVI the learnt guide, callable like any; None for EM.
         columns: The names of columns, where the data came with them, by observed site and by
             argument of the model.
-        axes: The same by parameter site and axis; see ``reports/naming.py``.
+        axes: The same by parameter site and axis, and of effects of groups the labels of levels;
+            see ``reports/naming.py`` and ``reports/latent_names.py``.
+        recipe: How the model's arguments were made from tables, by which new tables are read alike.
         node_gaps: For each continuous latent, how far the integrals over its even and over its odd
             nodes differ in the log evidence of a row, at most. Up to about 0.1, the error of the
             integral is the square of that over 400, or less. For a latent that is integrated unit
@@ -86,6 +98,7 @@ class Fit(Exports):
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     axes: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict, repr=False)
     node_gaps: dict[str, float] = field(default_factory=dict, repr=False)
+    recipe: Recipe = field(default_factory=Recipe, repr=False)
 
     @staticmethod
     def of(run: Run) -> Fit:
@@ -170,6 +183,8 @@ class Fit(Exports):
                 or conjugate_posterior(plan, params, name)
                 or unit_posterior(plan, params, name)
             )
+            if isinstance(found, (GaussianPosterior, UnitPosterior)):
+                found = dataclasses.replace(found, axes=self.axes.get(name, {}))
             if found is not None:
                 warn_if_impossible(plan, params, found.mean)
                 return found
@@ -315,6 +330,7 @@ class Fit(Exports):
         with sheltered(data=(self._data, args)), torch.no_grad():
             if not args and not kwargs:
                 return predictive(self.plan, self.params)
+            args, kwargs = take_again(self._model, self.recipe, args, kwargs, True)
             plan, rows = plan_beside(self.plan, self.params, args, kwargs)
             return predictive(plan, self.params, rows)
 
@@ -436,6 +452,9 @@ class Fit(Exports):
 
     def plan_for(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Plan:
         """The plan for other data, the remaining arguments as in the fit."""
+        model, old = self._model, self._data
+        args, kwargs = take_again(model, self.recipe, args, kwargs)
+        args, kwargs = in_their_places(argument_names(model), old, args, kwargs)
         return plan_for(self.plan, self.params, args, kwargs)
 
     def _for_latents(
@@ -681,16 +700,79 @@ class Fit(Exports):
         with sheltered(data=self._data), torch.no_grad():
             return draw_fit(self, sure)
 
+    def residuals(self, seed: int = 0) -> Any:
+        r"""Quantile residuals of single numbers: standard normal where the model is right.
+
+        .. math:: r_n = \Phi^{-1}(F_n(y_n))
+
+        with the distribution function :math:`F_n` at the estimates, discrete latents summed out;
+        of one normal regression the residual over its standard deviation. Effects of groups are
+        taken at their posterior means. Whole numbers are spread out at random within their steps.
+
+        Args:
+            seed: For the spreading of whole numbers.
+
+        Returns:
+            A tensor ``(N,)``, NaN where data are missing; a dict of them if there are several
+            sites.
+
+        Raises:
+            ValueError: If no site has single numbers with a known distribution function.
+
+        Reference: Dunn & Smyth (1996), *Randomized quantile residuals*, Journal of Computational
+        and Graphical Statistics 5, 236-244.
+
+        Example:
+            >>> from ember.inference import EM
+            >>> from ember.models import regression_mixture
+            >>> x = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+            >>> y = torch.tensor([0.1, 1.2, 1.8, 3.1, 4.2, 4.8])
+            >>> fit = EM(regression_mixture, objective="mle").fit(y, x, components=1)
+            >>> [round(value, 2) for value in fit.residuals().tolist()]
+            [-0.12, 0.72, -1.57, 0.53, 1.37, -0.93]
+        """
+        with sheltered(data=self._data), torch.no_grad():
+            found = {each.site: each.values for each in residuals_of(self, seed)}
+        return next(iter(found.values())) if len(found) == 1 else found
+
+    def plot_residuals(self, seed: int = 0) -> Figure:
+        """Residuals against what is expected, and in order against normal quantiles.
+
+        The grey band holds 95 % of each sorted residual if the model is right. Of yes and no the
+        first panel is the calibration: the share of yes among rows of like expected probability.
+
+        Args:
+            seed: For the spreading of whole numbers; see ``residuals``.
+
+        Raises:
+            ValueError: As ``residuals``.
+        """
+        with sheltered(data=self._data), torch.no_grad():
+            return draw_residuals(residuals_of(self, seed))
+
     def argument_names(self) -> list[str]:
         """The names of the model's arguments in their order, as far as they can be known."""
-        return argument_names(self.plan.structure.model)
+        return argument_names(self._model)
 
-    def with_names(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Self:
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """The labels behind the codes 0, 1, ... of each column of words, by column."""
+        return self.recipe.by_column
+
+    @property
+    def _model(self) -> Model:
+        return self.plan.structure.model
+
+    def with_names(
+        self, args: Sequence[object], kwargs: Mapping[str, object], recipe: Recipe | None = None
+    ) -> Self:
         """The same fit, knowing the names of columns in the arguments as the user gave them."""
         named = [*zip(self.argument_names(), args, strict=False), *kwargs.items()]
         columns = naming.column_names(self.plan, dict(named))
         axes = naming.axis_labels(self.plan, dict(named), columns)
-        return dataclasses.replace(self, columns=columns, axes=axes)
+        axes |= latent_axes(self.plan, dict(named))
+        recipe = self.recipe if recipe is None else recipe
+        return dataclasses.replace(self, columns=columns, axes=axes, recipe=recipe)
 
     def __str__(self) -> str:
         return summary.text(self)

@@ -15,6 +15,7 @@ from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
 from ember.inference.initialisation.starting_params import Init
 from ember.inference.inputs.arguments import Model
+from ember.inference.inputs.frames import take
 from ember.inference.inputs.options import check_count
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.convergence import StopReason
@@ -72,6 +73,7 @@ class _AroundTheMode(ABC):
             ValueError: If the model or its data cannot be handled; the message names the site.
         """
         began = time.perf_counter()
+        args, kwargs, recipe = take(self.model, args, kwargs)
         mode = self._em.fit(*args, **kwargs)
         plan = mode.plan
         _check_priors(plan, self.name)
@@ -80,7 +82,7 @@ class _AroundTheMode(ABC):
             around = normal_approximation(density, density.coordinates.flatten(mode.params))
             drawn = self._draw(density, around)
             fit = self._result(mode, density, drawn)
-        fit = fit.with_names(args, kwargs)
+        fit = fit.with_names(args, kwargs, recipe)
         return dataclasses.replace(fit, seconds=time.perf_counter() - began)
 
     @abstractmethod

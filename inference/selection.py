@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from torch import Tensor
 from ember.inference.em import EM
 from ember.inference.fit import Fit
 from ember.inference.inputs.arguments import Model, prepare
+from ember.inference.inputs.frames import names_columns, take
 from ember.inference.inputs.options import check_choice
 from ember.inference.iteration.progress import progress_bar
 from ember.inference.plan.plan import Plan
@@ -129,7 +130,11 @@ def select(
     check_choice("criterion", criterion, CRITERIA)
     if criterion == "held_out" and folds < 2:
         raise ValueError("criterion='held_out' needs folds of at least 2, for example folds=5.")
-    swept = {name: list(value) for name, value in options.items() if _is_sweep(value)}
+    swept = {
+        name: list(cast(Iterable[object], value))
+        for name, value in options.items()
+        if _is_sweep(value) and not ("data" in options and names_columns(model, name, value))
+    }
     fixed = {name: value for name, value in options.items() if name not in swept}
     if not swept or not all(swept.values()):
         raise ValueError(
@@ -159,8 +164,9 @@ def select(
     return Selection(table, fits, fits[best], cells[best], criterion)
 
 
-def _is_sweep(value: object) -> TypeGuard[Iterable[object]]:
-    return isinstance(value, Iterable) and not isinstance(value, (str, Tensor, np.ndarray, Mapping))
+def _is_sweep(value: object) -> bool:
+    data = (str, Tensor, np.ndarray, Mapping, pd.DataFrame, pd.Series)
+    return isinstance(value, Iterable) and not isinstance(value, data)
 
 
 def _fit_cell(
@@ -193,7 +199,7 @@ def _held_out(
     method: EM, args: tuple[object, ...], options: Mapping[str, object], folds: int
 ) -> float:
     """Mean log likelihood of a row under the model fitted without its fold."""
-    given = prepare(args, options)
+    given = prepare(*take(method.model, args, options)[:2])
     rows = _row_count(given.args)
     fold = torch.arange(rows) % folds
     fold = fold[torch.randperm(rows, generator=torch.Generator().manual_seed(method.seed or 0))]

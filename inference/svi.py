@@ -19,6 +19,7 @@ from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
 from ember.inference.initialisation.starting_params import Init
 from ember.inference.inputs.arguments import Model, prepare
+from ember.inference.inputs.frames import take
 from ember.inference.inputs.options import check_svi_options
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.checks import check_rows, warn_of_cuts
@@ -26,6 +27,7 @@ from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.progress import progress_bar
 from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
+from ember.inference.plan.columns import check_codes
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.on_nodes import node_gaps
 from ember.inference.queries.units import unit_gaps
@@ -155,6 +157,7 @@ class SVI:
                 the site.
         """
         began = time.perf_counter()
+        args, kwargs, recipe = take(self.model, args, kwargs)
         with sheltered(self.seed, (args, kwargs)):
             model = self.model
             if isinstance(model, torch.nn.Module):
@@ -165,7 +168,7 @@ class SVI:
                 misread.update(wrong)
                 pyro.get_param_store().clear()
                 fit = self._attempt(model, args, kwargs, began, misread)
-        fit = fit.with_names(args, kwargs)
+        fit = fit.with_names(args, kwargs, recipe)
         return dataclasses.replace(fit, seconds=time.perf_counter() - began)
 
     def _attempt(
@@ -177,6 +180,7 @@ class SVI:
         misread: Collection[str] = (),
     ) -> Fit:
         marginal = build_plan(model, prepare(args, kwargs), "map", self.integrate, misread=misread)
+        check_codes(marginal, (*args, *kwargs.values()))
         asked = {name for name, how in self.integrate.items() if how is not None}
         guided = latents_to_guide(self.guide, marginal, asked)
         plan = with_guided_latents(marginal, guided)

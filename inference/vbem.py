@@ -11,6 +11,7 @@ from torch import Tensor
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.initialisation.starting_params import Init, starting_params
 from ember.inference.inputs.arguments import Model
+from ember.inference.inputs.frames import take
 from ember.inference.inputs.options import check_vbem_options
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.acceleration.em_map import EMMap
@@ -124,17 +125,20 @@ class VBEM:
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """The model, read for these arguments; the steps take it in their place."""
+        args, kwargs, _ = take(self.model, args, kwargs)
         with sheltered(self.seed, (args, kwargs)):
             return self._options.read(args, kwargs)
 
     def initialise(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Posteriors to start from: the means by site, and beside each how sure it is."""
+        args, kwargs, _ = take(self.model, args, kwargs)
         with sheltered(self.seed, data_of(args, kwargs)):
             plan = self._kept.plan_for(self._options, args, kwargs)
             return VariationalBayes.of(plan).start(starting_params(plan, self.init))
 
     def e_step(self, state: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Statistics:
         """Expected sufficient statistics of data under posteriors; ``.objective`` is the bound."""
+        args, kwargs, _ = take(self.model, args, kwargs)
         with sheltered(self.seed, data_of(args, kwargs)):
             bayes = VariationalBayes.of(self._kept.plan_for(self._options, args, kwargs))
             bayes.check(state)
@@ -157,6 +161,7 @@ class VBEM:
             ValueError: If the model or its data cannot be handled; the message names the site.
         """
         began = time.perf_counter()
+        args, kwargs, recipe = take(self.model, args, kwargs)
         with sheltered(self.seed, (args, kwargs)):
             plan, misread = self._options.read(args, kwargs), set[str]()
             while True:
@@ -167,7 +172,7 @@ class VBEM:
                 misread.update(sites)
                 plan = self._options.read(args, kwargs, misread)
             fit = self._result(plan, run)
-        fit = fit.with_names(args, kwargs)
+        fit = fit.with_names(args, kwargs, recipe)
         return dataclasses.replace(fit, seconds=time.perf_counter() - began)
 
     def _fit(self, plan: Plan, began: float) -> Run:
@@ -230,6 +235,7 @@ class VBEM:
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """The plan as a table; the M-step of a parameter is a posterior, or why it is a point."""
+        args, kwargs, _ = take(self.model, args, kwargs)
         with sheltered(self.seed, data_of(args, kwargs)):
             plan = self._kept.plan_for(self._options, args, kwargs)
             bayes = VariationalBayes.of(plan)

@@ -21,6 +21,7 @@ from ember.inference.iteration.checks import (
 )
 from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
+from ember.inference.plan.columns import check_codes
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.fingerprint import fingerprint
 from ember.inference.reading.gaussian.reads import NotIntegrable
@@ -63,6 +64,7 @@ class ReadingOptions(NamedTuple):
             unconstrained=self.mode == "unconstrained",
         )
         plan = read(integrate=self.integrate)
+        check_codes(plan, (*args, *kwargs.values()))
         LogEvidence.of(plan)  # says now if its latents cannot be summed out
         if local := local_parameters(plan, self.integrate):
             plan = self._with_local(plan, local, read)

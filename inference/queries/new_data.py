@@ -1,7 +1,7 @@
 """The plan for other data than those of a fit: what every query of new rows needs."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -13,7 +13,7 @@ from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.without_data import NO_DATA, LeftOut, holds_left_out
 
-__all__ = ["argument_names", "plan_beside", "plan_for"]
+__all__ = ["argument_names", "in_their_places", "plan_beside", "plan_for"]
 
 
 def plan_for(
@@ -45,6 +45,24 @@ def plan_for(
     arguments = prepare((*args, *kept), {**others, **kwargs})
     _check_complete(model, arguments)
     return _read_again(plan, params, arguments)
+
+
+def in_their_places(
+    names: Sequence[str],
+    old: Arguments,
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """New arguments with those by place that were given by place in the fit, as far as needed."""
+    by_name = dict(kwargs)
+    places = names[: len(old.args)]
+    last = max((i for i, name in enumerate(places) if name in by_name), default=-1) + 1
+    filled = [
+        args[i] if i < len(args) else by_name.pop(places[i], old.args[i])
+        for i in range(max(last, len(args)))
+        if i < len(args) or i < len(places)
+    ]
+    return tuple(filled), by_name
 
 
 def _check_complete(model: Model, arguments: Arguments) -> None:

@@ -5,8 +5,9 @@ With weights :math:`w_{qg} \propto \omega_q\, p(u_{qg})\, p(y_g \mid u_{qg})` of
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from ember.inference.numerics.adaptive import Adaptive
 from ember.inference.plan.placing import placed, placed_units
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.potentials import natural_parameters, values_of
+from ember.inference.queries.entry_table import entry_table
 
 __all__ = [
     "UnitPosterior",
@@ -41,6 +43,7 @@ class UnitPosterior:
         mean: The posterior mean, in the shape of the latent.
         covariance: The posterior covariance of each event, ``(*plates, D, D)``; ``D`` is 1 for a
             site of single numbers.
+        axes: Names along the axes of ``mean``, where they are known.
     """
 
     name: str
@@ -48,6 +51,11 @@ class UnitPosterior:
     probs: Tensor
     mean: Tensor
     covariance: Tensor
+    axes: Mapping[int, tuple[str, ...]] = field(default_factory=dict, repr=False)
+
+    def summary(self) -> pd.DataFrame:
+        """A row for each entry, with its mean and standard deviation, under the names known."""
+        return entry_table(self.name, self.axes, self.mean, self.stddev)
 
     @property
     def batch_shape(self) -> torch.Size:

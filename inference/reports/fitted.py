@@ -93,6 +93,10 @@ class Fitted(Protocol):
         """Names of axes."""
 
     @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Labels behind the codes of columns."""
+
+    @property
     def node_gaps(self) -> dict[str, float]:
         """For each continuous latent, the gap between even and odd nodes."""
 

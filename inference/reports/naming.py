@@ -1,13 +1,14 @@
 """Which axis of a parameter runs along the columns of the data, and what the columns are called."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
-from torch import Tensor
 
+from ember.inference.inputs.categories import LABELS
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
+from ember.inference.plan.columns import alike, holds, numbers_of, rows_of_line, tables_of
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.site import Site
 
@@ -15,7 +16,7 @@ __all__ = ["WHOLE", "axis_labels", "column_names"]
 
 
 INTERCEPT = "intercept"
-SAME = 1e-9
+COEFFICIENTS = "coefficients"  # how the ready regressions call them
 WHOLE = -1
 Names = tuple[str, ...]
 
@@ -24,7 +25,7 @@ def column_names(plan: Plan, arguments: Mapping[str, object]) -> dict[str, Names
     """The columns of every argument, and observed site, that came as a data frame or series."""
     given: dict[str, Names] = {}
     for name, value in arguments.items():
-        tables = list(_tables([value])) if not isinstance(value, Mapping) else []
+        tables = list(tables_of([value])) if not isinstance(value, Mapping) else []
         for table in tables:
             given[name] = tuple(map(str, table.columns))
     return given | _site_columns(plan, arguments)
@@ -32,18 +33,18 @@ def column_names(plan: Plan, arguments: Mapping[str, object]) -> dict[str, Names
 
 def _site_columns(plan: Plan, arguments: Mapping[str, object]) -> dict[str, Names]:
     columns: dict[str, Names] = {}
-    for table in _tables(tuple(arguments.values())):
+    for table in tables_of(tuple(arguments.values())):
         names = tuple(map(str, table.columns))
         if all(isinstance(name, int) for name in table.columns):
             continue  # what pandas calls columns without a name
         for site in plan.structure.observed:
             if site in columns:
                 continue
-            if _holds(plan.sites[site], table):
+            if holds(plan.sites[site], table):
                 columns[site] = names
                 continue
             parts = ((n, table.iloc[:, [i]]) for i, n in enumerate(names))
-            single = next((n for n, column in parts if _holds(plan.sites[site], column)), None)
+            single = next((n for n, column in parts if holds(plan.sites[site], column)), None)
             if single is not None:
                 columns[site] = (single,)
     return columns
@@ -64,7 +65,7 @@ def axis_labels(
         ``WHOLE`` stands the one column that all of a parameter belongs to.
     """
     labels: dict[str, dict[int, Names]] = {}
-    designs = list(_tables(tuple(arguments.values())))
+    designs = list(tables_of(tuple(arguments.values())))
     if not designs:
         return labels
     for name in plan.structure.observed:
@@ -81,8 +82,21 @@ def axis_labels(
                 shape = plan.structure.parameters[source].shape
                 if features and shape and shape[-1] == len(features):
                     labels.setdefault(source, {})[len(shape) - 1] = features
+    _label_coefficients(labels, plan, columns)
     kept = {name: {a: n for a, n in axes.items() if n} for name, axes in labels.items()}
     return {name: axes for name, axes in kept.items() if axes}
+
+
+def _label_coefficients(
+    labels: dict[str, dict[int, Names]], plan: Plan, columns: Mapping[str, Names]
+) -> None:
+    """Names the coefficients of ready models whose lines are computed, by the columns of ``X``."""
+    parameter, names = plan.structure.parameters.get(COEFFICIENTS), columns.get("X", ())
+    if parameter is None or not parameter.shape or labels.get(COEFFICIENTS):
+        return
+    last, lead = len(parameter.shape) - 1, parameter.shape[-1] - len(names)
+    if names and lead in (0, 1):
+        labels[COEFFICIENTS] = {last: (*(INTERCEPT,) * lead, *names)}
 
 
 def _label_columns(
@@ -96,41 +110,12 @@ def _label_columns(
     """Adds the names of a site's columns along the axes of the parameter behind an argument."""
     along = _column_axes(plan, plan.sites[site], argument, len(columns))
     axes.update(dict.fromkeys(along, columns))
+    if along:
+        axes.update(_levels(plan, argument, columns, designs))
     if not along and len(columns) == 1:
         shared = axes.get(WHOLE, columns) != columns
         axes[WHOLE] = () if shared else columns
-        axes.update(_levels(plan, argument, columns[0], designs))
-
-
-def _tables(values: Sequence[object]) -> Iterator[pd.DataFrame]:
-    """The data frames among a model's arguments; a series is one of a single column."""
-    for value in values:
-        if isinstance(value, pd.DataFrame):
-            yield value
-        elif isinstance(value, pd.Series) and value.name is not None:
-            frame = value.to_frame()
-            frame.attrs = dict(value.attrs)
-            yield frame
-        elif isinstance(value, Mapping):
-            yield from _tables(tuple(value.values()))
-
-
-def _holds(site: Site, table: pd.DataFrame) -> bool:
-    """Whether a site's data are those of a table, what is missing in either aside."""
-    if site.value.numel() != table.size:
-        return False
-    numbers = _numbers(table)
-    if numbers is None:
-        return False
-    value = site.value.reshape(numbers.shape).to(torch.float64)
-    return bool(((value == numbers) | numbers.isnan() | value.isnan()).all())
-
-
-def _numbers(table: pd.DataFrame) -> Tensor | None:
-    try:
-        return torch.tensor(table.to_numpy(dtype="float64", na_value=float("nan")))
-    except (TypeError, ValueError):
-        return None
+        axes.update(_levels(plan, argument, columns, designs))
 
 
 def _column_axes(plan: Plan, site: Site, argument: ArgumentMap, columns: int) -> list[int]:
@@ -150,12 +135,14 @@ def _column_axes(plan: Plan, site: Site, argument: ArgumentMap, columns: int) ->
 
 
 def _levels(
-    plan: Plan, argument: ArgumentMap, column: str, tables: Sequence[pd.DataFrame]
+    plan: Plan, argument: ArgumentMap, columns: Names, tables: Sequence[pd.DataFrame]
 ) -> dict[int, Names]:
-    """The labels behind the codes of a column of categories, along the axis of its levels."""
+    """The labels behind codes of categories, along the axis of levels, if columns share them."""
     shape = plan.structure.parameters[argument.sources[0]].shape
     for table in tables:
-        labels = tuple(map(str, table.attrs.get("labels", {}).get(column, ())))
+        known = table.attrs.get(LABELS, {})
+        shared = {tuple(map(str, known.get(column, ()))) for column in columns}
+        labels = shared.pop() if len(shared) == 1 else ()
         if labels and argument.domain == "simplex" and shape and shape[-1] == len(labels):
             return {len(shape) - 1: labels}
     return {}
@@ -163,28 +150,20 @@ def _levels(
 
 def _feature_names(line: AffineMap, tables: Sequence[pd.DataFrame]) -> Names | None:
     """The covariate behind each coefficient of a line: a column by its name, or the intercept."""
-    entries = line.table.entries[0]
-    if entries != tuple(range(entries[0], entries[0] + len(entries))):
+    rows = rows_of_line(line)
+    if rows is None:
         return None
-    shape = torch.broadcast_shapes(line.index.shape, line.features.shape[:-1])
-    index = line.index.expand(shape)
-    rows = line.features.expand(*shape, -1)[index == index.reshape(-1)[0]]
     known = [
         (str(name), column)
         for table in tables
-        if (numbers := _numbers(table)) is not None and len(numbers) == len(rows)
+        if (numbers := numbers_of(table)) is not None and len(numbers) == len(rows)
         for name, column in zip(table.columns, numbers.T, strict=True)
     ]
     names = []
     for feature in rows.T:
         candidates = [(INTERCEPT, torch.ones_like(feature)), *known]
-        same = [name for name, column in candidates if _alike(column, feature)]
+        same = [name for name, column in candidates if alike(column, feature)]
         if not same:
             return None
         names.append(same[0])
     return tuple(names)
-
-
-def _alike(column: Tensor, feature: Tensor) -> bool:
-    """Whether a covariate that was read off the model's runs is this column, up to rounding."""
-    return bool((column - feature).abs().max() <= SAME * column.abs().max())

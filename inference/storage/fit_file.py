@@ -15,6 +15,7 @@ import torch
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.inputs.arguments import Arguments, Model, prepare
+from ember.inference.inputs.frames import Recipe, take
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.restarts.record import Starts
@@ -45,7 +46,7 @@ from ember.inference.storage.sealed_file import check_target, read_sealed, write
 __all__ = ["read_fit", "read_notes", "write_fit"]
 
 
-CLASSES = (StopReason, Starts, Certificate, Quadrature, PlanRecord, GuideRecord, LeftOut)
+CLASSES = (StopReason, Starts, Certificate, Quadrature, PlanRecord, GuideRecord, LeftOut, Recipe)
 SAME = 1e-6  # relative: densities that differ by less are the same, whatever rounding did
 
 
@@ -64,6 +65,8 @@ def write_fit(run: Run, path: str | Path, data: bool = True, notes: object = Non
         record = record_of(run)
         fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
         del fields["plan"]
+        if isinstance(recipe := fields.get("recipe"), Recipe):
+            fields["recipe"] = recipe.bare()
         guide = _guide_record(fields.pop("guide", None), data)
         arguments = run.plan.structure.arguments
         if not data:
@@ -134,6 +137,9 @@ def read_fit(
             f"Fit.load takes the model that was fitted ('{stored.model}') after the path, not "
             f"{type(model).__name__}."
         )
+    args, kwargs, recipe = take(model, args, kwargs)
+    if recipe.names or recipe.formula is not None:
+        stored.fit["recipe"] = recipe
     arguments = given_again(stored.arguments, prepare(args, kwargs), argument_names(model))
     if holds_left_out(arguments):
         bare = PlanWithoutData(model, arguments, stored.plan)

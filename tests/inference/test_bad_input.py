@@ -65,7 +65,7 @@ DATA: dict[str, tuple[Callable[..., None], Any, str]] = {
     "fractional counts": (poissons, COUNTS + 0.5, "'x'.*support"),
     "boolean reals": (gaussians, X > 0.0, "x"),
     "text": (gaussians, np.array(["a", "b", "c"]), "numbers"),
-    "text columns": (gaussians, pd.DataFrame({"a": ["u", "v"]}), "numbers"),
+    "text columns": (gaussians, pd.Series(["u", "v"], name="a"), "numbers"),
     "object": (gaussians, None, "argument|data|tensor|NoneType"),
     "string": (gaussians, "abc", "argument|data|tensor|'x'"),
 }

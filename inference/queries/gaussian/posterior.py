@@ -4,12 +4,14 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import pandas as pd
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.plan.plan import Plan
+from ember.inference.queries.entry_table import entry_table
 from ember.inference.queries.gaussian.moments import (
     ComponentPosterior,
     check_joint,
@@ -38,6 +40,7 @@ class GaussianPosterior:
             sequence lie along the last dim of the batch.
         covariance: That of each event, ``(*batch, D, D)``; ``(*batch, 1, 1)`` where the latent
             consists of numbers.
+        axes: Names along the axes of ``mean``, where they are known.
 
     Example:
         >>> from ember.inference import EM
@@ -58,6 +61,7 @@ class GaussianPosterior:
     _moments: ComponentPosterior = field(repr=False)
     _entries: Tensor = field(repr=False)
     _event_dim: int = field(repr=False)
+    axes: Mapping[int, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def variance(self) -> Tensor:
@@ -90,6 +94,10 @@ class GaussianPosterior:
             validate_args=False,
         )
         return mixture
+
+    def summary(self) -> pd.DataFrame:
+        """A row for each entry, with its mean and standard deviation, under the names known."""
+        return entry_table(self.name, self.axes, self.mean, self.stddev)
 
     def joint(self) -> Tensor:
         """The covariance of all entries with all, ``(*shape, *shape)`` of the latent's shape.

@@ -1,6 +1,6 @@
 """Effects of groups: their posterior means in order with intervals, and the data they lead to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,7 +21,13 @@ def effect_height(levels: int) -> float:
     return min(max(1.4 + 0.16 * levels, 3.6), 7.0)
 
 
-def draw_effects(figure: FigureBase, name: str, mean: Tensor, deviation: Tensor) -> None:
+def draw_effects(
+    figure: FigureBase,
+    name: str,
+    mean: Tensor,
+    deviation: Tensor,
+    axes_names: Mapping[int, Sequence[str]],
+) -> None:
     """A caterpillar: levels by the mean of their first effect, a panel for each effect.
 
     Args:
@@ -29,6 +35,7 @@ def draw_effects(figure: FigureBase, name: str, mean: Tensor, deviation: Tensor)
         name: The latent.
         mean: ``(levels, effects)``.
         deviation: The same of standard deviations.
+        axes_names: What levels (0) and effects (1) are called, where that is known.
     """
     levels, effects = mean.shape
     order = mean[:, 0].argsort()
@@ -41,10 +48,12 @@ def draw_effects(figure: FigureBase, name: str, mean: Tensor, deviation: Tensor)
         axes.hlines(places, centre - half, centre + half, color=GREY, linewidth=width, zorder=2)
         size = 4.5 if levels <= 100 else 1.8
         axes.plot(centre, places, "o", color=STATES[0], markersize=size, zorder=3)
-        axes.set_xlabel(name if effects == 1 else f"{name}[{k}]")
+        effect = axes_names[1][k] if 1 in axes_names else str(k)
+        axes.set_xlabel(name if effects == 1 else f"{name}[{effect}]")
         axes.set_ylim(-0.7, levels - 0.3)
     if levels <= NAMED:
-        panels[0].set_yticks(places, [str(int(i)) for i in order])
+        called = axes_names.get(0, range(levels))
+        panels[0].set_yticks(places, [str(called[int(i)]) for i in order])
     else:
         panels[0].set_yticks([])
     panels[0].set_ylabel("level")

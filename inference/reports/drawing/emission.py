@@ -1,6 +1,7 @@
 """An observed site as a picture sees it: its rows, and what each state says of them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Emission:
         base: The distribution of single entries or vectors, its batch dims as in ``axes``.
         axes: For every batch dim of ``base``: "state", "column", "place" or "" (of size 1).
         is_chain: Whether the last place is time.
+        labels: What the levels of columns are called, where that is known.
     """
 
     site: str
@@ -42,6 +44,7 @@ class Emission:
     base: Distribution
     axes: tuple[str, ...]
     is_chain: bool
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def states(self) -> int:

@@ -29,7 +29,10 @@ WITH_PROBS = (dist.Categorical, dist.Bernoulli, dist.Multinomial, dist.OneHotCat
 
 
 def read_emissions(
-    plan: Plan, params: Mapping[str, Tensor], columns: Mapping[str, Sequence[str]]
+    plan: Plan,
+    params: Mapping[str, Tensor],
+    columns: Mapping[str, Sequence[str]],
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Emission]:
     """The observed sites that can be drawn, steps of a loop put together.
 
@@ -45,7 +48,7 @@ def read_emissions(
             continue  # it follows Gaussian latents, which have panels of their own
         emission = _read(plan, params, name, trace.nodes[name]["fn"], columns)
         if emission is not None:
-            emissions[name] = emission
+            emissions[name] = replace(emission, labels=labels or {})
     return _joined_steps(plan, emissions)
 
 

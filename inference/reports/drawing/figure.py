@@ -76,7 +76,7 @@ def draw_fit(fit: Fitted, sure: Sure | None = None) -> Figure:
         draw_positions(figure, fit)
         return figure
     sums = not fit.plan.on_nodes and not fit.plan.units
-    emissions = read_emissions(fit.plan, fit.params, fit.columns) if sums else []
+    emissions = read_emissions(fit.plan, fit.params, fit.columns, fit.labels) if sums else []
     panels = gaussian_panels(fit) + unit_panels(fit)
     if not emissions and not panels:
         names = ", ".join(f"'{name}'" for name in fit.plan.structure.observed)

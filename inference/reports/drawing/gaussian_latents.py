@@ -75,7 +75,7 @@ def _effects(fit: Fitted, name: str) -> Panel:
     return (
         width,
         effect_height(len(mean)),
-        lambda figure: draw_effects(figure, name, mean, deviation),
+        lambda figure: draw_effects(figure, name, mean, deviation, fit.axes.get(name, {})),
     )
 
 

@@ -24,9 +24,18 @@ def probability_rows(emission: Emission) -> tuple[list[str], Tensor]:
         order = probs[:, 0].amax(0).argsort(descending=True)[:MOST_ROWS].sort().values
         return [f"{emission.site}[{int(i)}]" for i in order], probs[:, 0, order].T
     if levels == 2:
-        return [f"{name} = 1" for name in emission.columns], probs[..., 1].T
-    names = [f"{name} = {level}" for name in emission.columns for level in range(levels)]
+        return [f"{n} = {_level(emission, n, 1)}" for n in emission.columns], probs[..., 1].T
+    names = [
+        f"{name} = {_level(emission, name, level)}"
+        for name in emission.columns
+        for level in range(levels)
+    ]
     return names, probs.reshape(states, columns * levels).T
+
+
+def _level(emission: Emission, column: str, level: int) -> str:
+    labels = emission.labels.get(column, ())
+    return labels[level] if level < len(labels) else str(level)
 
 
 def draw_probabilities(

@@ -32,7 +32,7 @@ def _effects(fit: Fitted, name: str) -> Panel:
     return (
         4.6 if mean.shape[1] == 1 else 3.2 * mean.shape[1],
         effect_height(units),
-        lambda figure: draw_effects(figure, name, mean, deviation),
+        lambda figure: draw_effects(figure, name, mean, deviation, fit.axes.get(name, {})),
     )
 
 
