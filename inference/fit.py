@@ -42,6 +42,7 @@ from ember.inference.queries.uncertainty.uncertainty import Uncertainty
 from ember.inference.queries.units import unit_posterior
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
+from ember.inference.reports.drawing.starts import draw_starts
 
 __all__ = ["Fit"]
 
@@ -680,6 +681,14 @@ class Fit(Exports):
         sure = self._warned_uncertainty() if errors else None
         with sheltered(data=self._data), torch.no_grad():
             return draw_fit(self, sure)
+
+    def plot_starts(self) -> Figure:
+        """A picture of the way of every start: local optima, and how many starts found the best.
+
+        Raises:
+            ValueError: If there was one start only.
+        """
+        return draw_starts(self.starts)
 
     def argument_names(self) -> list[str]:
         """The names of the model's arguments in their order, as far as they can be known."""
