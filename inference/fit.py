@@ -52,6 +52,7 @@ from ember.inference.reports.drawing.figure import draw_fit
 from ember.inference.reports.drawing.residuals import draw_residuals
 from ember.inference.reports.latent_names import latent_axes
 from ember.inference.reports.residuals import residuals_of
+from ember.inference.reports.drawing.starts import draw_starts
 
 __all__ = ["Fit"]
 
@@ -749,6 +750,14 @@ class Fit(Exports):
         """
         with sheltered(data=self._data), torch.no_grad():
             return draw_residuals(residuals_of(self, seed))
+
+    def plot_starts(self) -> Figure:
+        """A picture of the way of every start: local optima, and how many starts found the best.
+
+        Raises:
+            ValueError: If there was one start only.
+        """
+        return draw_starts(self.starts)
 
     def argument_names(self) -> list[str]:
         """The names of the model's arguments in their order, as far as they can be known."""

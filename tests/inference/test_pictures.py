@@ -351,3 +351,19 @@ def test_abilities_of_two_dims_are_points() -> None:
     (axes,) = fit.plot().axes
     points = np.asarray(axes.get_lines()[0].get_xydata())
     assert points == pytest.approx(fit.predict().numpy())
+
+
+def test_the_way_of_every_start_is_drawn_down_to_the_best() -> None:
+    x = torch.cat([torch.randn(20, 1) + 4.0 * k for k in range(5)]).double()
+    fit = EM(gaussian_mixture, restarts=8, init="random", seed=0).fit(x, components=5)
+    starts = fit.starts
+    assert [len(history) > 1 for history in starts.histories] == 8 * [True]
+    for history, end in zip(starts.histories, starts.objectives, strict=True):
+        assert float(history[-1]) == float(end)
+        assert bool((history.diff() >= 0.0).all())
+    (axes,) = fit.plot_starts().axes
+    ends = [np.asarray(line.get_ydata())[-1] for line in axes.lines]
+    assert min(ends) == pytest.approx(1e-6)
+    assert axes.get_title() == f"8 starts, {starts.reached} of them at the best objective"
+    with pytest.raises(ValueError, match="there was one start only"):
+        EM(gaussian_mixture, seed=0).fit(x, components=2).plot_starts()

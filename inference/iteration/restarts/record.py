@@ -23,6 +23,7 @@ class Starts:
         best: The objective of the result that was kept.
         reached: How many of those carried on ended at the best objective, within ``tolerance``.
         tolerance: How far below the best counts as having reached it.
+        histories: The objective of each start after each of its steps.
 
     Example:
         >>> from ember.inference import EM
@@ -39,6 +40,7 @@ class Starts:
     degenerate: Sequence[bool] = ()
     best: float = float("nan")
     tolerance: float = 0.0
+    histories: Sequence[Tensor] = ()
 
     @property
     def reached(self) -> int:

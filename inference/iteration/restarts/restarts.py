@@ -211,6 +211,7 @@ def _recorded(attempts: Sequence[_Attempt], tolerance: float, interrupted: bool)
         tuple(each.degenerate for each in attempts),
         last,
         tolerance * (1.0 + abs(last)),
+        tuple(torch.tensor(each.way.history).double() for each in attempts),
     )
     stop = StopReason.INTERRUPTED if interrupted else best.run.stop
     warning = "" if interrupted else best.run.warning
