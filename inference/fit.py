@@ -448,7 +448,12 @@ class Fit(Exports):
             ValueError: If there is nothing to renumber, or the model tells the states apart.
         """
         with sheltered(data=self._data), torch.no_grad():
-            params = relabelling.renumbered(self.plan, self.params, order, latent)
+            found = relabelling.asked_order(self.plan, self.params, order, latent)
+            return self._renumbered(*found)
+
+    def _renumbered(self, latent: str, order: list[int]) -> Fit:
+        """The same fit with the states of a latent in another order."""
+        params = relabelling.permute(self.plan, self.params, latent, order)
         return dataclasses.replace(self, params=params)
 
     # -- how sure it is -----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +84,14 @@ class VariationalFit(Fit):
     @property
     def _state(self) -> Mapping[str, Tensor]:
         return {**self.params, **self.sizes}
+
+    def _renumbered(self, latent: str, order: list[int]) -> Fit:
+        state = VariationalBayes.of(self.plan).permuted(self._state, latent, order)
+        return dataclasses.replace(
+            self,
+            params={name: state[name] for name in self.params},
+            sizes={name: state[name] for name in self.sizes},
+        )
 
     def _for_latents(
         self, args: tuple[object, ...], kwargs: Mapping[str, object]

@@ -23,6 +23,7 @@ from ember.inference.reading.matching.arguments import probe_values
 
 __all__ = [
     "Params",
+    "asked_order",
     "canonical_order",
     "canonical_orders",
     "exchangeable",
@@ -30,7 +31,6 @@ __all__ = [
     "in_canonical_order",
     "is_same_density",
     "permute",
-    "renumbered",
 ]
 
 
@@ -155,10 +155,10 @@ def _probe(plan: Plan) -> Params:
     return probe
 
 
-def renumbered(
+def asked_order(
     plan: Plan, params: Params, order: Sequence[int] | str | None, latent: str | None
-) -> dict[str, Tensor]:
-    """Parameters with the states of a latent in a canonical or a given order; see ``Fit.relabel``.
+) -> tuple[str, list[int]]:
+    """A latent, and a canonical or a given order of its states; see ``Fit.relabel``.
 
     Raises:
         ValueError: If the model has no (or several) latents to renumber, the order names no
@@ -188,7 +188,7 @@ def renumbered(
             f"the states of '{latent}' cannot be renumbered: the model's priors or data tell them "
             "apart."
         )
-    return moved
+    return latent, [int(state) for state in order]
 
 
 def is_same_density(plan: Plan, before: Params, after: Params) -> bool:
