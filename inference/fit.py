@@ -75,6 +75,7 @@ class Fit(Exports):
         node_gaps: For each continuous latent, how far the integrals over its even and over its odd
             nodes differ in the log evidence of a row, at most. Up to about 0.1, the error of the
             integral is the square of that over 400, or less.
+        renumbered: What ``relabel`` has done since: latents, and the order of their states.
     """
 
     guide: Any = field(default=None, repr=False)
@@ -82,6 +83,7 @@ class Fit(Exports):
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     axes: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict, repr=False)
     node_gaps: dict[str, float] = field(default_factory=dict, repr=False)
+    renumbered: tuple[tuple[str, list[int]], ...] = field(default=(), repr=False)
 
     @staticmethod
     def of(run: Run) -> Fit:
@@ -419,6 +421,8 @@ class Fit(Exports):
         check_count("n", n)
         with sheltered(_fresh(seed), self._data):
             draws: dict[str, Tensor] = self.guide.draw(n)
+            for latent, order in self.renumbered:
+                draws = relabelling.permute(self.plan, draws, latent, order, lead=1)
             return draws
 
     @property
@@ -454,7 +458,8 @@ class Fit(Exports):
     def _renumbered(self, latent: str, order: list[int]) -> Fit:
         """The same fit with the states of a latent in another order."""
         params = relabelling.permute(self.plan, self.params, latent, order)
-        return dataclasses.replace(self, params=params)
+        renumbered = (*self.renumbered, (latent, order))
+        return dataclasses.replace(self, params=params, renumbered=renumbered)
 
     # -- how sure it is -----------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ember.inference.fit import Fit
 from ember.inference.inputs.options import check_count
-from ember.inference.queries.component_axes import component_axes
 from ember.inference.queries.relabelling import permute
 from ember.inference.reports.summary import entry_rows
 from ember.inference.sampling.diagnostics import FEWEST, effective_size, r_hat
@@ -70,10 +69,7 @@ class SampledFit(Fit):
         return {name: value[:, kept] for name, value in self.draws.items()}
 
     def _renumbered(self, latent: str, order: list[int]) -> Fit:
-        draws = dict(self.draws)
-        for name, axes in component_axes(self.plan, latent).items():
-            for axis in axes:
-                draws[name] = draws[name].index_select(axis + 2, torch.tensor(order))
+        draws = permute(self.plan, self.draws, latent, order, lead=2)
         params = permute(self.plan, self.params, latent, order)
         return dataclasses.replace(self, params=params, draws=draws)
 

@@ -230,7 +230,7 @@ class NUTS(_AroundTheMode):
     ) -> None:
         for option, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
             check_count(option, value)
-        if not 0.0 < acceptance < 1.0:
+        if not isinstance(acceptance, int | float) or not 0.0 < acceptance < 1.0:
             raise ValueError(f"acceptance={acceptance!r} must lie between 0 and 1, as 0.8 does.")
         super().__init__(model, integrate, init, restarts, seed, progress)
         self.draws, self.warmup, self.chains = draws, warmup, chains

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,7 +68,11 @@ class VariationalFit(Fit):
         return True
 
     def _posterior_deviations(self) -> dict[str, Tensor]:
-        return {name: posterior.variance.sqrt() for name, posterior in self.posteriors.items()}
+        found = {}
+        for name, posterior in self.posteriors.items():
+            with contextlib.suppress(NotImplementedError):  # a power of a gamma variable
+                found[name] = posterior.variance.sqrt()
+        return found
 
     def summary(
         self, errors: bool = True, level: float = 0.95, robust: bool = False

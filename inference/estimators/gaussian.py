@@ -153,7 +153,8 @@ class GaussianMixture(_Gaps, sklearn.mixture.GaussianMixture):  # type: ignore[m
       next to nothing: 1e-8 and 1000 iterations by default.
     - Missing entries (NaN) drop out of likelihood and predictions. ``sample_weight`` counts rows.
     - Components come in the order of their weights, unless a start is given.
-    - ``lower_bound_`` is the mean log likelihood of a row, ``lower_bounds_`` its history.
+    - ``lower_bound_`` is the mean log likelihood of a row, ``lower_bounds_`` the history of what
+      was maximised, by row: with "map" the log prior is in it.
 
     Args:
         n_components: The number of components.
@@ -172,7 +173,7 @@ class GaussianMixture(_Gaps, sklearn.mixture.GaussianMixture):  # type: ignore[m
         verbose: Whether to show a progress bar.
 
     Attributes:
-        fit_: Not kept: estimates are ``weights_``, ``means_``, ``covariances_``, ``precisions_``.
+        weights_: ``(K,)``; ``means_``, ``covariances_`` and ``precisions_`` as the namesake's.
         converged_: Whether nothing was left to gain.
         stop_reason_: Why the fit ended, in words.
 

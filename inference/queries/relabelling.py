@@ -39,7 +39,7 @@ MOST_NUMBERS = 20_000_000  # in the factors of a model that is asked at random p
 
 
 def permute(
-    plan: Plan, params: Params, latent: str, order: Sequence[int] | Tensor
+    plan: Plan, params: Params, latent: str, order: Sequence[int] | Tensor, lead: int = 0
 ) -> dict[str, Tensor]:
     """Parameters with the states of a latent site renumbered: new state ``i`` is ``order[i]``.
 
@@ -48,6 +48,7 @@ def permute(
         params: Constrained parameters.
         latent: A latent site, or the common name of its steps.
         order: A permutation of the states.
+        lead: How many dims there are before those of the parameters, as of draws.
 
     Returns:
         A new dict of parameters, with the same densities as long as priors treat states alike.
@@ -64,7 +65,7 @@ def permute(
     moved = dict(params)
     for name, axes in component_axes(plan, latent).items():
         for axis in axes:
-            moved[name] = moved[name].index_select(axis, index)
+            moved[name] = moved[name].index_select(lead + axis, index)
     return moved
 
 

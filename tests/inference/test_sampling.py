@@ -3,6 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ember.inference import EM, NUTS, SVI, VBEM, Laplace, compare
 from ember.inference.comparison import Method
+from ember.inference.fit import Fit
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.parameters.free_vector import FreeVector
 from ember.inference.queries.relabelling import permute
@@ -286,6 +288,19 @@ def test_a_renumbered_fit_takes_its_draws_along() -> None:
     torch.testing.assert_close(moved.standard_errors()["rates"], errors)
 
 
+def test_a_renumbered_guide_draws_in_the_new_order(tmp_path: Path) -> None:
+    x = torch.randn(80, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[10:] = 6.0 + 2.0 * x[10:]
+    fit = SVI(_models.gaussian_mixture, guide="normal", steps=100, seed=0).fit(x, components=2)
+    moved = fit.relabel([1, 0])
+    errors = fit.standard_errors()
+    for name, value in moved.standard_errors().items():
+        torch.testing.assert_close(value, errors[name].flip(0))
+    moved.save(tmp_path / "moved.ember")
+    again = Fit.load(tmp_path / "moved.ember", _models.gaussian_mixture)
+    torch.testing.assert_close(again.standard_errors(), moved.standard_errors())
+
+
 def test_what_cannot_be_drawn_is_refused() -> None:
     def without_prior(x: Tensor) -> None:
         m = pyro.param("m", torch.tensor(0.0))
@@ -298,6 +313,8 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         NUTS(coin, draws=0)
     with pytest.raises(ValueError, match=r"acceptance=1\.5 must lie between 0 and 1"):
         NUTS(coin, acceptance=1.5)
+    with pytest.raises(ValueError, match=r"acceptance='high' must lie between 0 and 1"):
+        NUTS(coin, acceptance="high")  # type: ignore[arg-type]
 
 
 # -- side by side ---------------------------------------------------------------------------------

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM, VBEM
+from ember.inference.families import conjugacy
+from ember.inference.families.kinds import RATE
+from ember.inference.families.links import Power
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.maximisation.objective import score
 from ember.inference.parameters.coordinates import Coordinates
@@ -353,6 +356,29 @@ def test_reports_show_the_bound_and_how_sure_it_is() -> None:
     assert fit.vcov().loc["p[0]", "p[1]"] == pytest.approx(0.0, abs=0.1 * beta.var())
     with pytest.raises(ValueError, match="robust=True is for estimates that are points"):
         fit.standard_errors(robust=True)
+
+
+def test_powers_of_gamma_variables_have_errors_by_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prior of an inverse scale, registered as CONTRIBUTING.md says."""
+
+    def half_normal(prior: Any) -> list[Tensor]:
+        return [torch.zeros_like(prior.scale), 0.5 * prior.scale**-2.0]
+
+    link = Power(2.0)
+    monkeypatch.setitem(conjugacy._RULES, (RATE, link.name, dist.HalfNormal), half_normal)
+
+    def errors(x: Tensor) -> None:
+        inverse_scale = pyro.sample("inverse_scale", dist.HalfNormal(3.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0 / inverse_scale), obs=x)
+
+    fit = VBEM(errors, seed=0).fit(X)
+    w = np.linspace(1e-3, 4.0, 4001)
+    log = 9.0 * np.log(w) - 0.5 * float(X.square().sum()) * w**2 - w**2 / 18.0
+    density = np.exp(log - log.max())
+    mean = (w * density).sum() / density.sum()
+    sd = math.sqrt(((w - mean) ** 2 * density).sum() / density.sum())
+    assert fit.summary()["std. error"]["inverse_scale"] == pytest.approx(sd, rel=0.1)
 
 
 def test_posteriors_of_latents_know_of_the_uncertainty() -> None:
