@@ -7,6 +7,8 @@ from ember.inference.fit import Fit
 from ember.inference.numerics import (
     positive_definite as _constraints,  # registers a bijection for Wishart sites
 )
+from ember.inference.numerics.adaptive import Adaptive
+from ember.inference.numerics.monte_carlo import MonteCarlo
 from ember.inference.numerics.quadrature import Quadrature
 from ember.inference.plan.statistics import Statistics
 from ember.inference.sampled_fit import SampledFit
@@ -21,9 +23,11 @@ __all__ = [
     "NUTS",
     "SVI",
     "VBEM",
+    "Adaptive",
     "Comparison",
     "Fit",
     "Laplace",
+    "MonteCarlo",
     "Quadrature",
     "SampledFit",
     "Selection",

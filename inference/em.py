@@ -29,13 +29,17 @@ from ember.inference.iteration.restarts.restarts import best_of
 from ember.inference.iteration.restarts.starting_points import starting_points
 from ember.inference.iteration.run import Run
 from ember.inference.iteration.split_merge import check_mixture, split_and_merge
+from ember.inference.iteration.stochastic.polish import by_draws, rule_of_draws
 from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.maximisation.m_step import MStep
+from ember.inference.numerics.adaptive import Adaptive
 from ember.inference.numerics.log_space import IMPOSSIBLE
+from ember.inference.numerics.quadrature import Quadrature
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.queries.on_nodes import finer_rules, node_gaps, warning_of_gaps
 from ember.inference.queries.relabelling import in_canonical_order
+from ember.inference.queries.units import finer_unit_rules, unit_gaps, warning_of_unit_gaps
 from ember.inference.reports.explanation import Explanation, explain
 
 __all__ = ["EM"]
@@ -73,7 +77,8 @@ class EM:
         model: A Pyro function (or ``PyroModule``) that takes the data.
         objective: "map" or "mle".
         integrate: Per-site wishes that override the model's ``infer={"integrate": ...}``:
-            "gaussian", "conjugate", "quadrature" or a ``Quadrature`` for a continuous latent, None
+            "gaussian", "conjugate", "quadrature" or a ``Quadrature`` or ``Adaptive`` rule,
+            "monte-carlo" or a ``MonteCarlo`` for a continuous latent, None
             for a parameter.
         init: "kmeans", "points", "random", "hierarchical", "prior", for chains also "sticky"
             (levels of the data, states that last) and "windows" (see
@@ -304,7 +309,10 @@ class EM:
         integrate = dict(self.integrate)
         while True:
             gaps = node_gaps(run.plan, run.params)
-            finer = finer_rules(run.plan, gaps)
+            of_units = unit_gaps(run.plan, run.params)
+            finer: dict[str, Quadrature | Adaptive] = {
+                **finer_rules(run.plan, gaps), **finer_unit_rules(run.plan, of_units)
+            }  # fmt: skip
             if not finer or run.stop is StopReason.INTERRUPTED:
                 break
             integrate.update(finer)
@@ -312,11 +320,15 @@ class EM:
             again = self._run(plan, Trajectory(run.params, began))
             run = again.after(run)
         warning = run.warning or warning_of_gaps(run.plan, gaps)
-        return dataclasses.replace(run, warning=warning), gaps
+        warning = warning or warning_of_unit_gaps(run.plan, of_units)
+        return dataclasses.replace(run, warning=warning), {**gaps, **of_units}
 
     def _run(self, plan: Plan, way: Trajectory, limit: int | None = None) -> Run:
         """The run from one start."""
         limit = self.max_iter if limit is None else limit
+        draws = rule_of_draws(plan)
+        if draws is not None:
+            return by_draws(plan, way, draws, self.name)
         with progress_bar(self.progress, limit, self.name) as tick:
             loop = Loop(
                 plan,

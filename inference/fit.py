@@ -39,6 +39,7 @@ from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
 from ember.inference.queries.uncertainty.drawn import DrawnUncertainty
 from ember.inference.queries.uncertainty.intervals import Interval, check_level
 from ember.inference.queries.uncertainty.uncertainty import Uncertainty
+from ember.inference.queries.units import unit_posterior
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
 
@@ -66,6 +67,8 @@ class Fit(Exports):
         evaluations: Number of passes over the data.
         stop_reason: Why the fit ended, in words.
         starts: What became of every start, the kept one included; see ``Starts``.
+        monte_carlo: Where the search was one by draws, the Monte Carlo standard ``errors`` of the
+            estimates, the largest of them in standard errors (``share``), and the number of draws.
         certificate: Where it has converged, how small the gradient is, and how strongly the
             objective is curved at least; see ``Certificate``. None where that is not known.
         guide: For SVI the learnt guide, callable like any; None for EM.
@@ -74,7 +77,8 @@ class Fit(Exports):
         axes: The same by parameter site and axis; see ``reports/naming.py``.
         node_gaps: For each continuous latent, how far the integrals over its even and over its odd
             nodes differ in the log evidence of a row, at most. Up to about 0.1, the error of the
-            integral is the square of that over 400, or less.
+            integral is the square of that over 400, or less. For a latent that is integrated unit
+            by unit, by how much more nodes change the log evidence of a unit, at most.
         renumbered: What ``relabel`` has done since: latents, and the order of their states.
     """
 
@@ -151,7 +155,8 @@ class Fit(Exports):
             ``covariance`` of each event, ``joint()`` for that of all entries and ``distribution``;
             of one with a conjugate prior a ``ConjugatePosterior``, with ``distribution``; of one on
             nodes a ``NodePosterior``, with ``covariance`` of each event, the ``nodes`` ``(Q,)`` and
-            the weight of each in ``probs`` ``(N, Q)``.
+            the weight of each in ``probs`` ``(N, Q)``; of one that is integrated unit by unit a
+            ``UnitPosterior``, whose ``nodes`` ``(G, Q)`` are those of each unit.
 
         Warns:
             RuntimeWarning: If data have probability zero at the estimates.
@@ -162,7 +167,11 @@ class Fit(Exports):
         with sheltered(data=(self._data, args)):
             plan, params = self._for_latents(args, kwargs)
             continuous = gaussian_posterior(plan, params, name)
-            found = continuous or conjugate_posterior(plan, params, name)
+            found = (
+                continuous
+                or conjugate_posterior(plan, params, name)
+                or unit_posterior(plan, params, name)
+            )
             if found is not None:
                 warn_if_impossible(plan, params, found.mean)
                 return found

@@ -28,6 +28,7 @@ from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.on_nodes import node_gaps
+from ember.inference.queries.units import unit_gaps
 from ember.inference.variational.elbo import GuideFunction, NonFiniteLoss, PlanELBO
 from ember.inference.variational.gaussian_starts import gaussian_starts
 from ember.inference.variational.guided_latents import (
@@ -284,8 +285,8 @@ class SVI:
             stop=reason,
             plan=marginal,
             warning=warning,
-            guide=LearntGuide(guide, values, plan, marginal.on_nodes - plan.on_nodes, choice),
-            node_gaps=node_gaps(marginal, params),
+            guide=LearntGuide(guide, values, plan, _guided(marginal) - _guided(plan), choice),
+            node_gaps={**node_gaps(marginal, params), **unit_gaps(marginal, params)},
         )
 
     def _default_optimiser(
@@ -299,3 +300,8 @@ class SVI:
         fixed = {"lr": rate, "lrd": FINAL_RATE ** (1.0 / self.steps)}
         lengths = lengths_by_name(plan, guide, start, spread)
         return PyroOptim(ScaledAdam, lambda name: {**fixed, "length": lengths.get(name, 1.0)})
+
+
+def _guided(plan: Plan) -> frozenset[str]:
+    """The latents on nodes, of either kind."""
+    return plan.on_nodes | plan.of_units

@@ -20,6 +20,8 @@ from ember.models.documents import multinomial_mixture, naive_bayes
 from ember.models.experts import mixture_of_experts
 from ember.models.factor_analysis import factor_analysis, probabilistic_pca
 from ember.models.factor_mixtures import mixture_of_factor_analysers
+from ember.models.generalised_mixed_models import generalised_linear_mixed_model
+from ember.models.growth import growth_curves
 from ember.models.hidden_markov import (
     hidden_markov_bernoulli,
     hidden_markov_categorical,
@@ -33,6 +35,7 @@ from ember.models.latent_class import bernoulli_mixture, categorical_mixture
 from ember.models.mixed_models import linear_mixed_model
 from ember.models.mixtures import gaussian_mixture, poisson_mixture
 from ember.models.multivariate_normal import multivariate_normal
+from ember.models.ordinal import ordinal_probit
 from ember.models.profiles import latent_profile
 from ember.models.regressions import regression_mixture
 from ember.models.state_space import (
@@ -54,6 +57,8 @@ __all__ = [
     "emission_tomography",
     "factor_analysis",
     "gaussian_mixture",
+    "generalised_linear_mixed_model",
+    "growth_curves",
     "hidden_markov_bernoulli",
     "hidden_markov_categorical",
     "hidden_markov_gaussian",
@@ -71,6 +76,7 @@ __all__ = [
     "multinomial_mixture",
     "multivariate_normal",
     "naive_bayes",
+    "ordinal_probit",
     "poisson_mixture",
     "probabilistic_pca",
     "regression_mixture",

@@ -156,7 +156,7 @@ def _as_whole(column: pd.Series) -> pd.Series:
 def _latents(fit: Fit, args: tuple[object, ...]) -> list[str]:
     """All latent sites."""
     structure = fit.plan_for(args, {}).structure
-    return [*structure.latent, *structure.gaussian, *structure.conjugate]
+    return [*structure.latent, *structure.gaussian, *structure.conjugate, *structure.units]
 
 
 def _site_name(fit: Fit, args: tuple[object, ...]) -> str:

@@ -273,7 +273,8 @@ class LogEvidence:
                 for key, eta in plan.starting_eta.items():
                     natural[key] = eta.expand(natural[key].shape).clone()
             other = plan.opaque.factor_log_probs(params)
-        members = {n: other[n].detach().requires_grad_() for n in plan.opaque.members}
+        asked = [*plan.opaque.members, *(n for c in plan.units for n in c.playback.sites)]
+        members = {n: other[n].detach().requires_grad_() for n in asked}
         leaves = [*(t.requires_grad_() for t in natural.values()), *members.values()]
         with torch.enable_grad():
             names = (factor.name for factor in plan.factors)

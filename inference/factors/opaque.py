@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ember.inference.factors.conjugate.potentials import density_potentials
+from ember.inference.factors.units.component import UnitComponent
 from ember.inference.numerics.tape import Tape, record
 from ember.inference.parameters.computed_rows import node_input
 from ember.inference.reading.opaque import model_log_prob
@@ -35,6 +36,7 @@ class OpaqueFactors:
         misread: Sites that are asked of the model although maps seemed to describe them.
         tape: What the model computes for those it is asked, recorded; None if it cannot be.
         nodes: The nodes of latents, by the names that a tape takes them by.
+        units: Latents of units at their nodes, which some sites are evaluated at.
     """
 
     structure: Structure
@@ -45,6 +47,7 @@ class OpaqueFactors:
     tape: Tape | None = None
     members: tuple[str, ...] = ()
     nodes: Mapping[str, Tensor] = field(default_factory=dict)
+    units: tuple[UnitComponent, ...] = ()
 
     def at(
         self, structure: Structure, sites: Mapping[str, Site], nodes: Mapping[str, Tensor]
@@ -76,7 +79,10 @@ class OpaqueFactors:
         return {name: self._of_site(name, trace) for name in names}
 
     def factor_log_probs(self, params: Params) -> dict[str, Tensor]:
-        """The log probability of each factor, dims of size 1 dropped; the potentials of members."""
+        """The log probability of each factor, dims of size 1 dropped; the potentials of members.
+
+        And the log densities of sites at the nodes of units, ``(Q, G)``.
+        """
         names = (*self.factors, *self.members)
         asked = self.log_probs(params, [n for n in names if self.sites[n].density is None])
         out: dict[str, Tensor] = {}
@@ -94,6 +100,9 @@ class OpaqueFactors:
             else:
                 log_prob = asked[name]
             out[name] = site.layout.pack(site.weigh(log_prob))[0]
+        for component in self.units:
+            if component.at is not None:
+                out |= component.playback.at(params, component.at.values)
         return out
 
     def log_probs(self, params: Params, names: Sequence[str]) -> dict[str, Tensor]:
@@ -116,7 +125,9 @@ class OpaqueFactors:
     def asks_the_model(self) -> bool:
         """Whether a factor is evaluated by running the model, or by playing back its tape."""
         names = (*self.factors, *self.members)
-        return any(self.sites[name].density is None for name in names)
+        return any(self.sites[name].density is None for name in names) or any(
+            component.playback.tape is None for component in self.units
+        )
 
 
 @dataclass(frozen=True, eq=False)

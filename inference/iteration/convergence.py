@@ -46,6 +46,11 @@ class StopReason(enum.Enum):
     FLAT = "converged: the objective no longer changes; parameters still drift (not identified?)"
     NO_LATENTS = "converged: the model has no latent sites, so one M-step reaches the maximum"
     NO_PARAMETERS = "converged: the model has no parameters, so there is nothing to estimate"
+    DRAWN = "converged: Monte Carlo errors are at most a tenth of the standard errors"
+    FEW_DRAWS = (
+        "not converged: Monte Carlo errors are above a tenth of the standard errors; "
+        "raise MonteCarlo(most=...)"
+    )
     MAX_ITER = "not converged: max_iter was reached; raise max_iter or loosen tol"
     UNSETTLED = "not converged: the objective no longer rises, but its gradient has not vanished"
     INFINITE = "stopped: estimates run to infinity; these are the parameters reached so far"
@@ -65,6 +70,7 @@ class StopReason(enum.Enum):
         """Whether it claims that nothing is left to gain."""
         return self in (
             StopReason.CONVERGED,
+            StopReason.DRAWN,
             StopReason.ROUNDING,
             StopReason.FLAT,
             StopReason.NO_LATENTS,

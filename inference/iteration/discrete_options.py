@@ -17,7 +17,7 @@ def check_discrete_options(plan: Plan, assignment: str, anneal: Sequence[float])
     Raises:
         ValueError: Naming the continuous latent.
     """
-    exact = [*plan.structure.gaussian, *plan.structure.conjugate]
+    exact = [*plan.structure.gaussian, *plan.structure.conjugate, *plan.structure.units]
     alone = [] if plan.latent_symbols else exact
     for name in [*plan.structure.nodes, *alone] if assignment == "hard" else []:
         raise ValueError(
@@ -28,5 +28,5 @@ def check_discrete_options(plan: Plan, assignment: str, anneal: Sequence[float])
     for name in alone if anneal else []:
         raise ValueError(
             f"anneal=... flattens the posterior of latents that are summed over, but '{name}' is "
-            "continuous and integrated exactly; leave it out and use restarts=... instead."
+            "continuous; leave it out and use restarts=... instead."
         )

@@ -13,9 +13,24 @@ from ember.inference.iteration.restarts.record import Starts
 from ember.inference.optimality.curvature import Certificate
 from ember.inference.plan.plan import Plan
 
-__all__ = ["Run"]
+__all__ = ["MonteCarloErrors", "Run"]
 
 NAMED = (StopReason.DEGENERATE, StopReason.INFINITE, StopReason.UNBOUNDED)  # the warning says where
+
+
+@dataclass(frozen=True, eq=False)
+class MonteCarloErrors:
+    """How far estimates from draws are from those that more draws would give.
+
+    Attributes:
+        errors: The Monte Carlo standard error of each entry of each parameter.
+        share: The largest of them, in standard errors of the estimate.
+        draws: How many draws of each unit they are from.
+    """
+
+    errors: dict[str, Tensor]
+    share: float
+    draws: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +49,7 @@ class Run:
     plan: Plan = field(repr=False)
     warning: str = ""
     starts: Starts = field(default_factory=Starts)
+    monte_carlo: MonteCarloErrors | None = None
     certificate: Certificate | None = None
 
     @property

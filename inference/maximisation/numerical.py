@@ -21,6 +21,7 @@ __all__ = ["numerical_update"]
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 LEVEL = 1e-13  # change of a function, relative, that is rounding
+NEARLY = 1e-8  # what is left to gain, relative, before a last step where each takes many passes
 
 
 def numerical_update(
@@ -91,6 +92,8 @@ class _Search:
         too_many = len(self._start) > newton.MOST_PARAMETERS
         if too_many or _asks_the_model(self._statistics):
             return None
+        if any(piece.factors.units for piece in self._statistics.opaque):
+            return newton.minimise(self, self._still, NEARLY)
         return newton.minimise(self, self._still)
 
     @property

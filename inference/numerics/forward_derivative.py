@@ -1,11 +1,11 @@
 """Derivatives along a direction, of all of a function's outputs at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["ForwardDerivatives", "forward_derivative"]
+__all__ = ["ForwardDerivatives", "forward_derivative", "jacobian"]
 
 
 class ForwardDerivatives:
@@ -54,6 +54,15 @@ class ForwardDerivatives:
                     if derivative is not None:
                         found[id(output)] = derivative
         return [found[id(output)].detach() for output in self.outputs]
+
+
+def jacobian(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The derivative of a function of a vector ``(P,)`` by each coordinate, ``(*shape, P)``."""
+    with torch.enable_grad():
+        free = at.detach().clone().requires_grad_()
+        derivatives = ForwardDerivatives([function(free)], [free])
+    eye = torch.eye(len(at), dtype=at.dtype, device=at.device)
+    return torch.stack([derivatives.along([0], [direction])[0] for direction in eye], -1)
 
 
 def forward_derivative(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ember.inference.numerics import nonsmooth
 
-__all__ = ["MOST_PARAMETERS", "minimise", "minimise_blocks"]
+__all__ = ["MOST_PARAMETERS", "derivatives", "minimise", "minimise_blocks"]
 
 
 MOST_PARAMETERS = 40  # the Hessian takes as many backward passes
@@ -24,7 +24,9 @@ LONGEST = 1e30  # of a unit
 SHORTENINGS = 60  # to a quarter each: almost without curvature a step is far too long
 
 
-def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | None:
+def minimise(
+    function: Callable[[Tensor], Tensor], start: Tensor, enough: float = ROUNDING
+) -> Tensor | None:
     """A local minimiser near ``start``, or None where the curvature is not finite there.
 
     Directions of negative curvature are followed downhill as if it were positive, and each step
@@ -34,11 +36,12 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
     Args:
         function: Twice differentiable, of a vector of free reals.
         start: Where to begin, ``(P,)``.
+        enough: What may be left to gain before the last step, relative to the function.
     """
     point, value = start.detach(), float(function(start.detach()))
     held = torch.zeros_like(point, dtype=torch.bool)
     for _ in range(STEPS):
-        gradient, hessian = _derivatives(function, point)
+        gradient, hessian = derivatives(function, point)
         if not bool(torch.isfinite(gradient).all()) or not bool(torch.isfinite(hessian).all()):
             return None
         units = _units(gradient, hessian)
@@ -50,7 +53,7 @@ def minimise(function: Callable[[Tensor], Tensor], start: Tensor) -> Tensor | No
         direction[free] = _downhill(gradient[free], hessian[free][:, free])
         slope = float(gradient @ direction)
         # What is left to gain, about half the slope, may drown in the rounding of the function.
-        last = -slope <= ROUNDING * (1.0 + abs(value))
+        last = -slope <= enough * (1.0 + abs(value))
         moved, reached = _shortened(
             function, point, value, direction, slope, 1 if last else SHORTENINGS
         )
@@ -184,7 +187,8 @@ def _kinks(
     return kinks
 
 
-def _derivatives(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+def derivatives(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient ``(P,)`` and the Hessian ``(P, P)`` by automatic differentiation."""
     with torch.enable_grad():
         free = at.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(function(free), free, create_graph=True)

@@ -18,6 +18,7 @@ from ember.inference.factors.opaque import OpaqueFactors
 from ember.inference.factors.residuals.choice import ResidualFactors
 from ember.inference.factors.superposed import compile_superposed
 from ember.inference.factors.tied import SiteCells
+from ember.inference.factors.units.component import UnitComponent
 from ember.inference.families.superposition import SuperposedForm
 from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.numerics.shapes import prepend_dims
@@ -27,6 +28,7 @@ from ember.inference.plan.origins import about_origins, origins_of
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.priors import Prior, PriorSite
 from ember.inference.plan.tying import tie_of_site, tie_sites
+from ember.inference.plan.unit_components import unit_components
 from ember.inference.reading.checks.misreading import MISREAD
 from ember.inference.reading.computed import latents_on_nodes
 from ember.inference.reading.conjugate.linking import conjugate_site
@@ -46,6 +48,7 @@ from ember.inference.reading.reader import read_structure
 from ember.inference.reading.site import Site
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
+from ember.inference.reading.units.linking import with_unit_slots
 from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["build_plan"]
@@ -108,6 +111,7 @@ def _plan(
     }
     sites = _with_conjugate(sites, structure, probes, trace)
     sites = _with_slots(sites, structure, probes, trace)
+    sites = with_unit_slots(sites, structure, probes.params)
     origins = origins_of(sites)
     placed = about_origins(sites, origins)
     scales = {n: _scale(trace.nodes[n], site) for n, site in sites.items()}
@@ -138,10 +142,12 @@ def _plan(
     at_start = {name: p.start for name, p in structure.parameters.items()}
     asked = opaque.factor_log_probs(at_start) if structure.conjugate else {}
     conjugate = conjugate_components(structure, sites, cells, asked, scales, sizes, latent_symbols)
+    units = unit_components(structure, sites, cells, scales, sizes, probes.params, misread)
     factors = (
         *(Factor(n, dims[n], s.plates - folds[n].keys(), scales[n]) for n, s in plain.items()),
         *(component.factor for component in components),
         *(component.factor for component in conjugate),
+        *(component.factor for component in units),
     )
     chains = _chains(structure, sites, factors, trace)
     sizes.update({c.previous: sizes[c.state] for c in chains.values()})
@@ -163,13 +169,14 @@ def _plan(
         components=components,
         origins=origins,
         conjugate=conjugate,
+        units=units,
         ties={name: own.key for name, own in cells.items()},
         residuals=ResidualFactors(sites, _apart_from_nodes(structure, sites, cells), dims),
         sizes=sizes,
         latent_symbols=latent_symbols,
         scales=scales,
         chains=chains,
-        row=_row_plate(sites, structure, (*components, *conjugate)),
+        row=_row_plate(sites, structure, (*components, *conjugate, *units)),
         plate_names={symbol: name for name, symbol in trace.plate_to_symbol.items()},
         starting_eta=starting_eta(sites, compiled, cells),
         idle=frozenset(idle) | _masked_components(structure, sites),
@@ -272,7 +279,8 @@ def _apart_from_nodes(
     """The cells of sites that are tied to none whose values, or parameters, move with nodes."""
     forms = {name: sites[name].form for name in cells}
     computed = {name for name, form in forms.items() if form is not None and form.is_computed}
-    nodes = {own.key for name, own in cells.items() if name in computed or name in structure.nodes}
+    computed |= {*structure.nodes, *structure.units}
+    nodes = {own.key for name, own in cells.items() if name in computed}
     return {name: own for name, own in cells.items() if own.key not in nodes}
 
 
@@ -291,7 +299,8 @@ def _opaque(
     opaque |= members
     opaque |= {name: prior.site for name, prior in priors.items() if prior.tied is None}
     asked = {name: site for name, site in opaque.items() if site.density is None}
-    depends = {n: frozenset(d) for n, d in model_dependencies(structure, asked).items()}
+    played = {n: site for n, site in sites.items() if site.unit is not None and site.form is None}
+    depends = {n: frozenset(d) for n, d in model_dependencies(structure, asked | played).items()}
     for name in misread:  # a branch leaves no gradient behind: any parameter may decide on it
         depends[name] = frozenset(structure.parameters) - {name}
     found = OpaqueFactors(
@@ -398,7 +407,7 @@ def _gone(site: Site) -> Tensor:
 def _row_plate(
     sites: Mapping[str, Site],
     structure: Structure,
-    components: Sequence[GaussianComponent | ConjugateComponent],
+    components: Sequence[GaussianComponent | ConjugateComponent | UnitComponent],
 ) -> str | None:
     """The plate whose rows are the observations: the innermost one common to all data."""
     # A pyro.factor statement is no observation: it has no value.

@@ -1,30 +1,61 @@
 """A plan with the nodes of its continuous latents where its parameters want them.
 
-The nodes follow the prior: left where they stand, they would let its scale shrink onto one of them,
-where the density grows without bound. They move between E-steps; within one they are constants, as
-are the statistics that the M-step is given.
+Nodes of units stand at mode and curvature. A grid for all rows follows the prior: left where it
+stands, it would let the prior's scale shrink onto one of its nodes, where the density grows without
+bound. Nodes move between E-steps; within one they are constants, as are the statistics that the
+M-step is given.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ember.inference.factors.missing import compile_site
 from ember.inference.factors.tied import TiedFactors
+from ember.inference.factors.units.component import UnitComponent
+from ember.inference.numerics.adaptive import Adaptive
 from ember.inference.parameters.computed_rows import ComputedRows, node_input
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.reading.nodes import Nodes, nodes_of
 
-__all__ = ["placed"]
+__all__ = ["placed", "placed_units", "with_units"]
 
 
 def placed(plan: Plan, params: Params) -> Plan:
     """The plan with all nodes placed by the priors at ``params``; itself if it has no nodes."""
-    if not plan.structure.nodes:
+    if not plan.structure.nodes and not plan.units:
         return plan
     fixed = {name: value.detach() for name, value in params.items()}
-    return _at(plan, {name: _nodes(plan, name, fixed) for name in plan.structure.nodes})
+    if plan.structure.nodes:
+        plan = _at(plan, {name: _nodes(plan, name, fixed) for name in plan.structure.nodes})
+    return with_units(plan, [placed_units(plan, c, fixed) for c in plan.units])
+
+
+def placed_units(
+    plan: Plan, component: UnitComponent, params: Params, rule: Adaptive | None = None
+) -> UnitComponent:
+    """Latents of units with their nodes at modes and curvatures; by another rule if one is given.
+
+    Args:
+        plan: The plan.
+        component: The latents.
+        params: The parameters.
+        rule: Says how many nodes there are.
+    """
+    with torch.no_grad():
+        keys = {prior.cells.key for prior in component.priors.values()}
+        natural = {key: plan.tied[key].natural_parameters(params) for key in keys}
+        return component.placed(natural, params, rule)
+
+
+def with_units(plan: Plan, units: Sequence[UnitComponent]) -> Plan:
+    """The plan with the nodes of its units where they stand in ``units``."""
+    if not units:
+        return plan
+    opaque = dataclasses.replace(plan.opaque, units=tuple(units))
+    return dataclasses.replace(plan, units=tuple(units), opaque=opaque)
 
 
 def _nodes(plan: Plan, name: str, params: Params) -> Nodes:

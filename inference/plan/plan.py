@@ -24,6 +24,7 @@ from ember.inference.factors.opaque import OpaqueFactors
 from ember.inference.factors.residuals.choice import ResidualFactors
 from ember.inference.factors.superposed import SuperposedFactor
 from ember.inference.factors.tied import SiteCells, TiedFactors, TieKey
+from ember.inference.factors.units.component import UnitComponent
 from ember.inference.numerics.memo import Memo
 from ember.inference.plan.priors import Prior, PriorSite
 from ember.inference.reading.checks.misreading import misread_sites
@@ -58,6 +59,7 @@ class Plan(Memo):
         components: Gaussian latents with the sites that read them, measured from their origins.
         origins: What each entry of a Gaussian latent is measured from, where that is not zero.
         conjugate: Latents with conjugate priors, each with the sites that read it.
+        units: Latents that are integrated unit by unit, with the sites that read them.
         ties: What each site in exponential-family form is tied to.
         residuals: Normal sites by their residuals, for where sufficient statistics lose digits.
         sizes: The size of every dim.
@@ -84,6 +86,7 @@ class Plan(Memo):
     components: tuple[GaussianComponent, ...]
     origins: dict[str, Tensor]
     conjugate: tuple[ConjugateComponent, ...]
+    units: tuple[UnitComponent, ...]
     ties: dict[str, TieKey]
     residuals: ResidualFactors
     sizes: dict[str, int]
@@ -128,13 +131,18 @@ class Plan(Memo):
     @property
     def is_incomplete(self) -> bool:
         """Whether something is latent: sites, parts of rows, or counts seen only in sums."""
-        latent = bool(self.structure.latent or self.components or self.conjugate)
+        latent = bool(self.structure.latent or self.components or self.conjugate or self.units)
         return latent or self.has_gaps or bool(self.superposed_parameters())
 
     @property
     def on_nodes(self) -> frozenset[str]:
         """The continuous latents, which are integrated on nodes."""
         return frozenset(self.structure.nodes)
+
+    @property
+    def of_units(self) -> frozenset[str]:
+        """The continuous latents that are integrated unit by unit."""
+        return frozenset(self.structure.units)
 
     @property
     def discrete_latents(self) -> tuple[str, ...]:
@@ -179,7 +187,8 @@ class Plan(Memo):
     def misread_sites(self, params: Params) -> list[str]:
         """Sites whose maps do not hold at ``params``, where the model is asked once more."""
         priors = {name: prior.site for name, prior in self.priors.items()}
-        return misread_sites(self.structure, {**self.sites, **priors}, params)
+        played = [name for component in self.units for name in component.misplayed(params)]
+        return misread_sites(self.structure, {**self.sites, **priors}, params) + played
 
     def row_plate(self) -> tuple[str, int] | None:
         """Name and size of the plate of rows."""

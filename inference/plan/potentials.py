@@ -44,6 +44,7 @@ def tensors(
     out = []
     components = {component.factor.name: component for component in plan.components}
     conjugate = {component.factor.name: component for component in plan.conjugate}
+    units = {component.factor.name: component for component in plan.units}
     for factor in plan.factors:
         if factor.name in other:
             out.append(other[factor.name])
@@ -54,6 +55,8 @@ def tensors(
             out.append(component.pooled(natural) if whole else component.log_prob(natural, own))
         elif factor.name in conjugate:
             out.append(conjugate[factor.name].log_prob(natural, other))
+        elif factor.name in units:
+            out.append(units[factor.name].log_prob(natural, other))
         else:
             key, compiled = plan.compiled[factor.name]
             out.append(compiled.log_prob(natural[key]))

@@ -95,7 +95,7 @@ def node_gaps(plan: Plan, params: Params) -> dict[str, float]:
             name = evidence.on_nodes.latent
             return {name: evidence.node_gap(params, _is_even(plan, name))}
         tensors = all_tensors(plan, params) if plan.on_nodes else []
-        for name in plan.structure.nodes:
+        for name in plan.structure.nodes:  # latents of units are in units.py
             sides = []
             for side in (0, 1):
                 moved = list(tensors)

@@ -15,6 +15,7 @@ from ember.inference.queries.gaussian.draws import component_draws, state_draws
 from ember.inference.queries.gaussian.moments import ComponentPosterior, entries_of
 from ember.inference.queries.impossible import blank
 from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
+from ember.inference.queries.units import unit_draws, unit_posterior
 from ember.inference.reading.sequences import base_name, members, stack
 from ember.inference.reading.trace import TraceNode, plates_of
 
@@ -46,7 +47,9 @@ def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
 def _shown(plan: Plan) -> list[str]:
     """The latent sites, those of a chain's steps by their common name."""
     structure = plan.structure
-    names = [*structure.latent, *structure.shown_gaussian, *structure.conjugate]
+    names = [
+        *structure.latent, *structure.shown_gaussian, *structure.conjugate, *structure.units
+    ]  # fmt: skip
     return list(dict.fromkeys((n in structure.steps and base_name(n)) or n for n in names))
 
 
@@ -59,7 +62,7 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tens
         ValueError: If the model has no latent sites.
     """
     latents = list(plan.structure.latent)
-    if not latents and not plan.components and not plan.conjugate:
+    if not latents and not plan.components and not plan.conjugate and not plan.units:
         raise ValueError("the model has no latent sites to predict.")
     # Next to latents on nodes, which are integrated out, a discrete one has its own mode.
     best = marginals(plan, params, latents, maximum=not plan.on_nodes) if latents else {}
@@ -80,6 +83,11 @@ def predict(plan: Plan, params: Mapping[str, Tensor]) -> Tensor | dict[str, Tens
         found = conjugate_posterior(plan, params, name)
         assert found is not None
         values |= _of_conjugate(plan, name, found.mean, (), leading)
+    for name in plan.structure.units:
+        posterior_of_units = unit_posterior(plan, params, name)
+        assert posterior_of_units is not None
+        values[name] = posterior_of_units.mean
+        leading[name] = len(posterior_of_units.batch_shape)
     joined = stack(values, leading, plan.structure.steps)
     return next(iter(joined.values())) if len(joined) == 1 else joined
 
@@ -92,7 +100,7 @@ def latent_samples(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str
     Raises:
         ValueError: If the model has no latent sites.
     """
-    if not plan.structure.latent and not plan.components and not plan.conjugate:
+    if not (plan.structure.latent or plan.components or plan.conjugate or plan.units):
         raise ValueError("the model has no latent sites to draw.")
     values: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -111,6 +119,9 @@ def latent_samples(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str
         for integrated in plan.conjugate:
             entries = EntryPosteriors.of(plan, params, integrated).draw(states, n)
             values |= _of_conjugate(plan, integrated.latent, entries, (n,), leading)
+        for name, drawn_units in unit_draws(plan, params, n).items():
+            values[name] = drawn_units
+            leading[name] = drawn_units.dim() - plan.sites[name].event_dim
     return stack(values, leading, plan.structure.steps)
 
 
@@ -192,6 +203,7 @@ def _drawn(plan: Plan) -> list[str]:
             *structure.latent,
             *structure.shown_gaussian,
             *structure.conjugate,
+            *structure.units,
             *structure.observed,
         )
         if plan.sites[name].value.numel() and name not in channels

@@ -14,7 +14,9 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from ember.inference.numerics.adaptive import Adaptive
 from ember.inference.numerics.distribution import Distribution
+from ember.inference.numerics.monte_carlo import MonteCarlo
 from ember.inference.numerics.quadrature import (
     HALF_WIDTH,
     MOST_DIMS,
@@ -72,8 +74,9 @@ class OnGrid(TorchDistribution):
 
 
 def asks_for_nodes(how: object) -> bool:
-    """Whether a wish for a site is one for quadrature."""
-    return how == "quadrature" or isinstance(how, Quadrature)
+    """Whether a wish for a site is one for nodes, or for draws."""
+    words = ("quadrature", "monte-carlo")
+    return how in words or isinstance(how, (Quadrature, Adaptive, MonteCarlo))
 
 
 def can_be_on_nodes(fn: Distribution) -> bool:

@@ -17,7 +17,6 @@ from ember.inference.reading.checks.sites import (
     check_given,
     check_local,
     check_observed,
-    check_on_nodes,
     check_plates,
     check_weights,
 )
@@ -26,7 +25,6 @@ from ember.inference.reading.gaussian.candidates import gaussian_candidates
 from ember.inference.reading.gaussian.remembered import arguments_of_chain
 from ember.inference.reading.held import held_sites
 from ember.inference.reading.model_errors import enumeration_errors, tidy_errors, unreadable
-from ember.inference.reading.nodes import Nodes, nodes_of, rule_of
 from ember.inference.reading.partly_observed import find_given, find_partly_observed
 from ember.inference.reading.roles import (
     param_parameter,
@@ -37,6 +35,7 @@ from ember.inference.reading.roles import (
 from ember.inference.reading.runs import At, is_continuous, statements
 from ember.inference.reading.structure import Structure, signature_of
 from ember.inference.reading.trace import Trace, TraceNode, plates_of, record
+from ember.inference.reading.units.finding import with_nodes
 from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["read_structure"]
@@ -76,12 +75,13 @@ def read_structure(
     partly.merge(plain)
     roles = _assign(plain, model, integrate or {})
     steps = _steps_of_loops(plain)
-    check_room(roles.latent, steps, roles.nesting)
     structure = Structure(
         model, arguments, roles.parameters, tuple(roles.latent), tuple(roles.observed),
         roles.nesting, roles.plates, steps, tuple(roles.composites), partly=partly,
-        gaussian=roles.gaussian, conjugate=roles.conjugate, nodes=roles.nodes,
+        gaussian=roles.gaussian, conjugate=roles.conjugate,
     )  # fmt: skip
+    structure = with_nodes(structure, plain, roles.on_nodes)
+    check_room(structure.latent, steps, roles.nesting)
     structure = _with_held(structure, plain, conditioned)
     structure = _with_found(structure, plain, integrate or {})
     trace = _checked_run(structure, plain)
@@ -157,7 +157,7 @@ class _Roles:
     observed: list[str] = field(default_factory=list)
     plates: dict[str, tuple[str, ...]] = field(default_factory=dict)
     composites: list[Composite] = field(default_factory=list)
-    nodes: dict[str, Nodes] = field(default_factory=dict)
+    on_nodes: dict[str, object] = field(default_factory=dict)
     nesting: int = 0
 
 
@@ -196,13 +196,12 @@ def _assign(plain: Trace, model: Model, integrate: Mapping[str, object]) -> _Rol
             assert family is not None
             roles.conjugate[name] = family.origin(site["value"].shape)
             check_declared(name, site)
-        elif role in ("latent", "nodes"):
+        elif role == "latent":
             roles.latent.append(name)
             check_declared(name, site)
-            if role == "nodes":
-                check_on_nodes(name, site)
-                rule = rule_of(name, site["fn"], wish_for(name, site, integrate))
-                roles.nodes[name] = nodes_of(site["fn"], rule)
+        elif role == "nodes":
+            roles.on_nodes[name] = wish_for(name, site, integrate)
+            check_declared(name, site)
         else:
             _add_observed(roles, name, site, {*plain.nodes}, integrate)
     return roles

@@ -18,7 +18,7 @@ from ember.inference.inputs.arguments import Model
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.supports import shown
-from ember.inference.reading.nodes import asks_for_nodes, rule_of
+from ember.inference.reading.nodes import asks_for_nodes
 from ember.inference.reading.runs import is_continuous
 from ember.inference.reading.trace import TraceNode
 from ember.inference.reading.unwrapping import unwrap
@@ -70,16 +70,15 @@ def role_of(name: str, site: TraceNode, integrate: Mapping[str, object]) -> str:
 def _continuous_role(name: str, fn: Distribution, how: object) -> str:
     """The role of a continuous site that asks to be integrated."""
     if asks_for_nodes(how):
-        rule_of(name, fn, how)
         return "nodes"
     if how in CONJUGATE:
         return _conjugate_role(name, fn, how)
     if how != "gaussian":
         raise ValueError(
             f"site '{name}' asks to be integrated by {how!r}, which is not known; ask for "
-            "'quadrature', which takes sites of one or two dimensions, 'gaussian', which takes "
-            "normal sites that others read linearly, or 'conjugate', or estimate the site as a "
-            f"parameter (EM(model, integrate={{'{name}': None}}))."
+            "'quadrature' or 'monte-carlo', which take sites of up to ten dimensions, 'gaussian', "
+            "which takes normal sites that others read linearly, or 'conjugate', or estimate the "
+            f"site as a parameter (EM(model, integrate={{'{name}': None}}))."
         )
     base = unwrap(fn).base
     if type(base) not in (dist.Normal, dist.MultivariateNormal):

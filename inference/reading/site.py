@@ -24,6 +24,7 @@ __all__ = [
     "NamedDims",
     "Site",
     "Slot",
+    "UnitSlot",
     "fill_masked",
     "finish",
 ]
@@ -78,6 +79,21 @@ class ConjugateSlot:
     def is_own(self) -> bool:
         """Whether it is that of a latent in its own prior."""
         return not self.argument
+
+
+@dataclass(frozen=True, eq=False)
+class UnitSlot:
+    """The unit whose latents each event of a site reads.
+
+    Attributes:
+        latents: The latents of units that it reads; of a latent itself, the others of its prior.
+        units: Flat numbers of the units, over the site's batch at full rank.
+        is_own: Whether the site is such a latent.
+    """
+
+    latents: tuple[str, ...]
+    units: Tensor
+    is_own: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,8 +192,8 @@ class Site:
     ``missing`` marks the entries of an observed value that are to be integrated out, shaped like
     the value; single entries and whole rows among them are masked as well. ``slots`` are the
     Gaussian latents that it reads: its value, form and density are those at zero of them all;
-    ``conjugate`` is the slot of a latent with a conjugate prior. ``log_weights`` are those of the
-    nodes of a latent on nodes, ``(Q,)``.
+    ``conjugate`` is the slot of a latent with a conjugate prior, ``unit`` that of latents of units.
+    ``log_weights`` are those of the nodes of a latent on nodes, ``(Q,)``.
     """
 
     name: str
@@ -195,6 +211,7 @@ class Site:
     slots: tuple[Slot, ...] = ()
     conjugate: ConjugateSlot | None = None
     log_weights: Tensor | None = None
+    unit: UnitSlot | None = None
 
     @property
     def reads(self) -> tuple["Slot | ConjugateSlot", ...]:
@@ -204,7 +221,7 @@ class Site:
     @property
     def is_plain(self) -> bool:
         """Whether it is a factor by itself: it has no part in an integral in closed form."""
-        return not self.reads
+        return not self.reads and self.unit is None
 
     def weigh(self, log_prob: Tensor) -> Tensor:
         """A log density over the outer batch dims, times what the nodes of the latent weigh."""

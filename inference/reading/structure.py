@@ -28,6 +28,7 @@ from ember.inference.reading.nodes import Nodes
 from ember.inference.reading.partly_observed import Partly
 from ember.inference.reading.runs import At
 from ember.inference.reading.trace import Trace, plates_of, record, record_enumerated
+from ember.inference.reading.units.latents import UnitLatent
 
 __all__ = ["SiteSignature", "Structure", "signature_of"]
 
@@ -49,7 +50,7 @@ class Structure:
     ``gaussian`` holds the Gaussian latents with the shapes of their values, ``conjugate`` those
     with conjugate priors, with values that change nothing; ``found`` those of them that no mark
     asks for, with the reason why they are latent. ``nodes`` holds the latents on nodes, which are
-    among those of ``latent``.
+    among those of ``latent``; ``units`` those that are integrated unit by unit.
     """
 
     model: Model
@@ -68,13 +69,14 @@ class Structure:
     conjugate: Mapping[str, Tensor] = field(default_factory=dict)
     found: Mapping[str, str] = field(default_factory=dict)
     nodes: Mapping[str, Nodes] = field(default_factory=dict)
+    units: Mapping[str, UnitLatent] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
     remembered: Remembered = field(repr=False, compare=False, default_factory=Remembered)
 
     @property
     def factor_names(self) -> tuple[str, ...]:
         """Names of the latent and observed sites, in the model's order."""
-        integrated = {*self.latent, *self.gaussian, *self.conjugate}
+        integrated = {*self.latent, *self.gaussian, *self.conjugate, *self.units}
         wanted = {*integrated, *self.observed, *(c.initial for c in self.chains)}
         return tuple(name for name in self.plates if name in wanted)
 
@@ -82,7 +84,8 @@ class Structure:
     def origins(self) -> dict[str, Tensor]:
         """The continuous latents, with the values at which the model is read."""
         zeros = {name: torch.zeros(shape) for name, shape in self.gaussian.items()}
-        return {**zeros, **self.conjugate}
+        units = {name: latent.origin for name, latent in self.units.items()}
+        return {**zeros, **self.conjugate, **units}
 
     @property
     def chains(self) -> tuple[Composite | Loop, ...]:
@@ -125,6 +128,7 @@ class Structure:
             **dict.fromkeys(self.shown_gaussian, "gaussian"),
             **dict.fromkeys(self.conjugate, "conjugate"),
             **{name: nodes.rule for name, nodes in self.nodes.items()},
+            **{name: latent.rule for name, latent in self.units.items()},
             **dict.fromkeys(parameters),
         }
 

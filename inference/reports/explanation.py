@@ -68,6 +68,8 @@ def _factor_row(plan: Plan, name: str) -> list[str]:
         return _gaussian_row(plan, name)
     if site.conjugate is not None:
         return _conjugate_row(plan, name)
+    if site.unit is not None:
+        return _unit_row(plan, name)
     latent = name in plan.latent_symbols
     plates = ", ".join(plan.structure.plates[name]) or "-"
     how = "-"
@@ -169,6 +171,34 @@ def _conjugate_row(plan: Plan, name: str) -> list[str]:
     if name in plan.latent_symbols:
         role, how = "latent", f"summed over {plan.sizes.get(plan.latent_symbols[name], 1)} states"
     return [name, role, plates, how, statistics, why + ("" if slot.is_own else _gaps(plan, name))]
+
+
+def _unit_row(plan: Plan, name: str) -> list[str]:
+    """A latent that is integrated unit by unit, or a site that reads some."""
+    site, how = plan.sites[name], "-"
+    assert site.unit is not None
+    read = " and ".join(map(repr, site.unit.latents))
+    if site.form is not None and site.density is not None:
+        why = f"sufficient statistics of {type(site.density.base).__name__}"
+        statistics = "closed form" if any(p.table for p in site.form.parameters) else "-"
+    else:
+        statistics = "numerical" if plan.dependencies(name) else "-"
+        why = f"evaluated at the nodes of {read}" if read else site.reason
+    if site.unit.is_own:
+        component = next(c for c in plan.units if name in c.latents)
+        others = [other for other in component.latents if other != name]
+        how = f"integrated on {component.rule.shown(component.dims)} nodes for each unit"
+        how += f", with {' and '.join(map(repr, others))}" if others else ""
+    plates = ", ".join(plan.structure.plates[name]) or "-"
+    role = "latent" if site.unit.is_own else "observed"
+    return [
+        name,
+        role,
+        plates,
+        how,
+        statistics,
+        why + ("" if site.unit.is_own else _gaps(plan, name)),
+    ]
 
 
 def _gaps(plan: Plan, name: str) -> str:

@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ember.inference.iteration.restarts.record import Starts
+from ember.inference.iteration.run import MonteCarloErrors
 from ember.inference.optimality.curvature import Certificate
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.variational.guides import LearntGuide
@@ -58,6 +59,10 @@ class Fitted(Protocol):
     @property
     def plan(self) -> Plan:
         """The plan of model and data."""
+
+    @property
+    def monte_carlo(self) -> MonteCarloErrors | None:
+        """The Monte Carlo errors of estimates from draws."""
 
     @property
     def starts(self) -> Starts:

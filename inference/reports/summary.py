@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ember.inference.optimality.curvature import Certificate
 from ember.inference.parameters.parameter import entry_label
+from ember.inference.plan.plan import Plan
 from ember.inference.reports.fitted import Fitted
 from ember.inference.reports.naming import WHOLE
 
@@ -25,11 +26,13 @@ def text(fit: Fitted) -> str:
     """What ``print(fit)`` shows."""
     posterior = f"\n  log posterior   {fit.log_posterior:.6f}" if fit.objective == "map" else ""
     starts = f"\n  starts          {fit.starts}" if len(fit.starts) > 1 else ""
-    nodes = "".join(
-        f"\n  nodes           {fit.plan.structure.nodes[name].shown} for '{name}' "
-        f"(even and odd ones differ by {gap:.0e} at most)"
-        for name, gap in fit.node_gaps.items()
-    )
+    nodes = "".join(_nodes(fit.plan, name, gap) for name, gap in fit.node_gaps.items())
+    if fit.monte_carlo is not None:
+        errors = fit.monte_carlo
+        nodes += (
+            f"\n  Monte Carlo     errors are at most {errors.share:.2g} standard errors "
+            f"({errors.draws} draws of each unit)"
+        )
     maximum = "" if fit.certificate is None else f"\n  maximum         {shown(fit.certificate)}"
     computed = fit.deterministic
     block = f"\nComputed\n{estimates(computed, {})}" if computed else ""
@@ -42,6 +45,18 @@ def text(fit: Fitted) -> str:
         f"{fit.seconds:.2f} s){starts}{nodes}{maximum}\n"
         f"Estimates\n{estimates(fit.params, fit.axes)}{block}"
     )
+
+
+def _nodes(plan: Plan, name: str, gap: float) -> str:
+    """How a continuous latent was integrated, and how far to trust that."""
+    if name in plan.structure.nodes:
+        shown = plan.structure.nodes[name].shown
+        trust = f"even and odd ones differ by {gap:.0e} at most"
+    else:
+        component = next(c for c in plan.units if name in c.latents)
+        shown = component.rule.shown(component.dims)
+        trust = f"more change a unit's log evidence by {gap:.0e} at most"
+    return f"\n  nodes           {shown} for '{name}' ({trust})"
 
 
 def shown(certificate: Certificate) -> str:

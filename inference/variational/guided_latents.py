@@ -15,6 +15,7 @@ from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.on_nodes import NodePosterior, values_of_nodes
 from ember.inference.queries.prediction import posterior
+from ember.inference.queries.units import UnitPosterior, unit_posterior
 from ember.inference.variational.guides import Guide, sampled_sites
 
 __all__ = ["latents_to_guide", "starting_values", "with_guided_latents"]
@@ -28,7 +29,7 @@ def latents_to_guide(guide: Guide, plan: Plan, asked: Collection[str]) -> list[s
         plan: The plan in which they are on nodes.
         asked: Latents to be integrated out instead.
     """
-    names = [name for name in plan.structure.nodes if name not in asked]
+    names = [n for n in (*plan.structure.nodes, *plan.structure.units) if n not in asked]
     sampled = sampled_sites(guide, plan) if names else None
     return names if sampled is None else [name for name in names if name in sampled]
 
@@ -64,15 +65,26 @@ def starting_values(
     given: Mapping[str, Tensor] = {}
     if isinstance(init, Mapping):
         given = check_params(plan, init, partial=True)
-        init = {name: value for name, value in init.items() if name not in marginal.on_nodes}
+        latents = marginal.on_nodes | marginal.of_units
+        init = {name: value for name, value in init.items() if name not in latents}
     start = starting_params(marginal, init)
-    guided = [name for name in plan.structure.parameters if name in marginal.on_nodes]
+    latents = marginal.on_nodes | marginal.of_units
+    guided = [name for name in plan.structure.parameters if name in latents]
     spread = {}
     with torch.no_grad():
         for name in guided:
-            nodes = values_of_nodes(marginal, start, name)
-            found = NodePosterior(nodes, posterior(marginal, start, name))
+            found = _posterior(marginal, start, name)
             start[name] = given.get(name, found.mean)
             if is_real(plan.structure.parameters[name].support):
                 spread[name] = found.stddev
     return {name: given.get(name, start[name]) for name in plan.structure.parameters}, spread
+
+
+def _posterior(
+    plan: Plan, params: Mapping[str, Tensor], name: str
+) -> NodePosterior | UnitPosterior:
+    """The posterior of a latent on nodes, of either kind."""
+    found = unit_posterior(plan, params, name)
+    if found is not None:
+        return found
+    return NodePosterior(values_of_nodes(plan, params, name), posterior(plan, params, name))

@@ -260,7 +260,7 @@ def _check_sites(guide: GuideFunction, plan: Plan, guided: list[str]) -> None:
                 f"SVI(model, integrate={{'{name}': 'gaussian'}})."
             )
     for name, site in sites.items():
-        if name in plan.structure.latent or name in plan.structure.conjugate:
+        if name in {*plan.structure.latent, *plan.structure.conjugate, *plan.structure.units}:
             raise ValueError(
                 f"the guide samples the latent site '{name}', which is integrated out; hide "
                 "it from the guide with poutine.block."

@@ -75,10 +75,10 @@ def check_response(y: object, family: str, gaps: bool = False) -> Tensor:
         y = check_tensor(y, {1: "(N,)"}, "one response for each row: y.squeeze(-1) drops a dim")
         if family == "gaussian":
             check_floats(y, gaps)
-        elif family == "poisson":
-            check_counts(y)
+        elif family in ("poisson", "binomial"):
+            check_counts(y, gaps)
         else:
-            check_zeros_and_ones(y)
+            check_zeros_and_ones(y, gaps)
     return y.to(parameter_dtype(y))
 
 

@@ -2,8 +2,8 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import pyro
 import pyro.distributions as dist
@@ -17,15 +17,22 @@ from ember.models.parts.missing import shown_entries
 from ember.models.parts.orthonormal_design import Design, orthonormal
 from ember.models.parts.priors import Hyperparameters
 
-__all__ = ["Line", "coefficients_of_line", "computed", "gaussian_latent", "variance_site"]
+__all__ = [
+    "Line",
+    "LinkLine",
+    "coefficients_of_line",
+    "computed",
+    "gaussian_latent",
+    "variance_site",
+]
 
 DF = 3.0  # an inverse gamma of mode scale / 5 and mean scale
 
 
-def gaussian_latent(name: str, fn: TorchDistribution) -> Tensor:
-    """Declare a latent that asks to be integrated exactly; other inferences sample it."""
-    how: Any = {"integrate": "gaussian"}
-    value: Tensor = pyro.sample(name, fn, infer=how)
+def gaussian_latent(name: str, fn: TorchDistribution, how: str = "gaussian") -> Tensor:
+    """Declare a latent that asks to be integrated, exactly unless said; others sample it."""
+    asks: Any = {"integrate": how}
+    value: Tensor = pyro.sample(name, fn, infer=asks)
     return value
 
 
@@ -53,15 +60,15 @@ class Line:
     weights: Tensor
     shown: Tensor | None
 
-    @staticmethod
-    def of(y: Tensor, design: Tensor, frequency: Tensor | Sequence[float] | None) -> "Line":
+    @classmethod
+    def of(cls, y: Tensor, design: Tensor, frequency: Tensor | Sequence[float] | None) -> Self:
         """Leave out the gaps of `y`, and refuse fewer than two rows."""
         shown = shown_entries(y)
         with called("y"):
             weights = row_frequency(frequency, y)
             kept = slice(None) if shown is None else shown
             check_enough(float(weights[kept].sum()), 1, "rows")
-        return Line(y[kept], design[kept], weights[kept], weights, shown)
+        return cls(y[kept], design[kept], weights[kept], weights, shown)
 
     def kept(self, rows: Tensor) -> Tensor:
         """The rows of another tensor (N, ...) whose response is observed."""
@@ -78,8 +85,31 @@ class Line:
         return variance_beside(self.coordinates, self.y, self.frequency)
 
 
-def coefficients_of_line(line: Line, hyper: Hyperparameters) -> Tensor:
-    """Declare `coefficients` (F,): weak about a level line, whatever the units of its columns."""
+@dataclass(frozen=True)
+class LinkLine(Line):
+    """A line on the scale of a link, where a variance of one is neither small nor large."""
+
+    @functools.cached_property
+    def left(self) -> Tensor:
+        """The scale of all variances."""
+        return self.y.new_ones(())
+
+    def about(self, centre: Tensor) -> Self:
+        """The same with covariates measured from a point (F,)."""
+        return replace(self, design=self.design - centre)
+
+
+def coefficients_of_line(
+    line: Line, hyper: Hyperparameters, usual: tuple[Tensor, Tensor | float] | None = None
+) -> Tensor:
+    """Declare `coefficients` (F,): weak about a level line, whatever the units of its columns.
+
+    Args:
+        line: the responses and their covariates.
+        hyper: hyperparameters, of which `mean` and `deviation` are read.
+        usual: a height of the line, and what counts as a unit of it; those of normal responses
+            unless given.
+    """
     width = line.design.shape[1:]
     fn: TorchDistribution
     if hyper.given.get("deviation") is not None:
@@ -87,7 +117,9 @@ def coefficients_of_line(line: Line, hyper: Hyperparameters) -> Tensor:
         fn = dist.Normal(mean, hyper.above("deviation", width, 1.0)).to_event(1)
     else:
         offset = torch.zeros_like(line.y)
-        height, unit = usual_height(line.y, offset, line.design, line.frequency, "gaussian")
+        height, unit = usual or usual_height(
+            line.y, offset, line.design, line.frequency, "gaussian"
+        )
         found = line.coordinates
         level = torch.zeros(width) if found.level is None else height * found.level
         mean = hyper.real("mean", width, lambda: level.to(line.y))

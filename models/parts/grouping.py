@@ -43,14 +43,16 @@ class Grouping:
         """The keys of its hyperparameters."""
         return f"{self.name}_df", f"{self.name}_scale"
 
-    def effects(self, line: Line, correlated: bool, hyper: Hyperparameters) -> Tensor:
+    def effects(
+        self, line: Line, correlated: bool, hyper: Hyperparameters, how: str = "gaussian"
+    ) -> Tensor:
         """Declare the effects of all levels, and return what they add to each row (N,)."""
         if self.design is None:
             variance = variance_site(
                 f"{self.name}_variance", hyper, self.hyperparameters, line.left
             )
             prior = dist.Normal(torch.zeros_like(variance), variance.sqrt())
-            return select(self._levels(prior), self.codes, 0)
+            return select(self._levels(prior, how), self.codes, 0)
         if correlated:
             precision = self._precision(self.design, line, hyper)
             prior = dist.MultivariateNormal(
@@ -60,11 +62,11 @@ class Grouping:
             scale = line.left / _spread(line.kept(self.design), line.frequency)
             variances = variance_site(f"{self.name}_variances", hyper, self.hyperparameters, scale)
             prior = dist.Normal(torch.zeros_like(variances), variances.sqrt()).to_event(1)
-        return (self.design * select(self._levels(prior), self.codes, 1)).sum(-1)
+        return (self.design * select(self._levels(prior, how), self.codes, 1)).sum(-1)
 
-    def _levels(self, prior: TorchDistribution) -> Tensor:
+    def _levels(self, prior: TorchDistribution, how: str) -> Tensor:
         with pyro.plate(f"{self.name}_levels", self.levels):
-            return gaussian_latent(f"{self.name}_effects", prior)
+            return gaussian_latent(f"{self.name}_effects", prior, how)
 
     def _precision(self, design: Tensor, line: Line, hyper: Hyperparameters) -> Tensor:
         """A Wishart whose scale follows the columns of the design under any change of them."""

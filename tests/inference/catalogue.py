@@ -157,6 +157,33 @@ INTEGRATED: list[Case] = [
 ]
 
 
+# Models with latents of units, which are integrated on nodes at mode and curvature.
+OF_UNITS: list[Case] = [
+    ("generalised_linear_mixed_model", _response("logistic"), {**GROUPS, "X": _covariates()}),
+    (
+        "generalised_linear_mixed_model",
+        _response("poisson"),
+        {**GROUPS, "X": _covariates(), "family": "poisson", "offset": torch.arange(60) / 60},
+    ),
+    (
+        "generalised_linear_mixed_model",
+        _response("poisson").clamp_max(9.0),
+        {**GROUPS, "family": "binomial", "trials": torch.full((60,), 9)},
+    ),
+    (
+        "generalised_linear_mixed_model",
+        _response("logistic"),
+        {**GROUPS, "design": torch.stack([torch.ones(60), _covariates()[:, 0]], -1)},
+    ),
+    (
+        "growth_curves",
+        5.0 * torch.sigmoid(torch.arange(60.0) % 6 - 2.5) + 0.3 * _points(0)[:, 0],
+        {"times": torch.arange(60.0) % 6, "subjects": torch.arange(60) // 6},
+    ),
+    ("ordinal_probit", _codes(4, (60,), 3), {**GROUPS, "X": _covariates()}),
+]
+
+
 def model_of(case: Case) -> Callable[..., Any]:
     """The model function of a case."""
     return MODELS[case[0]]

@@ -19,11 +19,19 @@ from ember.inference.plan.plan import Plan
 from ember.inference.reading.matching.arguments import probe_values
 from ember.models import __all__ as every_model
 from ember.models import gaussian_mixture
-from tests.inference.catalogue import CASES, INTEGRATED, NUMERICAL, Case, case_id, model_of
+from tests.inference.catalogue import (
+    CASES,
+    INTEGRATED,
+    NUMERICAL,
+    OF_UNITS,
+    Case,
+    case_id,
+    model_of,
+)
 
 
 def test_every_model_has_a_case() -> None:
-    assert {name for name, _, _ in CASES + NUMERICAL + INTEGRATED} == set(every_model)
+    assert {name for name, _, _ in CASES + NUMERICAL + INTEGRATED + OF_UNITS} == set(every_model)
 
 
 def _plans(case: Case) -> tuple[Plan, Plan]:

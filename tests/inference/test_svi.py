@@ -22,7 +22,15 @@ from ember.inference.plan.building import build_plan
 from ember.inference.variational.elbo import PlanELBO
 from ember.models import __all__ as every_model
 from ember.models import gaussian_mixture
-from tests.inference.catalogue import CASES, INTEGRATED, NUMERICAL, Case, case_id, model_of
+from tests.inference.catalogue import (
+    CASES,
+    INTEGRATED,
+    NUMERICAL,
+    OF_UNITS,
+    Case,
+    case_id,
+    model_of,
+)
 
 each_case = pytest.mark.parametrize("case", CASES, ids=case_id)
 
@@ -51,7 +59,7 @@ X = torch.tensor([-2.1, -1.7, -2.6, -1.2, 1.4, 2.2, 2.9, 1.9, 2.4], dtype=torch.
 
 
 def test_no_model_is_forgotten() -> None:
-    assert {case[0] for case in CASES + NUMERICAL + INTEGRATED} == set(every_model)
+    assert {case[0] for case in CASES + NUMERICAL + INTEGRATED + OF_UNITS} == set(every_model)
 
 
 @each_case

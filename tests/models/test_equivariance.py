@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from tests.inference.catalogue import CASES, INTEGRATED, MODELS, NUMERICAL, Case, case_id, model_of
+from tests.inference.catalogue import (
+    CASES,
+    INTEGRATED,
+    MODELS,
+    NUMERICAL,
+    OF_UNITS,
+    Case,
+    case_id,
+    model_of,
+)
 
 EXACT = 2.0**20  # a shift by which sums of the data are rounded by 1e-10 at most
 MOVES = [(1.0, EXACT), (1.0, -5e4), (2.0**-27, 0.0), (2.0**40, 3.0)]
@@ -33,8 +42,8 @@ CONTINUOUS = (
     "latent_profile", "regression_mixture", "mixture_of_experts", "hidden_markov_regression",
     "student_t_mixture",
 )  # fmt: skip
-# Elsewhere: test_gaussian_latents.py, test_student_t.py
-ELSEWHERE = {case[0] for case in INTEGRATED} | {"student_t_regression"}
+# Elsewhere: test_gaussian_latents.py, test_student_t.py, and the tests of models with units
+ELSEWHERE = {case[0] for case in INTEGRATED + OF_UNITS} | {"student_t_regression"}
 
 
 def test_no_model_is_forgotten() -> None:

@@ -6,8 +6,10 @@ from ember.inference.iteration.acceleration.alternating import Alternating
 from ember.inference.iteration.acceleration.anderson import Anderson
 from ember.inference.iteration.acceleration.em_map import Scheme
 from ember.inference.iteration.acceleration.lbfgs import Lbfgs
+from ember.inference.iteration.acceleration.louis import Louis
 from ember.inference.iteration.acceleration.plain import Plain
 from ember.inference.iteration.acceleration.squarem import Squarem
+from ember.inference.maximisation.information import MOST_PARAMETERS
 from ember.inference.plan.plan import Plan
 
 __all__ = ["SCHEMES", "scheme_for"]
@@ -24,13 +26,23 @@ SCHEMES: dict[str | None, Scheme[Any]] = {
 # Of few parameters the expected log joint shows the curvature, and steps soon the rest of it.
 FEW = 48  # entries of parameters
 INFORMED = Alternating((Lbfgs(informed=True), Squarem()))
+GRADIENTS = Alternating((Lbfgs(), Squarem()))
+INFORMATION = Alternating((Louis(), Lbfgs(), Squarem()))
 
 
 def scheme_for(name: str | None, plan: Plan) -> Scheme[Any]:
     """The scheme of a name for one plan; that of ``"auto"`` depends on what is latent.
 
     Where all that is latent is Gaussian, the objective is smooth, and has a single top as a rule.
+    With latents of units an M-step takes many passes over the rows, and where each unit says much
+    about its own latents, EM moves what they share slowly. So "auto" begins with Newton's steps
+    there if these units alone are latent and parameters few, and else with gradients.
     """
-    gaussian = plan.components and not plan.structure.latent and not plan.conjugate
-    sizes = (p.shape.numel() for p in plan.structure.parameters.values())
-    return INFORMED if name == "auto" and gaussian and sum(sizes) <= FEW else SCHEMES[name]
+    count = sum(parameter.shape.numel() for parameter in plan.structure.parameters.values())
+    if name != "auto":
+        return SCHEMES[name]
+    discrete = plan.structure.latent or plan.conjugate
+    if plan.units:
+        others = discrete or plan.components or plan.has_gaps
+        return GRADIENTS if others or count > MOST_PARAMETERS else INFORMATION
+    return INFORMED if plan.components and not discrete and count <= FEW else SCHEMES[name]

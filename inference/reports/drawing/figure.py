@@ -37,6 +37,7 @@ from ember.inference.reports.drawing.regressions import (
     draw_lines,
 )
 from ember.inference.reports.drawing.scatter import draw_pairs, draw_plane, draw_points
+from ember.inference.reports.drawing.unit_effects import unit_panels
 from ember.inference.reports.fitted import Fitted, Sure
 
 __all__ = ["draw_fit"]
@@ -74,8 +75,9 @@ def draw_fit(fit: Fitted, sure: Sure | None = None) -> Figure:
         figure = Picture(figsize=(5.6, 5.2), layout="constrained")
         draw_positions(figure, fit)
         return figure
-    emissions = [] if fit.plan.on_nodes else read_emissions(fit.plan, fit.params, fit.columns)
-    panels = gaussian_panels(fit)
+    sums = not fit.plan.on_nodes and not fit.plan.units
+    emissions = read_emissions(fit.plan, fit.params, fit.columns) if sums else []
+    panels = gaussian_panels(fit) + unit_panels(fit)
     if not emissions and not panels:
         names = ", ".join(f"'{name}'" for name in fit.plan.structure.observed)
         raise ValueError(
