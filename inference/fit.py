@@ -92,6 +92,7 @@ class Fit(Exports):
             nodes differ in the log evidence of a row, at most. Up to about 0.1, the error of the
             integral is the square of that over 400, or less. For a latent that is integrated unit
             by unit, by how much more nodes change the log evidence of a unit, at most.
+        renumbered: What ``relabel`` has done since: latents, and the order of their states.
     """
 
     guide: Any = field(default=None, repr=False)
@@ -100,6 +101,7 @@ class Fit(Exports):
     axes: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict, repr=False)
     node_gaps: dict[str, float] = field(default_factory=dict, repr=False)
     recipe: Recipe = field(default_factory=Recipe, repr=False)
+    renumbered: tuple[tuple[str, list[int]], ...] = field(default=(), repr=False)
 
     @staticmethod
     def of(run: Run) -> Fit:
@@ -445,6 +447,8 @@ class Fit(Exports):
         check_count("n", n)
         with sheltered(_fresh(seed), self._data):
             draws: dict[str, Tensor] = self.guide.draw(n)
+            for latent, order in self.renumbered:
+                draws = relabelling.permute(self.plan, draws, latent, order, lead=1)
             return draws
 
     @property
@@ -477,8 +481,14 @@ class Fit(Exports):
             ValueError: If there is nothing to renumber, or the model tells the states apart.
         """
         with sheltered(data=self._data), torch.no_grad():
-            params = relabelling.renumbered(self.plan, self.params, order, latent)
-        return dataclasses.replace(self, params=params)
+            found = relabelling.asked_order(self.plan, self.params, order, latent)
+            return self._renumbered(*found)
+
+    def _renumbered(self, latent: str, order: list[int]) -> Fit:
+        """The same fit with the states of a latent in another order."""
+        params = relabelling.permute(self.plan, self.params, latent, order)
+        renumbered = (*self.renumbered, (latent, order))
+        return dataclasses.replace(self, params=params, renumbered=renumbered)
 
     # -- how sure it is -----------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ember.inference.fit import Fit
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.parameters.parameter import entry_label
+from ember.inference.queries.uncertainty.drawn import deviation
 from ember.inference.reports.drawing.marginals import draw_marginals
 from ember.inference.reports.summary import named_labels
 from ember.inference.sampled_fit import SampledFit
@@ -140,7 +141,7 @@ def _draws(fit: Fit, params: Params) -> dict[str, Tensor] | None:
 def _deviations(fit: Fit, params: Params, draws: Params | None) -> dict[str, Tensor]:
     """The standard deviation of every entry; that of a point by its observed information."""
     if fit.has_posterior and draws is not None:
-        return {name: value.std(0) for name, value in draws.items()}
+        return {name: deviation(value) for name, value in draws.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from ember.inference.fit import Fit
 from ember.inference.inputs.options import check_count
+from ember.inference.queries.relabelling import permute
 from ember.inference.reports.summary import entry_rows
-from ember.inference.sampling.diagnostics import effective_size, r_hat
+from ember.inference.sampling.diagnostics import FEWEST, effective_size, r_hat
 
 __all__ = ["SampledFit"]
 
@@ -21,14 +23,15 @@ __all__ = ["SampledFit"]
 class SampledFit(Fit):
     """What ``NUTS`` or ``Laplace`` has drawn, latents integrated out.
 
-    ``params`` are the means of the draws (each in the support of its site if that is convex, as
-    supports are), ``log_likelihood`` and ``log_posterior`` are those at ``params``, ``history`` is
-    the way to the mode. Posteriors of latents, ``predict`` and the like take the parameters to be
-    ``params``.
+    ``params`` are the means of the draws (of a site whose support is not convex, such as a Cholesky
+    factor of correlations, those of its unconstrained coordinates), ``log_likelihood`` and
+    ``log_posterior`` are those at ``params``, ``history`` is the way to the mode. Posteriors of
+    latents, ``predict`` and the like take the parameters to be ``params``.
 
     Attributes:
         draws: Site name to ``(chains, n, *shape)``, states of latents numbered as at the mode.
-        heights: The log density of each draw in unconstrained coordinates, ``(chains, n)``.
+        heights: The log density of each draw in unconstrained coordinates, ``(chains, n)``; of
+            ``Laplace`` that of the approximation.
         divergences: How many trajectories of NUTS went astray after the warm-up: some is a sign
             that a part of the posterior is not reached.
         log_evidence: ``log p(data)`` by Laplace's approximation; NaN for NUTS.
@@ -50,7 +53,8 @@ class SampledFit(Fit):
         if n is None:
             return every
         check_count("n", n)
-        generator = torch.Generator().manual_seed(seed or int(torch.randint(2**31, ())))
+        fresh = int(torch.randint(2**31, ())) if seed is None else seed
+        generator = torch.Generator().manual_seed(fresh)
         total = self.heights.numel()
         if n == total:
             return every
@@ -63,6 +67,11 @@ class SampledFit(Fit):
         length = self.heights.shape[1]
         kept = torch.linspace(0, length - 1, min(n, length)).round().long()
         return {name: value[:, kept] for name, value in self.draws.items()}
+
+    def _renumbered(self, latent: str, order: list[int]) -> Fit:
+        draws = permute(self.plan, self.draws, latent, order, lead=2)
+        params = permute(self.plan, self.params, latent, order)
+        return dataclasses.replace(self, params=params, draws=draws)
 
     @property
     def has_posterior(self) -> bool:
@@ -102,7 +111,11 @@ class SampledFit(Fit):
     @property
     def _agreement(self) -> str:
         """The worst of all entries, in words."""
-        worst = max(float(r_hat(value).nan_to_num().max()) for value in self.draws.values())
+        if self.heights.shape[1] < FEWEST:
+            return "too few draws to compare chains"
+        worst = max(
+            float(r_hat(value).nan_to_num(posinf=math.inf).max()) for value in self.draws.values()
+        )
         least = min(
             float(effective_size(v).nan_to_num(torch.inf).min()) for v in self.draws.values()
         )

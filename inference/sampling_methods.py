@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint
 
 from ember.inference.em import EM
 from ember.inference.expectation.log_evidence import LogEvidence
@@ -95,7 +97,8 @@ class _AroundTheMode(ABC):
         with torch.no_grad():
             flat = density.coordinates.unflatten(drawn.draws.flatten(0, 1))
             flat = relabelled(plan, flat, mode.params)
-            params = {name: value.mean(0) for name, value in flat.items()}
+            supports = {name: p.support for name, p in plan.structure.parameters.items()}
+            params = {name: _centre(value, supports[name]) for name, value in flat.items()}
             at_means = LogEvidence.of(plan).statistics(params)
         known = {
             **{f.name: getattr(mode, f.name) for f in dataclasses.fields(Fit) if f.init},
@@ -229,7 +232,7 @@ class NUTS(_AroundTheMode):
     ) -> None:
         for option, value in (("draws", draws), ("warmup", warmup), ("chains", chains)):
             check_count(option, value)
-        if not 0.0 < acceptance < 1.0:
+        if not isinstance(acceptance, int | float) or not 0.0 < acceptance < 1.0:
             raise ValueError(f"acceptance={acceptance!r} must lie between 0 and 1, as 0.8 does.")
         super().__init__(model, integrate, init, restarts, seed, progress)
         self.draws, self.warmup, self.chains = draws, warmup, chains
@@ -258,6 +261,16 @@ class NUTS(_AroundTheMode):
             sum(chain.divergences for chain in done),
             stop=stop,
         )
+
+
+def _centre(draws: Tensor, support: Constraint) -> Tensor:
+    """The mean of draws ``(M, ...)``; where it would leave the support, that of free reals."""
+    mean = draws.mean(0)
+    if bool(support.check(mean).all()):
+        return mean
+    free = biject_to(support)
+    inside: Tensor = free(free.inv(draws).mean(0))
+    return inside
 
 
 def _check_priors(plan: Plan, method: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +68,11 @@ class VariationalFit(Fit):
         return True
 
     def _posterior_deviations(self) -> dict[str, Tensor]:
-        return {name: posterior.variance.sqrt() for name, posterior in self.posteriors.items()}
+        found = {}
+        for name, posterior in self.posteriors.items():
+            with contextlib.suppress(NotImplementedError):  # a power of a gamma variable
+                found[name] = posterior.variance.sqrt()
+        return found
 
     def summary(
         self, errors: bool = True, level: float = 0.95, robust: bool = False
@@ -83,6 +89,14 @@ class VariationalFit(Fit):
     @property
     def _state(self) -> Mapping[str, Tensor]:
         return {**self.params, **self.sizes}
+
+    def _renumbered(self, latent: str, order: list[int]) -> Fit:
+        state = VariationalBayes.of(self.plan).permuted(self._state, latent, order)
+        return dataclasses.replace(
+            self,
+            params={name: state[name] for name in self.params},
+            sizes={name: state[name] for name in self.sizes},
+        )
 
     def _for_latents(
         self, args: tuple[object, ...], kwargs: Mapping[str, object]

@@ -165,7 +165,7 @@ class GaussianHMM(_Chain, hmmlearn.hmm.GaussianHMM):  # type: ignore[misc]
         rows: Array = check_array(X, dtype=np.float64, ensure_all_finite="allow-nan")
         self.n_features = rows.shape[1]
         self._estimate(
-            "hidden_markov_gaussian", torch.from_numpy(rows), lengths,
+            "hidden_markov_gaussian", torch.tensor(rows), lengths,
             covariance=self.covariance_type,
         )  # fmt: skip
         return self
@@ -244,6 +244,10 @@ class CategoricalHMM(_Chain, hmmlearn.hmm.CategoricalHMM):  # type: ignore[misc]
     def fit(self, X: object, lengths: object = None) -> Self:
         """Fits the chain to sequences of codes ``(T, 1)`` one below the other."""
         rows: Array = check_array(X)
+        if rows.shape[1] != 1:
+            raise ValueError(
+                f"X must have one column, the codes of the symbols, not {rows.shape[1]}."
+            )
         self._check_and_set_n_features(rows)
         codes = torch.from_numpy(rows[:, 0].astype(np.int64))
         self._estimate("hidden_markov_categorical", codes, lengths, levels=self.n_features)

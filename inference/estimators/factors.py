@@ -20,10 +20,10 @@ class FactorAnalysis(sklearn.decomposition.FactorAnalysis):  # type: ignore[misc
 
     What differs from its namesake: ``tol`` is relative and 1e-8; entries of the data may be missing
     (NaN); ``objective="map"`` keeps the priors of ``ember.models.factor_analysis``, the
-    default is maximum likelihood; the number of factors must be below the number of columns.
+    default is maximum likelihood.
 
     Args:
-        n_components: The number of factors.
+        n_components: The number of factors; None for as many as columns.
         objective: "mle" or "map".
         tol: Tolerance on what is still to gain, relative to the objective.
         max_iter: The largest number of iterations.
@@ -106,8 +106,9 @@ class FactorAnalysis(sklearn.decomposition.FactorAnalysis):  # type: ignore[misc
             model_named("factor_analysis"), self.objective, tol=self.tol, max_iter=self.max_iter,
             seed=seed_of(self.random_state),
         )  # fmt: skip
-        data = torch.from_numpy(rows)
-        fit = fitted(lambda: method.fit(data, factors=self.n_components))
+        data = torch.tensor(rows)  # a copy: those of data frames cannot be written
+        factors = rows.shape[1] if self.n_components is None else self.n_components
+        fit = fitted(lambda: method.fit(data, factors=factors))
         self.mean_ = array(fit.params["locs"], rows)
         self.noise_variance_ = array(fit.params["uniquenesses"], rows)
         roots = np.sqrt(self.noise_variance_)

@@ -89,6 +89,22 @@ class _Gaps:
             )
         return rows
 
+    def _last_fit(self, rows: Array) -> Mapping[str, torch.Tensor]:
+        """Where the last fit ended, if it is to be carried on; else nothing.
+
+        Raises:
+            ValueError: If it was of another shape.
+        """
+        if not self.warm_start or not hasattr(self, "converged_"):  # type: ignore[attr-defined]
+            return {}
+        means: Array = self.means_  # type: ignore[attr-defined]
+        if means.shape != (self.n_components, rows.shape[1]):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"warm_start=True goes on from {means.shape[0]} components of {means.shape[1]} "
+                "columns, which the last fit had; set warm_start=False for others."
+            )
+        return given(weights=self.weights_, locs=means, precisions=self.precisions_)  # type: ignore[attr-defined]
+
     def _log_prob_with_gaps(self, X: Array) -> Array:
         """Log densities ``(N, K)`` of observed entries, one pattern of gaps after another."""
         out = np.zeros((len(X), self.n_components))  # type: ignore[attr-defined]
@@ -137,7 +153,8 @@ class GaussianMixture(_Gaps, sklearn.mixture.GaussianMixture):  # type: ignore[m
       next to nothing: 1e-8 and 1000 iterations by default.
     - Missing entries (NaN) drop out of likelihood and predictions. ``sample_weight`` counts rows.
     - Components come in the order of their weights, unless a start is given.
-    - ``lower_bound_`` is the mean log likelihood of a row, ``lower_bounds_`` its history.
+    - ``lower_bound_`` is the mean log likelihood of a row, ``lower_bounds_`` the history of what
+      was maximised, by row: with "map" the log prior is in it.
 
     Args:
         n_components: The number of components.
@@ -156,7 +173,7 @@ class GaussianMixture(_Gaps, sklearn.mixture.GaussianMixture):  # type: ignore[m
         verbose: Whether to show a progress bar.
 
     Attributes:
-        fit_: Not kept: estimates are ``weights_``, ``means_``, ``covariances_``, ``precisions_``.
+        weights_: ``(K,)``; ``means_``, ``covariances_`` and ``precisions_`` as the namesake's.
         converged_: Whether nothing was left to gain.
         stop_reason_: Why the fit ended, in words.
 
@@ -211,7 +228,7 @@ class GaussianMixture(_Gaps, sklearn.mixture.GaussianMixture):  # type: ignore[m
         self._check_parameters(rows, xp=np)
         kept, weights = without_idle_rows(rows, sample_weight)
         method = EM(
-            model_named("gaussian_mixture"), self.objective, init=self._start(),
+            model_named("gaussian_mixture"), self.objective, init=self._start(rows),
             restarts=self.n_init, tol=self.tol, max_iter=max(self.max_iter, 1),
             seed=seed_of(self.random_state), progress=bool(self.verbose),
         )  # fmt: skip
@@ -242,11 +259,9 @@ class GaussianMixture(_Gaps, sklearn.mixture.GaussianMixture):  # type: ignore[m
             self.precisions_, self.covariance_type
         )
 
-    def _start(self) -> Any:
+    def _start(self, rows: Array) -> Any:
         """Where to start: where the last fit ended, at given values, or by a kind."""
-        if self.warm_start and hasattr(self, "converged_"):
-            return given(weights=self.weights_, locs=self.means_, precisions=self.precisions_)
-        start = given(
+        start = self._last_fit(rows) or given(
             weights=self.weights_init, locs=self.means_init, precisions=self.precisions_init
         )
         return start or STARTS[self.init_params]
@@ -344,7 +359,8 @@ class BayesianGaussianMixture(_Gaps, sklearn.mixture.BayesianGaussianMixture):  
         self._check_parameters(_filled(kept), xp=np)
         self._take_defaults(_filled(kept), weights)
         method = VBEM(
-            model_named("gaussian_mixture"), init=self._start(),
+            model_named("gaussian_mixture"),
+            init=self._last_fit(rows) or STARTS[self.init_params],
             restarts=self.n_init, tol=self.tol, max_iter=max(self.max_iter, 1),
             seed=seed_of(self.random_state), progress=bool(self.verbose),
         )  # fmt: skip
@@ -356,12 +372,6 @@ class BayesianGaussianMixture(_Gaps, sklearn.mixture.BayesianGaussianMixture):  
             )
         )  # fmt: skip
         return self._take(fit, rows)
-
-    def _start(self) -> Any:
-        """Where to start: where the last fit ended, or by a kind."""
-        if self.warm_start and hasattr(self, "converged_"):
-            return given(weights=self.weights_, locs=self.means_, precisions=self.precisions_)
-        return STARTS[self.init_params]
 
     def _take_defaults(self, rows: Array, weights: torch.Tensor | None) -> None:
         """Defaults that weigh the rows, and a covariance that is none too near to singular."""
@@ -418,10 +428,13 @@ class BayesianGaussianMixture(_Gaps, sklearn.mixture.BayesianGaussianMixture):  
         self.degrees_of_freedom_ = array(freedom, rows)
         posterior = VariationalBayes.of(fit.plan).posteriors["precisions"]
         gaps = posterior.corrections({**params, **sizes})  # of each log precision
-        if self.covariance_type == "spherical":
-            gaps = gaps * rows.shape[1]
+        if matrix:
+            gaps = gaps / rows.shape[1]
         shape = (1, -1) if self.covariance_type == "tied" else (count, -1)
-        self._log_gaps = array(gaps.reshape(shape).sum(1), rows)
+        spread = sizes["locs|count"].reshape(count, -1).reciprocal()
+        self._corrections = array(
+            0.5 * (gaps.reshape(shape) - spread).expand(count, rows.shape[1]), rows
+        )
         self.lower_bound_, self.lower_bounds_ = fit.lower_bound, fit.history.tolist()
         self.n_iter_, self.converged_ = fit.iterations, fit.converged
         self.stop_reason_ = fit.stop_reason
@@ -439,11 +452,20 @@ class BayesianGaussianMixture(_Gaps, sklearn.mixture.BayesianGaussianMixture):  
             logs = self._log_prob_with_gaps(X)
         else:
             logs = sklearn.mixture.GaussianMixture._estimate_log_prob(self, X, xp=np)
-        spread = X.shape[1] / self.mean_precision_
-        found: Array = logs + 0.5 * (self._log_gaps - spread)
+        counted = ~np.isnan(X)  # of a matrix all columns of a row, for its gaps are completed
+        if self.covariance_type in ("full", "tied"):
+            counted[counted.any(1)] = True
+        found: Array = logs + counted.astype(X.dtype) @ self._corrections.T
         return found
 
 
 def _filled(rows: Array) -> Array:
-    """Rows with gaps filled by the means of their columns, for defaults of priors."""
+    """Rows with gaps filled by the means of their columns, for defaults of priors.
+
+    Raises:
+        ValueError: If nothing is known of a column.
+    """
+    unknown = np.flatnonzero(np.isnan(rows).all(0))
+    if len(unknown):
+        raise ValueError(f"X has nothing but NaN in column(s) {', '.join(map(str, unknown))}.")
     return np.where(np.isnan(rows), np.nanmean(rows, axis=0), rows)

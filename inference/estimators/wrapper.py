@@ -79,9 +79,7 @@ class ModelEstimator(BaseEstimator):  # type: ignore[misc]
         if not self._has_response:
             self.fit_: Fit = fitted(lambda: method.fit(rows, **options))
         else:
-            if y is None:
-                raise ValueError("requires y to be passed, but the target y is None.")
-            response = torch.from_numpy(np.asarray(y, dtype=np.float64))
+            response = _response(y)
             self.fit_ = fitted(lambda: method.fit(response, X=rows, **options))
         self.n_iter_ = self.fit_.iterations
         return self
@@ -108,7 +106,7 @@ class ModelEstimator(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         if not self._has_response:
             return float(self.score_samples(X).mean())
-        response = torch.from_numpy(np.asarray(y, dtype=np.float64))
+        response = _response(y)
         return float(self.fit_.log_prob(response, X=self._new_rows(X)).mean())
 
     def fit_for(self, X: object) -> Fit:
@@ -135,7 +133,18 @@ class ModelEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _rows(self, X: object, **options: Any) -> torch.Tensor:
         rows = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", **options)
-        return torch.from_numpy(np.ascontiguousarray(rows))
+        return torch.tensor(rows)  # a copy: those of data frames cannot be written
 
     def _new_rows(self, X: object) -> torch.Tensor:
         return self._rows(X, reset=False)
+
+
+def _response(y: object) -> torch.Tensor:
+    """Responses as a tensor.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if y is None:
+        raise ValueError("requires y to be passed, but the target y is None.")
+    return torch.tensor(np.asarray(y, dtype=np.float64))

@@ -23,6 +23,7 @@ from ember.inference.reading.matching.arguments import probe_values
 
 __all__ = [
     "Params",
+    "asked_order",
     "canonical_order",
     "canonical_orders",
     "exchangeable",
@@ -30,7 +31,6 @@ __all__ = [
     "in_canonical_order",
     "is_same_density",
     "permute",
-    "renumbered",
 ]
 
 
@@ -39,7 +39,7 @@ MOST_NUMBERS = 20_000_000  # in the factors of a model that is asked at random p
 
 
 def permute(
-    plan: Plan, params: Params, latent: str, order: Sequence[int] | Tensor
+    plan: Plan, params: Params, latent: str, order: Sequence[int] | Tensor, lead: int = 0
 ) -> dict[str, Tensor]:
     """Parameters with the states of a latent site renumbered: new state ``i`` is ``order[i]``.
 
@@ -48,6 +48,7 @@ def permute(
         params: Constrained parameters.
         latent: A latent site, or the common name of its steps.
         order: A permutation of the states.
+        lead: How many dims there are before those of the parameters, as of draws.
 
     Returns:
         A new dict of parameters, with the same densities as long as priors treat states alike.
@@ -64,7 +65,7 @@ def permute(
     moved = dict(params)
     for name, axes in component_axes(plan, latent).items():
         for axis in axes:
-            moved[name] = moved[name].index_select(axis, index)
+            moved[name] = moved[name].index_select(lead + axis, index)
     return moved
 
 
@@ -155,10 +156,10 @@ def _probe(plan: Plan) -> Params:
     return probe
 
 
-def renumbered(
+def asked_order(
     plan: Plan, params: Params, order: Sequence[int] | str | None, latent: str | None
-) -> dict[str, Tensor]:
-    """Parameters with the states of a latent in a canonical or a given order; see ``Fit.relabel``.
+) -> tuple[str, list[int]]:
+    """A latent, and a canonical or a given order of its states; see ``Fit.relabel``.
 
     Raises:
         ValueError: If the model has no (or several) latents to renumber, the order names no
@@ -188,7 +189,7 @@ def renumbered(
             f"the states of '{latent}' cannot be renumbered: the model's priors or data tell them "
             "apart."
         )
-    return moved
+    return latent, [int(state) for state in order]
 
 
 def is_same_density(plan: Plan, before: Params, after: Params) -> bool:

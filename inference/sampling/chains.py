@@ -22,6 +22,7 @@ __all__ = ["Chain", "run_chain"]
 
 
 APART = 1.5  # spread of the starts, in that of the approximation
+LEARNS = 150  # draws of warm-up from which on a chain can learn widths and its step size as well
 Tick = Callable[[float], None]
 
 
@@ -60,22 +61,25 @@ def run_chain(
         tick: Called with the log density after each draw, those of the warm-up included.
     """
     pyro.set_rng_seed(seed)
-    potential, heights = _Potential(density, around), list[float]()
+    potential, heights, astray = _Potential(density, around), list[float](), 0
 
     def hook(kernel: PyroNUTS, found: dict[str, Tensor], stage: str, i: int) -> None:
+        nonlocal astray
         height = potential.height(found["z"])
         if not stage.startswith("Warmup"):
             heights.append(height)
+            astray = len(kernel.diagnostics()["divergences"])
         tick(height)
 
-    kernel = PyroNUTS(potential_fn=potential, target_accept_prob=acceptance)
+    kernel = PyroNUTS(
+        potential_fn=potential, target_accept_prob=acceptance, adapt_mass_matrix=warmup >= LEARNS
+    )
     start = APART * torch.randn_like(around.mode)
     chain = MCMC(
         kernel, draws, warmup, initial_params={"z": start}, hook_fn=hook, disable_progbar=True
     )
     chain.run()
     found = chain.get_samples()["z"]
-    astray = len(chain.diagnostics()["divergences"]["chain 0"])
     return Chain(around.at(found), torch.tensor(heights, dtype=found.dtype), astray)
 
 

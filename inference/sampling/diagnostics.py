@@ -11,12 +11,15 @@ import torch
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
-__all__ = ["effective_size", "r_hat"]
+__all__ = ["FEWEST", "effective_size", "r_hat"]
+
+
+FEWEST = 4  # draws of a chain of which anything is said
 
 
 def r_hat(draws: Tensor) -> Tensor:
     """Of every entry of draws ``(chains, n, ...)``; NaN where it does not vary."""
-    if draws.shape[1] < 4:
+    if draws.shape[1] < FEWEST:
         return draws.new_full(draws.shape[2:], torch.nan)
     found: Tensor = split_gelman_rubin(draws, chain_dim=0, sample_dim=1)
     return found
@@ -24,7 +27,7 @@ def r_hat(draws: Tensor) -> Tensor:
 
 def effective_size(draws: Tensor) -> Tensor:
     """Of every entry of draws ``(chains, n, ...)``; NaN where it does not vary."""
-    if draws.shape[1] < 4:
+    if draws.shape[1] < FEWEST:
         return draws.new_full(draws.shape[2:], torch.nan)
     found: Tensor = effective_sample_size(draws, chain_dim=0, sample_dim=1)
     return found.clamp_max(float(draws.shape[:2].numel()))

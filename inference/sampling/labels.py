@@ -20,6 +20,7 @@ from ember.inference.queries.relabelling import exchangeable, permute
 
 __all__ = ["relabelled"]
 
+CERTAIN = 1e-6  # the least spread, in that between states
 Params = Mapping[str, Tensor]
 
 
@@ -46,9 +47,19 @@ def _costs(plan: Plan, latent: str, draws: Params, reference: Params) -> np.ndar
             continue  # both axes of a transition matrix move at once: no distance by state
         known = reference[name].unsqueeze(-1).movedim(axes[0], 0).flatten(1)
         drawn = draws[name].unsqueeze(-1).movedim(axes[0] + 1, 1).flatten(2)
-        spread = (drawn - known).std(0).clamp_min(torch.finfo(known.dtype).tiny)
-        cost = torch.cdist(known / spread, drawn / spread).square()
+        spread, origin = _spread(drawn, known), known.mean(0)  # of which no digits are lost
+        cost = torch.cdist((known - origin) / spread, (drawn - origin) / spread).square()
         total = cost if total is None else total + cost
     if total is None:
         return np.zeros((0, 0, 0))
     return total.nan_to_num(nan=0.0, posinf=1e300).numpy()
+
+
+def _spread(drawn: Tensor, known: Tensor) -> Tensor:
+    """That of every entry ``(F,)`` over draws ``(M, K, F)``, the same for all states.
+
+    Of entries that are the same in every draw next to nothing: they tell states apart for sure.
+    """
+    found = drawn.var(0, correction=0).mean(0).sqrt()
+    found = torch.maximum(found, CERTAIN * (known.amax(0) - known.amin(0)))
+    return torch.where(found > 0.0, found, 1.0)

@@ -99,6 +99,10 @@ def _obstacle(plan: Plan, update: Update) -> str:
     for usage in update.usages:
         if not can_expect(tied_factors_of(plan, usage), usage.position):
             return f"it enters a family of no known expectation ({update.reason})"
+    for name in plan.factor_and_prior_names():
+        slot = plan.site(name).conjugate
+        if slot is not None and slot.is_own and update.name in plan.dependencies(name):
+            return f"the latent '{name}' is integrated given its prior"
     nodes = [n for n in plan.structure.nodes if update.name in plan.dependencies(n)]
     return f"the nodes of '{nodes[0]}' are placed by it" if nodes else ""
 
@@ -181,7 +185,7 @@ def _is_proportional(plan: Plan, update: Update, posterior: GivenScale) -> bool:
     values = values * factor.reshape(-1, *(1,) * (values.dim() - 1))
     moved = scale.link.inverse(values).reshape(params[scale.name].shape)
     there = prior_coefficients(plan, update, {**params, scale.name: moved})[1]
-    rows = values[posterior.rows].reshape(*posterior.batch, *values.shape[1:])
+    rows = values[posterior.rows].reshape(posterior.batch + values.shape[1:])
     count = posterior.counts(unit)
     if values.dim() > 1:
         count = count[..., None, None]

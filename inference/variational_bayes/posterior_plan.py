@@ -60,8 +60,7 @@ class DivergencePrior(Prior):
         """Of the prior of one parameter, at points that it depends on."""
         if name in self.constants:
             return self.constants[name]
-        plan, update = self.varying[name]
-        return prior_coefficients(plan, update, params)
+        return _at(*self.varying[name], self.posteriors[name], params)
 
 
 def posterior_plan(plan: Plan, posteriors: Mapping[str, Posterior]) -> Plan:
@@ -91,13 +90,18 @@ def _prior(plan: Plan, posteriors: Mapping[str, Posterior]) -> DivergencePrior:
     for name, posterior in posteriors.items():
         density = plan.priors[name].site.density
         assert density is not None
-        if isinstance(posterior, GivenScale):
-            unit = posterior.at_unit_scale(start)
-            constants[name] = prior_coefficients(plan, by_name[name], unit)
-        elif density.is_constant:
-            constants[name] = prior_coefficients(plan, by_name[name], start)
+        own = {posterior.scale.name} if isinstance(posterior, GivenScale) else set()
+        if set(density.sources) <= own:
+            constants[name] = _at(plan, by_name[name], posterior, start)
         else:
             varying[name] = plan, by_name[name]
     known = {f.name: getattr(plan.prior, f.name) for f in dataclasses.fields(Prior)}
     known["sites"] = {n: site for n, site in plan.prior.sites.items() if n not in posteriors}
     return DivergencePrior(**known, posteriors=posteriors, constants=constants, varying=varying)
+
+
+def _at(plan: Plan, update: Update, posterior: Posterior, params: Params) -> list[Tensor]:
+    """The coefficients of a prior at given points, and at unit scale if that is shared."""
+    if isinstance(posterior, GivenScale):
+        params = posterior.at_unit_scale(params)
+    return prior_coefficients(plan, update, params)

@@ -82,13 +82,17 @@ class VariationalBayes:
 
     def in_canonical_order(self, state: Params) -> dict[str, Tensor]:
         """Posteriors with the states of latents numbered by their share of the data."""
-        plan, ordered = self._at_points, dict(state)
-        for latent, order in canonical_orders(plan, self.means(state)).items():
-            before = ordered
-            ordered = {**before, **permute(plan, self.means(before), latent, order)}
-            for posterior in self.posteriors.values():
-                ordered[posterior.key] = self._moved(latent, posterior.name, before, order)
+        ordered = dict(state)
+        for latent, order in canonical_orders(self._at_points, self.means(state)).items():
+            ordered = self.permuted(ordered, latent, order)
         return ordered
+
+    def permuted(self, state: Params, latent: str, order: list[int]) -> dict[str, Tensor]:
+        """Posteriors with the states of a latent renumbered: new state ``i`` is ``order[i]``."""
+        moved = {**state, **permute(self._at_points, self.means(state), latent, order)}
+        for posterior in self.posteriors.values():
+            moved[posterior.key] = self._moved(latent, posterior.name, state, order)
+        return moved
 
     def _moved(self, latent: str, name: str, state: Params, order: list[int]) -> Tensor:
         """The entry beside the mean of one posterior, its rows renumbered as those of the mean."""

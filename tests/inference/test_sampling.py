@@ -3,6 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from ember.inference import EM, NUTS, SVI, VBEM, Laplace, compare
 from ember.inference.comparison import Method
+from ember.inference.fit import Fit
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.parameters.free_vector import FreeVector
+from ember.inference.queries.relabelling import permute
 from ember.inference.sampling import chains, diagnostics
 from ember.inference.sampling.density import PosteriorDensity
 from ember.inference.sampling.labels import relabelled
@@ -181,8 +184,29 @@ def test_a_seed_makes_draws_repeatable_and_leaves_the_global_state() -> None:
     one, other = (NUTS(coin, draws=5, warmup=5, chains=1, seed=3).fit(HEADS) for _ in range(2))
     assert torch.equal(one.draws["p"], other.draws["p"])
     assert torch.equal(before, torch.get_rng_state())
-    picked = one.posterior_samples(3, seed=0)["p"]
-    assert torch.equal(picked, one.posterior_samples(3, seed=0)["p"])
+    picked = [one.posterior_samples(4, seed=0)["p"] for _ in range(4)]
+    assert all(torch.equal(picked[0], other) for other in picked)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_short_warm_up_finds_a_step_size() -> None:
+    """It leaves widths at those of the approximation; to learn them too is too much."""
+    x = torch.randn(80, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[40:] += 4.0
+    method = NUTS(_models.hidden_markov_gaussian, draws=30, warmup=20, chains=2, seed=0)
+    fit = method.fit(x, states=2)
+    assert fit.divergences <= 3
+    assert float(fit.summary()["r_hat"].max()) < 1.3
+
+
+def test_a_single_draw_has_no_spread() -> None:
+    fit = NUTS(coin, draws=1, warmup=2, chains=2, seed=0).fit(HEADS)
+    assert "too few draws to compare chains" in str(fit)
+    single = NUTS(coin, draws=1, warmup=2, chains=1, seed=0)
+    assert math.isnan(float(single.fit(HEADS).standard_errors()["p"]))
+    assert math.isnan(float(single.fit(HEADS).vcov().to_numpy()[0, 0]))
+    table: dict[Any, Any] = compare([single], HEADS).marginals().table.to_dict()
+    assert math.isnan(table["NUTS", "sd"]["p"])
 
 
 def test_an_interrupt_keeps_finished_chains(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,6 +244,63 @@ def test_draws_are_numbered_as_the_reference() -> None:
     torch.testing.assert_close(found["weights"], reference["weights"].expand(40, 3))
 
 
+def test_the_centre_of_draws_lies_in_the_support() -> None:
+    """The mean of Cholesky factors of correlations is none."""
+
+    def correlated(x: Tensor) -> None:
+        factor = pyro.sample("factor", dist.LKJCholesky(2, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), scale_tril=factor), obs=x)
+
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+    fit = Laplace(correlated, draws=50, seed=0).fit(x)
+    assert bool(dist.constraints.corr_cholesky.check(fit.params["factor"]))
+    assert math.isfinite(fit.log_posterior)
+
+
+def test_states_of_unequal_spread_keep_their_numbers() -> None:
+    """As many of its own deviations from zero is the one state as is the other."""
+    plan = EM(_models.gaussian_mixture).plan(torch.randn(20, 1).double(), components=2)
+    reference = {
+        "weights": torch.tensor([0.5, 0.5]).double(),
+        "locs": torch.tensor([[5.0], [100.0]]).double(),
+        "precisions": torch.ones(2, 1, 1).double(),
+    }
+    draws = {name: value.expand(200, *value.shape).clone() for name, value in reference.items()}
+    rng = torch.Generator().manual_seed(0)
+    draws["locs"] *= 1.0 + 0.02 * torch.randn(200, 2, 1, generator=rng, dtype=torch.float64)
+    assert torch.equal(relabelled(plan, draws, reference)["locs"], draws["locs"])
+    moved = {name: value.flip(1) for name, value in draws.items()}
+    assert torch.equal(relabelled(plan, moved, reference)["locs"], draws["locs"])
+
+
+def test_a_renumbered_fit_takes_its_draws_along() -> None:
+    counts = torch.arange(24.0).remainder(5.0) + 9.0 * (torch.arange(24) > 9)
+    fit = NUTS(_models.hidden_markov_poisson, draws=4, warmup=3, chains=2, seed=0).fit(
+        counts, states=2
+    )
+    moved = fit.relabel([1, 0])
+    for name, value in moved.posterior_samples(8).items():
+        for i, params in enumerate(value):
+            one = {n: v[i] for n, v in fit.posterior_samples(8).items()}
+            assert torch.equal(params, permute(fit.plan, one, "state", [1, 0])[name])
+    errors = fit.standard_errors()["rates"].flip(0)
+    torch.testing.assert_close(moved.standard_errors()["rates"], errors)
+
+
+def test_a_renumbered_guide_draws_in_the_new_order(tmp_path: Path) -> None:
+    x = torch.randn(80, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[10:] = 6.0 + 2.0 * x[10:]
+    fit = SVI(_models.gaussian_mixture, guide="normal", steps=100, seed=0).fit(x, components=2)
+    moved = fit.relabel([1, 0])
+    errors = fit.standard_errors()
+    for name, value in moved.standard_errors().items():
+        torch.testing.assert_close(value, errors[name].flip(0))
+    moved.save(tmp_path / "moved.ember")
+    again = Fit.load(tmp_path / "moved.ember", _models.gaussian_mixture)
+    torch.testing.assert_close(again.standard_errors(), moved.standard_errors())
+
+
 def test_what_cannot_be_drawn_is_refused() -> None:
     def without_prior(x: Tensor) -> None:
         m = pyro.param("m", torch.tensor(0.0))
@@ -232,6 +313,8 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         NUTS(coin, draws=0)
     with pytest.raises(ValueError, match=r"acceptance=1\.5 must lie between 0 and 1"):
         NUTS(coin, acceptance=1.5)
+    with pytest.raises(ValueError, match=r"acceptance='high' must lie between 0 and 1"):
+        NUTS(coin, acceptance="high")  # type: ignore[arg-type]
 
 
 # -- side by side ---------------------------------------------------------------------------------

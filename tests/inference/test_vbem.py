@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM, VBEM
+from ember.inference.families import conjugacy
+from ember.inference.families.kinds import RATE
+from ember.inference.families.links import Power
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.maximisation.objective import score
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.variational_bayes.variational_bayes import VariationalBayes
+from ember.inference.variational_fit import VariationalFit
 from tests.inference.catalogue import CASES, INTEGRATED, NUMERICAL, Case, case_id, model_of
 
 _models = importlib.import_module("ember.models")
@@ -143,6 +147,51 @@ def test_units_and_origin_change_no_posterior() -> None:
     jacobian = 60 * 2 * math.log(1e3)
     assert other.lower_bound + jacobian == pytest.approx(one.lower_bound, rel=1e-8)
     torch.testing.assert_close(other.params["weights"], one.params["weights"], rtol=1e-6, atol=0.0)
+
+
+def normal_gamma(x: Tensor) -> None:
+    r = pyro.sample("r", dist.Gamma(2.0, 1.0))
+    m = pyro.sample("m", dist.Normal(0.5, (0.3 * r).rsqrt()))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(m, r.rsqrt()), obs=x)
+
+
+def student_t_log_density(x: Tensor, location: float, count: float) -> float:
+    """The marginal of the data with a normal-gamma prior."""
+    n = len(x)
+    shape = 0.5 * (torch.eye(n).double() + torch.ones(n, n).double() / count)
+    t = scipy.stats.multivariate_t(np.full(n, location), shape.numpy(), df=4)
+    return float(t.logpdf(x.numpy()))
+
+
+def test_a_single_location_shares_the_posterior_of_its_scale() -> None:
+    fit = VBEM(normal_gamma).fit(X)
+    assert fit.lower_bound == pytest.approx(student_t_log_density(X, 0.5, 0.3), rel=1e-12)
+    draws = fit.posterior_samples(5, seed=0)
+    assert draws["m"].shape == (5,)
+
+
+def centred_at_a_point(x: Tensor) -> None:
+    centre = pyro.sample("centre", dist.LogNormal(0.0, 1.0))
+    r = pyro.sample("r", dist.Gamma(2.0, 1.0))
+    with pyro.plate("groups", 1):
+        m = pyro.sample("m", dist.Normal(centre, r.rsqrt()))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(m[torch.zeros(len(x)).long()], r.rsqrt()), obs=x)
+
+
+def test_a_shared_posterior_follows_the_points_of_its_prior() -> None:
+    fit = VBEM(centred_at_a_point, integrate={"m": None}, tol=1e-12).fit(X)
+    assert fit.converged
+    assert set(fit.posteriors) == {"m", "r"}
+
+    def negative(centre: float) -> float:
+        prior = scipy.stats.lognorm.logpdf(centre, 1.0)
+        return -float(prior) - student_t_log_density(X, centre, 1.0)
+
+    best = scipy.optimize.minimize_scalar(negative, bounds=(0.01, 5.0), method="bounded")
+    assert float(fit.params["centre"]) == pytest.approx(best.x, rel=1e-4)
+    assert fit.lower_bound == pytest.approx(-best.fun, rel=1e-9)
 
 
 # -- independent posteriors -----------------------------------------------------------------------
@@ -270,6 +319,19 @@ def test_states_come_in_the_order_of_their_shares() -> None:
         assert fit.predict()[:4].tolist() == [1, 0, 0, 0]
 
 
+def test_a_renumbered_fit_takes_its_posteriors_along() -> None:
+    x = normals(80, 2) + 5.0 * (torch.arange(80) % 4 != 0).unsqueeze(-1)
+    fit = VBEM(_models.gaussian_mixture, seed=0).fit(x, components=2)
+    moved = fit.relabel([1, 0])
+    assert isinstance(moved, VariationalFit)
+    for name, posterior in fit.posteriors.items():
+        torch.testing.assert_close(moved.params[name], fit.params[name].flip(0))
+        variance = moved.posteriors[name].variance
+        torch.testing.assert_close(variance, posterior.variance.flip(0))
+    probs = fit.posterior("assignment").probs
+    torch.testing.assert_close(moved.posterior("assignment").probs, probs.flip(-1))
+
+
 # -- what follows from a fit ----------------------------------------------------------------------
 
 
@@ -294,6 +356,29 @@ def test_reports_show_the_bound_and_how_sure_it_is() -> None:
     assert fit.vcov().loc["p[0]", "p[1]"] == pytest.approx(0.0, abs=0.1 * beta.var())
     with pytest.raises(ValueError, match="robust=True is for estimates that are points"):
         fit.standard_errors(robust=True)
+
+
+def test_powers_of_gamma_variables_have_errors_by_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prior of an inverse scale, registered as CONTRIBUTING.md says."""
+
+    def half_normal(prior: Any) -> list[Tensor]:
+        return [torch.zeros_like(prior.scale), 0.5 * prior.scale**-2.0]
+
+    link = Power(2.0)
+    monkeypatch.setitem(conjugacy._RULES, (RATE, link.name, dist.HalfNormal), half_normal)
+
+    def errors(x: Tensor) -> None:
+        inverse_scale = pyro.sample("inverse_scale", dist.HalfNormal(3.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0 / inverse_scale), obs=x)
+
+    fit = VBEM(errors, seed=0).fit(X)
+    w = np.linspace(1e-3, 4.0, 4001)
+    log = 9.0 * np.log(w) - 0.5 * float(X.square().sum()) * w**2 - w**2 / 18.0
+    density = np.exp(log - log.max())
+    mean = (w * density).sum() / density.sum()
+    sd = math.sqrt(((w - mean) ** 2 * density).sum() / density.sum())
+    assert fit.summary()["std. error"]["inverse_scale"] == pytest.approx(sd, rel=0.1)
 
 
 def test_posteriors_of_latents_know_of_the_uncertainty() -> None:
@@ -332,6 +417,30 @@ def test_what_has_no_posterior_stays_a_point_and_says_so() -> None:
     assert "coefficients" not in fit.posteriors
     draws = fit.posterior_samples(3, seed=0)["coefficients"]
     torch.testing.assert_close(draws, fit.params["coefficients"].expand(3, 1, 3))
+
+
+CONJUGATE: Any = {"integrate": "conjugate"}
+
+
+def mixed_rates(x: Tensor) -> None:
+    b = pyro.sample("b", dist.Gamma(2.0, 1.0))
+    scale = pyro.sample("scale", dist.Gamma(3.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        u = pyro.sample("u", dist.Gamma(2.0, b), infer=CONJUGATE)
+        pyro.sample("x", dist.Poisson(u), obs=x)
+        pyro.sample("wait", dist.Exponential(scale), obs=torch.ones(len(x)))
+
+
+def test_the_prior_of_a_latent_with_a_conjugate_prior_stays_a_point() -> None:
+    """The bound is the negative binomial's log likelihood, and the evidence of the rest."""
+    x = torch.tensor([3.0, 1.0, 2.0, 2.0, 1.0]).double()
+    fit = VBEM(mixed_rates, tol=1e-12).fit(x)
+    assert set(fit.posteriors) == {"scale"}
+    b = float(fit.params["b"])
+    known = float(np.sum(scipy.stats.nbinom.logpmf(x.numpy(), 2.0, b / (1 + b))))
+    known += float(scipy.stats.gamma.logpdf(b, 2.0))
+    waits = math.lgamma(8.0) - math.lgamma(3.0) - 8.0 * math.log(6.0)
+    assert fit.lower_bound == pytest.approx(known + waits, rel=1e-10)
 
 
 def no_prior(x: Tensor) -> None:

@@ -16,6 +16,7 @@ pytest.importorskip("hmmlearn")
 import hmmlearn.hmm
 import sklearn.decomposition
 import sklearn.mixture
+import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
@@ -23,8 +24,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from ember.inference import estimators
-from ember.models import gaussian_mixture
+from ember.inference import VBEM, estimators
+from ember.models import gaussian_mixture, regression_mixture
 
 RNG = np.random.default_rng(0)
 X = np.concatenate([RNG.normal(size=(40, 2)), RNG.normal([5.0, 4.0], 0.7, size=(60, 2))])
@@ -186,3 +187,49 @@ def test_a_fit_that_has_not_converged_warns_as_scikit_learn_does() -> None:
         estimators.BayesianGaussianMixture(weight_concentration_prior_type="dirichlet_process").fit(
             X
         )
+
+
+@pytest.mark.parametrize(
+    "estimator", [*EVERY, estimators.GaussianHMM(2)], ids=lambda e: type(e).__name__
+)
+def test_frames_of_data_are_not_written_to(estimator: Any) -> None:
+    """Those of pandas cannot be, which is a warning of torch if it is tried."""
+    frame = pd.DataFrame(np.abs(np.round(X)))
+    own = clone(estimator).fit(frame)
+    assert own.score(frame) == pytest.approx(clone(estimator).fit(frame.copy()).score(frame))
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied", "diag", "spherical"])
+def test_variational_predictions_with_gaps_are_those_of_the_plan(covariance: str) -> None:
+    gaps = X.copy()
+    gaps[::5, 0], gaps[3] = np.nan, np.nan
+    mixture = estimators.BayesianGaussianMixture(
+        n_components=2, covariance_type=covariance, random_state=0
+    ).fit(gaps)
+    fit = VBEM(gaussian_mixture, seed=0).fit(
+        torch.from_numpy(gaps), components=2, covariance=covariance, prior=mixture._prior()
+    )
+    found = fit.posterior("assignment").probs
+    np.testing.assert_allclose(mixture.predict_proba(gaps), found, atol=1e-10)
+
+
+def test_what_estimators_cannot_do_they_say() -> None:
+    with pytest.raises(ValueError, match="X has nothing but NaN in column"):
+        estimators.BayesianGaussianMixture().fit(np.c_[X, np.full(len(X), np.nan)])
+    for mixture in (estimators.GaussianMixture(2), estimators.BayesianGaussianMixture()):
+        mixture.set_params(warm_start=True, random_state=0).fit(X)
+        with pytest.raises(ValueError, match="warm_start=True goes on from"):
+            mixture.set_params(n_components=3).fit(X)
+    with pytest.raises(ValueError, match="X must have one column"):
+        estimators.CategoricalHMM(2).fit(np.ones((9, 2), dtype=int))
+    regression = estimators.ModelEstimator(
+        regression_mixture, options={"components": 1}, random_state=0
+    ).fit(X[:, :1], X[:, 1])
+    with pytest.raises(ValueError, match="requires y to be passed"):
+        regression.score(X[:, :1])
+
+
+def test_as_many_factors_as_columns() -> None:
+    with pytest.warns(ConvergenceWarning):
+        factors = estimators.FactorAnalysis(max_iter=5).set_params(n_components=None).fit(X)
+    assert factors.components_.shape == (2, 2)

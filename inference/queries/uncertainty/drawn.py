@@ -11,7 +11,7 @@ from ember.inference.plan.plan import Params, Plan
 from ember.inference.queries.deterministic import deterministic_values
 from ember.inference.queries.uncertainty.intervals import Interval
 
-__all__ = ["DrawnUncertainty"]
+__all__ = ["DrawnUncertainty", "deviation"]
 
 
 COMPUTED = 400  # draws at which the model is run for what it computes
@@ -64,7 +64,7 @@ class DrawnUncertainty:
     def standard_errors(self, robust: bool = False) -> Tensor:
         """The standard deviation of each entry, ``(E,)``."""
         _check(robust)
-        found = self.by_site(_stacked([column.std() for column in self._entries]))
+        found = self.by_site(_stacked([deviation(column) for column in self._entries]))
         every = [self._exact.get(name, value).reshape(-1) for name, value in found.items()]
         return torch.cat(every) if every else torch.zeros(0, dtype=torch.float64)
 
@@ -79,6 +79,8 @@ class DrawnUncertainty:
         """The covariance of all entries; NaN for those that were computed at fewer draws."""
         _check(robust)
         count = max((len(column) for column in self._entries), default=0)
+        if count < 2:
+            return torch.full((len(self._entries), len(self._entries)), torch.nan).double()
         whole = [
             column if len(column) == count else column.new_full((count,), torch.nan)
             for column in self._entries
@@ -88,13 +90,18 @@ class DrawnUncertainty:
     def errors_of(self, function: Callable[[Params], Tensor]) -> Tensor:
         """Standard deviations of numbers ``(F,)`` that follow from the parameters."""
         found = [function({n: v[i] for n, v in self._draws.items()}) for i in _some(self._draws)]
-        return torch.stack(found).std(0)
+        return deviation(torch.stack(found))
 
     def draws(self, n: int) -> dict[str, Tensor]:
         """Some of the draws, picked at random."""
         total = len(next(iter(self._draws.values())))
         picked = torch.randint(total, (n,))
         return {name: value[picked] for name, value in self._draws.items()}
+
+
+def deviation(draws: Tensor) -> Tensor:
+    """The standard deviation over draws ``(n, ...)``; NaN of a single one."""
+    return draws.std(0) if len(draws) > 1 else torch.full_like(draws[0], torch.nan)
 
 
 def _computed(plan: Plan, draws: Params) -> dict[str, Tensor]:
