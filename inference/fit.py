@@ -50,9 +50,9 @@ from ember.inference.queries.units import UnitPosterior, unit_posterior
 from ember.inference.reports import naming, summary
 from ember.inference.reports.drawing.figure import draw_fit
 from ember.inference.reports.drawing.residuals import draw_residuals
+from ember.inference.reports.drawing.starts import draw_starts
 from ember.inference.reports.latent_names import latent_axes
 from ember.inference.reports.residuals import residuals_of
-from ember.inference.reports.drawing.starts import draw_starts
 
 __all__ = ["Fit"]
 
