@@ -5,10 +5,11 @@ it: checks, predictions, scores and attributes are its own, and the fit is Ember
 differs from the namesake's, the class says so. ``ModelEstimator`` wraps any model.
 """
 
+from ember.inference.estimators.bayesian import BayesianGaussianMixture
 from ember.inference.estimators.chains import CategoricalHMM, GaussianHMM
 from ember.inference.estimators.counts import BernoulliMixture, LatentClass, PoissonMixture
 from ember.inference.estimators.factors import FactorAnalysis
-from ember.inference.estimators.gaussian import BayesianGaussianMixture, GaussianMixture
+from ember.inference.estimators.gaussian import GaussianMixture
 from ember.inference.estimators.wrapper import ModelEstimator
 
 __all__ = [
