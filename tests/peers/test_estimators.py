@@ -230,6 +230,8 @@ def test_what_estimators_cannot_do_they_say() -> None:
 
 
 def test_as_many_factors_as_columns() -> None:
-    with pytest.warns(ConvergenceWarning):
-        factors = estimators.FactorAnalysis(max_iter=5).set_params(n_components=None).fit(X)
+    factors = estimators.FactorAnalysis()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a variance of zero takes digits away
+        factors.set_params(n_components=None).fit(X)
     assert factors.components_.shape == (2, 2)
