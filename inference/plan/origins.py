@@ -54,7 +54,8 @@ def origins_of(sites: Mapping[str, Site]) -> dict[str, Tensor]:
     for name, site in sites.items():
         if name in latents:
             parts[name] = _parts(site, parts, free)
-    numbers = torch.cat([torch.ones(1), _numbers(sites, parts, len(free))])
+    sought = _numbers(sites, parts, len(free))
+    numbers = torch.cat([sought.new_ones(1), sought])
     origins = {name: part @ numbers for name, part in parts.items()}
     return {name: each for name, each in origins.items() if bool((each != 0.0).any())}
 
@@ -89,7 +90,7 @@ def _is_given(site: Site) -> bool:
 def _moved(site: Site, slots: Sequence[Slot], parts: Parts) -> Tensor:
     """What the events of a site are moved by, ``(*batch, *event, columns)``."""
     event = 0 if site.form is None else site.form.event_dim
-    total = torch.zeros(1)
+    total = site.value.new_zeros(1, dtype=torch.float64)
     for slot in slots:
         if slot.latent in parts:
             each = parts[slot.latent][slot.entries]
@@ -102,7 +103,8 @@ def _parts(site: Site, parts: Parts, free: Sequence[tuple[str, int]]) -> Tensor:
     """The origin of a latent's entries, ``(entries, columns)``, given those that it reads."""
     others = [slot for slot in site.slots if slot.latent != site.name]
     columns = 1 + len(free)
-    out = torch.zeros(*site.value.shape, columns) - _moved(site, others, parts)
+    none = site.value.new_zeros((*site.value.shape, columns), dtype=torch.float64)
+    out = none - _moved(site, others, parts)
     if _is_given(site):
         out[..., 0] += _location(site)
     out = out.reshape(-1, columns)
@@ -120,7 +122,8 @@ def _location(site: Site) -> Tensor:
 
 def _numbers(sites: Mapping[str, Site], parts: Parts, count: int) -> Tensor:
     """The numbers that bring the data nearest to what is known of their location."""
-    squares, products = torch.zeros(count, count), torch.zeros(count)
+    like = next(iter(parts.values()))
+    squares, products = like.new_zeros(count, count), like.new_zeros(count)
     for left, shares in _data(sites, parts):
         squares, products = squares + shares.mT @ shares, products - shares.mT @ left
     scale = squares.diagonal().sqrt()
