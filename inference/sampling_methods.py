@@ -145,7 +145,7 @@ class Laplace(_AroundTheMode):
         ...         pyro.sample("heads", dist.Binomial(10, p), obs=heads)
         >>> fit = Laplace(coin, seed=0).fit(torch.tensor([5.0, 9.0, 8.0, 4.0, 7.0]))
         >>> round(fit.log_evidence, 2)
-        -11.69
+        -11.8
     """
 
     name = "Laplace"
