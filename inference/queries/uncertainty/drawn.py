@@ -73,10 +73,11 @@ class DrawnUncertainty:
         _check(robust)
         ends = (0.5 - 0.5 * level, 0.5 + 0.5 * level)
         low, high = (_stacked([column.quantile(end) for column in self._entries]) for end in ends)
-        return Interval(low, high)
+        points = low == high  # of which nothing is said
+        return Interval(*(torch.where(points, torch.nan, end) for end in (low, high)))
 
     def vcov(self, robust: bool = False) -> Tensor:
-        """The covariance of all entries; NaN for those that were computed at fewer draws."""
+        """The covariance of all entries; NaN for points, and those computed at fewer draws."""
         _check(robust)
         count = max((len(column) for column in self._entries), default=0)
         if count < 2:
@@ -85,7 +86,9 @@ class DrawnUncertainty:
             column if len(column) == count else column.new_full((count,), torch.nan)
             for column in self._entries
         ]
-        return torch.stack(whole).cov().reshape(len(whole), len(whole))
+        found = torch.stack(whole).cov().reshape(len(whole), len(whole))
+        points = torch.tensor([bool((column == column[0]).all()) for column in self._entries])
+        return torch.where(points | points.unsqueeze(-1), torch.nan, found)
 
     def errors_of(self, function: Callable[[Params], Tensor]) -> Tensor:
         """Standard deviations of numbers ``(F,)`` that follow from the parameters."""
@@ -100,8 +103,14 @@ class DrawnUncertainty:
 
 
 def deviation(draws: Tensor) -> Tensor:
-    """The standard deviation over draws ``(n, ...)``; NaN of a single one."""
-    return draws.std(0) if len(draws) > 1 else torch.full_like(draws[0], torch.nan)
+    """The standard deviation over draws ``(n, ...)``; NaN of a single one, and of a point.
+
+    What is the same in all draws is an estimate without a posterior, of which nothing is known.
+    """
+    if len(draws) < 2:
+        return torch.full_like(draws[0], torch.nan)
+    found = draws.std(0)
+    return torch.where((draws == draws[0]).all(0), torch.nan, found)
 
 
 def _computed(plan: Plan, draws: Params) -> dict[str, Tensor]:
