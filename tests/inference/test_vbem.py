@@ -419,8 +419,8 @@ def test_what_has_no_posterior_stays_a_point_and_says_so() -> None:
     torch.testing.assert_close(draws, fit.params["coefficients"].expand(3, 1, 3))
     # Nothing is said of how sure a point is, which is not the same as certainty.
     assert bool(fit.standard_errors()["coefficients"].isnan().all())
-    table = fit.summary().loc["coefficients[0, 0]", ["std. error", "lower", "upper"]]
-    assert bool(table.isna().all())
+    row = fit.summary().loc["coefficients[0, 0]", ["std. error", "lower", "upper"]]
+    assert bool(row.isna().all())
     assert bool(fit.vcov().loc["coefficients[0, 0]"].isna().all())
     assert bool(fit.standard_errors()["precisions"].isfinite().all())
 
