@@ -172,7 +172,7 @@ class Certainty(Answers):
     @functools.cached_property
     def _uncertainty(self) -> Uncertainty | DrawnUncertainty:
         if self.has_posterior:
-            draws, exact = self._posterior_draws(), self._posterior_deviations()
+            draws, exact = self.posterior_draws(), self._posterior_deviations()
             with sheltered(0, self._data), torch.no_grad():
                 return DrawnUncertainty(self.plan, self.params, draws, exact)
         if self.stop in (StopReason.DEGENERATE, StopReason.UNBOUNDED):
@@ -184,7 +184,7 @@ class Certainty(Answers):
         with sheltered(data=self._data), torch.no_grad():
             return Uncertainty(self.plan, self.params, self.stop is StopReason.INFINITE)
 
-    def _posterior_draws(self) -> dict[str, Tensor]:
+    def posterior_draws(self) -> dict[str, Tensor]:
         """The draws by which the spread of a posterior is told."""
         return self.posterior_samples(DRAWS, seed=0)
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -15,11 +14,10 @@ from ember.inference.alignment import align
 from ember.inference.fit import Fit
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.marginals import Marginals, marginals_of
-from ember.inference.parameters.parameter import entry_label
 from ember.inference.plan.building import build_plan
 from ember.inference.reading.sequences import base_name
 from ember.inference.reports.drawing.comparison import draw_fits
-from ember.inference.reports.summary import named_labels
+from ember.inference.reports.summary import entry_values, named_labels
 
 __all__ = ["Comparison", "Method", "compare"]
 
@@ -192,11 +190,6 @@ def _named(methods: object) -> dict[str, Method]:
 
 
 def _row(fit: Fit, params: Mapping[str, Tensor]) -> dict[str, object]:
-    entries = {
-        entry_label(name, index): float(value[index])
-        for name, value in params.items()
-        for index in np.ndindex(*value.shape)
-    }
     return {
         "log likelihood": fit.log_likelihood,
         "log posterior": fit.log_likelihood + _log_prior(fit),
@@ -205,7 +198,7 @@ def _row(fit: Fit, params: Mapping[str, Tensor]) -> dict[str, object]:
         "seconds": fit.seconds,
         "converged": fit.converged,
         "stop reason": fit.stop_reason,
-        **entries,
+        **entry_values(params),
     }
 
 

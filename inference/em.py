@@ -21,7 +21,7 @@ from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.acceleration.schemes import scheme_for
 from ember.inference.iteration.checks import check_rows
-from ember.inference.iteration.convergence import Monitor, StopReason
+from ember.inference.iteration.convergence import REACHED, TOLERANCE, Monitor, StopReason
 from ember.inference.iteration.discrete_options import check_discrete_options
 from ember.inference.iteration.kept_plan import KeptPlan, ReadingOptions, data_of
 from ember.inference.iteration.loop import Loop
@@ -44,10 +44,6 @@ from ember.inference.queries.units import finer_unit_rules, unit_gaps, warning_o
 from ember.inference.reports.explanation import Explanation, explain
 
 __all__ = ["EM"]
-
-
-TOLERANCE = 1e-8  # where the user has none
-REACHED = 10.0  # an optimum is reached, or exceeded, by this multiple of the tolerance
 
 
 class EM:

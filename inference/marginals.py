@@ -18,7 +18,7 @@ from ember.inference.inputs.shelter import sheltered
 from ember.inference.parameters.parameter import entry_label
 from ember.inference.queries.uncertainty.drawn import deviation
 from ember.inference.reports.drawing.marginals import draw_marginals
-from ember.inference.reports.summary import named_labels
+from ember.inference.reports.summary import entry_values, named_labels
 from ember.inference.sampled_fit import SampledFit
 from ember.inference.sampling.diagnostics import effective_size, r_hat
 from ember.inference.sampling.labels import relabelled
@@ -95,17 +95,21 @@ def marginals_of(
         params: Name of the method to its estimates.
         log_posteriors: Name of the method to what tables say of it.
     """
+    fits = {
+        name: fit if fit.has_posterior else dataclasses.replace(fit, params=dict(params[name]))
+        for name, fit in fits.items()
+    }
     drawn = {name: _draws(fit, params[name]) for name, fit in fits.items()}
     columns: dict[tuple[str, str], dict[str, float]] = {}
     first = next(iter(fits.values()))
     for name, fit in fits.items():
         measures = {"log posterior": log_posteriors[name], "seconds": fit.seconds}
-        columns[name, "estimate"] = {**measures, **_entries(params[name])}
-        columns[name, "sd"] = _entries(_deviations(fit, params[name], drawn[name]))
+        columns[name, "estimate"] = {**measures, **entry_values(params[name])}
+        columns[name, "sd"] = entry_values(_deviations(fit, params[name], drawn[name]))
         chains = _chains(fit, drawn[name])
         if chains is not None:
-            columns[name, "r_hat"] = _entries({n: r_hat(v) for n, v in chains.items()})
-            columns[name, "ess"] = _entries({n: effective_size(v) for n, v in chains.items()})
+            columns[name, "r_hat"] = entry_values({n: r_hat(v) for n, v in chains.items()})
+            columns[name, "ess"] = entry_values({n: effective_size(v) for n, v in chains.items()})
     table = pd.DataFrame(columns)
     labels = named_labels(first.params, first.axes)
     table = table.rename(index=labels)
@@ -123,17 +127,13 @@ def _is_mirrored(value: Tensor, index: tuple[int, ...]) -> bool:
 def _draws(fit: Fit, params: Params) -> dict[str, Tensor] | None:
     """Draws of the parameters numbered as ``params``; None where there is none to be had."""
     if fit.has_posterior:
-        every = (
-            fit.posterior_samples(seed=0)
-            if isinstance(fit, SampledFit)
-            else (fit.posterior_samples(DRAWS, seed=0))
-        )
+        every = fit.posterior_draws()
         with sheltered():
             return relabelled(fit.plan, {name: every[name] for name in params}, params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
-            return dataclasses.replace(fit, params=dict(params)).laplace_samples(DRAWS, seed=0)
+            return fit.laplace_samples(DRAWS, seed=0)
         except ValueError:  # the objective has no maximum there
             return None
 
@@ -145,7 +145,7 @@ def _deviations(fit: Fit, params: Params, draws: Params | None) -> dict[str, Ten
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
-            found = dataclasses.replace(fit, params=dict(params)).standard_errors()
+            found = fit.standard_errors()
         except ValueError:
             return {name: torch.full_like(value, torch.nan) for name, value in params.items()}
     return {name: found[name] for name in params}
@@ -156,11 +156,3 @@ def _chains(fit: Fit, draws: Params | None) -> dict[str, Tensor] | None:
     if not isinstance(fit, SampledFit) or draws is None or len(fit.heights) < 2:
         return None
     return {name: value.unflatten(0, fit.heights.shape) for name, value in draws.items()}
-
-
-def _entries(values: Params) -> dict[str, float]:
-    return {
-        entry_label(name, index): float(value[index])
-        for name, value in values.items()
-        for index in np.ndindex(*value.shape)
-    }

@@ -10,10 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ember.inference.answers import fresh_seed
 from ember.inference.fit import Fit
 from ember.inference.inputs.options import check_count
 from ember.inference.queries.relabelling import permute
-from ember.inference.reports.summary import entry_rows
+from ember.inference.reports.summary import entry_values
 from ember.inference.sampling.diagnostics import FEWEST, effective_size, r_hat
 
 __all__ = ["SampledFit"]
@@ -53,8 +54,7 @@ class SampledFit(Fit):
         if n is None:
             return every
         check_count("n", n)
-        fresh = int(torch.randint(2**31, ())) if seed is None else seed
-        generator = torch.Generator().manual_seed(fresh)
+        generator = torch.Generator().manual_seed(fresh_seed(seed))
         total = self.heights.numel()
         if n == total:
             return every
@@ -77,7 +77,7 @@ class SampledFit(Fit):
     def has_posterior(self) -> bool:
         return True
 
-    def _posterior_draws(self) -> dict[str, Tensor]:
+    def posterior_draws(self) -> dict[str, Tensor]:
         return self.posterior_samples()
 
     def summary(
@@ -92,7 +92,7 @@ class SampledFit(Fit):
             "ess": {name: effective_size(value) for name, value in self.draws.items()},
         }
         for column, values in columns.items():
-            known = {label: value for label, _, value in entry_rows(values, {})}
+            known = entry_values(values)
             frame[column] = [known.get(str(label), math.nan) for label in frame.index]
         return frame
 

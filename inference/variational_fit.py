@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ember.inference.answers import fresh_seed
 from ember.inference.fit import Fit
 from ember.inference.inputs.options import check_count
 from ember.inference.inputs.shelter import sheltered
@@ -59,8 +60,7 @@ class VariationalFit(Fit):
         Parameters without a posterior have the same value in every draw.
         """
         check_count("n", n)
-        fresh = int(torch.randint(2**31, ())) if seed is None else seed
-        with sheltered(fresh, self._data), torch.no_grad():
+        with sheltered(fresh_seed(seed), self._data), torch.no_grad():
             return VariationalBayes.of(self.plan).draw(self._state, n)
 
     @property

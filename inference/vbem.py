@@ -17,7 +17,7 @@ from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.acceleration.schemes import SCHEMES
 from ember.inference.iteration.checks import check_rows
-from ember.inference.iteration.convergence import Monitor, StopReason
+from ember.inference.iteration.convergence import REACHED, TOLERANCE, Monitor, StopReason
 from ember.inference.iteration.kept_plan import KeptPlan, ReadingOptions, data_of
 from ember.inference.iteration.loop import Loop
 from ember.inference.iteration.progress import progress_bar
@@ -33,10 +33,6 @@ from ember.inference.variational_bayes.variational_bayes import VariationalBayes
 from ember.inference.variational_fit import VariationalFit
 
 __all__ = ["VBEM"]
-
-
-TOLERANCE = 1e-8  # where the user has none
-REACHED = 10.0  # an optimum is reached, or exceeded, by this multiple of the tolerance
 
 
 class VBEM:

@@ -92,7 +92,7 @@ class _Mixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
         self.lower_bound_ = fit.log_likelihood / float(fit.n_observations)
         self.n_iter_, self.converged_ = fit.iterations, fit.converged
         self.stop_reason_ = fit.stop_reason
-        self._free, self._count = fit.n_parameters, float(fit.n_observations)
+        self._free = fit.n_parameters
         return self
 
     def fit_predict(self, X: object, y: object = None, sample_weight: object = None) -> Array:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from ember.inference.iteration.trajectory import Iteration, Trajectory
 
 __all__ = [
+    "REACHED",
+    "TOLERANCE",
     "AtRest",
     "Ending",
     "LittleGain",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 
+TOLERANCE = 1e-8  # where the user has none
+REACHED = 10.0  # an optimum is reached, or exceeded, by this multiple of the tolerance
 ROUNDING = 2e-15  # relative change of an objective that is rounding, not progress
 FALL = 1e-9  # a relative fall of the objective larger than this is an error of ours
 DRIFT = 1e-3  # relative way still to go beyond which a parameter counts as drifting

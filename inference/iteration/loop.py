@@ -85,20 +85,9 @@ class Loop:
             final = self._final_e_step(ascent.current)
         if stop in (StopReason.MAX_ITER, StopReason.UNSETTLED):
             warning = f"{self.method}: {stop.value}"
-        return Run(
-            method=self.method,
-            objective=self.plan.objective,
-            params=final.params,
-            log_likelihood=final.log_likelihood,
-            log_posterior=final.objective,
-            history=torch.tensor(way.history, dtype=torch.float64),
-            times=torch.tensor(way.times[: len(way.history)], dtype=torch.float64),
-            evaluations=way.evaluations,
-            stop=stop,
-            plan=self.plan,
-            warning=warning,
-            certificate=ascent.judge.certificate(ascent.current) if stop.is_convergence else None,
-        )
+        certificate = ascent.judge.certificate(ascent.current) if stop.is_convergence else None
+        run = Run.at_end(way, final, self.plan, self.method, stop)
+        return dataclasses.replace(run, warning=warning, certificate=certificate)
 
     def _first(self, em: EMMap, params: Mapping[str, Tensor]) -> Statistics:
         """The E-step at the start."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.restarts.record import Starts
+from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.optimality.curvature import Certificate
 from ember.inference.plan.plan import Plan
+from ember.inference.plan.statistics import Statistics
 
 __all__ = ["MonteCarloErrors", "Run"]
 
@@ -51,6 +54,24 @@ class Run:
     starts: Starts = field(default_factory=Starts)
     monte_carlo: MonteCarloErrors | None = None
     certificate: Certificate | None = None
+
+    @classmethod
+    def at_end(
+        cls, way: Trajectory, final: Statistics, plan: Plan, method: str, stop: StopReason
+    ) -> Self:
+        """The result of a trajectory that has come to its last E-step."""
+        return cls(
+            method=method,
+            objective=plan.objective,
+            params=final.params,
+            log_likelihood=final.log_likelihood,
+            log_posterior=final.objective,
+            history=torch.tensor(way.history, dtype=torch.float64),
+            times=torch.tensor(way.times[: len(way.history)], dtype=torch.float64),
+            evaluations=way.evaluations,
+            stop=stop,
+            plan=plan,
+        )
 
     @property
     def stop_reason(self) -> str:

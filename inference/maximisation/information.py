@@ -77,13 +77,9 @@ class Information:
         None where the complete information is not positive. Directions along which nothing is
         curved, as in a matrix of more coordinates than it has entries, stay as they are.
         """
-        sizes = self.complete.diagonal().abs().sqrt()
-        inverse = torch.where(sizes > 0.0, 1.0 / sizes, 0.0)
-        values, vectors = torch.linalg.eigh(self.complete * inverse * inverse.unsqueeze(-1))
-        if bool(values[0] < -CURVED * values[-1]):
+        units = self._units(self.complete)
+        if units is None:
             return None
-        curved = values > CURVED * values[-1]
-        units = vectors[:, curved] / values[curved].sqrt() * inverse.unsqueeze(-1)
         rates, turned = torch.linalg.eigh(units.mT @ self.observed @ units)
         units = units @ turned
         step: Tensor = units @ ((units.mT @ self.gradient) / rates.abs().clamp_min(least))
@@ -91,15 +87,19 @@ class Information:
 
     def inverse(self) -> Tensor | None:
         """That of the observed information, zero along what is not curved; None if negative."""
+        units = self._units(self.observed)
+        return None if units is None else units @ units.mT
+
+    def _units(self, information: Tensor) -> Tensor | None:
+        """Columns in which some information is one, for what it curves; None if it is negative."""
         sizes = self.complete.diagonal().abs().sqrt()
         inverse = torch.where(sizes > 0.0, 1.0 / sizes, 0.0)
-        values, vectors = torch.linalg.eigh(self.observed * inverse * inverse.unsqueeze(-1))
+        values, vectors = torch.linalg.eigh(information * inverse * inverse.unsqueeze(-1))
         if bool(values[0] < -CURVED * values[-1]):
             return None
         curved = values > CURVED * values[-1]
-        units = vectors[:, curved] / values[curved].sqrt() * inverse.unsqueeze(-1)
-        out: Tensor = units @ units.mT
-        return out
+        units: Tensor = vectors[:, curved] / values[curved].sqrt() * inverse.unsqueeze(-1)
+        return units
 
 
 def _missing(weights: Tensor, scores: Tensor) -> Tensor:

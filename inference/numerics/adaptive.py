@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ember.inference.numerics.quadrature import check_nodes
+
 __all__ = ["MOST_ADAPTIVE_DIMS", "Adaptive"]
 
 
-FEWEST = 5  # nodes in a dim: with fewer the gradient leaves out too much
 GAUSS_HERMITE = {1: (15, 63), 2: (11, 31), 3: (7, 15)}  # nodes in a dim at first, and at most
 SOBOL = 256, 16384  # points at first, and at most
 SETTLED = {1: 1e-6, 2: 1e-5, 3: 1e-3}  # change of a unit's log evidence that more nodes may make
@@ -70,19 +71,7 @@ class Adaptive:
     most: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("nodes", self.nodes), ("most", self.most)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise TypeError(f"Adaptive({name}={value!r}) must be a whole number.")
-        if self.nodes is not None and self.nodes < FEWEST:
-            raise ValueError(
-                f"Adaptive({self.nodes}) has too few nodes to integrate over; give it at least "
-                f"{FEWEST}, or leave the number out (15)."
-            )
-        if self.most is not None and self.most < (self.nodes or FEWEST):
-            raise ValueError(
-                f"Adaptive(most={self.most}) is less than the {self.nodes or FEWEST} nodes that "
-                "it starts with; raise most, or leave it out."
-            )
+        check_nodes(type(self).__name__, self.nodes, self.most, GAUSS_HERMITE[1][0])
 
     def for_dims(self, dims: int) -> "Adaptive":
         """The same with its numbers filled in for latents of ``dims`` dims together."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["GAP", "HALF_WIDTH", "MOST_DIMS", "Quadrature", "uniform_grid"]
+__all__ = ["GAP", "HALF_WIDTH", "MOST_DIMS", "Quadrature", "check_nodes", "uniform_grid"]
 
 
 HALF_WIDTH = 7.5  # of the grid, in standard deviations of the prior: 6e-14 of it lies outside
@@ -23,6 +23,28 @@ FEWEST = 5  # nodes: with fewer the sum is no integral
 MOST_DIMS = 2  # of the latent: a product grid grows with the power of its dims
 DEFAULT = {1: (61, 241), 2: (31, 61)}  # nodes in a dim at first, and at most
 GAP = 1e-3  # of a row's log evidence between even and odd nodes, above which more are needed
+
+
+def check_nodes(rule: str, nodes: int | None, most: int | None, usual: int) -> None:
+    """Refuses numbers of nodes with which a rule is no integral; None stands for the usual ones.
+
+    Raises:
+        TypeError: If a number is not whole.
+        ValueError: If there are too few, or ``most`` is less than ``nodes``.
+    """
+    for name, value in (("nodes", nodes), ("most", most)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{rule}({name}={value!r}) must be a whole number.")
+    if nodes is not None and nodes < FEWEST:
+        raise ValueError(
+            f"{rule}({nodes}) has too few nodes to integrate over; give it at least {FEWEST}, or "
+            f"leave the number out ({usual})."
+        )
+    if most is not None and most < (nodes or FEWEST):
+        raise ValueError(
+            f"{rule}(most={most}) is less than the {nodes or FEWEST} nodes that it starts with; "
+            "raise most, or leave it out."
+        )
 
 
 @dataclass(frozen=True)
@@ -58,19 +80,7 @@ class Quadrature:
     most: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("nodes", self.nodes), ("most", self.most)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise TypeError(f"Quadrature({name}={value!r}) must be a whole number.")
-        if self.nodes is not None and self.nodes < FEWEST:
-            raise ValueError(
-                f"Quadrature({self.nodes}) has too few nodes to integrate over; give it at least "
-                f"{FEWEST}, or leave the number out (61)."
-            )
-        if self.most is not None and self.most < (self.nodes or FEWEST):
-            raise ValueError(
-                f"Quadrature(most={self.most}) is less than the {self.nodes or FEWEST} nodes that "
-                "it starts with; raise most, or leave it out."
-            )
+        check_nodes(type(self).__name__, self.nodes, self.most, DEFAULT[1][0])
 
     def for_dims(self, dims: int) -> "Quadrature":
         """The same with its numbers filled in for a site of ``dims`` dims."""

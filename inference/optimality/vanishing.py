@@ -161,8 +161,7 @@ def lost_digits(plan: Plan, e_step: EStep, current: Statistics, tolerated: float
 def _moves(plan: Plan, latent: str) -> bool:
     """Whether the prior of a latent reads others, or earlier entries of its own."""
     site = plan.sites[latent]
-    own = site.value.shape[site.value.dim() - site.event_dim + site.layout.inner :].numel()
-    return len(site.slots) > own
+    return len(site.slots) > site.draw_shape.numel()
 
 
 def _unsteady(e_step: EStep, statistics: Statistics) -> float:

@@ -1,17 +1,18 @@
 """A parameter of a model: its shape, its support, and where it starts."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ember.inference.parameters.portable import packed, unpacked
 
-__all__ = ["Parameter", "entry_label"]
+__all__ = ["Parameter", "by_site", "entry_label", "entry_labels"]
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,14 @@ class Parameter:
 def entry_label(name: str, index: Sequence[int]) -> str:
     """``name[0, 1]``, or the name alone for a scalar."""
     return f"{name}[{', '.join(map(str, index))}]" if index else name
+
+
+def entry_labels(shapes: Mapping[str, torch.Size]) -> list[str]:
+    """The label of every entry of values of these shapes, in their order."""
+    return [entry_label(n, index) for n, shape in shapes.items() for index in np.ndindex(*shape)]
+
+
+def by_site(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """One number for each entry ``(E,)``, in the shapes of the sites."""
+    pieces = flat.split([shape.numel() for shape in shapes.values()])
+    return {n: piece.reshape(shapes[n]) for n, piece in zip(shapes, pieces, strict=True)}

@@ -96,7 +96,7 @@ def _component(
             site, cells[site.name], statistics, [entries], latent, relative, dict(states), numbers
         )
 
-    event = own.value.shape[own.value.dim() - own.event_dim + own.layout.inner :].numel()
+    event = own.draw_shape.numel()
     factor = factor_of(f"'{latent}'", states, rows, scale)
     return ConjugateComponent(
         factor, latent, own.conjugate.family, own.value.numel() // event, event, compiled(own),

@@ -66,8 +66,7 @@ def _from_zero(sites: Mapping[str, Site]) -> set[str]:
     gone = set[str]()
     for name, site in sites.items():
         own = sum(slot.latent == name for slot in site.slots)
-        bare = site.value.dim() - site.event_dim + site.layout.inner
-        back = own > 0 and own != site.value.shape[bare:].numel()
+        back = own > 0 and own != site.draw_shape.numel()
         on = any(int(s.entries.max()) >= sites[s.latent].value.numel() for s in site.slots)
         if back or on or site.density is None or any(s.column is not None for s in site.slots):
             gone.update(slot.latent for slot in site.slots)

@@ -214,6 +214,11 @@ class Site:
     unit: UnitSlot | None = None
 
     @property
+    def draw_shape(self) -> torch.Size:
+        """The shape of one draw of the distribution itself, whose entries depend on each other."""
+        return self.value.shape[self.value.dim() - self.event_dim + self.layout.inner :]
+
+    @property
     def reads(self) -> tuple["Slot | ConjugateSlot", ...]:
         """The entries of continuous latents that each event reads, of either kind."""
         return self.slots if self.conjugate is None else (self.conjugate,)

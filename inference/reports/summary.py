@@ -15,7 +15,7 @@ from ember.inference.plan.plan import Plan
 from ember.inference.reports.fitted import Fitted
 from ember.inference.reports.naming import WHOLE
 
-__all__ = ["entry_rows", "estimates", "named_labels", "summary", "text"]
+__all__ = ["entry_rows", "entry_values", "estimates", "named_labels", "summary", "text"]
 
 
 LARGEST = 64  # entries that are shown in full
@@ -114,6 +114,11 @@ def entry_rows(
                 for axis, names in sorted(axes.items())
             ]
             yield entry_label(name, index), ", ".join(columns), float(value[index])
+
+
+def entry_values(params: Mapping[str, Tensor]) -> dict[str, float]:
+    """The value of every entry of every parameter, by its label."""
+    return {label: value for label, _, value in entry_rows(params, {})}
 
 
 def _show(value: Tensor, axes: Axes) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.log_space import LOG_2PI
+from ember.inference.queries.uncertainty.observed_information import steps_around
 from ember.inference.sampling.density import PosteriorDensity
 
 __all__ = ["NormalApproximation", "normal_approximation"]
@@ -57,7 +58,9 @@ class NormalApproximation:
 
 
 def normal_approximation(density: PosteriorDensity, mode: Tensor) -> NormalApproximation:
-    """The approximation at a mode, by two gradients for each coordinate.
+    """The approximation at a mode, by four gradients for each coordinate.
+
+    The first two tell how wide it is, and so how long a step of the other two may be.
 
     Directions in which the density does not fall get the spread of the least certain of the
     others.
@@ -78,9 +81,6 @@ def normal_approximation(density: PosteriorDensity, mode: Tensor) -> NormalAppro
 
 def _hessian(density: PosteriorDensity, mode: Tensor, steps: Tensor) -> Tensor:
     """Minus the derivative of the gradient, row by row."""
-    rows = []
-    for i, step in enumerate(steps.tolist()):
-        moved = torch.zeros_like(mode)
-        moved[i] = step
-        rows.append((density(mode - moved)[1] - density(mode + moved)[1]) / (2.0 * step))
+    around = steps_around(lambda u: density(u)[1], mode, torch.arange(len(mode)), steps)
+    rows = [(down - up) / width for up, down, width in around]
     return torch.stack(rows) if rows else mode.new_zeros(0, 0)

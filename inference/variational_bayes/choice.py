@@ -16,6 +16,7 @@ from ember.inference.families.kinds import (
     VECTOR,
     Kind,
 )
+from ember.inference.families.links import Link
 from ember.inference.maximisation.closed_form import PriorCoefficients
 from ember.inference.maximisation.parameter_plan import ParameterPlan
 from ember.inference.maximisation.updates import How, Update, tied_factors_of, updates
@@ -33,7 +34,7 @@ from ember.inference.variational_bayes.posteriors import (
     WishartPosterior,
 )
 
-__all__ = ["Choice", "choose", "prior_coefficients"]
+__all__ = ["Choice", "as_density", "choose", "prior_coefficients"]
 
 
 KINDS: dict[Kind, type[PosteriorOf]] = {
@@ -108,20 +109,24 @@ def _obstacle(plan: Plan, update: Update) -> str:
 
 
 def prior_coefficients(plan: Plan, update: Update, params: Mapping[str, Tensor]) -> list[Tensor]:
-    """The coefficients of a prior as a density of the family's parameter; none if it is flat.
-
-    The M-step has them as a density of the model's parameter, whose mode it takes: if the
-    family's is a power of it, they differ by the Jacobian.
-    """
+    """The coefficients of a prior as a density of the family's parameter; none if it is flat."""
     assert update.kind is not None
     prior = PriorCoefficients.of(ParameterPlan.of(plan, False), update, update.kind)
     assert prior is not None
     found = prior(params, None)
-    power = update.link.exponent
-    if found and update.kind == RATE and power not in (None, 1.0):
-        assert power is not None
-        return [found[0] + 1.0 / power - 1.0, found[1]]
-    return found
+    return as_density(update.kind, update.link, found) if found else found
+
+
+def as_density(kind: Kind, link: Link, coefficients: list[Tensor]) -> list[Tensor]:
+    """Coefficients of the family's parameter, from those as the M-step has them.
+
+    It takes the mode of the model's parameter: if the family's is a power of that, its density has
+    the Jacobian besides.
+    """
+    if kind != RATE or link.exponent is None:
+        return coefficients
+    a, b = coefficients
+    return [a + (1.0 / link.exponent - 1.0), b]
 
 
 def _posterior(plan: Plan, update: Update) -> PosteriorOf:

@@ -11,7 +11,7 @@ which loses no digits that EM would keep, and a small correction. That of a norm
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -138,12 +138,9 @@ class ExpectedFactors(TiedFactors):
         """Those of tied factors; themselves where no parameter has a posterior."""
         if not any(name in posteriors for fed in tied.parameters for name in fed.sources):
             return tied
-        known = {
-            name: getattr(tied, name)
-            for name in ("key", "parameters", "cells", "reference", "reach", "frame", "least_share")
-        }
-        family = Expected(tied.family)
-        return ExpectedFactors(**known, family=family, points=tied, posteriors=posteriors)
+        known = {f.name: getattr(tied, f.name) for f in fields(TiedFactors) if f.init}
+        known["family"] = Expected(tied.family)
+        return ExpectedFactors(**known, points=tied, posteriors=posteriors)
 
     def parameter_values(self, params: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The expected natural parameters of every cell, in the place of values."""

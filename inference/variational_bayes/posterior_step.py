@@ -13,14 +13,13 @@ from torch import Tensor
 
 from ember.inference.factors.tied import TiedFactors
 from ember.inference.families.kinds import MATRIX, RATE
-from ember.inference.families.multivariate_normal import MultivariateNormal
 from ember.inference.maximisation.closed_form import ClosedForm
 from ember.inference.maximisation.numerical import numerical_update
 from ember.inference.maximisation.parameter_plan import ParameterPlan
 from ember.inference.maximisation.updates import How, Update, tied_factors_of, updates
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
-from ember.inference.variational_bayes.choice import Choice
+from ember.inference.variational_bayes.choice import Choice, as_density
 from ember.inference.variational_bayes.expected_factors import SQUARES, corrections_of
 from ember.inference.variational_bayes.given_scale import GivenScale
 from ember.inference.variational_bayes.posterior import Posterior
@@ -93,10 +92,7 @@ class PosteriorStep:
         params: Params,
     ) -> list[Tensor]:
         """The coefficients of a precision, locations integrated out instead of at their means."""
-        a, b = coefficients
-        power = posterior.link.exponent
-        if posterior.kind == RATE and power is not None:
-            a = a + (1.0 / power - 1.0)  # as a density of the precision itself
+        a, b = as_density(posterior.kind, posterior.link, coefficients)
         share = 0.5 if posterior.kind == RATE else 1.0
         for other in self.posteriors.values():
             if isinstance(other, GivenScale) and other.scale.name == posterior.name:
@@ -122,7 +118,7 @@ class PosteriorStep:
         if found is None:
             return None
         variance, count = found[:, :-1], sums[:, place]
-        if isinstance(tied.family, MultivariateNormal) or variance.shape[1] > 1:
+        if tied.parameters[1].kind == MATRIX:
             dim = round(variance.shape[1] ** 0.5)
             return count[:, None, None] * variance.reshape(-1, dim, dim)
         return 0.5 * count * variance[:, 0]

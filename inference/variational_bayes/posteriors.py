@@ -31,6 +31,7 @@ from torch import Size, Tensor
 from torch.distributions import PowerTransform, constraints
 
 from ember.inference.numerics.distribution import Distribution
+from ember.inference.numerics.symmetric import log_diagonal
 from ember.inference.parameters.argument_map import rows_of
 from ember.inference.variational_bayes.posterior import Coefficients, Params, PosteriorOf
 
@@ -184,9 +185,7 @@ class WishartPosterior(PosteriorOf):
         """
         count, scatter = self.coefficients(params)
         mean = params[self.name]
-        factor = torch.linalg.cholesky(mean)
-        log_det = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_det = log_det + self.corrections(params).reshape(self.batch)
+        log_det = 2.0 * log_diagonal(mean).sum(-1) + self.corrections(params).reshape(self.batch)
         apart = 0.5 * (count - prior[0]) * log_det
         traces = 0.5 * (mean * (prior[1] - scatter)).sum((-2, -1))
         each: Tensor = self._log_z(*prior) - self._log_z(count, scatter) + apart + traces
@@ -195,8 +194,7 @@ class WishartPosterior(PosteriorOf):
     def _log_z(self, count: Tensor, scatter: Tensor) -> Tensor:
         """The log of the integral of the density without its constant."""
         df, dim = count + self._dim + 1.0, self._dim
-        factor = torch.linalg.cholesky(scatter)
-        log_det = 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det = 2.0 * log_diagonal(scatter).sum(-1)
         found: Tensor = 0.5 * df * (dim * math.log(2.0) - log_det) + torch.mvlgamma(0.5 * df, dim)
         return found
 

@@ -125,10 +125,9 @@ def statistics_of_draws(plan: Plan, params: Params, draws: Mapping[str, Tensor])
             each = component.weight_of_units() / len(component.at.log_weights)
             total = total + (each * component.joint(etas, other)).sum()
             weights.update({n: each.expand_as(other[n]) for n in component.playback.sites})
+        rows = weights_of(plan, {})
         for name, (key, compiled) in plan.compiled.items():
-            factor = next(f for f in plan.factors if f.name == name)
-            log_prob = compiled.log_prob(etas[key])
-            total = total + _weighed(plan, factor.name, log_prob)
+            total = total + (rows[name] * compiled.log_prob(etas[key])).sum()
         gradients = torch.autograd.grad(total, list(etas.values()), allow_unused=True)
     sums = {
         key: (plan.tied[key], torch.zeros_like(eta) if g is None else g)
@@ -139,8 +138,3 @@ def statistics_of_draws(plan: Plan, params: Params, draws: Mapping[str, Tensor])
         log_prior = float(plan.prior.log_prob(fixed))
     opaque = (OpaquePosterior(plan.opaque, weights),)
     return Statistics(float(total.detach()), log_prior, fixed, sums, opaque, plan.prior)
-
-
-def _weighed(plan: Plan, name: str, log_prob: Tensor) -> Tensor:
-    """The sum of a factor without latents, over all its rows with their weights."""
-    return (weights_of(plan, {})[name] * log_prob).sum()

@@ -10,6 +10,8 @@ Reference: Louis (1982), *Finding the observed information matrix when using the
 B 44, 226-233.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -87,20 +89,9 @@ def by_draws(plan: Plan, way: Trajectory, rule: MonteCarlo, method: str) -> Run:
     final = evidence.statistics(params)
     way.take(final.params, final.objective, None)
     way.evaluations += rule.burn_in + rule.averaged
-    return Run(
-        method=method,
-        objective=plan.objective,
-        params=final.params,
-        log_likelihood=final.log_likelihood,
-        log_posterior=final.objective,
-        history=torch.tensor(way.history, dtype=torch.float64),
-        times=torch.tensor(way.times[: len(way.history)], dtype=torch.float64),
-        evaluations=way.evaluations,
-        stop=stop,
-        plan=plan,
-        warning="" if stop is StopReason.DRAWN else f"{method}: {stop.value}",
-        monte_carlo=errors,
-    )
+    warning = "" if stop is StopReason.DRAWN else f"{method}: {stop.value}"
+    run = Run.at_end(way, final, plan, method, stop)
+    return dataclasses.replace(run, warning=warning, monte_carlo=errors)
 
 
 def _polished(

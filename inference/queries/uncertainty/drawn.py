@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ember.inference.parameters.parameter import entry_label
+from ember.inference.parameters.parameter import by_site, entry_labels
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.queries.deterministic import deterministic_values
 from ember.inference.queries.uncertainty.intervals import Interval
@@ -43,11 +42,7 @@ class DrawnUncertainty:
         self._draws = {name: draws[name] for name in params}
         every = {**self._draws, **_computed(plan, self._draws)}
         self._shapes = {name: value.shape[1:] for name, value in every.items()}
-        self.labels = [
-            entry_label(name, index)
-            for name, shape in self._shapes.items()
-            for index in np.ndindex(*shape)
-        ]
+        self.labels = entry_labels(self._shapes)
         self._exact = exact
         self._entries = [
             column
@@ -57,9 +52,7 @@ class DrawnUncertainty:
 
     def by_site(self, flat: Tensor) -> dict[str, Tensor]:
         """One number for each entry, in the shapes of the sites."""
-        pieces = flat.split([shape.numel() for shape in self._shapes.values()])
-        pairs = zip(self._shapes.items(), pieces, strict=True)
-        return {name: piece.reshape(shape) for (name, shape), piece in pairs}
+        return by_site(flat, self._shapes)
 
     def standard_errors(self, robust: bool = False) -> Tensor:
         """The standard deviation of each entry, ``(E,)``."""

@@ -9,16 +9,16 @@ computes with ``pyro.deterministic`` comes after the parameters.
 Reference: Oehlert (1992), *A note on the delta method*, The American Statistician 46, 27-29.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.parameters.parameter import Parameter, entry_label
+from ember.inference.parameters.parameter import Parameter, by_site, entry_labels
 from ember.inference.parameters.supports import base_support, bounds, is_matrix, is_simplex
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.queries.deterministic import deterministic_values
@@ -36,7 +36,6 @@ class Entries:
 
     Attributes:
         shapes: Of each site.
-        labels: The name of each entry.
         values: The estimates ``(E,)``.
         jacobian: Their derivatives by the free coordinates, ``(E, A)``.
         lower: The least value that an entry may have, ``(E,)``.
@@ -45,7 +44,6 @@ class Entries:
     """
 
     shapes: dict[str, torch.Size]
-    labels: list[str]
     values: Tensor
     jacobian: Tensor
     lower: Tensor
@@ -54,9 +52,12 @@ class Entries:
 
     def by_site(self, flat: Tensor) -> dict[str, Tensor]:
         """One number for each entry, in the shapes of the sites."""
-        pieces = flat.split([shape.numel() for shape in self.shapes.values()])
-        pairs = zip(self.shapes.items(), pieces, strict=True)
-        return {name: piece.reshape(shape) for (name, shape), piece in pairs}
+        return by_site(flat, self.shapes)
+
+    @functools.cached_property
+    def labels(self) -> list[str]:
+        """The name of each entry."""
+        return entry_labels(self.shapes)
 
 
 def entries_of(plan: Plan, params: Params, information: ObservedInformation) -> Entries:
@@ -82,7 +83,6 @@ def entries_of(plan: Plan, params: Params, information: ObservedInformation) -> 
     values = {**{p.name: params[p.name] for p, _ in coordinates}, **computed}
     return Entries(
         {name: value.shape for name, value in values.items()},
-        [entry_label(n, index) for n, v in values.items() for index in np.ndindex(*v.shape)],
         torch.cat([point.new_zeros(0), *(v.reshape(-1) for v in values.values())]),
         torch.cat(blocks),
         torch.cat([*lower, point.new_full((rest,), -math.inf)]),

@@ -51,7 +51,7 @@ def _prior(site: Site, own: Distribution) -> Site:
     """A latent by its own prior; only that of a known shape has sufficient statistics."""
     family = conjugate_family(own)
     assert family is not None
-    event = site.value.shape[site.value.dim() - site.event_dim + site.layout.inner :]
+    event = site.draw_shape
     batch = site.value.shape[: site.value.dim() - len(event)]
     first = torch.arange(batch.numel()).reshape(batch) * event.numel()
     form = site.form if site.form is not None and isinstance(site.form.family, Rate) else None

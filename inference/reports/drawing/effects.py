@@ -1,6 +1,6 @@
 """Effects of groups: their posterior means in order with intervals, and the data they lead to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ember.inference.reports.drawing.palette import GREY, STATES, crowding, thinned
 
-__all__ = ["INTERVAL", "draw_effects", "draw_fitted", "effect_height"]
+__all__ = ["INTERVAL", "Panel", "draw_effects", "effect_height", "fitted_panel"]
 
 
+Panel = tuple[float, float, Callable[[FigureBase], object]]  # width, height, and the drawing
 INTERVAL = 1.959963984540054  # standard deviations to each side of a 95 % interval
 NAMED = 30  # levels up to which each is named
 
@@ -58,6 +59,11 @@ def draw_effects(
         panels[0].set_yticks([])
     panels[0].set_ylabel("level")
     panels[effects // 2 if effects % 2 else 0].set_title("means and 95 % intervals", fontsize=10)
+
+
+def fitted_panel(names: Sequence[str], data: Tensor, fitted: Tensor) -> Panel:
+    """The panel of the data against what is expected of them."""
+    return 4.8, 4.2, lambda figure: draw_fitted(figure.subplots(), names, data, fitted)
 
 
 def draw_fitted(axes: Axes, names: Sequence[str], data: Tensor, fitted: Tensor) -> None:

@@ -1,9 +1,8 @@
 """Which panels suit the Gaussian latents of a fit: effects of groups, hidden factors, or paths."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from matplotlib.figure import FigureBase
 from torch import Tensor
 
 from ember.inference.plan.plan import Plan
@@ -13,7 +12,7 @@ from ember.inference.queries.gaussian.posterior import GaussianPosterior, gaussi
 from ember.inference.queries.gaussian.predictive import site_predictive
 from ember.inference.queries.prediction import posterior
 from ember.inference.reading.sequences import base_name, members
-from ember.inference.reports.drawing.effects import draw_effects, draw_fitted, effect_height
+from ember.inference.reports.drawing.effects import Panel, draw_effects, effect_height, fitted_panel
 from ember.inference.reports.drawing.factors import draw_loadings, draw_scores
 from ember.inference.reports.drawing.paths import draw_paths
 from ember.inference.reports.fitted import Fitted
@@ -21,7 +20,6 @@ from ember.inference.reports.fitted import Fitted
 __all__ = ["gaussian_panels"]
 
 
-Panel = tuple[float, float, Callable[[FigureBase], object]]
 MOST = 6  # effects of a level, factors and paths that are drawn
 
 
@@ -89,17 +87,7 @@ def _fitted(fit: Fitted) -> Iterator[Panel]:
         expected = site_predictive(fit.plan, fit.params, name).average.reshape(-1)
         if data.numel() != expected.numel() or data.numel() < 2:
             continue
-        names = fit.columns.get(name, (name,))
-
-        def draw(
-            figure: FigureBase,
-            names: tuple[str, ...] = names,
-            data: Tensor = data,
-            expected: Tensor = expected,
-        ) -> None:
-            draw_fitted(figure.subplots(), names, data, expected)
-
-        yield 4.8, 4.2, draw
+        yield fitted_panel(fit.columns.get(name, (name,)), data, expected)
 
 
 def _shown(plan: Plan, name: str) -> Tensor:

@@ -1,20 +1,18 @@
 """Panels for latents that are integrated unit by unit: their effects, and the data beside them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from matplotlib.figure import FigureBase
 from torch import Tensor
 
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.queries.units import unit_posterior
-from ember.inference.reports.drawing.effects import draw_effects, draw_fitted, effect_height
+from ember.inference.reports.drawing.effects import Panel, draw_effects, effect_height, fitted_panel
 from ember.inference.reports.fitted import Fitted
 
 __all__ = ["unit_panels"]
 
 
-Panel = tuple[float, float, Callable[[FigureBase], object]]
 MOST = 6  # effects of a unit that are drawn
 
 
@@ -62,14 +60,4 @@ def _fitted(fit: Fitted) -> Iterator[Panel]:
         if expected.shape != data.shape or data.numel() < 2:
             continue
         names = fit.columns.get(name, (name,))
-        shown, line = data.reshape(-1), expected.reshape(-1)
-
-        def draw(
-            figure: FigureBase,
-            names: tuple[str, ...] = names,
-            data: Tensor = shown,
-            expected: Tensor = line,
-        ) -> None:
-            draw_fitted(figure.subplots(), names, data, expected)
-
-        yield 4.8, 4.2, draw
+        yield fitted_panel(names, data.reshape(-1), expected.reshape(-1))
