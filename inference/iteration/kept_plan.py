@@ -7,12 +7,14 @@ compared (``reading/fingerprint.py``).
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from ember.inference.expectation.log_evidence import LogEvidence
-from ember.inference.inputs.arguments import Model, prepare
+from ember.inference.inputs.arguments import Arguments, Model, prepare
 from ember.inference.inputs.options import OBJECTIVES, check_choice
+from ember.inference.inputs.rows import rows_of, spread, taken
 from ember.inference.iteration.checks import (
     check_local_parameters,
     integrable,
@@ -23,10 +25,15 @@ from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.columns import check_codes
 from ember.inference.plan.plan import Plan
+from ember.inference.plan.rebinding import rebound
 from ember.inference.reading.fingerprint import fingerprint
 from ember.inference.reading.gaussian.reads import NotIntegrable
 
 __all__ = ["KeptPlan", "ReadingOptions", "data_of"]
+
+
+MANY_ROWS, MANY_NUMBERS = 8_000, 200_000  # of the data; fewer are read at once
+FEW_ROWS = 1_999  # on which a model of many is read
 
 
 class ReadingOptions(NamedTuple):
@@ -55,21 +62,46 @@ class ReadingOptions(NamedTuple):
             ValueError: If the model or its data cannot be handled; the message names the site.
         """
         check_choice("objective", self.objective, OBJECTIVES)
+        arguments = prepare(args, kwargs)
+        plan = None if misread else self._by_few_rows(arguments)
+        if plan is None:
+            plan = self._whole(arguments, misread)
+        check_codes(plan, (*args, *kwargs.values()))
+        return plan
+
+    def _by_few_rows(self, arguments: Arguments) -> Plan | None:
+        """The plan by a reading of a few rows, where they are many and all alike to the model."""
+        rows = rows_of(arguments)
+        if rows < MANY_ROWS or sum(t.numel() for t in arguments.tensors) < MANY_NUMBERS:
+            return None
+        try:
+            with warnings.catch_warnings(record=True) as told:
+                few = self._whole(taken(arguments, spread(rows, FEW_ROWS)), ())
+        except Exception:  # of whatever kind: what is wrong with all rows is said by all of them
+            return None
+        plan = rebound(few, arguments)
+        for warning in told if plan is not None else ():
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+        return plan
+
+    def _whole(self, arguments: Arguments, misread: Collection[str]) -> Plan:
+        """The plan by a reading of all rows."""
         read = functools.partial(
             build_plan,
             self.model,
-            prepare(args, kwargs),
+            arguments,
             objective=self.objective,
             misread=misread,
             unconstrained=self.mode == "unconstrained",
         )
         plan = read(integrate=self.integrate)
-        check_codes(plan, (*args, *kwargs.values()))
         LogEvidence.of(plan)  # says now if its latents cannot be summed out
         if local := local_parameters(plan, self.integrate):
             plan = self._with_local(plan, local, read)
         check_settable(plan)
-        warn_of_cuts(plan, 4)
+        warn_of_cuts(plan, 6)
         return plan
 
     def _with_local(self, plan: Plan, local: Mapping[str, str], read: Callable[..., Plan]) -> Plan:

@@ -11,7 +11,13 @@ from torch import Tensor
 from ember.inference.inputs.arguments import Arguments, Model, prepare
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
-from ember.inference.plan.without_data import NO_DATA, LeftOut, holds_left_out
+from ember.inference.plan.rebinding import rebound
+from ember.inference.plan.without_data import (
+    NO_DATA,
+    LeftOut,
+    PlanWithoutData,
+    holds_left_out,
+)
 
 __all__ = ["argument_names", "in_their_places", "plan_beside", "plan_for"]
 
@@ -129,8 +135,13 @@ def plan_beside(
 
 
 def _read_again(plan: Plan, params: Mapping[str, Tensor], arguments: Arguments) -> Plan:
+    """The plan for other arguments, for queries at known parameters: its prior is of no use."""
     model = plan.structure.model
     with validation_enabled(False):  # a single new row is enough where parameters are known
+        if not isinstance(plan, PlanWithoutData):
+            found = rebound(plan, arguments, keep_prior=True, validated=False)
+            if found is not None:
+                return found
         return build_plan(
             model, arguments, "mle", plan.structure.wishes, params, misread=plan.opaque.misread
         )

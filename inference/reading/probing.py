@@ -1,8 +1,9 @@
 """Reads the sites of a traced model into factors, by comparing a few runs at random parameters."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -47,7 +48,7 @@ from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace, TraceNode, plates_of, symbols_of
 from ember.inference.reading.unwrapping import Unwrapped, unwrap
 
-__all__ = ["Probes", "probe", "read_site"]
+__all__ = ["Probes", "probe", "read_site", "with_rows_of"]
 
 
 Map = TypeVar("Map", ArgumentMap, AffineMap, ScaledMatrix)
@@ -103,7 +104,61 @@ def read_site(
         start: The trace at the default parameters, for shapes.
         idle: Entries of a latent that make no difference.
     """
-    site = start.nodes[name]
+    shown = _shown(name, start.nodes[name], structure, idle)
+    form, density, reason = _family(
+        name, structure, probes, shown.inner, shown.mask, shown.masked_log_prob
+    )
+    nodes = structure.nodes.get(name)
+    return Site(
+        name, shown.value, shown.layout, shown.plates, shown.inner, shown.mask,
+        shown.masked_log_prob, shown.event_dim, form, density, reason, shown.missing,
+        log_weights=None if nodes is None else nodes.log_weights,
+    )  # fmt: skip
+
+
+def with_rows_of(site: Site, structure: Structure, trace: Trace) -> Site:
+    """A site with the value, the mask and the gaps that it has in another run, of other rows.
+
+    Its maps stay as they are: whoever calls this knows that no row has one of its own.
+
+    Args:
+        site: The site, in exponential-family form.
+        structure: The roles of all sites, for the other rows.
+        trace: The other run.
+    """
+    assert site.density is not None
+    node = trace.nodes[site.name]
+    shown = _shown(site.name, node, structure, None)
+    density = dataclasses.replace(
+        site.density,
+        base=unwrap(node["fn"]).base,
+        mask=shown.mask,
+        masked_log_prob=shown.masked_log_prob,
+    )
+    return dataclasses.replace(
+        site,
+        value=shown.value,
+        mask=shown.mask,
+        masked_log_prob=shown.masked_log_prob,
+        missing=shown.missing,
+        density=density,
+    )
+
+
+class _Shown(NamedTuple):
+    """What one run shows of a site; see ``Site``."""
+
+    value: Tensor
+    layout: NamedDims
+    plates: frozenset[str]
+    inner: tuple[int, ...]
+    mask: Tensor | None
+    masked_log_prob: float
+    event_dim: int
+    missing: Tensor | None
+
+
+def _shown(name: str, site: TraceNode, structure: Structure, idle: Tensor | None) -> _Shown:
     fn, value = site["fn"], site["value"]
     value = value.double() if value.is_floating_point() else value
     unwrapped = unwrap(fn)
@@ -118,13 +173,9 @@ def read_site(
     inner = tuple(fn.event_shape[: unwrapped.reinterpreted]) if unwrapped.reinterpreted else ()
     mask, missing = _masks(name, site, value, structure, idle)
     constant = masked_log_prob(site, unwrapped.mask, mask)
-    form, density, reason = _family(name, structure, probes, inner, mask, constant)
-    nodes = structure.nodes.get(name)
-    return Site(
-        name, value, NamedDims(outer, len(inner)), plates, inner, mask, constant, fn.event_dim,
-        form, density, reason, missing,
-        log_weights=None if nodes is None else nodes.log_weights,
-    )  # fmt: skip
+    return _Shown(
+        value, NamedDims(outer, len(inner)), plates, inner, mask, constant, fn.event_dim, missing
+    )
 
 
 def _masks(

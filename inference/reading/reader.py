@@ -38,7 +38,7 @@ from ember.inference.reading.trace import Trace, TraceNode, plates_of, record
 from ember.inference.reading.units.finding import with_nodes
 from ember.inference.reading.unwrapping import unwrap
 
-__all__ = ["read_structure"]
+__all__ = ["first_run", "read_structure"]
 
 
 def read_structure(
@@ -67,7 +67,7 @@ def read_structure(
             are undeclared, the model draws random numbers outside its sites, or it has nothing
             to fit. The message names the site.
     """
-    plain, conditioned = _first_run(model, arguments, start or {})
+    plain, conditioned = first_run(model, arguments, start or {})
     check_given(plain, start or {})
     if start is None:  # wishes of a fit name sites that other data may lack, steps of a chain
         _check_integrate(plain, integrate or {})
@@ -94,7 +94,7 @@ def read_structure(
 # -- runs ---------------------------------------------------------------------------------------
 
 
-def _first_run(
+def first_run(
     model: Model, arguments: Arguments, start: Mapping[str, Tensor]
 ) -> tuple[Trace, set[str]]:
     """The plain run, which validates model and data, and the sites that are conditioned."""

@@ -30,7 +30,7 @@ Default = float | Callable[[], Tensor]
 # posterior mean under Jeffreys' prior (up to the Gamma's rate): off the boundary, and else weak.
 HALF_COUNT = 1.5
 
-BLOCK = 4096  # rows that are centred at a time
+BLOCK = 32_768  # rows that are centred at a time
 
 
 class Hyperparameters:
@@ -146,7 +146,7 @@ def default_scale(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
     """
     mean, products = weighted_mean(rows, frequency), rows.new_zeros(rows.shape[-1:] * 2)
     for centred, weights in _centred(rows, frequency, mean):
-        products = products + torch.einsum("n,ni,nj->ij", weights, centred, centred)
+        products = products + (centred * weights.unsqueeze(-1)).mT @ centred
     divisor = _divisor(rows, frequency)
     variance = _varying(products.diagonal() / divisor, mean)
     deviation = variance.sqrt()

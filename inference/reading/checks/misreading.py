@@ -19,7 +19,7 @@ from ember.inference.reading.site import DistributionTemplate, Site
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.unwrapping import unwrap
 
-__all__ = ["MISREAD", "misread_sites"]
+__all__ = ["MISREAD", "agrees", "misread_sites"]
 
 
 MISREAD = "its arguments are another function of the parameters where the fit ends"
@@ -48,7 +48,7 @@ def misread_sites(
         return [
             name
             for name, density in densities.items()
-            if not _agree(density, params, trace.nodes[name]["fn"])
+            if not agrees(density, params, trace.nodes[name]["fn"])
         ] + [
             name
             for name, tables in computed.items()
@@ -75,7 +75,8 @@ def _is_computed(
     return mapped.shape == actual.shape and _close(mapped, actual, 0.0)
 
 
-def _agree(density: DistributionTemplate, params: Mapping[str, Tensor], fn: Distribution) -> bool:
+def agrees(density: DistributionTemplate, params: Mapping[str, Tensor], fn: Distribution) -> bool:
+    """Whether the arguments of a distribution at ``params`` are what their maps say."""
     base = unwrap(fn).base
     if type(base) is not type(density.base):
         return False
@@ -103,7 +104,14 @@ def _close(mapped: Tensor, actual: Tensor, off: float) -> bool:
     size = actual[actual.isfinite()].abs()
     if mapped is actual or not size.numel():
         return True
+    if any(a != b and 1 not in (a, b) for a, b in zip(*_from_right(mapped, actual), strict=False)):
+        return False
     error = (mapped - actual).abs()
     # Infinite entries, and those that are no number, must be so in both.
     same = (mapped == actual) | (mapped.isnan() & actual.isnan())
     return bool((same | (error <= ROUNDING * size.max() + off)).all())
+
+
+def _from_right(*tensors: Tensor) -> Iterator[tuple[int, ...]]:
+    """The sizes of each, the last first."""
+    return (tuple(reversed(tensor.shape)) for tensor in tensors)
