@@ -4,6 +4,7 @@ from ember.inference.alignment import align
 from ember.inference.comparison import Comparison, compare
 from ember.inference.em import EM
 from ember.inference.fit import Fit
+from ember.inference.inputs.chunks import chunks
 from ember.inference.numerics import (
     positive_definite as _constraints,  # registers a bijection for Wishart sites
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Statistics",
     "VariationalFit",
     "align",
+    "chunks",
     "compare",
     "select",
 ]

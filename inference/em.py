@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ember.inference.batches import Batches
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
 from ember.inference.initialisation.given_params import check_params
@@ -46,7 +47,7 @@ from ember.inference.reports.explanation import Explanation, explain
 __all__ = ["EM"]
 
 
-class EM:
+class EM(Batches):
     r"""Fits a latent-variable model written in Pyro by expectation-maximisation.
 
     From a start, two steps alternate until nothing is left to gain:

@@ -8,9 +8,10 @@ INFERENCE = Path(__file__).parents[1] / "inference"
 ROOMS = [
     *("inputs", "numerics", "parameters", "families", "reading", "factors", "plan"),
     *("maximisation", "expectation", "optimality", "queries", "initialisation", "variational"),
-    *("variational_bayes", "sampling", "iteration", "reports", "storage", "exports"),
+    *("variational_bayes", "sampling", "iteration", "reports", "storage", "streaming", "exports"),
     *("answers", "certainty", "fit"),
-    *("variational_fit", "sampled_fit", "alignment", "svi", "em", "vbem", "sampling_methods"),
+    *("variational_fit", "sampled_fit", "alignment", "svi", "batches", "em", "vbem"),
+    *("sampling_methods",),
     *("marginals", "comparison", "selection", "estimators"),
     "command_line",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Promoted", "declare_from_outside", "sheltered"]
+__all__ = ["Promoted", "declare_from_outside", "sheltered", "threads_for"]
 
 
 ONE_THREAD = 300_000  # numbers; with fewer, threads cost more than they bring
@@ -65,12 +65,10 @@ def sheltered(seed: int | None = None, data: object = ()) -> Iterator[None]:
     one thread: operations on small tensors are over before a second thread has woken up, and on
     a busy machine waiting for it costs many times the work.
     """
-    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
-    if _elements(data) < ONE_THREAD:
-        torch.set_num_threads(1)
+    dtype = torch.get_default_dtype()
     store = pyro.get_param_store()
     _outside.append((store._params, store._constraints))
-    with torch.random.fork_rng(devices=[]), store.scope():
+    with torch.random.fork_rng(devices=[]), store.scope(), threads_for(data):
         torch.set_default_dtype(torch.float64)
         if seed is not None:
             torch.manual_seed(seed)
@@ -79,7 +77,18 @@ def sheltered(seed: int | None = None, data: object = ()) -> Iterator[None]:
         finally:
             _outside.pop()
             torch.set_default_dtype(dtype)
-            torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def threads_for(data: object) -> Iterator[None]:
+    """Runs its body on one thread if the data are few, and as it was otherwise."""
+    threads = torch.get_num_threads()
+    if _elements(data) < ONE_THREAD:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 # The parameter stores that are sheltered, outermost first: unconstrained values and constraints.

@@ -4,13 +4,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
-from ember.inference.iteration.acceleration.em_map import EMMap, Scheme
+from ember.inference.iteration.acceleration.em_map import EMMap, Scheme, State
 from ember.inference.iteration.acceleration.plain import Plain
 from ember.inference.iteration.convergence import AtRest, Ending, StoppingRule, StopReason, failure
 from ember.inference.iteration.diagnosis import Diagnosis
@@ -23,14 +23,33 @@ from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.reading.model_errors import unevaluated
 
-__all__ = ["ImpossibleStart", "Loop", "OnStep"]
+__all__ = ["DataLost", "ImpossibleStart", "Keep", "Loop", "OnStep", "Place"]
 
 
 OnStep = Callable[[Trajectory], None]
+
+
+class Place(NamedTuple):
+    """How far a run has come between two iterations: all that the next ones depend on.
+
+    Attributes:
+        state: That of the scheme of acceleration.
+        leaps: How often it has leapt to a higher place.
+    """
+
+    state: State
+    leaps: int = 0
+
+
+Keep = Callable[[Trajectory, Place], None]
 LEAPS = 10  # to higher places that one run makes at most
 LOOKS = 20  # iterations between looks for variances on their way to zero
 REPEATS = 100  # of the M-step where nothing is latent
 FAILURES = (RuntimeError, ValueError, ArithmeticError)  # of a step
+
+
+class DataLost(Exception):
+    """The data can no longer be read: a loader fails, a file is cut short, a process has died."""
 
 
 class ImpossibleStart(ValueError):
@@ -39,6 +58,10 @@ class ImpossibleStart(ValueError):
 
 def ignore(way: Trajectory) -> None:
     """Does nothing at a step."""
+
+
+def forget(way: Trajectory, place: Place) -> None:
+    """Does nothing with a place."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +76,7 @@ class Loop:
         on_step: Called after each step, with the trajectory so far: for progress, checkpoints and
             the like. An iteration is a step, and so is a leap out of a saddle.
         method: How the fit calls itself.
+        keep: Called between iterations, with all that the next ones depend on.
     """
 
     plan: Plan
@@ -61,21 +85,24 @@ class Loop:
     accelerate: Scheme[Any] = field(default_factory=Plain)
     on_step: OnStep = ignore
     method: str = "EM"
+    keep: Keep = forget
 
-    def __call__(self, way: Trajectory, limit: int) -> Run:
+    def __call__(self, way: Trajectory, limit: int, place: Place | None = None) -> Run:
         """The fit after ``limit`` more iterations at most.
 
         Args:
             way: Where to start, and what was recorded on the way there; it grows.
             limit: The largest number of iterations.
+            place: What ``keep`` was given when the trajectory was as it is, to go on from there.
 
         Raises:
             ImpossibleStart: If the data have no finite density there.
         """
         em = self.em_map.counted(way)
-        current = self._first(em, way.params)
-        way.begin(current.objective)
-        ascent = _Ascent(self, em, way, current)
+        current = self._first(em, way.params) if place is None else place.state.current
+        if place is None:
+            way.begin(current.objective)
+        ascent = _Ascent(self, em, way, current, place)
         try:
             stop, warning = ascent(limit)
             warning = warning or ascent.diagnosis.identifiability_warning(ascent.current)
@@ -83,6 +110,9 @@ class Loop:
         except KeyboardInterrupt:
             stop, warning = StopReason.INTERRUPTED, ""
             final = self._final_e_step(ascent.current)
+        except DataLost as error:
+            stop, warning = ascent.diagnosis.of_error(error)
+            final = ascent.current
         if stop in (StopReason.MAX_ITER, StopReason.UNSETTLED):
             warning = f"{self.method}: {stop.value}"
         certificate = ascent.judge.certificate(ascent.current) if stop.is_convergence else None
@@ -113,8 +143,10 @@ class Loop:
 class _Ascent:
     """One run of a loop: the place that it has reached, and how it goes on from there."""
 
-    def __init__(self, loop: Loop, em: EMMap, way: Trajectory, current: Statistics) -> None:
-        self.loop, self.em, self.way, self.current = loop, em, way, current
+    def __init__(
+        self, loop: Loop, em: EMMap, way: Trajectory, current: Statistics, place: Place | None
+    ) -> None:
+        self.loop, self.em, self.way, self.current, self.place = loop, em, way, current, place
         self.judge = Judge(loop.plan, em)
         self.diagnosis = Diagnosis(loop.plan, loop.method)
 
@@ -123,7 +155,7 @@ class _Ascent:
         plan = self.loop.plan
         if limit and not plan.structure.parameters:
             return StopReason.NO_PARAMETERS, ""
-        if limit and not plan.is_incomplete:
+        if limit and not plan.is_incomplete and self.place is None:
             ending = self._without_latents()
             if ending is not None:
                 return ending
@@ -138,8 +170,10 @@ class _Ascent:
     def _iterate(self, limit: int) -> Ending:
         """E-step, M-step, check convergence."""
         loop, judge = self.loop, self.judge
-        state, leaps = loop.accelerate.init(self.current), 0
-        for _ in range(limit):
+        state, leaps = self.place or Place(loop.accelerate.init(self.current))
+        for i in range(limit):
+            if i:
+                loop.keep(self.way, Place(state, leaps))
             try:
                 state, movement = loop.accelerate.step(self.em, state)
             except FAILURES as error:

@@ -13,6 +13,7 @@ from ember.inference.plan.plan import Plan
 from ember.inference.reading.structure import Structure
 
 __all__ = [
+    "IN_PIECES",
     "NO_DATA",
     "LeftOut",
     "PlanRecord",
@@ -25,6 +26,10 @@ __all__ = [
 NO_DATA = (
     "the fit was saved without its data, which this needs; give new data, or load it with the old: "
     "Fit.load(path, model, ...) takes the model's arguments."
+)
+IN_PIECES = (
+    "the data of this fit came in pieces and are not part of it, and this needs them; give the "
+    "rows that are meant, such as fit.predict(x)."
 )
 
 
@@ -84,17 +89,19 @@ class StructureWithoutData(Structure):
     arguments: Arguments
     record: PlanRecord
 
-    def __init__(self, model: Model, arguments: Arguments, record: PlanRecord) -> None:
+    def __init__(
+        self, model: Model, arguments: Arguments, record: PlanRecord, why: str = NO_DATA
+    ) -> None:
         nodes = {name: _Shown(text) for name, text in record.nodes.items()}
         known = {"model": model, "arguments": arguments, "record": record, "nodes": nodes}
-        self.__dict__.update(known)
+        self.__dict__.update(known, _why=why)
 
     @property
     def wishes(self) -> dict[str, object]:
         return dict(self.record.wishes)
 
     def __getattr__(self, name: str) -> Any:
-        _refuse(name)
+        _refuse(name, self.__dict__.get("_why", NO_DATA))
 
 
 class PlanWithoutData(Plan):
@@ -102,14 +109,16 @@ class PlanWithoutData(Plan):
 
     record: PlanRecord
 
-    def __init__(self, model: Model, arguments: Arguments, record: PlanRecord) -> None:
-        structure = StructureWithoutData(model, arguments, record)
-        self.__dict__.update(structure=structure, record=record, _made={})
+    def __init__(
+        self, model: Model, arguments: Arguments, record: PlanRecord, why: str = NO_DATA
+    ) -> None:
+        structure = StructureWithoutData(model, arguments, record, why)
+        self.__dict__.update(structure=structure, record=record, _made={}, _why=why)
         self.__dict__.update(row="rows", sizes={"rows": record.rows}, objective=record.objective)
         self.__dict__.update(opaque=_Misread(frozenset(record.misread)))
 
     def __getattr__(self, name: str) -> Any:
-        _refuse(name)
+        _refuse(name, self.__dict__.get("_why", NO_DATA))
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ class _Misread:
     misread: frozenset[str]
 
 
-def _refuse(name: str) -> NoReturn:
+def _refuse(name: str, why: str) -> NoReturn:
     if name.startswith("__"):
         raise AttributeError(name)
-    raise ValueError(NO_DATA)
+    raise ValueError(why)

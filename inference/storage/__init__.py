@@ -7,5 +7,5 @@ in a file is ever executed: it holds tensors and JSON. ``encoding.py`` turns val
 ``guides.py`` what ``SVI`` learnt.
 
 To store a further kind of value: ``encoding.py``. After a change of what a file means: raise
-``FORMAT`` in ``sealed_file.py``.
+``FIT`` in ``sealed_file.py``.
 """

@@ -13,17 +13,27 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["FORMAT", "check_target", "read_sealed", "write_sealed"]
+__all__ = ["CHECKPOINT", "FIT", "Kind", "check_target", "read_sealed", "write_sealed"]
 
 
-FORMAT = "ember fit 1"  # what the content of a file means
+class Kind(NamedTuple):
+    """What the content of a file means, what it is, who writes it, and how to come by another."""
+
+    format: str
+    what: str
+    writer: str
+    remedy: str
+
+
+FIT = Kind("ember fit 1", "fit", "fit.save", "save the fit anew")
+CHECKPOINT = Kind("ember checkpoint 1", "checkpoint", "fit_batches", "start again without resume")
 
 
 def check_target(path: str | Path) -> Path:
@@ -40,14 +50,14 @@ def check_target(path: str | Path) -> Path:
     return path
 
 
-def write_sealed(path: Path, content: Any, tensors: Mapping[str, Tensor]) -> None:
+def write_sealed(path: Path, content: Any, tensors: Mapping[str, Tensor], kind: Kind = FIT) -> None:
     """Writes a file, or leaves the one that was there as it is.
 
     Raises:
         ValueError: If the file cannot be written.
     """
     text = json.dumps(content, allow_nan=False)
-    words = {"format": FORMAT, "version": _version(), "content": text}
+    words = {"format": kind.format, "version": _version(), "content": text}
     words["checksum"] = _checksum(words, tensors)
     try:
         # In the same folder, so that it can take the place of the old file in one go.
@@ -64,7 +74,7 @@ def write_sealed(path: Path, content: Any, tensors: Mapping[str, Tensor]) -> Non
         raise ValueError(f"{path} cannot be written: {_reason(error)}.") from error
 
 
-def read_sealed(path: str | Path) -> tuple[Any, dict[str, Tensor]]:
+def read_sealed(path: str | Path, kind: Kind = FIT) -> tuple[Any, dict[str, Tensor]]:
     """The content of a file and its tensors.
 
     Raises:
@@ -76,30 +86,30 @@ def read_sealed(path: str | Path) -> tuple[Any, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             words = file.metadata() or {}
-            _check_format(path, words)
+            _check_format(path, words, kind)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ValueError(
-            f"{path} is no fit that fit.save wrote, or it is damaged, for instance cut short "
-            f"({_reason(error)}); save the fit anew."
+            f"{path} is no {kind.what} that {kind.writer} wrote, or it is damaged, for instance "
+            f"cut short ({_reason(error)}); {kind.remedy}."
         ) from error
     if words.pop("checksum", "") != _checksum(words, tensors):
         raise ValueError(
-            f"{path} is not as fit.save wrote it: its checksum does not agree with what it holds; "
-            "take an unchanged copy, or save the fit anew."
+            f"{path} is not as {kind.writer} wrote it: its checksum does not agree with what it "
+            f"holds; take an unchanged copy, or {kind.remedy}."
         )
     return json.loads(words["content"]), tensors
 
 
-def _check_format(path: Path, words: Mapping[str, str]) -> None:
+def _check_format(path: Path, words: Mapping[str, str], kind: Kind) -> None:
     found = words.get("format", "")
-    if not found.startswith("ember fit"):
-        raise ValueError(f"{path} holds tensors, but no fit that fit.save wrote.")
-    if found != FORMAT:
+    if not found.startswith(f"ember {kind.what}"):
+        raise ValueError(f"{path} holds tensors, but no {kind.what} that {kind.writer} wrote.")
+    if found != kind.format:
         raise ValueError(
             f"{path} was written in the format '{found}' by Ember {words.get('version')}, and this "
-            f"Ember {_version()} reads '{FORMAT}'; load it with the Ember that wrote it, or fit "
-            "anew."
+            f"Ember {_version()} reads '{kind.format}'; load it with the Ember that wrote it, or "
+            "fit anew."
         )
 
 

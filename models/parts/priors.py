@@ -5,13 +5,13 @@ moments of the data, so an integer frequency gives what repeated rows give.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ember.models.parts.missing import shown_entries
+from ember.models.parts.moments import Moments, moments
 
 __all__ = [
     "HALF_COUNT",
@@ -29,8 +29,6 @@ Default = float | Callable[[], Tensor]
 # A Dirichlet, Beta or Gamma with this shape adds half a count, so that the posterior mode is the
 # posterior mean under Jeffreys' prior (up to the Gamma's rate): off the boundary, and else weak.
 HALF_COUNT = 1.5
-
-BLOCK = 32_768  # rows that are centred at a time
 
 
 class Hyperparameters:
@@ -106,34 +104,20 @@ class Hyperparameters:
 
 def weighted_mean(rows: Tensor, frequency: Tensor) -> Tensor:
     """The column means (D,) of the rows (N, D), row n counted frequency[n] times, NaN left out."""
-    shown = shown_entries(rows)
-    if shown is None:
-        return frequency @ rows / frequency.sum()
-    totals = _totals(rows, frequency)
-    # A column without values has no mean: 0 stands in where parameters are known anyway.
-    return (
-        frequency @ torch.where(shown, rows, 0.0) / totals.clamp_min(torch.finfo(rows.dtype).tiny)
-    )
-
-
-def _totals(rows: Tensor, frequency: Tensor) -> Tensor:
-    """How many values each column has, frequencies counted."""
-    shown = shown_entries(rows)
-    return frequency.sum() if shown is None else frequency @ shown.to(frequency.dtype)
+    return moments(rows, frequency).mean
 
 
 def count_mean(rows: Tensor, frequency: Tensor) -> Tensor:
     """Column means of counts, kept off zero: a column of zeros counts as half an event in all."""
-    least = 0.5 / _totals(rows, frequency).clamp_min(0.5)
-    return torch.maximum(weighted_mean(rows, frequency), least)
+    found = moments(rows, frequency)
+    return torch.maximum(found.mean, 0.5 / found.total.clamp_min(0.5))
 
 
 def default_variance(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
     """The variance (D,) of each column, shared out among the components."""
-    mean, squares = weighted_mean(rows, frequency), rows.new_zeros(rows.shape[-1])
-    for centred, weights in _centred(rows, frequency, mean):
-        squares = squares + weights @ centred.square()
-    variance = _varying(squares / _divisor(rows, frequency), mean)
+    found = moments(rows, frequency, "variance")
+    assert found.squares is not None
+    variance = _varying(found.squares / _divisor(found), found.mean)
     return variance / _shrinkage(rows, components)
 
 
@@ -144,11 +128,10 @@ def default_scale(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
     the identity by the square root of the rounding error, so that the prior stays proper. Missing
     entries count as their column's mean in the correlations, which keeps these a proper matrix.
     """
-    mean, products = weighted_mean(rows, frequency), rows.new_zeros(rows.shape[-1:] * 2)
-    for centred, weights in _centred(rows, frequency, mean):
-        products = products + (centred * weights.unsqueeze(-1)).mT @ centred
-    divisor = _divisor(rows, frequency)
-    variance = _varying(products.diagonal() / divisor, mean)
+    found = moments(rows, frequency, "covariance")
+    products, divisor = found.squares, _divisor(found)
+    assert products is not None
+    variance = _varying(products.diagonal() / divisor, found.mean)
     deviation = variance.sqrt()
     norms = divisor.sqrt() * deviation
     correlation = products / torch.outer(norms, norms)
@@ -162,20 +145,9 @@ def default_scale(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
     return scale / _shrinkage(rows, components)
 
 
-def _centred(rows: Tensor, frequency: Tensor, mean: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Deviations from the column means, 0 where missing, with weights: a few rows at a time.
-
-    What the processor's cache holds need not be written to memory and read again.
-    """
-    for block, weights in zip(rows.split(BLOCK), frequency.split(BLOCK), strict=True):
-        centred = block - mean
-        yield torch.where(centred.isnan(), 0.0, centred), weights
-
-
-def _divisor(rows: Tensor, frequency: Tensor) -> Tensor:
+def _divisor(found: Moments) -> Tensor:
     """What the squares of each column are divided by."""
-    totals = _totals(rows, frequency)
-    return torch.where(totals > 1, totals - 1, 1.0)
+    return torch.where(found.total > 1, found.total - 1, 1.0)
 
 
 def _shrinkage(rows: Tensor, components: int) -> float:

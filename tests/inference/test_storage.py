@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ember.inference import EM, NUTS, SVI, VBEM, Fit, Laplace, Quadrature
-from ember.inference.storage.sealed_file import FORMAT, write_sealed
+from ember.inference.storage.sealed_file import FIT, write_sealed
 from ember.inference.tables import old_faithful
 from ember.models import (
     gaussian_mixture,
@@ -417,7 +417,7 @@ def test_a_forged_file_is_no_fit(content: Any, saved: Path) -> None:
 
 
 def test_deep_nesting_is_no_fit(saved: Path) -> None:
-    words = {"format": FORMAT, "content": "[" * 100_000, "checksum": ""}
+    words = {"format": FIT.format, "content": "[" * 100_000, "checksum": ""}
     save_file({}, saved, metadata=words)
     assert "checksum" in refusal(saved)
 

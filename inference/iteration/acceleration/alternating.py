@@ -23,13 +23,17 @@ class AlternatingState(State):
 class Alternating:
     """Schemes that take turns, each beginning anew at its turn.
 
-    SQUAREM is dependable; where it has not converged after a while, L-BFGS may. Long runs are
-    those along flat ridges and towards boundaries, where L-BFGS, which learns the curvature, needs
-    a fraction of the passes.
+    SQUAREM is dependable, and brings a start into the basin that EM itself would lead to; where it
+    has not converged after a while, L-BFGS may. Long runs are those along flat ridges and towards
+    boundaries, where L-BFGS, which learns the curvature, needs a fraction of the passes.
+
+    Attributes:
+        schemes: The schemes, whose turn it is one after the other.
+        turns: How many iterations the first turns have; all further ones are as long as the last.
     """
 
     schemes: Sequence[Scheme[Any]]
-    turn: int = 40
+    turns: Sequence[int] = (40,)
 
     def init(self, current: Statistics) -> AlternatingState:
         """The state where an iteration begins."""
@@ -37,7 +41,16 @@ class Alternating:
 
     def step(self, em: EMMap, state: AlternatingState) -> tuple[AlternatingState, Movement]:
         """The state after one iteration, and the EM movement seen in it."""
-        turn, place = divmod(state.iteration, self.turn)
+        turn, place = self._turn(state.iteration)
         scheme = self.schemes[turn % len(self.schemes)]
         inner, movement = scheme.step(em, scheme.init(state.current) if place == 0 else state.inner)
         return AlternatingState(inner.current, inner.length, state.iteration + 1, inner), movement
+
+    def _turn(self, iteration: int) -> tuple[int, int]:
+        """The number of the turn that an iteration belongs to, and its place there."""
+        for turn, length in enumerate(self.turns):
+            if iteration < length:
+                return turn, iteration
+            iteration -= length
+        further, place = divmod(iteration, self.turns[-1])
+        return len(self.turns) + further, place

@@ -19,7 +19,7 @@ from ember.inference.plan.loadings import loadings_of
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["EMMap", "Scheme", "State", "is_finite"]
+__all__ = ["EMMap", "Scheme", "State"]
 
 
 Params = dict[str, Tensor]
@@ -61,6 +61,15 @@ class EMMap:
             classification,
         )
 
+    def tried(self, params: Mapping[str, Tensor]) -> Statistics | None:
+        """The E-step at parameters that a scheme has guessed; None where they lead nowhere."""
+        if not all(bool(torch.isfinite(value).all()) for value in params.values()):
+            return None
+        try:
+            return self.e_step(params)
+        except (RuntimeError, ValueError, ArithmeticError):
+            return None  # an extrapolated matrix may be all but singular
+
     def counted(self, way: Trajectory) -> Self:
         """The same map; passes over the data are counted by the trajectory."""
 
@@ -97,8 +106,3 @@ class Scheme(Protocol[S]):
     def step(self, em: EMMap, state: S) -> tuple[S, Movement]:
         """The state after one iteration, and the EM movement seen in it."""
         ...
-
-
-def is_finite(params: Mapping[str, Tensor]) -> bool:
-    """Whether all entries of all parameters are finite."""
-    return all(bool(torch.isfinite(value).all()) for value in params.values())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ember.inference.iteration.acceleration.em_map import EMMap, State, is_finite
+from ember.inference.iteration.acceleration.em_map import EMMap, State
 from ember.inference.iteration.trajectory import Movement
 from ember.inference.maximisation.objective import score
 from ember.inference.optimality.curvature import Curvature
@@ -26,7 +26,7 @@ __all__ = ["Lbfgs", "LbfgsState", "ascent_direction", "remembered"]
 
 
 WARM_UP = 5  # EM steps before the first search
-MEMORY = 10  # pairs
+MEMORY = 60  # pairs: flat ridges are learnt one direction at a time
 TRIALS, SHORTENING = 3, 0.25  # of a step
 ARMIJO = 1e-4  # share of the rise that the slope promises
 MOST = 10.0  # times what the slope promises: more is no rise, but digits that are lost
@@ -151,11 +151,9 @@ def _searched(
     # Where less is promised than rounding shows, the slope alone can tell.
     floor = current.objective - (rounding if slope <= rounding else 0.0)
     for _ in range(TRIALS):
-        params = em.coordinates.unflatten(point + length * direction)
-        if is_finite(params):
-            after = em.e_step(params)
-            highest = current.objective + MOST * length * slope + rounding
-            if floor + ARMIJO * length * slope <= after.objective <= highest:
-                return after
+        after = em.tried(em.coordinates.unflatten(point + length * direction))
+        highest = current.objective + MOST * length * slope + rounding
+        if after and floor + ARMIJO * length * slope <= after.objective <= highest:
+            return after
         length *= SHORTENING
     return None

@@ -17,7 +17,7 @@ Reference: Louis (1982), *Finding the observed information matrix when using the
 B 44, 226-233.
 """
 
-from ember.inference.iteration.acceleration.em_map import EMMap, State, is_finite
+from ember.inference.iteration.acceleration.em_map import EMMap, State
 from ember.inference.iteration.trajectory import Movement
 from ember.inference.maximisation.information import Information
 from ember.inference.plan.statistics import Statistics
@@ -74,10 +74,8 @@ def _searched(em: EMMap, current: Statistics) -> Statistics | None:
         return current
     fall, length = FALL * (1.0 + abs(current.objective)), 1.0
     for _ in range(TRIALS):
-        params = em.coordinates.unflatten(found.point + length * direction)
-        if is_finite(params):
-            after = em.e_step(params)
-            if after.objective >= current.objective + ARMIJO * length * slope - fall:
-                return after
+        after = em.tried(em.coordinates.unflatten(found.point + length * direction))
+        if after and after.objective >= current.objective + ARMIJO * length * slope - fall:
+            return after
         length *= SHORTENING
     return None

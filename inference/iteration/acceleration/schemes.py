@@ -17,7 +17,7 @@ __all__ = ["SCHEMES", "scheme_for"]
 
 SCHEMES: dict[str | None, Scheme[Any]] = {
     None: Plain(),
-    "auto": Alternating((Squarem(), Lbfgs())),
+    "auto": Alternating((Squarem(), Lbfgs()), turns=(20, 120, 40)),
     "squarem": Squarem(),
     "anderson": Anderson(),
     "lbfgs": Lbfgs(),
@@ -26,7 +26,7 @@ SCHEMES: dict[str | None, Scheme[Any]] = {
 # Of few parameters the expected log joint shows the curvature, and steps soon the rest of it.
 FEW = 48  # entries of parameters
 INFORMED = Alternating((Lbfgs(informed=True), Squarem()))
-GRADIENTS = Alternating((Lbfgs(), Squarem()))
+GRADIENTS = Alternating((Lbfgs(), Squarem()), turns=(120, 40))
 INFORMATION = Alternating((Louis(), Lbfgs(), Squarem()))
 
 
@@ -46,9 +46,9 @@ def scheme_for(name: str | None, plan: Plan) -> Scheme[Any]:
     if plan.units:
         others = discrete or plan.components or plan.has_gaps
         return GRADIENTS if others or count > MOST_PARAMETERS else INFORMATION
-    if not plan.components or discrete or count > FEW or _has_factors(plan):
+    if not plan.components or discrete:
         return SCHEMES[name]
-    return INFORMED
+    return GRADIENTS if count > FEW or _has_factors(plan) else INFORMED
 
 
 def _has_factors(plan: Plan) -> bool:

@@ -1,0 +1,9 @@
+"""Data in pieces, one of which is in memory at a time: what ``EM.fit_batches`` and others run on.
+
+In: a collection of pieces that can be read again (``inputs/chunks.py``). Statistics are sums over
+data, so those of the pieces add up to those of the whole: rows stay where they are, statistics
+travel. ``survey.py`` reads everything once, for what depends on all rows; ``stream.py`` is an
+E-step over the pieces (``pieces.py``), here, in workers (``workers.py``) or in several processes
+(``ranks.py``); ``fitting.py`` the loop over it, with checkpoints (``checkpoints.py``);
+``online.py`` steps before a pass has ended. Out: a run whose plan knows the model but no data.
+"""

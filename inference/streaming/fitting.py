@@ -1,0 +1,174 @@
+"""A fit of data in pieces: started on a sample of the rows, finished exactly on all of them.
+
+On a sample EM costs next to nothing, and where it comes to rest is as near to the optimum of all
+rows as a sample of this size can say. The passes over all rows begin there.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ember.inference.initialisation.starting_params import Init, starting_params
+from ember.inference.inputs.arguments import Arguments, Model
+from ember.inference.iteration.acceleration.em_map import EMMap
+from ember.inference.iteration.acceleration.schemes import scheme_for
+from ember.inference.iteration.convergence import StoppingRule, StopReason
+from ember.inference.iteration.loop import Loop
+from ember.inference.iteration.progress import progress_bar
+from ember.inference.iteration.run import Run
+from ember.inference.iteration.trajectory import Trajectory
+from ember.inference.maximisation.m_step import MStep
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.plan import Plan
+from ember.inference.plan.without_data import IN_PIECES, LeftOut, PlanWithoutData
+from ember.inference.queries.relabelling import in_canonical_order
+from ember.inference.storage.plan_record import record_of
+from ember.inference.streaming.checkpoints import Checkpoints, read_checkpoint, same_params
+from ember.inference.streaming.stream import Stream
+
+__all__ = ["InPieces", "finished"]
+
+SAME = 1e-9  # relative difference of objectives at the same parameters
+
+
+@dataclass(frozen=True)
+class InPieces:
+    """The loop over all pieces.
+
+    Attributes:
+        model: The model as the user gave it.
+        stream: The E-step.
+        init: The user's wish for a start.
+        on_sample: A whole fit of the sample.
+        accelerate: The name of the scheme.
+        stop: When to stop.
+        limit: The largest number of iterations.
+        method: How the fit calls itself.
+        progress: Whether to show a bar.
+    """
+
+    model: Model
+    stream: Stream
+    init: Init
+    on_sample: Callable[[Plan], Run]
+    accelerate: str | None
+    stop: StoppingRule | None
+    limit: int
+    method: str
+    progress: bool
+
+    def __call__(
+        self, began: float, checkpoint: str | Path | None, every: float, resume: str | Path | None
+    ) -> Run:
+        """The run to its end.
+
+        Args:
+            began: When the fit began, by ``time.perf_counter``.
+            checkpoint: Where to write checkpoints.
+            every: How many seconds apart.
+            resume: The checkpoint to go on from.
+
+        Raises:
+            ValueError: If the checkpoint is of another fit.
+        """
+        template, stream = self.stream.template, self.stream
+        path = Path(checkpoint) if checkpoint is not None and stream.ranks.rank == 0 else None
+        about = self._about()
+        em_map = EMMap(
+            stream.statistics,
+            lambda statistics: MStep.of(template)(statistics),
+            Coordinates(template.structure.parameters, template.superposed_parameters()),
+            functools.partial(starting_params, template, varied=True),
+        )
+        with progress_bar(self.progress, self.limit, self.method) as tick:
+            loop = Loop(
+                template,
+                em_map,
+                self.stop,
+                scheme_for(self.accelerate, template),
+                on_step=lambda way: tick(way.history[-1]),
+                method=self.method,
+                keep=Checkpoints(path, every, about),
+            )
+            if resume is None:
+                run = loop(Trajectory(self.start(), began), self.limit)
+            else:
+                run = self._resumed(loop, about, resume)
+        run = dataclasses.replace(run, evaluations=stream.passes)
+        return finished(run, stream, self.model, isinstance(self.init, str))
+
+    def start(self) -> dict[str, Tensor]:
+        """Where the passes over all rows begin."""
+        template = self.stream.template
+        if not isinstance(self.init, str):
+            return starting_params(template, self.init)
+        run = self.on_sample(template)
+        if run.stop is StopReason.INTERRUPTED:
+            raise KeyboardInterrupt
+        return run.params
+
+    def _resumed(self, loop: Loop, about: dict[str, Any], resume: str | Path) -> Run:
+        found, stream = read_checkpoint(resume), self.stream
+        start = {n: p.start for n, p in stream.template.structure.parameters.items()}
+        changed = [key for key in about if about[key] != found.about.get(key)]
+        if changed or not same_params(start, found.way.params):
+            key = changed[0] if changed else "parameters"
+            raise ValueError(
+                f"{resume} is a checkpoint of another fit: its {key} was "
+                f"{found.about.get(key, 'another')!r} and is {about.get(key, 'another')!r} now; "
+                "resume with the model, the options and the data that it was written for."
+            )
+        current = stream.statistics(found.way.params)
+        if not abs(current.objective - found.objective) <= SAME * (1.0 + abs(found.objective)):
+            raise ValueError(
+                f"{resume} is a checkpoint of other data: the objective was "
+                f"{found.objective:.6f} there and is {current.objective:.6f} at the same "
+                "parameters; resume with the data that it was written for."
+            )
+        taken = len(found.way.history) - 1
+        return loop(found.way, self.limit - taken, found.place(current))
+
+    def _about(self) -> dict[str, Any]:
+        template = self.stream.template
+        return {
+            "model": getattr(self.model, "__name__", type(self.model).__name__),
+            "objective": template.objective,
+            "mode": "unconstrained" if template.unconstrained else "constrained",
+            "accelerate": self.accelerate,
+            "number of rows": self.stream.rows,
+        }
+
+
+def finished(run: Run, stream: Stream, model: Model, by_share: bool) -> Run:
+    """A run whose plan knows the model and the number of rows, and none of them.
+
+    Args:
+        run: The run on the stream's template.
+        stream: The data.
+        model: The model as the user gave it.
+        by_share: Whether to number states by their share of the sampled rows.
+
+    Raises:
+        ValueError: If the model is another function of its parameters at the estimates than where
+            it was read.
+    """
+    template = stream.template
+    if run.stop is not StopReason.INTERRUPTED and (wrong := template.misread_sites(run.params)):
+        raise ValueError(
+            f"site '{wrong[0]}' is another function of the parameters at the estimates than where "
+            "it was read, as a branch makes it, so its rows would be needed all at once; fit the "
+            "model with fit(...)."
+        )
+    if by_share and not run.warning:
+        run = dataclasses.replace(run, params=in_canonical_order(template, run.params))
+    record = dataclasses.replace(
+        record_of(run), rows=stream.rows, n_observations=stream.observations
+    )
+    positions = len(template.structure.arguments.args)
+    arguments = Arguments((LeftOut(stream.rows),) * positions, dict(stream.source.options))
+    return dataclasses.replace(run, plan=PlanWithoutData(model, arguments, record, IN_PIECES))

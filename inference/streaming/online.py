@@ -1,0 +1,140 @@
+r"""EM that steps before a pass over the data has ended: stepwise EM, and with reduced variance.
+
+With the statistics :math:`S_b(\theta)` of a piece of :math:`n_b` rows, scaled to all :math:`n`,
+stepwise EM keeps a running average,
+
+.. math::
+
+    s \leftarrow (1 - \gamma_k)\, s + \gamma_k \frac{n}{n_b} S_b(\theta), \qquad
+    \theta \leftarrow M(s), \qquad \gamma_k = (k + 2)^{-\alpha}, \quad \tfrac12 < \alpha \le 1.
+
+Near the optimum the noise of single pieces is left, so the parameters of the last half of the steps
+are averaged (Polyak & Ruppert). Reduced variance takes the difference from a pass over all pieces
+at :math:`\tilde\theta`, where the average then begins,
+
+.. math::
+
+    s \leftarrow (1 - \rho)\, s + \rho \Bigl(
+        \frac{n}{n_b} \bigl[S_b(\theta) - S_b(\tilde\theta)\bigr] + S(\tilde\theta) \Bigr),
+
+so its noise vanishes as both parameters come to the optimum, and steps need not shrink.
+
+References: Cappé & Moulines (2009), *On-line expectation-maximization algorithm for latent data
+models*, JRSS B 71, 593-613; Chen, Zhu, Teh & Zhang (2018), *Stochastic expectation maximization
+with variance reduction*, NeurIPS 31.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ember.inference.iteration.convergence import StopReason
+from ember.inference.iteration.run import Run
+from ember.inference.iteration.trajectory import Trajectory
+from ember.inference.maximisation.degeneracy import Degenerate
+from ember.inference.maximisation.m_step import MStep
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.plan import Params
+from ember.inference.plan.statistics import Statistics
+from ember.inference.streaming.pieces import in_template
+from ember.inference.streaming.stream import Stream
+
+__all__ = ["METHODS", "Online"]
+
+
+METHODS = ("stepwise", "variance-reduced")
+RATE = 0.3  # of a step with reduced variance
+FIRST = 2.0  # added to the number of a step of the other kind
+
+
+@dataclass(frozen=True)
+class Online:
+    """A few passes of steps, one for each piece.
+
+    Attributes:
+        stream: The pieces.
+        method: "stepwise" or "variance-reduced".
+        passes: How many passes of steps to make.
+        decay: The exponent ``alpha`` of stepwise EM.
+        name: How the fit calls itself.
+    """
+
+    stream: Stream
+    method: str
+    passes: int
+    decay: float
+    name: str
+
+    def __call__(self, start: Params, began: float) -> Run:
+        """The run from given parameters; the history has the objective after each pass."""
+        way = Trajectory(dict(start), began)
+        best = self.stream.statistics(start)
+        way.begin(best.objective)
+        stop, warning, current = StopReason.STEPS, "", best
+        try:
+            for turn in range(self.passes):
+                params = self._pass(current, turn)
+                current = self.stream.statistics(params)
+                # The noise of the steps may outweigh what a pass has gained: the best is kept.
+                best = current if current.objective > best.objective else best
+                way.take(best.params, best.objective)
+        except KeyboardInterrupt:
+            stop = StopReason.INTERRUPTED
+        except Degenerate as error:
+            stop, warning = StopReason.DEGENERATE, str(error)
+        run = Run.at_end(way, best, self.stream.template, self.name, stop)
+        return dataclasses.replace(run, warning=warning, evaluations=self.stream.passes)
+
+    def _pass(self, anchor: Statistics, turn: int) -> dict[str, Tensor]:
+        """The parameters after a step for each piece, averaged over the last half of them.
+
+        Args:
+            anchor: The statistics of all pieces where the pass begins.
+            turn: The number of the pass.
+        """
+        stream, template = self.stream, self.stream.template
+        m_step, coordinates = MStep.of(template), Coordinates(template.structure.parameters)
+        before, average = anchor.params, anchor
+        now = m_step(average)
+        visited: list[Tensor] = []
+        earlier = turn * stream.pieces
+        for step, (_, piece) in enumerate(stream.source.pieces(f"online pass {turn + 1}")):
+            own = stream.parts(now, piece)
+            share = stream.rows / own.rows
+            latest = _scaled(in_template(template, [own]).statistics(template, now, 0.0), share)
+            if self.method == "variance-reduced":
+                then = in_template(template, [stream.parts(before, piece)])
+                change = _scaled(then.statistics(template, now, 0.0), -share)
+                average = _mixed(average, _sum(latest, change, anchor), RATE)
+            else:
+                average = _mixed(average, latest, (FIRST + step + earlier) ** -self.decay)
+            now = m_step(dataclasses.replace(average, params=now))
+            visited.append(coordinates.flatten(now))
+        last = torch.stack(visited[len(visited) // 2 :])
+        averaged = last.mean(0)
+        whole = torch.where(torch.isfinite(averaged), averaged, last[-1])
+        return {name: value.clone() for name, value in coordinates.unflatten(whole).items()}
+
+
+def _scaled(statistics: Statistics, by: float) -> Statistics:
+    sums = {key: (tied, by * own) for key, (tied, own) in statistics.sums.items()}
+    return dataclasses.replace(statistics, sums=sums)
+
+
+def _sum(first: Statistics, second: Statistics, third: Statistics) -> Statistics:
+    sums = {
+        key: (tied, own + second.sums[key][1] + third.sums[key][1])
+        for key, (tied, own) in first.sums.items()
+    }
+    return dataclasses.replace(first, sums=sums)
+
+
+def _mixed(average: Statistics, latest: Statistics, gain: float) -> Statistics:
+    """The running average; both are in the cells of the template."""
+    sums = {
+        key: (tied, (1.0 - gain) * own + gain * latest.sums[key][1])
+        for key, (tied, own) in average.sums.items()
+    }
+    return dataclasses.replace(average, sums=sums)

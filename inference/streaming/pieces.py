@@ -1,0 +1,208 @@
+"""The E-step over pieces of the data: the statistics of each, one in memory at a time, summed.
+
+The pieces are read anew in every pass, here or by workers. The model is not: its plan for the
+sampled rows is bound to those of each piece (``plan/rebinding.py``); where rows have maps of their
+own, such as covariates, it is read for every piece.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass, field
+
+from pyro import validation_enabled
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.factors.tied import TiedFactors, TieKey
+from ember.inference.inputs.arguments import Arguments
+from ember.inference.inputs.chunks import arguments_of
+from ember.inference.inputs.progress import is_notebook, is_terminal
+from ember.inference.inputs.rows import rows_of
+from ember.inference.inputs.shelter import threads_for
+from ember.inference.iteration.loop import DataLost
+from ember.inference.plan.building import build_plan
+from ember.inference.plan.plan import Params, Plan
+from ember.inference.plan.rebinding import rebound
+from ember.inference.plan.statistics import Statistics
+from ember.inference.queries import criteria
+
+__all__ = ["Part", "Source", "check_pieces", "in_template", "part_of", "plan_of_piece"]
+
+Sums = Mapping[TieKey, tuple[TiedFactors, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What some pieces add to the statistics.
+
+    Attributes:
+        rows: How many rows they have.
+        observations: How many observations these are.
+        log_likelihood: Of their rows.
+        sums: The sufficient statistics, cell by cell.
+    """
+
+    rows: int
+    observations: float
+    log_likelihood: float
+    sums: Sums
+
+    def statistics(self, template: Plan, params: Params, log_prior: float) -> Statistics:
+        """The same as statistics of a plan, with its prior."""
+        fixed = {name: value.detach() for name, value in params.items()}
+        sums = dict(self.sums)
+        return Statistics(self.log_likelihood, log_prior, fixed, sums, (), template.prior)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The pieces of a loader, pass by pass.
+
+    Attributes:
+        loader: What is iterated over in each pass.
+        options: The arguments of the model that all pieces share.
+        progress: Whether to show a bar over the pieces of a pass.
+    """
+
+    loader: Iterable[object]
+    options: Mapping[str, object] = field(default_factory=dict)
+    progress: bool = False
+
+    def items(self, name: str) -> Iterator[tuple[int, object]]:
+        """The pieces as the loader gives them, numbered from 1.
+
+        Raises:
+            DataLost: If the loader fails.
+        """
+        shown = self.progress and (is_terminal() or is_notebook())
+        total = len(self.loader) if isinstance(self.loader, Sized) else None
+        number, pieces = 0, iter(self.loader)
+        with tqdm(total=total, desc=name, leave=False, disable=not shown) as bar:
+            while True:
+                try:
+                    item = next(pieces)
+                except StopIteration:
+                    return
+                except Exception as error:
+                    raise DataLost(f"the loader failed at piece {number + 1}: {error}") from error
+                number += 1
+                yield number, item
+                bar.update()
+
+    def pieces(self, name: str = "pieces") -> Iterator[tuple[int, Arguments]]:
+        """The pieces as arguments of the model, numbered from 1.
+
+        Raises:
+            DataLost: If one cannot be read.
+        """
+        for number, item in self.items(name):
+            try:
+                piece = arguments_of(item, self.options)
+            except Exception as error:
+                raise DataLost(f"piece {number} of the data cannot be read: {error}") from error
+            yield number, piece
+
+
+def check_pieces(template: Plan, rows: int) -> None:
+    """Refuses models whose data cannot come in pieces.
+
+    Args:
+        template: The plan for some rows.
+        rows: How many there are.
+
+    Raises:
+        ValueError: Naming a site that needs all rows at once.
+    """
+    if template.opaque.factors or template.opaque.members or template.units:
+        name = next(iter((*template.opaque.factors, *template.opaque.members)), None)
+        name = next(iter(template.structure.units)) if name is None else name
+        raise ValueError(
+            f"site '{name}' has no sufficient statistics, so its M-step needs all rows at once; "
+            "fit the model with fit(...)."
+        )
+    if template.row is not None:
+        return
+    latents = [*template.structure.gaussian, *template.structure.conjugate]
+    if latents or not (template.chains or template.structure.steps):
+        shared = f"latent '{latents[0]}' is shared by several rows" if latents else (
+            "model has no plate of rows"
+        )  # fmt: skip
+        raise ValueError(
+            f"the data cannot come in pieces, because the {shared}: fit the model with fit(...)."
+        )
+
+
+def plan_of_piece(template: Plan, piece: Arguments, first: bool = False) -> Plan:
+    """The plan for the rows of a piece, with the prior of the template.
+
+    Args:
+        template: The plan for some rows.
+        piece: The arguments with the piece's rows.
+        first: Whether the piece is seen for the first time: then its prior must be the template's.
+
+    Raises:
+        ValueError: If the model takes the piece for something else than other rows.
+    """
+    with validation_enabled(False):  # a piece may have fewer rows than a fit needs
+        plan = rebound(template, piece, keep_prior=not first, validated=False)
+        if plan is None:
+            structure = template.structure
+            plan = build_plan(
+                structure.model,
+                piece,
+                template.objective,
+                structure.wishes,
+                misread=template.opaque.misread,
+                unconstrained=template.unconstrained,
+            )
+    if plan.ties != template.ties:
+        changed = {n for n, _ in set(plan.ties.items()) ^ set(template.ties.items())}
+        raise ValueError(
+            f"site '{min(changed)}' reads other parameters there than in the rows that the model "
+            "was read on; give every piece the same columns, levels and options."
+        )
+    if first and plan.priors is not template.priors:
+        _check_prior(plan, template)
+    return plan
+
+
+def _check_prior(plan: Plan, template: Plan) -> None:
+    at = {name: parameter.start for name, parameter in template.structure.parameters.items()}
+    for name, prior in plan.priors.items():
+        densities = [prior.site.density, template.priors[name].site.density]
+        each = [float(d.log_prob(at, at[name]).sum()) for d in densities if d is not None]
+        if len(each) == 2 and abs(each[0] - each[1]) > 1e-9 * (1.0 + abs(each[0])):
+            raise ValueError(
+                f"the prior of '{name}' depends on the rows of the piece; state it, for instance "
+                "with prior={...}, or use objective='mle'."
+            )
+
+
+def part_of(template: Plan, piece: Arguments, params: Params, first: bool = False) -> Part:
+    """The statistics of one piece."""
+    with threads_for(piece.tensors):
+        plan = plan_of_piece(template, piece, first)
+        found = LogEvidence.of(plan).statistics(params)
+    return Part(rows_of(piece), criteria.observations(plan), found.log_likelihood, found.sums)
+
+
+def in_template(template: Plan, parts: Iterable[Part]) -> Part:
+    """The sum of parts, in the cells and about the references of a template."""
+    total: Statistics | None = None
+    rows, observations = 0, 0.0
+    params: dict[str, Tensor] = {}
+    for part in parts:
+        rows, observations = rows + part.rows, observations + part.observations
+        each = part.statistics(template, params, 0.0)
+        if total is None:
+            none = {
+                key: (tied, sums.new_zeros(len(tied.cells), sums.shape[-1]))
+                for key, (_, sums) in part.sums.items()
+                for tied in [template.tied[key]]
+            }
+            total = dataclasses.replace(each, log_likelihood=0.0, sums=none)
+        total = dataclasses.replace(total + each, others=())
+    if total is None:
+        return Part(0, 0.0, 0.0, {})
+    return Part(rows, observations, total.log_likelihood, total.sums)

@@ -1,0 +1,153 @@
+"""One pass over all pieces before a fit: their rows, some of these, and moments for default priors.
+
+The rows are drawn so that neither the order of the pieces nor who reads them matters: each gets a
+random number seeded by the content of its piece, and those with the smallest numbers are taken.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from pyro import validation_enabled
+from torch import Tensor
+
+from ember.inference.inputs.arguments import Arguments, Model
+from ember.inference.inputs.rows import rows_of, taken
+from ember.inference.reading.reader import first_run
+from ember.inference.streaming.pooling import Moments, Pooled, Pooling, merged
+
+__all__ = ["PASSES", "SAMPLE", "Survey", "depends_on_itself", "joined", "survey"]
+
+
+SAMPLE = 20_000  # rows at most
+PASSES = 5  # over moments that depend on others
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What one pass shows.
+
+    Attributes:
+        sizes: The rows of each piece.
+        first: The first piece.
+        sample: Some rows, in an order of their own.
+        keys: Their random numbers, in ascending order.
+        moments: Those of all rows that the model asks for.
+        own: Those of the first piece.
+    """
+
+    sizes: tuple[int, ...]
+    first: Arguments
+    sample: Arguments
+    keys: Tensor
+    moments: tuple[Moments, ...] = ()
+    own: tuple[Moments, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """The rows of all pieces."""
+        return sum(self.sizes)
+
+
+def survey(model: Model, pieces: Iterable[tuple[int, Arguments]], count: int, seed: int) -> Survey:
+    """Reads every piece once.
+
+    Args:
+        model: The model, which is run on each piece, and may refuse it.
+        pieces: The pieces, numbered.
+        count: How many rows to draw at most.
+        seed: For the drawing.
+    """
+    found: Survey | None = None
+    for number, piece in pieces:
+        try:
+            own = tuple(_moments(model, piece))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"piece {number} of the data: {error}") from error
+        keys, sample = _drawn(piece, count, seed)
+        each = Survey((rows_of(piece),), piece, sample, keys, own, own)
+        found = each if found is None else joined([found, each], count)
+    if found is None:
+        raise ValueError("the loader is empty; give it at least one piece of data.")
+    return found
+
+
+def joined(surveys: Sequence[Survey], count: int) -> Survey:
+    """The survey of several sets of pieces together."""
+    first = surveys[0]
+    keys = torch.cat([each.keys for each in surveys])
+    order = keys.argsort(stable=True)[:count]
+    whole = _together([each.sample for each in surveys], [len(each.keys) for each in surveys])
+    moments: Sequence[Moments] = ()
+    for each in surveys:
+        moments = merged(moments, each.moments)
+    return Survey(
+        tuple(size for each in surveys for size in each.sizes),
+        first.first,
+        taken(whole, order),
+        keys[order],
+        tuple(moments),
+        first.own,
+    )
+
+
+def depends_on_itself(model: Model, found: Survey) -> bool:
+    """Whether moments are of rows that were changed by others, which were those of one piece."""
+    again = _moments(Pooled(model, found.moments), found.first)
+    return len(found.own) > 1 and any(
+        not _same(before, after) for before, after in zip(found.own, again, strict=True)
+    )
+
+
+def _moments(model: Model, piece: Arguments) -> list[Moments]:
+    """The moments of one piece that the model asks for; it also says whether it takes the piece."""
+    with validation_enabled(False), Pooling() as pooling:
+        first_run(model, piece, {})
+    return pooling.own
+
+
+def _same(one: object, other: object) -> bool:
+    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one)]  # type: ignore[arg-type]
+    return all(a is b or (a is not None and torch.allclose(a, b, equal_nan=True)) for a, b in pairs)
+
+
+def _drawn(piece: Arguments, count: int, seed: int) -> tuple[Tensor, Arguments]:
+    """Random numbers of some rows, the smallest, and these rows."""
+    generator = torch.Generator().manual_seed(zlib.crc32(_bytes(piece), seed & 0xFFFFFFFF))
+    keys = torch.rand(rows_of(piece), generator=generator, dtype=torch.float64)
+    order = keys.argsort(stable=True)[:count]
+    return keys[order], taken(piece, order)
+
+
+def _bytes(piece: Arguments) -> bytes:
+    tensors = [t for t in piece.tensors if t.layout == torch.strided]
+    return tensors[0].contiguous().cpu().numpy().tobytes() if tensors else b""
+
+
+def _together(samples: Sequence[Arguments], counts: Sequence[int]) -> Arguments:
+    """Rows of several pieces as one set of arguments; what is no row's is that of the first."""
+
+    def join(values: Sequence[object]) -> object:
+        first = values[0]
+        if isinstance(first, Tensor):
+            rows = zip(values, counts, strict=True)
+            if all(isinstance(v, Tensor) and v.dim() and len(v) == n for v, n in rows):
+                return torch.cat([v for v in values if isinstance(v, Tensor)])
+            return first
+        if isinstance(first, dict):
+            each = [v for v in values if isinstance(v, dict)]
+            return {key: join([v[key] for v in each]) for key in first}
+        if isinstance(first, (list, tuple)):
+            lists = [v for v in values if isinstance(v, (list, tuple))]
+            if all(len(v) == n for v, n in zip(lists, counts, strict=True)) and all(
+                isinstance(item, (int, float)) for v in lists for item in v
+            ):
+                return [item for v in lists for item in v]
+            return type(first)(join(items) for items in zip(*lists, strict=True))
+        return first
+
+    args = tuple(join([s.args[i] for s in samples]) for i in range(len(samples[0].args)))
+    kwargs = {name: join([s.kwargs[name] for s in samples]) for name in samples[0].kwargs}
+    return Arguments(args, kwargs)
