@@ -26,6 +26,7 @@ from ember.inference.families.kinds import (
 )
 from ember.inference.families.links import IDENTITY, Link, Power
 from ember.inference.numerics.distribution import Distribution
+from ember.inference.numerics.shapes import broadcast_shapes
 
 __all__ = ["pseudo_statistics", "register_prior"]
 
@@ -132,7 +133,7 @@ def _multivariate_normal(prior: dist.MultivariateNormal) -> list[Tensor]:
 @register_prior(VECTOR, dist.Normal)
 def _normal_vector(prior: dist.Normal) -> list[Tensor]:
     precision = prior.scale**-2.0
-    shape = torch.broadcast_shapes(precision.shape, prior.loc.shape)
+    shape = broadcast_shapes(precision.shape, prior.loc.shape)
     return [(precision * prior.loc).expand(shape), torch.diag_embed(precision.expand(shape))]
 
 

@@ -18,7 +18,7 @@ from ember.inference.families.kinds import MATRIX, VECTOR
 from ember.inference.families.links import COVARIANCE, PRECISION, SCALE_TRIL, MatrixLink
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
-from ember.inference.numerics.shapes import compact
+from ember.inference.numerics.shapes import broadcast_shapes, compact
 from ember.inference.numerics.symmetric import log_diagonal, vech_indices, vech_positions
 from ember.inference.parameters.argument_map import ArgumentMap
 
@@ -38,7 +38,7 @@ class MultivariateNormal(Family):
         constant = 0.5 * (log_det - (m * linear).sum(-1) - dim * LOG_2PI)
         rows, columns, halves = vech_indices(dim, m.device)
         quadratic = halves * precision[..., rows, columns]
-        shape = torch.broadcast_shapes(constant.shape, quadratic.shape[:-1])
+        shape = broadcast_shapes(constant.shape, quadratic.shape[:-1])
         return torch.cat(
             [
                 constant.expand(shape).unsqueeze(-1),

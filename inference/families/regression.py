@@ -14,6 +14,7 @@ from ember.inference.families.family import Family, Values
 from ember.inference.families.kinds import COEFFICIENTS, RATE
 from ember.inference.numerics.design import Frame
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
+from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.numerics.symmetric import vech_indices, vech_positions
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
@@ -62,7 +63,7 @@ class RegressionData:
     def rows(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features, responses and weights of every row."""
         x, residual, weights = self.features, y - self.offset, self.weights
-        shape = torch.broadcast_shapes(residual.shape, x.shape[:-1], weights.shape)
+        shape = broadcast_shapes(residual.shape, x.shape[:-1], weights.shape)
         return x.expand(*shape, x.shape[-1]), residual.expand(shape), weights.expand(shape)
 
     def statistics(
@@ -81,7 +82,7 @@ class RegressionData:
             residual = residual - x @ reference.line
         if latent is not None:  # a frame leaves them as they are
             x = x + latent
-            residual = residual.expand(torch.broadcast_shapes(residual.shape, x.shape[:-1]))
+            residual = residual.expand(broadcast_shapes(residual.shape, x.shape[:-1]))
         x = x.expand(*residual.shape, x.shape[-1])
         both = torch.cat([x, residual.unsqueeze(-1)], -1) * weights.sqrt().unsqueeze(-1)
         base = None if bool((self.weights == 1.0).all()) else 0.5 * safe_log(weights)

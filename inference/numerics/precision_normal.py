@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.multivariate_normal import _precision_to_scale_tril
 
+from ember.inference.numerics.shapes import broadcast_shapes
+
 __all__ = ["PrecisionNormal"]
 
 
@@ -30,7 +32,7 @@ class PrecisionNormal(dist.MultivariateNormal):
     def __init__(
         self, loc: Tensor, precision_matrix: Tensor, validate_args: bool | None = None
     ) -> None:
-        batch = torch.broadcast_shapes(precision_matrix.shape[:-2], loc.shape[:-1])
+        batch = broadcast_shapes(precision_matrix.shape[:-2], loc.shape[:-1])
         self._precision = precision_matrix
         self.precision_matrix = precision_matrix.expand(*batch, -1, -1)
         self.loc = loc.expand(*batch, -1)

@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 from ember.inference.factors.exponential import statistics_of
 from ember.inference.factors.opaque import OpaqueFactors
 from ember.inference.factors.tied import TiedFactors
-from ember.inference.numerics.shapes import append_dims, prepend_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes, prepend_dims
 from ember.inference.parameters import jacobians
 from ember.inference.parameters.batching import Shapes
 from ember.inference.parameters.portable import packed, unpacked
@@ -122,7 +122,7 @@ class Prior:
         statistics, _ = statistics_of(prior.site, params[name], reference)
         statistics = statistics * append_dims(prior.scale, len(prior.site.inner_shape) + 1)
         cells = prepend_dims(cells, statistics.dim() - 1)
-        shape = torch.broadcast_shapes(cells.shape, statistics.shape[:-1])
+        shape = broadcast_shapes(cells.shape, statistics.shape[:-1])
         rows = statistics.expand(*shape, -1).reshape(-1, statistics.shape[-1])
         total = statistics.new_zeros((len(tied.cells), statistics.shape[-1]))
         return tied, total.index_add_(0, cells.expand(shape).reshape(-1), rows)

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import Size, Tensor, broadcast_shapes
+from torch import Size, Tensor
 
 from ember.inference.families.conjugate_latents import conjugate_family
 from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.inputs.shelter import Promoted
+from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.reading.checks.dims import check_room, check_scope
 from ember.inference.reading.checks.enumeration import check_data, check_dims, check_presence

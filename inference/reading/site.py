@@ -13,7 +13,7 @@ from ember.inference.families.exponential_form import ExponentialForm
 from ember.inference.numerics.distribution import Distribution, remade_for_density
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.numerics.observed_density import observed_log_prob
-from ember.inference.numerics.shapes import append_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.batching import Shapes
 from ember.inference.parameters.map import ParameterMap
@@ -171,7 +171,7 @@ def finish(
             mask, log_prob, torch.full((), masked_log_prob, dtype=log_prob.dtype)
         )
     if inner:
-        shape = torch.broadcast_shapes(log_prob.shape, inner)
+        shape = broadcast_shapes(log_prob.shape, inner)
         log_prob = log_prob.expand(shape).sum(tuple(range(-len(inner), 0)))
     return log_prob.clamp_min(IMPOSSIBLE)
 

@@ -8,6 +8,7 @@ unless they are integrated: exactly, as Gaussian latents or by conjugate priors,
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,14 +17,14 @@ from pyro import poutine, validation_enabled
 from torch import Size, Tensor
 
 from ember.inference.inputs.arguments import Arguments, Model
-from ember.inference.inputs.shelter import Promoted
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.reading.composite_draws import hidden_draws
 from ember.inference.reading.composites import Composite, open_composites
-from ember.inference.reading.known_factors import KnownFactors, Remembered
+from ember.inference.reading.known_factors import Remembered
 from ember.inference.reading.loops.loop import Family, Loop
 from ember.inference.reading.loops.stacking import stack_loops
 from ember.inference.reading.model_errors import plain_errors
+from ember.inference.reading.modes import Needs
 from ember.inference.reading.nodes import Nodes
 from ember.inference.reading.partly_observed import Partly
 from ember.inference.reading.runs import At
@@ -72,6 +73,7 @@ class Structure:
     units: Mapping[str, UnitLatent] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
     remembered: Remembered = field(repr=False, compare=False, default_factory=Remembered)
+    needs: Needs = field(repr=False, compare=False, default_factory=Needs)
 
     @property
     def factor_names(self) -> tuple[str, ...]:
@@ -166,7 +168,7 @@ class Structure:
             integrated=self.origins,
             nodes=self._values,
         )
-        with validation_enabled(False), at, Promoted():
+        with validation_enabled(False), at, self._modes():
             return record(self.model, self.arguments), at.chosen
 
     def trace(
@@ -190,8 +192,7 @@ class Structure:
                 integrated=self.origins,
                 nodes=self._values,
             ),
-            Promoted(),
-            KnownFactors(self.remembered),
+            self._modes(),
         ):
             trace = record_enumerated(self.model, self.arguments)
         self.partly.merge(trace)
@@ -202,10 +203,15 @@ class Structure:
         stack_loops(trace, self.loops, self.nesting)
         return trace
 
+    def _modes(self) -> AbstractContextManager[None]:
+        """The modes of a run: all until the reading is over, then those that had a use."""
+        modes = self.needs.served if self.signature else self.needs.watched
+        return modes(self.remembered)
+
     def run(self, params: Mapping[str, Tensor]) -> Trace:
         """Runs the model plainly at ``params``, every latent site at its first value."""
         at = At(params, fix_latents=True, integrated=self.origins)
-        with validation_enabled(False), at, Promoted():
+        with validation_enabled(False), at, self._modes():
             return record(self.model, self.arguments)
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
@@ -218,7 +224,7 @@ class Structure:
             integrated=self.origins,
             nodes=self._values,
         )
-        with at, Promoted():
+        with at, self._modes():
             trace = record(self.model, self.arguments)
         self.partly.restore(trace)
         for name, latents in hidden_draws(trace, self.composites).items():

@@ -13,7 +13,7 @@ from ember.inference.factors.tied import TiedFactors
 from ember.inference.families.regression import Regression
 from ember.inference.numerics.design import Frame
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
-from ember.inference.numerics.shapes import append_dims, prepend_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes, prepend_dims
 from ember.inference.reading.site import Site
 
 __all__ = ["LineResiduals", "compile_lines", "density_lost", "line_sums", "scatter_lost"]
@@ -44,7 +44,7 @@ class LineResiduals(Residuals):
         """The weight of every cell, and its sum of ``u u'`` with residuals about its line."""
         weight = append_dims(self._spread(posterior), len(self.inner)) * self.weights
         residual = self._about(lines)
-        full = torch.broadcast_shapes(
+        full = broadcast_shapes(
             residual.shape, weight.shape, self.cells.shape, self.factor.shape, self.inner
         )
         features = self.features.expand(*full, self.features.shape[-1])
