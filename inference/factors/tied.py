@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,13 @@ class TiedFactors(Memo):
         """For each parameter, whether cell ``i`` reads its row ``i``."""
         every = torch.arange(len(self.cells), device=self.cells.device)
         return tuple(torch.equal(column, every) for column in self.cells.unbind(1))
+
+    def about(self, reference: Tensor) -> TiedFactors:
+        """The same, the data measured from elsewhere; what follows from the cells stays known."""
+        moved = dataclasses.replace(self, reference=reference)
+        moved.__dict__["in_order"] = self.in_order
+        moved._made.update(self._made)
+        return moved
 
     def rows(self, position: int, start: int, count: int) -> tuple[Tensor, Tensor] | None:
         """Cells that read rows ``start`` to ``start + count`` of one parameter, and which row.

@@ -15,7 +15,7 @@ from ember.inference.families.kinds import COEFFICIENTS, RATE
 from ember.inference.numerics.design import Frame
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
 from ember.inference.numerics.shapes import broadcast_shapes
-from ember.inference.numerics.symmetric import vech_indices, vech_positions
+from ember.inference.numerics.symmetric import unvech, vech, vech_indices
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
 
@@ -102,9 +102,9 @@ class Regression(Family):
 
     def natural_parameters(self, *values: Tensor) -> Tensor:
         b, r = values
-        rows, columns, halves = vech_indices(b.shape[-1] + 1, b.device)
+        _, _, halves = vech_indices(b.shape[-1] + 1, b.device)
         w = torch.cat([-b, torch.ones_like(b[..., :1])], -1)
-        quadratic = halves * r.unsqueeze(-1) * w[..., rows] * w[..., columns]
+        quadratic = halves * vech((r.unsqueeze(-1) * w).unsqueeze(-1) * w.unsqueeze(-2))
         constant = (0.5 * (safe_log(r) - LOG_2PI)).unsqueeze(-1)
         return torch.cat([constant.expand_as(quadratic[..., :1]), quadratic], -1)
 
@@ -127,7 +127,7 @@ class Regression(Family):
     @staticmethod
     def products(statistics: Tensor, dim: int) -> Tensor:
         """The sum of ``u u'`` of each cell, ``(C, F + 1, F + 1)``."""
-        return statistics[..., 1 + vech_positions(dim, statistics.device)]
+        return unvech(statistics[..., 1:], dim)
 
     @staticmethod
     def turned(statistics: Tensor, turn: Tensor) -> Tensor:

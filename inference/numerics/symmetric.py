@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ember.inference.numerics.log_space import safe_log
 
-__all__ = ["log_diagonal", "vech_indices", "vech_positions"]
+__all__ = ["log_diagonal", "unvech", "vech", "vech_indices", "vech_positions"]
 
 
 @functools.cache
@@ -19,6 +19,25 @@ def vech_indices(dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor
     rows, columns = torch.triu_indices(dim, dim, device=device)
     halves = torch.where(rows == columns, -0.5, -1.0).to(torch.float64)
     return rows, columns, halves
+
+
+@functools.cache
+def _places(dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows, columns, _ = vech_indices(dim, device)
+    return dim * rows + columns, vech_positions(dim, device).reshape(-1)
+
+
+def vech(matrix: Tensor) -> Tensor:
+    """The upper triangles of matrices ``(..., D, D)`` as vectors ``(..., D(D+1)/2)``."""
+    places, _ = _places(matrix.shape[-1], matrix.device)
+    return matrix.flatten(-2).index_select(-1, places)
+
+
+def unvech(vector: Tensor, dim: int) -> Tensor:
+    """The symmetric matrices ``(..., D, D)`` of upper triangles as vectors."""
+    _, places = _places(dim, vector.device)
+    entries = vector.index_select(-1, places)
+    return entries.reshape(*entries.shape[:-1], dim, dim)
 
 
 @functools.cache

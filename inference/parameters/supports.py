@@ -104,11 +104,15 @@ def off_open_bounds(support: Constraint, value: Tensor) -> Tensor:
         ((constraints.greater_than,), "lower_bound", math.inf),
         ((constraints.less_than, constraints.half_open_interval), "upper_bound", -math.inf),
     ):
-        if isinstance(base, kinds):
+        if isinstance(base, kinds) and not _is_zero(getattr(base, name)):
             bound = torch.as_tensor(getattr(base, name), dtype=value.dtype, device=value.device)
             inside = torch.nextafter(bound, torch.full_like(bound, way))
             value = torch.where((value == bound) & (bound != 0.0), inside, value)
     return value
+
+
+def _is_zero(bound: object) -> bool:
+    return isinstance(bound, (int, float)) and bound == 0
 
 
 def _is_one_of(support: Constraint, names: tuple[str, ...]) -> bool:

@@ -46,6 +46,25 @@ class PriorSite:
         )
         return PriorSite(site, self.scale, None if self.tied is None else tie_of_site(site))
 
+    def weighed(self, log_prob: Tensor) -> Tensor:
+        """A log density over the batch dims, times how often each entry counts."""
+        return log_prob if self._counts_once else log_prob * self.scale
+
+    @functools.cached_property
+    def has_own_cells(self) -> bool:
+        """Whether the entries are the cells, in their order, and each counts once."""
+        site, tied, form = self.site, self.tied, self.site.form
+        if tied is None or form is None or site.mask is not None or site.inner_shape:
+            return False
+        rows = site.value.shape[: site.value.dim() - form.event_dim]
+        every = torch.arange(len(tied.cells), device=self.cells.device)
+        in_order = self.cells.shape == rows and torch.equal(self.cells, every)
+        return in_order and self._counts_once and site.log_weights is None
+
+    @functools.cached_property
+    def _counts_once(self) -> bool:
+        return not self.scale.dim() and float(self.scale) == 1.0
+
     @functools.cached_property
     def cells(self) -> Tensor:
         """The cell of every entry, over all batch dims."""
@@ -79,10 +98,10 @@ class Prior:
         asked = {} if self.opaque is None else self.opaque.log_probs(params, self._asked)
         for name, prior in self.sites.items():
             if prior.site.density is not None:
-                log_prob = prior.site.density.log_prob(params, params[name])
+                log_prob = prior.site.density.log_prob(params, params[name], has_gaps=False)
             else:
                 log_prob = asked[name]
-            total = total + self._summed(log_prob * prior.scale)
+            total = total + self._summed(prior.weighed(log_prob))
         if self.unconstrained:
             for name, support in self.supports.items():
                 total = total + self._summed(jacobians.log_jacobian(support, params[name]))
@@ -92,7 +111,9 @@ class Prior:
 
     def _summed(self, value: Tensor) -> Tensor:
         """A log density summed over all dims but that of the starts."""
-        if self.starts is None or not value.dim():
+        if not value.dim():
+            return value
+        if self.starts is None:
             return value.sum()
         return value.reshape(self.starts, -1).sum(1)
 
@@ -117,8 +138,10 @@ class Prior:
         cells, reference = prior.cells, params[name].new_zeros(())
         if form.centred is not None:
             locations = tied.locations(params)
-            tied = dataclasses.replace(tied, reference=locations)
-            reference = locations[cells]
+            tied = tied.about(locations)
+            reference = locations if prior.has_own_cells else locations[cells]
+        if prior.has_own_cells:
+            return tied, form.statistics(params[name], reference)[0]
         statistics, _ = statistics_of(prior.site, params[name], reference)
         statistics = statistics * append_dims(prior.scale, len(prior.site.inner_shape) + 1)
         cells = prepend_dims(cells, statistics.dim() - 1)

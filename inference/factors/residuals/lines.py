@@ -131,5 +131,10 @@ def density_lost(tied: TiedFactors, values: tuple[Tensor, ...], largest: float) 
 def scatter_lost(sums: Tensor, width: int, largest: float) -> Tensor:
     """Whether what a line leaves is a small difference of large sums, cell by cell."""
     squares = Regression.products(sums, width + 1)
+    factor, failed = torch.linalg.cholesky_ex(squares)
+    lost: Tensor = (failed > 0) | (squares[:, -1, -1] > largest * factor[:, -1, -1].square())
+    if not bool(lost.any()):
+        return lost
+    # Where features determine each other, or a cell is empty, there is no factor to go by.
     left = squares[:, -1, -1] - (_best(squares) * squares[:, :-1, -1]).sum(-1)
     return squares[:, -1, -1] > largest * left.clamp_min(0.0)
