@@ -52,6 +52,7 @@ class TiedFactors(Memo):
     ``factors/residuals/normal.py``). A regression has a ``frame`` of its features instead, with a
     line of reference for each cell. ``least_share`` is the share of the spread of observations that
     a variance keeps at least: where latents explain them, what is left has lost its digits below.
+    Where it ``is_centred`` the reference is the present location.
     """
 
     key: TieKey
@@ -62,6 +63,7 @@ class TiedFactors(Memo):
     reach: Tensor | None = None
     frame: Frame | None = None
     least_share: float = 0.0
+    is_centred: bool = False
 
     def locations(self, params: Mapping[str, Tensor]) -> Tensor:
         """The location of every cell, of a family that has one."""
@@ -82,7 +84,7 @@ class TiedFactors(Memo):
 
     def _gathered(self, position: int, params: Mapping[str, Tensor]) -> Tensor:
         rows = self.parameters[position].values(params)
-        if self.in_order[position] and len(rows) == len(self.cells):
+        if self.in_order[position] and rows.shape[0] == self.cells.shape[0]:
             return rows
         return rows[self.cells[:, position]]
 
@@ -92,9 +94,9 @@ class TiedFactors(Memo):
         every = torch.arange(len(self.cells), device=self.cells.device)
         return tuple(torch.equal(column, every) for column in self.cells.unbind(1))
 
-    def about(self, reference: Tensor) -> TiedFactors:
-        """The same, the data measured from elsewhere; what follows from the cells stays known."""
-        moved = dataclasses.replace(self, reference=reference)
+    def centred(self, locations: Tensor) -> TiedFactors:
+        """The same, measured from the present locations; what follows from cells stays known."""
+        moved = dataclasses.replace(self, reference=locations, is_centred=True)
         moved.__dict__["in_order"] = self.in_order
         moved._made.update(self._made)
         return moved
@@ -136,6 +138,10 @@ class TiedFactors(Memo):
 
         Those of a location are of its difference from the ``origin``, one for each cell.
         """
+        if position == 1 and self.is_centred:
+            about = self.family.scatter(statistics)
+            if about is not None:
+                return about
         values = CellValues(self, params)
         coefficients = self.family.contribution(position, statistics, values)
         if position == 0 and origin is not None:

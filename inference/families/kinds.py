@@ -31,7 +31,7 @@ from torch.distributions.constraints import Constraint
 
 from ember.inference.families.links import PRECISION, Link, MatrixLink
 from ember.inference.families.verdict import Flaw, Verdict
-from ember.inference.numerics.symmetric import log_diagonal
+from ember.inference.numerics.symmetric import log_diagonal, times
 from ember.inference.parameters.supports import bounds, is_matrix, is_real, is_simplex
 
 __all__ = [
@@ -255,10 +255,12 @@ class Vector(Location):
     def degenerate(self, coefficients: list[Tensor], least: Tensor, has_prior: bool) -> Verdict:
         _, precision = coefficients
         empty = precision.diagonal(dim1=-2, dim2=-1).amax(-1) <= NONE
-        return Verdict(empty, ~torch.isfinite(precision).flatten(1).all(-1), Flaw.COLLAPSED)
+        # What is infinite, or no number, is none either when it is taken from itself.
+        infinite = (precision - precision).sum((-2, -1)) != 0.0
+        return Verdict(empty, infinite, Flaw.COLLAPSED)
 
     def times(self, precision: Tensor, by: Tensor) -> Tensor:
-        return (precision @ by.unsqueeze(-1)).squeeze(-1)
+        return times(precision, by)
 
 
 class Coefficients(Vector):

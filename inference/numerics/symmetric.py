@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ember.inference.numerics.log_space import safe_log
 
-__all__ = ["log_diagonal", "unvech", "vech", "vech_indices", "vech_positions"]
+__all__ = ["log_diagonal", "times", "unvech", "vech", "vech_indices", "vech_positions"]
 
 
 @functools.cache
@@ -49,6 +49,14 @@ def vech_positions(dim: int, device: torch.device) -> Tensor:
     positions[rows, columns] = positions[columns, rows] = every
     found: Tensor = positions
     return found
+
+
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """``matrix @ vector`` for matrices ``(..., D, D)`` and vectors ``(..., D)``."""
+    column = vector.unsqueeze(-1)
+    # The general product reshapes both, which for small ones takes longer than the product.
+    alike = matrix.dim() == 3 and matrix.shape[:-1] == vector.shape
+    return (torch.bmm(matrix, column) if alike else matrix @ column).squeeze(-1)
 
 
 def log_diagonal(precision: Tensor) -> Tensor:

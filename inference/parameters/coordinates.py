@@ -174,8 +174,9 @@ class Coordinates:
             if not value.numel():
                 continue
             size = torch.maximum(value.abs(), right[name].abs())
-            scale = size + 0.01 * size.max() + torch.finfo(value.dtype).tiny
-            largest = max(largest, float(((right[name] - value).abs() / scale).max()))
+            least = 0.01 * float(size.max()) + torch.finfo(value.dtype).tiny
+            moved = float(((right[name] - value).abs() / (size + least)).max())
+            largest = max(largest, moved)
         return largest
 
 

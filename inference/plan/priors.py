@@ -138,7 +138,7 @@ class Prior:
         cells, reference = prior.cells, params[name].new_zeros(())
         if form.centred is not None:
             locations = tied.locations(params)
-            tied = tied.about(locations)
+            tied = tied.centred(locations)
             reference = locations if prior.has_own_cells else locations[cells]
         if prior.has_own_cells:
             return tied, form.statistics(params[name], reference)[0]
