@@ -419,7 +419,7 @@ def _units(
         if count > DENSE:
             return _equilibrated(product, active)
         unit = torch.eye(len(point), dtype=point.dtype)[places]
-        full[places] = _rows(product, unit, together=not statistics.opaque)
+        full[places] = _rows(product, unit, not statistics.opaque)
     except RuntimeError:  # an operation that cannot be differentiated twice
         return None
     matrix = full[places][:, places]
