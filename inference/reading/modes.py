@@ -1,7 +1,7 @@
 """The modes of torch's functions under which a model runs, as long as they have a use.
 
 A mode is asked at each function of torch, which doubles the time of a run on little data. Whether a
-model has float32 tensors, or factorises large matrices, its first runs show: later ones make the
+model has float32 tensors, or factorises large matrices, its first run shows: later ones make the
 same statements.
 """
 
@@ -12,38 +12,50 @@ from dataclasses import dataclass
 from ember.inference.inputs.shelter import Promoted
 from ember.inference.reading.known_factors import KnownFactors, Remembered
 
-__all__ = ["Needs"]
+__all__ = ["Modes", "Watch"]
 
 
-@dataclass(eq=False)
-class Needs:
-    """Which modes the watched runs of a model have had a use for.
+@dataclass(frozen=True)
+class Modes:
+    """Which modes the first run of a model has had a use for.
 
     Attributes:
-        promotion: Whether some tensor had to be promoted to float64.
-        factors: Whether some matrix was large enough for its factor to be remembered.
+        promotes: Whether some tensor had to be promoted to float64.
+        remembers: Whether some matrix was large enough for its factor to be remembered.
     """
 
-    promotion: bool = False
-    factors: bool = False
+    promotes: bool = True
+    remembers: bool = True
 
     @contextlib.contextmanager
-    def watched(self, remembered: Remembered) -> Iterator[None]:
-        """Runs its body under all modes, and notes those that had a use."""
-        promoted, known = Promoted(), KnownFactors(remembered)
-        try:
-            with promoted, known:
-                yield
-        finally:
-            self.promotion |= promoted.had_use
-            self.factors |= known.had_use
-
-    @contextlib.contextmanager
-    def served(self, remembered: Remembered) -> Iterator[None]:
-        """Runs its body under the modes that had a use."""
+    def __call__(self, remembered: Remembered) -> Iterator[None]:
+        """Runs its body under them."""
         with contextlib.ExitStack() as stack:
-            if self.promotion:
+            if self.promotes:
                 stack.enter_context(Promoted())
-            if self.factors:
+            if self.remembers:
                 stack.enter_context(KnownFactors(remembered))
+            yield
+
+
+class Watch:
+    """All modes, around a first run; afterwards ``modes`` says which of them it had a use for.
+
+    Attributes:
+        remembered: The factors of its large matrices.
+    """
+
+    def __init__(self) -> None:
+        self.remembered = Remembered()
+        self._promoted, self._known = Promoted(), KnownFactors(self.remembered)
+
+    @property
+    def modes(self) -> Modes:
+        """Those that had a use."""
+        return Modes(self._promoted.had_use, self._known.had_use)
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Runs its body under all of them."""
+        with self._promoted, self._known:
             yield

@@ -8,7 +8,6 @@ unless they are integrated: exactly, as Gaussian latents or by conjugate priors,
 
 import dataclasses
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from ember.inference.reading.known_factors import Remembered
 from ember.inference.reading.loops.loop import Family, Loop
 from ember.inference.reading.loops.stacking import stack_loops
 from ember.inference.reading.model_errors import plain_errors
-from ember.inference.reading.modes import Needs
+from ember.inference.reading.modes import Modes
 from ember.inference.reading.nodes import Nodes
 from ember.inference.reading.partly_observed import Partly
 from ember.inference.reading.runs import At
@@ -73,7 +72,7 @@ class Structure:
     units: Mapping[str, UnitLatent] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
     remembered: Remembered = field(repr=False, compare=False, default_factory=Remembered)
-    needs: Needs = field(repr=False, compare=False, default_factory=Needs)
+    modes: Modes = field(default_factory=Modes)
 
     @property
     def factor_names(self) -> tuple[str, ...]:
@@ -168,7 +167,7 @@ class Structure:
             integrated=self.origins,
             nodes=self._values,
         )
-        with validation_enabled(False), at, self._modes():
+        with validation_enabled(False), at, self.modes(self.remembered):
             return record(self.model, self.arguments), at.chosen
 
     def trace(
@@ -192,7 +191,7 @@ class Structure:
                 integrated=self.origins,
                 nodes=self._values,
             ),
-            self._modes(),
+            self.modes(self.remembered),
         ):
             trace = record_enumerated(self.model, self.arguments)
         self.partly.merge(trace)
@@ -203,15 +202,10 @@ class Structure:
         stack_loops(trace, self.loops, self.nesting)
         return trace
 
-    def _modes(self) -> AbstractContextManager[None]:
-        """The modes of a run: all until the reading is over, then those that had a use."""
-        modes = self.needs.served if self.signature else self.needs.watched
-        return modes(self.remembered)
-
     def run(self, params: Mapping[str, Tensor]) -> Trace:
         """Runs the model plainly at ``params``, every latent site at its first value."""
         at = At(params, fix_latents=True, integrated=self.origins)
-        with validation_enabled(False), at, self._modes():
+        with validation_enabled(False), at, self.modes(self.remembered):
             return record(self.model, self.arguments)
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
@@ -224,7 +218,7 @@ class Structure:
             integrated=self.origins,
             nodes=self._values,
         )
-        with at, self._modes():
+        with at, self.modes(self.remembered):
             trace = record(self.model, self.arguments)
         self.partly.restore(trace)
         for name, latents in hidden_draws(trace, self.composites).items():

@@ -16,6 +16,7 @@ from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.optimality import curvature
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.reading.known_factors import LARGE
+from ember.inference.reading.modes import Modes
 from ember.models import gaussian_mixture
 
 MATRIX = torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=torch.float64)
@@ -70,7 +71,7 @@ def test_shapes_broadcast_as_those_of_torch() -> None:
     assert broadcast_shapes() == torch.Size()
 
 
-def test_runs_have_the_modes_that_the_first_ones_had_a_use_for() -> None:
+def test_runs_have_the_modes_that_the_first_one_had_a_use_for() -> None:
     eye = torch.eye(LARGE, dtype=torch.float64)
 
     def plain(x: Tensor) -> None:
@@ -87,12 +88,12 @@ def test_runs_have_the_modes_that_the_first_ones_had_a_use_for() -> None:
 
     x = torch.linspace(-1.0, 1.0, LARGE, dtype=torch.float64)
     found = {
-        model.__name__: EM(model, "mle").plan(x).structure.needs for model in (plain, narrow, large)
+        model.__name__: EM(model, "mle").plan(x).structure.modes for model in (plain, narrow, large)
     }
-    assert {name: (n.promotion, n.factors) for name, n in found.items()} == {
-        "plain": (False, False),
-        "narrow": (True, False),
-        "large": (False, True),
+    assert found == {
+        "plain": Modes(promotes=False, remembers=False),
+        "narrow": Modes(promotes=True, remembers=False),
+        "large": Modes(promotes=False, remembers=True),
     }
 
 
