@@ -83,13 +83,24 @@ def sheltered(seed: int | None = None, data: object = ()) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), store.scope():
         torch.set_default_dtype(torch.float64)
         if seed is not None:
-            torch.manual_seed(seed)
+            _sow(seed)
         try:
             yield
         finally:
             _outside.pop()
             torch.set_default_dtype(dtype)
             torch.set_num_threads(threads)
+
+
+def _sow(seed: int) -> None:
+    """Seeds what draws; without a device that is the one generator.
+
+    For devices that might still come, torch keeps a record of each call, stack and all.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(int(seed))
 
 
 # The parameter stores that are sheltered, outermost first: unconstrained values and constraints.
