@@ -94,6 +94,13 @@ class TiedFactors(Memo):
         every = torch.arange(len(self.cells), device=self.cells.device)
         return tuple(torch.equal(column, every) for column in self.cells.unbind(1))
 
+    @functools.cached_property
+    def _is_at_zero(self) -> bool:
+        """Whether all locations are known to be zero, from where the data are measured."""
+        location = self.parameters[0]
+        measured = self.reference is not None or self.frame is not None
+        return not measured and location.table is None and not bool(location.values({}).any())
+
     def centred(self, locations: Tensor) -> TiedFactors:
         """The same, measured from the present locations; what follows from cells stays known."""
         moved = dataclasses.replace(self, reference=locations, is_centred=True)
@@ -138,7 +145,7 @@ class TiedFactors(Memo):
 
         Those of a location are of its difference from the ``origin``, one for each cell.
         """
-        if position == 1 and self.is_centred:
+        if position == 1 and (self.is_centred or self._is_at_zero):
             about = self.family.scatter(statistics)
             if about is not None:
                 return about

@@ -28,6 +28,7 @@ from torch import Tensor
 from ember.inference.maximisation.objective import expected_log_joint, score
 from ember.inference.numerics import nonsmooth
 from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.statistics import Statistics
 
 __all__ = [
@@ -373,7 +374,7 @@ def _largest(basis: Sequence[Tensor], images: Sequence[Tensor]) -> tuple[float, 
 
 def evaluated(e_step: EStep, params: Mapping[str, Tensor]) -> Statistics | None:
     """The E-step at parameters nearby; None where it cannot be made."""
-    if not all(bool(torch.isfinite(value).all()) for value in params.values()):
+    if not all_finite(params):
         return None
     try:
         found = e_step(params)

@@ -14,6 +14,7 @@ __all__ = [
     "EDGE",
     "INFINITY",
     "NATURAL",
+    "all_finite",
     "all_within",
     "base_support",
     "bounds",
@@ -92,6 +93,15 @@ def all_within(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]
     """Whether every value lies in the support that the model declares for its parameter."""
     checks = (parameters[name].support.check(value) for name, value in params.items())
     return all(bool(each.all() if isinstance(each, Tensor) else each) for each in checks)
+
+
+def all_finite(params: Mapping[str, Tensor]) -> bool:
+    """Whether all entries of all parameters are finite."""
+    # A sum is finite where all its terms are, unless it overflows.
+    return all(
+        math.isfinite(float(value.sum())) or bool(value.isfinite().all())
+        for value in params.values()
+    )
 
 
 def off_open_bounds(support: Constraint, value: Tensor) -> Tensor:

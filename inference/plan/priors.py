@@ -54,12 +54,11 @@ class PriorSite:
     def has_own_cells(self) -> bool:
         """Whether the entries are the cells, in their order, and each counts once."""
         site, tied, form = self.site, self.tied, self.site.form
-        if tied is None or form is None or site.mask is not None or site.inner_shape:
+        if tied is None or form is None or site.mask is not None or not self._counts_once:
             return False
         rows = site.value.shape[: site.value.dim() - form.event_dim]
         every = torch.arange(len(tied.cells), device=self.cells.device)
-        in_order = self.cells.shape == rows and torch.equal(self.cells, every)
-        return in_order and self._counts_once and site.log_weights is None
+        return self.cells.shape == rows and torch.equal(self.cells.reshape(-1), every)
 
     @functools.cached_property
     def _counts_once(self) -> bool:
@@ -139,9 +138,13 @@ class Prior:
         if form.centred is not None:
             locations = tied.locations(params)
             tied = tied.centred(locations)
-            reference = locations if prior.has_own_cells else locations[cells]
+            if prior.has_own_cells:
+                reference = locations.reshape(*cells.shape, *locations.shape[1:])
+            else:
+                reference = locations[cells]
         if prior.has_own_cells:
-            return tied, form.statistics(params[name], reference)[0]
+            statistics, _ = form.statistics(params[name], reference)
+            return tied, statistics.reshape(len(tied.cells), -1)
         statistics, _ = statistics_of(prior.site, params[name], reference)
         statistics = statistics * append_dims(prior.scale, len(prior.site.inner_shape) + 1)
         cells = prepend_dims(cells, statistics.dim() - 1)

@@ -168,17 +168,13 @@ class DistributionTemplate:
             value: The value.
             has_gaps: Whether entries may be NaN because they are missing.
         """
-        plain = self.mask is None and not self.inner_shape
-        if plain and self._known is not None:
-            return self._known.log_prob(value).clamp_min(IMPOSSIBLE)
-        fn = self.base if self.is_constant else self.distribution(params)
-        if plain:
+        value = fill_masked(value, self.mask, len(self.base.event_shape))
+        if self._known is not None:
+            log_prob = self._known.log_prob(value)
+        else:
             density = observed_log_prob if has_gaps else exact_log_prob
-            return density(fn, value).clamp_min(IMPOSSIBLE)
-        value = fill_masked(value, self.mask, len(fn.event_shape))
-        return finish(
-            observed_log_prob(fn, value), self.mask, self.inner_shape, self.masked_log_prob
-        )
+            log_prob = density(self.distribution(params), value)
+        return finish(log_prob, self.mask, self.inner_shape, self.masked_log_prob)
 
 
 def finish(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
-import torch
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
@@ -19,7 +18,7 @@ from ember.inference.plan.loadings import loadings_of
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["EMMap", "Scheme", "State", "is_finite"]
+__all__ = ["EMMap", "Scheme", "State"]
 
 
 Params = dict[str, Tensor]
@@ -97,8 +96,3 @@ class Scheme(Protocol[S]):
     def step(self, em: EMMap, state: S) -> tuple[S, Movement]:
         """The state after one iteration, and the EM movement seen in it."""
         ...
-
-
-def is_finite(params: Mapping[str, Tensor]) -> bool:
-    """Whether all entries of all parameters are finite."""
-    return all(bool(torch.isfinite(value).all()) for value in params.values())

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ember.inference.iteration.acceleration.em_map import EMMap, State, is_finite
+from ember.inference.iteration.acceleration.em_map import EMMap, State
 from ember.inference.iteration.trajectory import Movement
 from ember.inference.maximisation.objective import score
 from ember.inference.optimality.curvature import Curvature
 from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["Lbfgs", "LbfgsState", "ascent_direction", "remembered"]
@@ -152,7 +153,7 @@ def _searched(
     floor = current.objective - (rounding if slope <= rounding else 0.0)
     for _ in range(TRIALS):
         params = em.coordinates.unflatten(point + length * direction)
-        if is_finite(params):
+        if all_finite(params):
             after = em.e_step(params)
             highest = current.objective + MOST * length * slope + rounding
             if floor + ARMIJO * length * slope <= after.objective <= highest:

@@ -17,9 +17,10 @@ Reference: Louis (1982), *Finding the observed information matrix when using the
 B 44, 226-233.
 """
 
-from ember.inference.iteration.acceleration.em_map import EMMap, State, is_finite
+from ember.inference.iteration.acceleration.em_map import EMMap, State
 from ember.inference.iteration.trajectory import Movement
 from ember.inference.maximisation.information import Information
+from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["Louis"]
@@ -75,7 +76,7 @@ def _searched(em: EMMap, current: Statistics) -> Statistics | None:
     fall, length = FALL * (1.0 + abs(current.objective)), 1.0
     for _ in range(TRIALS):
         params = em.coordinates.unflatten(found.point + length * direction)
-        if is_finite(params):
+        if all_finite(params):
             after = em.e_step(params)
             if after.objective >= current.objective + ARMIJO * length * slope - fall:
                 return after

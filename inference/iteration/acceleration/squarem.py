@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ember.inference.iteration.acceleration.em_map import EMMap, State, is_finite
+from ember.inference.iteration.acceleration.em_map import EMMap, State
 from ember.inference.iteration.trajectory import Movement
 from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["Squarem", "bound_after", "extrapolated"]
@@ -59,7 +60,7 @@ class Squarem:
         steps = (current.params, first.params, second)
         length, target = extrapolated(em.coordinates, steps, state.largest)
         jumped = em.coordinates.unflatten(target) if bool(length != 1.0) else None
-        landed = em.e_step(jumped) if jumped is not None and is_finite(jumped) else None
+        landed = em.e_step(jumped) if jumped is not None and all_finite(jumped) else None
         worse = landed is not None and not landed.objective >= first.objective  # also for NaN
         after = em.e_step(second) if landed is None or worse else landed
         refused = torch.tensor(worse)
