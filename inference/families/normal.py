@@ -60,7 +60,7 @@ class Normal(Family):
         return [0.5 * n, 0.5 * scatter.clamp_min(0.0)]
 
     def scatter(self, statistics: Tensor) -> list[Tensor]:
-        return [0.5 * statistics[:, 0], 0.5 * statistics[:, 2]]
+        return [0.5 * statistics[:, 0], 0.5 * statistics[:, 2].clamp_min(0.0)]
 
     def shift(self, statistics: Tensor, by: Tensor) -> Tensor:
         n, s, q = statistics.unbind(-1)
