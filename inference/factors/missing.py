@@ -37,7 +37,7 @@ from ember.inference.families.multivariate_normal import MultivariateNormal
 from ember.inference.numerics.design import Frame
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
 from ember.inference.numerics.observed_density import row_patterns
-from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.numerics.shapes import broadcast_shapes, prepend_dims
 from ember.inference.reading.site import Site
 
 __all__ = [
@@ -169,15 +169,15 @@ def _compile(site: Site, cells: Tensor, reference: Tensor | Frame | float) -> In
     dim = missing.shape[-1]
     hidden, pattern = row_patterns(missing.reshape(-1, dim))
     pattern = pattern.reshape(missing.shape[:-1])
-    data = torch.broadcast_shapes(pattern.shape, statistics.shape[:-1])
+    data = broadcast_shapes(pattern.shape, statistics.shape[:-1])
     rows = [i for i in range(outer) if cells.size(i) > 1]
     columns = [i for i in range(outer) if max(data[i], base.size(i)) > 1]
-    sizes = torch.broadcast_shapes(cells.shape, data)
+    sizes = broadcast_shapes(cells.shape, data)
     symbol = site.layout.outer
     kept = None if not bool((base != 0).any()) else base
     if inner or set(rows) & set(columns):
         pairs, place = torch.unique(cells * len(hidden) + pattern, return_inverse=True)
-        full = torch.broadcast_shapes(sizes, (*(1,) * outer, *site.inner_shape))
+        full = broadcast_shapes(sizes, (*(1,) * outer, *site.inner_shape))
         seen = [i for i in range(outer) if max(full[i], base.size(i)) > 1]
         return IncompleteFactor(
             pairs // len(hidden), hidden[pairs % len(hidden)], (), statistics, place.expand(full),

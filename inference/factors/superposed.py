@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ember.inference.families.superposition import SuperposedForm, log_factorials
 from ember.inference.numerics.large_counts import MANY, deviance
+from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.parameters.superposed_rate import (
     Operator,
     SuperposedRate,
@@ -65,7 +66,7 @@ def compile_superposed(site: Site, cells: Tensor) -> SuperposedFactor:
     counts = site.value.to(torch.float64)
     if site.mask is not None:
         counts = torch.where(site.mask, counts, 0.0)
-    shape = torch.broadcast_shapes(counts.shape, rate.shape)
+    shape = broadcast_shapes(counts.shape, rate.shape)
     _check_possible(site.name, counts, rate)
     outer = shape[: len(shape) - len(site.inner_shape)]
     dims = site.layout.pack(counts.new_empty(()).expand(outer))[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class TiedFactors(Memo):
     ``factors/residuals/normal.py``). A regression has a ``frame`` of its features instead, with a
     line of reference for each cell. ``least_share`` is the share of the spread of observations that
     a variance keeps at least: where latents explain them, what is left has lost its digits below.
+    Where it ``is_centred`` the reference is the present location.
     """
 
     key: TieKey
@@ -61,6 +63,7 @@ class TiedFactors(Memo):
     reach: Tensor | None = None
     frame: Frame | None = None
     least_share: float = 0.0
+    is_centred: bool = False
 
     def locations(self, params: Mapping[str, Tensor]) -> Tensor:
         """The location of every cell, of a family that has one."""
@@ -81,7 +84,7 @@ class TiedFactors(Memo):
 
     def _gathered(self, position: int, params: Mapping[str, Tensor]) -> Tensor:
         rows = self.parameters[position].values(params)
-        if self.in_order[position] and len(rows) == len(self.cells):
+        if self.in_order[position] and rows.shape[0] == self.cells.shape[0]:
             return rows
         return rows[self.cells[:, position]]
 
@@ -90,6 +93,20 @@ class TiedFactors(Memo):
         """For each parameter, whether cell ``i`` reads its row ``i``."""
         every = torch.arange(len(self.cells), device=self.cells.device)
         return tuple(torch.equal(column, every) for column in self.cells.unbind(1))
+
+    @functools.cached_property
+    def _is_at_zero(self) -> bool:
+        """Whether all locations are known to be zero, from where the data are measured."""
+        location = self.parameters[0]
+        measured = self.reference is not None or self.frame is not None
+        return not measured and location.table is None and not bool(location.values({}).any())
+
+    def centred(self, locations: Tensor) -> TiedFactors:
+        """The same, measured from the present locations; what follows from cells stays known."""
+        moved = dataclasses.replace(self, reference=locations, is_centred=True)
+        moved.__dict__["in_order"] = self.in_order
+        moved._made.update(self._made)
+        return moved
 
     def rows(self, position: int, start: int, count: int) -> tuple[Tensor, Tensor] | None:
         """Cells that read rows ``start`` to ``start + count`` of one parameter, and which row.
@@ -128,6 +145,10 @@ class TiedFactors(Memo):
 
         Those of a location are of its difference from the ``origin``, one for each cell.
         """
+        if position == 1 and (self.is_centred or self._is_at_zero):
+            about = self.family.scatter(statistics)
+            if about is not None:
+                return about
         values = CellValues(self, params)
         coefficients = self.family.contribution(position, statistics, values)
         if position == 0 and origin is not None:

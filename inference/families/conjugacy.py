@@ -26,6 +26,7 @@ from ember.inference.families.kinds import (
 )
 from ember.inference.families.links import IDENTITY, Link, Power
 from ember.inference.numerics.distribution import Distribution
+from ember.inference.numerics.shapes import broadcast_shapes
 
 __all__ = ["pseudo_statistics", "register_prior"]
 
@@ -66,17 +67,20 @@ def pseudo_statistics(
         return []
     for cls in type(prior).__mro__:
         rule = _RULES.get((kind, link.name, cls))
-        if rule is not None:
-            found = rule(prior)
-            return found if origin is None or found is None else _about(origin, kind, prior, found)
+        if rule is None:
+            continue
+        if origin is not None and (kind, cls) in _PRECISIONS:
+            precision = _PRECISIONS[kind, cls](prior)
+            location: Tensor = prior.loc  # type: ignore[attr-defined] # every normal has one
+            return [kind.times(precision, location - origin), precision]
+        found = rule(prior)
+        return found if origin is None or found is None else _about(origin, kind, found)
     return None
 
 
-def _about(origin: Tensor, kind: Kind, prior: Distribution, found: list[Tensor]) -> list[Tensor]:
+def _about(origin: Tensor, kind: Kind, found: list[Tensor]) -> list[Tensor]:
     """The coefficients of a location as those of its difference from the origin."""
     linear, precision = found
-    if isinstance(prior, dist.Normal | dist.MultivariateNormal):
-        return [kind.times(precision, prior.loc - origin), precision]
     return [linear + kind.times(precision, -origin), precision]
 
 
@@ -118,7 +122,7 @@ def _inverse_gamma(prior: dist.InverseGamma) -> list[Tensor]:
 @register_prior(COEFFICIENTS, dist.Normal)
 @register_prior(LOCATION, dist.Normal)
 def _normal(prior: dist.Normal) -> list[Tensor]:
-    precision = prior.scale**-2.0
+    precision = _normal_precision(prior)
     return [precision * prior.loc, precision]
 
 
@@ -131,9 +135,32 @@ def _multivariate_normal(prior: dist.MultivariateNormal) -> list[Tensor]:
 
 @register_prior(VECTOR, dist.Normal)
 def _normal_vector(prior: dist.Normal) -> list[Tensor]:
-    precision = prior.scale**-2.0
-    shape = torch.broadcast_shapes(precision.shape, prior.loc.shape)
-    return [(precision * prior.loc).expand(shape), torch.diag_embed(precision.expand(shape))]
+    return [_normal_precision(prior) * prior.loc, _normal_precisions(prior)]
+
+
+def _normal_precision(prior: dist.Normal) -> Tensor:
+    precision: Tensor = prior.scale**-2.0
+    return precision
+
+
+def _normal_precisions(prior: dist.Normal) -> Tensor:
+    shape = broadcast_shapes(prior.scale.shape, prior.loc.shape)
+    return torch.diag_embed(_normal_precision(prior).expand(shape))
+
+
+def _matrix_precision(prior: dist.MultivariateNormal) -> Tensor:
+    precision: Tensor = prior.precision_matrix
+    return precision
+
+
+# Of normal priors: all that is asked of them where locations are measured from an origin.
+_PRECISIONS: dict[tuple[Kind, type], Callable[[Any], Tensor]] = {
+    (COEFFICIENTS, dist.Normal): _normal_precision,
+    (LOCATION, dist.Normal): _normal_precision,
+    (VECTOR, dist.Normal): _normal_precisions,
+    (COEFFICIENTS, dist.MultivariateNormal): _matrix_precision,
+    (VECTOR, dist.MultivariateNormal): _matrix_precision,
+}
 
 
 @register_prior(MATRIX, dist.Wishart)

@@ -66,7 +66,7 @@ class FamilyParameter:
         if self.table is None:
             return self._known
         rows = self.link.forward(self.table.rows(params))
-        return torch.cat([rows, self.constants]) if len(self.constants) else rows
+        return torch.cat([rows, self.constants]) if self.constants.shape[0] else rows
 
     @functools.cached_property
     def _known(self) -> Tensor:

@@ -44,6 +44,10 @@ class Family(ABC):
     def contribution(self, position: int, statistics: Tensor, values: Values) -> list[Tensor]:
         """The canonical coefficients of one parameter, given statistics ``(C, P)`` and values."""
 
+    def scatter(self, statistics: Tensor) -> list[Tensor] | None:
+        """The coefficients of a scale whose location is the reference; None if it has none."""
+        return None
+
     def shift(self, statistics: Tensor, by: Tensor) -> Tensor:
         """Statistics of ``x + by`` from those of ``x``; only families with a location move."""
         return statistics

@@ -31,6 +31,7 @@ from torch.distributions.constraints import Constraint
 
 from ember.inference.families.links import PRECISION, Link, MatrixLink
 from ember.inference.families.verdict import Flaw, Verdict
+from ember.inference.numerics.symmetric import log_diagonal, times
 from ember.inference.parameters.supports import bounds, is_matrix, is_real, is_simplex
 
 __all__ = [
@@ -78,6 +79,14 @@ class Kind(ABC):
     @abstractmethod
     def best(self, coefficients: list[Tensor]) -> Tensor:
         """The maximiser in the table above."""
+
+    def worth(self, coefficients: list[Tensor], values: Tensor) -> Tensor:
+        """What the coefficients say of some values, in the table above.
+
+        Raises:
+            NotImplementedError: For kinds whose values are differences of large numbers.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def degenerate(self, coefficients: list[Tensor], least: Tensor, has_prior: bool) -> Verdict:
@@ -130,6 +139,10 @@ class Probability(Kind):
         a, b = coefficients
         return a / (a + b)
 
+    def worth(self, coefficients: list[Tensor], values: Tensor) -> Tensor:
+        a, b = coefficients
+        return torch.xlogy(a, values) + torch.xlogy(b, 1.0 - values)
+
     def degenerate(self, coefficients: list[Tensor], least: Tensor, has_prior: bool) -> Verdict:
         a, b = coefficients
         return _unbounded((a < 0) | (b < 0))
@@ -168,6 +181,10 @@ class Simplex(Kind):
         (counts,) = coefficients
         return counts / counts.sum(-1, keepdim=True)
 
+    def worth(self, coefficients: list[Tensor], values: Tensor) -> Tensor:
+        (counts,) = coefficients
+        return torch.xlogy(counts, values).sum(-1)
+
     def degenerate(self, coefficients: list[Tensor], least: Tensor, has_prior: bool) -> Verdict:
         (counts,) = coefficients
         return _unbounded((counts < 0).any(-1))
@@ -185,6 +202,10 @@ class Rate(Kind):
     def best(self, coefficients: list[Tensor]) -> Tensor:
         a, b = coefficients
         return a / b
+
+    def worth(self, coefficients: list[Tensor], values: Tensor) -> Tensor:
+        a, b = coefficients
+        return torch.xlogy(a, values) - b * values
 
     def degenerate(self, coefficients: list[Tensor], least: Tensor, has_prior: bool) -> Verdict:
         a, b = coefficients
@@ -234,10 +255,12 @@ class Vector(Location):
     def degenerate(self, coefficients: list[Tensor], least: Tensor, has_prior: bool) -> Verdict:
         _, precision = coefficients
         empty = precision.diagonal(dim1=-2, dim2=-1).amax(-1) <= NONE
-        return Verdict(empty, ~torch.isfinite(precision).flatten(1).all(-1), Flaw.COLLAPSED)
+        # What is infinite, or no number, is none either when it is taken from itself.
+        infinite = (precision - precision).sum((-2, -1)) != 0.0
+        return Verdict(empty, infinite, Flaw.COLLAPSED)
 
     def times(self, precision: Tensor, by: Tensor) -> Tensor:
-        return (precision @ by.unsqueeze(-1)).squeeze(-1)
+        return times(precision, by)
 
 
 class Coefficients(Vector):
@@ -260,6 +283,11 @@ class Matrix(Kind):
     def best(self, coefficients: list[Tensor]) -> Tensor:
         count, scatter = coefficients
         return PRECISION.of_scatter(count, scatter)
+
+    def worth(self, coefficients: list[Tensor], values: Tensor) -> Tensor:
+        count, scatter = coefficients
+        half_log_det = log_diagonal(values).sum(-1)
+        return count * half_log_det - 0.5 * (scatter * values).sum((-2, -1))
 
     def degenerate(self, coefficients: list[Tensor], least: Tensor, has_prior: bool) -> Verdict:
         """A direction without spread makes a covariance singular, relative to its own columns.

@@ -189,7 +189,7 @@ class Precision(MatrixLink):
         return factor
 
     def of_scatter(self, count: Tensor, scatter: Tensor) -> Tensor:
-        return torch.cholesky_inverse(_factor(scatter / count[:, None, None]))
+        return torch.cholesky_inverse(_factor(scatter / count.reshape(-1, 1, 1)))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The multivariate normal distribution: a mean vector and a precision matrix."""
 
+import functools
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -19,7 +20,7 @@ from ember.inference.families.links import COVARIANCE, PRECISION, SCALE_TRIL, Ma
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
 from ember.inference.numerics.shapes import compact
-from ember.inference.numerics.symmetric import log_diagonal, vech_indices, vech_positions
+from ember.inference.numerics.symmetric import log_diagonal, times, unvech, vech, vech_indices
 from ember.inference.parameters.argument_map import ArgumentMap
 
 __all__ = ["LINKS", "MultivariateNormal", "matrix_parameter"]
@@ -33,31 +34,30 @@ class MultivariateNormal(Family):
     def natural_parameters(self, *values: Tensor) -> Tensor:
         m, precision = values
         dim = m.shape[-1]
-        log_det = 2.0 * log_diagonal(precision).sum(-1)
-        linear = (precision @ m.unsqueeze(-1)).squeeze(-1)
-        constant = 0.5 * (log_det - (m * linear).sum(-1) - dim * LOG_2PI)
-        rows, columns, halves = vech_indices(dim, m.device)
-        quadratic = halves * precision[..., rows, columns]
-        shape = torch.broadcast_shapes(constant.shape, quadratic.shape[:-1])
-        return torch.cat(
-            [
-                constant.expand(shape).unsqueeze(-1),
-                linear.expand(*shape, dim),
-                quadratic.expand(*shape, -1),
-            ],
-            -1,
-        )
+        half_log_det = log_diagonal(precision).sum(-1)
+        linear = times(precision, m)
+        constant = half_log_det - 0.5 * ((m * linear).sum(-1) + dim * LOG_2PI)
+        _, _, halves = vech_indices(dim, m.device)
+        parts = [constant.unsqueeze(-1), linear, halves * vech(precision)]
+        if m.shape[:-1] != precision.shape[:-2]:
+            parts = [part.expand(*constant.shape, -1) for part in parts]
+        return torch.cat(parts, -1)
 
     def contribution(self, position: int, statistics: Tensor, values: Values) -> list[Tensor]:
         if position == 0:
             precision = values[1]
-            n, s, _ = self.moments(statistics, precision.shape[-1])
-            return [(precision @ s.unsqueeze(-1)).squeeze(-1), n[:, None, None] * precision]
+            n, s = statistics[:, 0], statistics[:, 1 : 1 + precision.shape[-1]]
+            return [times(precision, s), n.reshape(-1, 1, 1) * precision]
         m = values[0]
         n, s, q = self.moments(statistics, m.shape[-1])
         cross = s.unsqueeze(-1) * m.unsqueeze(-2)
-        scatter = q - cross - cross.mT + n[:, None, None] * m.unsqueeze(-1) * m.unsqueeze(-2)
+        scatter = q - cross - cross.mT + (n.unsqueeze(-1) * m).unsqueeze(-1) * m.unsqueeze(-2)
         return [n, scatter]
+
+    def scatter(self, statistics: Tensor) -> list[Tensor]:
+        dim = round((2.0 * statistics.shape[-1] + 0.25) ** 0.5 - 1.5)  # P = (D + 1)(D + 2) / 2
+        n, _, q = self.moments(statistics, dim)
+        return [n, q]
 
     def shift(self, statistics: Tensor, by: Tensor) -> Tensor:
         dim = by.shape[-1]
@@ -65,8 +65,7 @@ class MultivariateNormal(Family):
         cross = s.unsqueeze(-1) * by.unsqueeze(-2)
         square = by.unsqueeze(-1) * by.unsqueeze(-2)
         moved = q + cross + cross.mT + n[:, None, None] * square
-        rows, columns, _ = vech_indices(dim, statistics.device)
-        return torch.cat([n[:, None], s + n[:, None] * by, moved[:, rows, columns]], -1)
+        return torch.cat([n[:, None], s + n[:, None] * by, vech(moved)], -1)
 
     @staticmethod
     def statistics(x: Tensor) -> Tensor:
@@ -77,7 +76,7 @@ class MultivariateNormal(Family):
     @staticmethod
     def moments(statistics: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Count ``(C,)``, sum ``(C, D)`` and sum of squares ``(C, D, D)``."""
-        q = statistics[..., 1 + dim + vech_positions(dim, statistics.device)]
+        q = unvech(statistics[..., 1 + dim :], dim)
         return statistics[..., 0], statistics[..., 1 : 1 + dim], q
 
 
@@ -92,13 +91,25 @@ class VectorStatistics:
         """What the location is subtracted from."""
         return x - self.offset
 
+    @functools.cached_property
+    def _weighs_nothing(self) -> bool:
+        return bool((self.factor == 1.0).all())
+
+    @functools.cached_property
+    def _roots(self) -> Tensor:
+        return self.factor.sqrt().unsqueeze(-1)
+
+    @functools.cached_property
+    def _log_roots(self) -> Tensor:
+        return 0.5 * safe_log(self.factor)
+
     def __call__(self, x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
-        z, c = self.values(x) - reference, self.factor
-        if bool((c == 1.0).all()):
+        z = self.values(x) - reference
+        if self._weighs_nothing:
             return MultivariateNormal.statistics(z), None
         dim = z.shape[-1]
-        z = z * c.sqrt().unsqueeze(-1)
-        return MultivariateNormal.statistics(z), (0.5 * dim * safe_log(c)).expand(z.shape[:-1])
+        z = z * self._roots
+        return MultivariateNormal.statistics(z), (dim * self._log_roots).expand(z.shape[:-1])
 
 
 @exponential_form(dist.MultivariateNormal)

@@ -59,6 +59,9 @@ class Normal(Family):
         scatter = q - 2.0 * m * s + n * m * m
         return [0.5 * n, 0.5 * scatter.clamp_min(0.0)]
 
+    def scatter(self, statistics: Tensor) -> list[Tensor]:
+        return [0.5 * statistics[:, 0], 0.5 * statistics[:, 2].clamp_min(0.0)]
+
     def shift(self, statistics: Tensor, by: Tensor) -> Tensor:
         n, s, q = statistics.unbind(-1)
         return torch.stack([n, s + by * n, q + 2.0 * by * s + by * by * n], -1)

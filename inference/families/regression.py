@@ -14,7 +14,8 @@ from ember.inference.families.family import Family, Values
 from ember.inference.families.kinds import COEFFICIENTS, RATE
 from ember.inference.numerics.design import Frame
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
-from ember.inference.numerics.symmetric import vech_indices, vech_positions
+from ember.inference.numerics.shapes import broadcast_shapes
+from ember.inference.numerics.symmetric import unvech, vech, vech_indices
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
 
@@ -62,7 +63,7 @@ class RegressionData:
     def rows(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features, responses and weights of every row."""
         x, residual, weights = self.features, y - self.offset, self.weights
-        shape = torch.broadcast_shapes(residual.shape, x.shape[:-1], weights.shape)
+        shape = broadcast_shapes(residual.shape, x.shape[:-1], weights.shape)
         return x.expand(*shape, x.shape[-1]), residual.expand(shape), weights.expand(shape)
 
     def statistics(
@@ -81,7 +82,7 @@ class RegressionData:
             residual = residual - x @ reference.line
         if latent is not None:  # a frame leaves them as they are
             x = x + latent
-            residual = residual.expand(torch.broadcast_shapes(residual.shape, x.shape[:-1]))
+            residual = residual.expand(broadcast_shapes(residual.shape, x.shape[:-1]))
         x = x.expand(*residual.shape, x.shape[-1])
         both = torch.cat([x, residual.unsqueeze(-1)], -1) * weights.sqrt().unsqueeze(-1)
         base = None if bool((self.weights == 1.0).all()) else 0.5 * safe_log(weights)
@@ -101,9 +102,9 @@ class Regression(Family):
 
     def natural_parameters(self, *values: Tensor) -> Tensor:
         b, r = values
-        rows, columns, halves = vech_indices(b.shape[-1] + 1, b.device)
+        _, _, halves = vech_indices(b.shape[-1] + 1, b.device)
         w = torch.cat([-b, torch.ones_like(b[..., :1])], -1)
-        quadratic = halves * r.unsqueeze(-1) * w[..., rows] * w[..., columns]
+        quadratic = halves * vech((r.unsqueeze(-1) * w).unsqueeze(-1) * w.unsqueeze(-2))
         constant = (0.5 * (safe_log(r) - LOG_2PI)).unsqueeze(-1)
         return torch.cat([constant.expand_as(quadratic[..., :1]), quadratic], -1)
 
@@ -126,7 +127,7 @@ class Regression(Family):
     @staticmethod
     def products(statistics: Tensor, dim: int) -> Tensor:
         """The sum of ``u u'`` of each cell, ``(C, F + 1, F + 1)``."""
-        return statistics[..., 1 + vech_positions(dim, statistics.device)]
+        return unvech(statistics[..., 1:], dim)
 
     @staticmethod
     def turned(statistics: Tensor, turn: Tensor) -> Tensor:

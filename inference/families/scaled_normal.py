@@ -25,6 +25,7 @@ from ember.inference.families.multivariate_normal import LINKS
 from ember.inference.families.rates import Rate
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
 from ember.inference.numerics.observed_density import row_patterns
+from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.map import ParameterMap
 from ember.inference.parameters.scaled_matrix import ScaledMatrix
@@ -88,7 +89,7 @@ class ScaledStatistics:
         """The statistics where entries are missing, one pattern of them after the other."""
         rows = x.reshape(-1, x.shape[-1])
         patterns, index = row_patterns(missing.reshape(rows.shape))
-        shape = torch.broadcast_shapes(
+        shape = broadcast_shapes(
             x.shape[:-1], self.location.shape[:-1], self.factor.shape, self.root.shape[:-2]
         )
         index = index.reshape(x.shape[:-1]).expand(shape)
@@ -117,7 +118,7 @@ class ScaledStatistics:
             flat = x.reshape(-1, x.shape[-1]).mT
             solved: Tensor = torch.linalg.solve_triangular(root, flat, upper=False)
             return solved.mT.reshape(x.shape)
-        shape = torch.broadcast_shapes(root.shape[:-2], x.shape[:-1])
+        shape = broadcast_shapes(root.shape[:-2], x.shape[:-1])
         columns = x.unsqueeze(-1).expand(*shape, x.shape[-1], 1)
         solved = torch.linalg.solve_triangular(root, columns, upper=False)
         return solved.squeeze(-1)

@@ -23,6 +23,7 @@ from ember.inference.families.family import Family, Values
 from ember.inference.families.kinds import COEFFICIENTS, MATRIX
 from ember.inference.families.multivariate_normal import matrix_parameter
 from ember.inference.numerics.log_space import LOG_2PI
+from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.numerics.symmetric import log_diagonal, vech_indices, vech_positions
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.vector_map import Terms, VectorMap
@@ -101,7 +102,7 @@ class VectorRegressionData:
         """
         x, residual = self.features, y - self.offset
         x = x if latent is None else x + latent
-        shape = torch.broadcast_shapes(residual.shape[:-1], x.shape[:-1])
+        shape = broadcast_shapes(residual.shape[:-1], x.shape[:-1])
         both = [part.expand(*shape, part.shape[-1]) for part in (x, residual)]
         return VectorRegression.statistics(torch.cat(both, -1)), None
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ember.inference.factors.gaussian.component import GaussianComponent, Moments
 from ember.inference.initialisation.clustering import standardise
-from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.numerics.shapes import broadcast_shapes, prepend_dims
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.usual_variances import usual_variances
 from ember.inference.reading.site import Site, Slot
@@ -147,7 +147,7 @@ def _vectors(site: Site, slot: Slot, rows: int, size: int) -> Tensor:
     shown = value.isfinite()
     if site.mask is not None:
         shown = shown & prepend_dims(site.mask, rank).unsqueeze(-1)
-    shape = torch.broadcast_shapes(value.shape[:-1], row.shape)
+    shape = broadcast_shapes(value.shape[:-1], row.shape)
     value, shown = (t.expand(*shape, -1).flatten(0, -2) for t in (value, shown))
     place = row.expand(shape).reshape(-1)
     total = value.new_zeros(rows, value.shape[-1])

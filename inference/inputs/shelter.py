@@ -18,7 +18,15 @@ ONE_THREAD = 300_000  # numbers; with fewer, threads cost more than they bring
 
 
 class Promoted(TorchFunctionMode):
-    """Runs a model's own float32 tensors in float64, so that they meet its parameters as equals."""
+    """Runs a model's own float32 tensors in float64, so that they meet its parameters as equals.
+
+    Attributes:
+        had_use: Whether there was anything to promote.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.had_use = False
 
     def __torch_function__(
         self,
@@ -29,8 +37,22 @@ class Promoted(TorchFunctionMode):
     ) -> object:
         if not kwargs and not any(map(_may_hold_narrow, args)):  # hundreds of calls for a site
             return func(*args)
-        named = {name: _promote(value) for name, value in (kwargs or {}).items()}
-        return func(*map(_promote, args), **named)
+        named = {name: self._promote(value) for name, value in (kwargs or {}).items()}
+        return func(*map(self._promote, args), **named)
+
+    def _promote(self, value: object) -> object:
+        if isinstance(value, Tensor):
+            if value.dtype not in _NARROW:
+                return value
+            self.had_use = True
+            return value.double()
+        if type(value) is tuple:
+            return tuple(map(self._promote, value))
+        if type(value) is list:
+            return [self._promote(item) for item in value]
+        if type(value) is dict:
+            return {key: self._promote(item) for key, item in value.items()}
+        return value
 
 
 _NARROW = (torch.float32, torch.float16)
@@ -41,18 +63,6 @@ def _may_hold_narrow(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.dtype in _NARROW
     return type(value) in _CONTAINERS
-
-
-def _promote(value: object) -> object:
-    if isinstance(value, Tensor):
-        return value.double() if value.dtype in _NARROW else value
-    if type(value) is tuple:
-        return tuple(map(_promote, value))
-    if type(value) is list:
-        return [_promote(item) for item in value]
-    if type(value) is dict:
-        return {key: _promote(item) for key, item in value.items()}
-    return value
 
 
 @contextlib.contextmanager
@@ -71,7 +81,7 @@ def sheltered(seed: int | None = None, data: object = ()) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), store.scope(), threads_for(data):
         torch.set_default_dtype(torch.float64)
         if seed is not None:
-            torch.manual_seed(seed)
+            _sow(seed)
         try:
             yield
         finally:
@@ -89,6 +99,17 @@ def threads_for(data: object) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _sow(seed: int) -> None:
+    """Seeds what draws; without a device that is the one generator.
+
+    For devices that might still come, torch keeps a record of each call, stack and all.
+    """
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(int(seed))
 
 
 # The parameter stores that are sheltered, outermost first: unconstrained values and constraints.

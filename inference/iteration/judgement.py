@@ -63,6 +63,7 @@ class Judge:
     plan: Plan
     em: EMMap
     _edges: tuple[Statistics, Statistics | None] | None = field(default=None, init=False)
+    _curved: tuple[Statistics, Curvature | None] | None = field(default=None, init=False)
     _certified: tuple[Statistics, Certificate] | None = field(default=None, init=False)
     _seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=2 * PRODUCTS), init=False)
 
@@ -126,10 +127,13 @@ class Judge:
     def _curvature(self, current: Statistics) -> Curvature | None:
         if self.em.classification:
             return None
-        try:
-            return Curvature.at(self.em.coordinates, current)
-        except (RuntimeError, ValueError):  # a model without derivatives has no certificate
-            return None
+        if self._curved is None or self._curved[0] is not current:
+            try:
+                found = Curvature.at(self.em.coordinates, current)
+            except (RuntimeError, ValueError):  # a model without derivatives has no certificate
+                found = None
+            self._curved = current, found
+        return self._curved[1]
 
     def _is_steep(self, current: Statistics, curvature: Curvature) -> bool:
         """Whether there seems to be more to gain than a fit may leave; at an edge that may be so.

@@ -1,6 +1,8 @@
 """Closed-form updates: the coefficients of all that a parameter feeds, added and maximised."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,7 +65,7 @@ class ClosedForm:
         value = kind.maximiser(total, self._update.link).reshape(self._shape)
         if origin is not None:
             value = origin + value
-        if kind.keeps_unseen and bool(torch.isnan(value).any()):
+        if kind.keeps_unseen and math.isnan(float(value.sum())):
             # No observation: every value is a maximiser, the present one too.
             value = torch.where(torch.isnan(value), current, value)
         return value if idle is None else torch.where(idle.reshape(self._shape), current, value)
@@ -84,8 +86,10 @@ class ClosedForm:
         total, floor = self._of_data(statistics, params, origin)
         if self._prior is not None:
             for i, added in enumerate(self._prior(params, origin)):  # nothing if it is flat
-                spread = added.expand(self._rows + total[i].shape[1:])
-                total[i] = total[i] + spread.reshape(total[i].shape)
+                if added.shape != total[i].shape:
+                    spread = added.expand(self._rows + total[i].shape[1:])
+                    added = spread.reshape(total[i].shape)
+                total[i] = total[i] + added
         return total, floor
 
     def _of_data(
@@ -156,12 +160,19 @@ class PriorCoefficients:
             return varies
         return dataclasses.replace(varies, constant=varies({}, None))
 
+    @functools.cached_property
+    def _adds_plainly(self) -> bool:
+        """Whether every entry counts once, and there is no Jacobian."""
+        return not self.jacobian and not self.weight.dim() and float(self.weight) == 1.0
+
     def __call__(self, params: Mapping[str, Tensor], origin: Tensor | None) -> list[Tensor]:
         """One tensor for each coefficient, batch-shaped; none if the prior is flat."""
         if self.constant is not None:
             return self.constant
         added = pseudo_statistics(self.kind, self.link, self.template.distribution(params), origin)
         assert added is not None
+        if self._adds_plainly:
+            return added
         each = zip(added, self.jacobian or (0.0,) * len(added), strict=True)
         lead = self.weight.dim()
         if not lead:

@@ -62,6 +62,8 @@ def check_maximiser(site: str, rows: torch.Size, verdict: Verdict, objective: st
         verdict: Of its kind.
         objective: What is maximised, "map" or "mle".
     """
+    if not bool((verdict.empty | verdict.flawed).any()):
+        return
     for wrong, flaw in ((verdict.empty, Flaw.EMPTIED), (verdict.flawed, verdict.flaw)):
         if bool(wrong.any()):
             row = wrong.reshape(-1).nonzero()[0, 0]

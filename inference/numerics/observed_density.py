@@ -9,7 +9,7 @@ from torch import Tensor
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.gamma_ratios import exact_log_prob
 from ember.inference.numerics.log_space import safe_log
-from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.numerics.shapes import broadcast_shapes, prepend_dims
 
 __all__ = ["observed_log_prob", "observed_parts", "row_patterns"]
 
@@ -59,7 +59,7 @@ def observed_parts(loc: Tensor, covariance: Tensor, value: Tensor) -> tuple[Tens
         factor = _padded_factor(matrices.reshape(-1, 1, dim, dim), patterns)
         factor = factor[cells, index.reshape(batch)]
     residual = torch.where(hidden, 0.0, torch.where(hidden, 0.0, value) - loc)
-    shape = torch.broadcast_shapes(factor.shape[:-1], residual.shape)
+    shape = broadcast_shapes(factor.shape[:-1], residual.shape)
     white = torch.linalg.solve_triangular(
         factor, residual.expand(shape).unsqueeze(-1), upper=False
     ).squeeze(-1)

@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.multivariate_normal import _precision_to_scale_tril
 
+from ember.inference.numerics.shapes import broadcast_shapes
+from ember.inference.numerics.symmetric import times
+
 __all__ = ["PrecisionNormal"]
 
 
@@ -30,10 +33,13 @@ class PrecisionNormal(dist.MultivariateNormal):
     def __init__(
         self, loc: Tensor, precision_matrix: Tensor, validate_args: bool | None = None
     ) -> None:
-        batch = torch.broadcast_shapes(precision_matrix.shape[:-2], loc.shape[:-1])
+        batch, known = loc.shape[:-1], precision_matrix.shape[:-2]
         self._precision = precision_matrix
-        self.precision_matrix = precision_matrix.expand(*batch, -1, -1)
-        self.loc = loc.expand(*batch, -1)
+        if batch != known:
+            batch = broadcast_shapes(batch, known)
+            precision_matrix = precision_matrix.expand(*batch, -1, -1)
+            loc = loc.expand(*batch, -1)
+        self.precision_matrix, self.loc = precision_matrix, loc
         Distribution.__init__(self, batch, loc.shape[-1:], validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "PrecisionNormal":
@@ -49,7 +55,7 @@ class PrecisionNormal(dist.MultivariateNormal):
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density."""
         factor = torch.linalg.cholesky(self._precision)
-        white = (factor.mT @ (value - self.loc).unsqueeze(-1)).squeeze(-1)
+        white = times(factor.mT, value - self.loc)
         half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         constant = half_log_det - 0.5 * value.shape[-1] * math.log(2.0 * math.pi)
         log_prob: Tensor = constant - 0.5 * white.square().sum(-1)

@@ -7,20 +7,33 @@ from torch import Tensor
 
 __all__ = [
     "append_dims",
+    "broadcast_shapes",
     "compact",
     "compact_alike",
-    "joint_shape",
     "prepend_dims",
     "unexpanded",
     "varies_outside_plates",
 ]
 
 
-def joint_shape(one: torch.Size, other: torch.Size) -> torch.Size:
-    """The shape to which two broadcast; torch's own function is slow where there is no question."""
-    if one == other or not other:
-        return one
-    return torch.Size(torch.broadcast_shapes(one, other)) if one else other
+def broadcast_shapes(*shapes: Sequence[int]) -> torch.Size:
+    """The shape to which shapes broadcast, as ``torch.broadcast_shapes``.
+
+    Torch's own imports all of symbolic algebra at its first call, and takes as long as ten
+    operations on small tensors at each.
+
+    Raises:
+        RuntimeError: If they do not broadcast.
+    """
+    joint = [1] * max(map(len, shapes), default=0)
+    for shape in shapes:
+        lead = len(joint) - len(shape)
+        for i, size in enumerate(shape, lead):
+            if size != joint[i] and size != 1:
+                if joint[i] != 1:
+                    raise RuntimeError(f"shapes {[tuple(s) for s in shapes]} do not broadcast")
+                joint[i] = size
+    return torch.Size(joint)
 
 
 def varies_outside_plates(batch: torch.Size, nesting: int) -> bool:

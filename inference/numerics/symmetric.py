@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ember.inference.numerics.log_space import safe_log
 
-__all__ = ["log_diagonal", "vech_indices", "vech_positions"]
+__all__ = ["log_diagonal", "times", "unvech", "vech", "vech_indices", "vech_positions"]
 
 
 @functools.cache
@@ -22,6 +22,25 @@ def vech_indices(dim: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor
 
 
 @functools.cache
+def _places(dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    rows, columns, _ = vech_indices(dim, device)
+    return dim * rows + columns, vech_positions(dim, device).reshape(-1)
+
+
+def vech(matrix: Tensor) -> Tensor:
+    """The upper triangles of matrices ``(..., D, D)`` as vectors ``(..., D(D+1)/2)``."""
+    places, _ = _places(matrix.shape[-1], matrix.device)
+    return matrix.flatten(-2).index_select(-1, places)
+
+
+def unvech(vector: Tensor, dim: int) -> Tensor:
+    """The symmetric matrices ``(..., D, D)`` of upper triangles as vectors."""
+    _, places = _places(dim, vector.device)
+    entries = vector.index_select(-1, places)
+    return entries.reshape(*entries.shape[:-1], dim, dim)
+
+
+@functools.cache
 def vech_positions(dim: int, device: torch.device) -> Tensor:
     """Where each entry of a symmetric matrix stands in its upper triangle, ``(D, D)``."""
     rows, columns = torch.triu_indices(dim, dim, device=device)
@@ -30,6 +49,14 @@ def vech_positions(dim: int, device: torch.device) -> Tensor:
     positions[rows, columns] = positions[columns, rows] = every
     found: Tensor = positions
     return found
+
+
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """``matrix @ vector`` for matrices ``(..., D, D)`` and vectors ``(..., D)``."""
+    column = vector.unsqueeze(-1)
+    # The general product reshapes both, which for small ones takes longer than the product.
+    alike = matrix.dim() == 3 and matrix.shape[:-1] == vector.shape
+    return (torch.bmm(matrix, column) if alike else matrix @ column).squeeze(-1)
 
 
 def log_diagonal(precision: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ Reference: Lanczos (1950), *An iteration method for the solution of the eigenval
 of Research of the National Bureau of Standards 45, 255-282.
 """
 
+import contextlib
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +28,7 @@ from torch import Tensor
 from ember.inference.maximisation.objective import expected_log_joint, score
 from ember.inference.numerics import nonsmooth
 from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.statistics import Statistics
 
 __all__ = [
@@ -371,7 +374,7 @@ def _largest(basis: Sequence[Tensor], images: Sequence[Tensor]) -> tuple[float, 
 
 def evaluated(e_step: EStep, params: Mapping[str, Tensor]) -> Statistics | None:
     """The E-step at parameters nearby; None where it cannot be made."""
-    if not all(bool(torch.isfinite(value).all()) for value in params.values()):
+    if not all_finite(params):
         return None
     try:
         found = e_step(params)
@@ -411,15 +414,15 @@ def _units(
     point = coordinates.flatten(statistics.params)
     product = _information(coordinates, statistics, active)
     count = int(active.sum())
+    places = active.nonzero()[:, 0]
+    full = torch.zeros(len(point), len(point), dtype=point.dtype)
     try:
         if count > DENSE:
             return _equilibrated(product, active)
-        places = active.nonzero()[:, 0]
-        rows = [product(torch.zeros_like(point).index_fill_(0, i, 1.0)) for i in places]
+        unit = torch.eye(len(point), dtype=point.dtype)[places]
+        full[places] = _rows(product, unit, not statistics.opaque)
     except RuntimeError:  # an operation that cannot be differentiated twice
         return None
-    full = torch.zeros(len(point), len(point), dtype=point.dtype)
-    full[places] = torch.stack(rows)
     matrix = full[places][:, places]
     if not bool(matrix.isfinite().all()):
         return None
@@ -434,10 +437,22 @@ def _units(
     return units, curved, full
 
 
+def _rows(product: Callable[[Tensor], Tensor], vectors: Tensor, together: bool) -> Tensor:
+    """The products with several vectors, in one go where every operation allows that."""
+    if together:
+        with contextlib.suppress(RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about operations that it does in turn
+            return product(vectors)
+    return torch.stack([product(vector) for vector in vectors])
+
+
 def _information(
     coordinates: Coordinates, statistics: Statistics, active: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    """Products with minus the Hessian of the expected log joint: no pass over the data."""
+    """Products with minus the Hessian of the expected log joint: no pass over the data.
+
+    They are of a vector ``(P,)``, or of several, ``(B, P)``.
+    """
     point = coordinates.flatten(statistics.params)
     with torch.enable_grad():
         free = torch.where(active, point, coordinates.inside(point)).requires_grad_()
@@ -447,7 +462,10 @@ def _information(
     def product(vector: Tensor) -> Tensor:
         if not gradient.requires_grad:
             return torch.zeros_like(vector)
-        (found,) = torch.autograd.grad(gradient, free, vector, retain_graph=True, allow_unused=True)
+        (found,) = torch.autograd.grad(
+            gradient, free, vector, retain_graph=True, allow_unused=True,
+            is_grads_batched=vector.dim() > 1,
+        )  # fmt: skip
         return torch.zeros_like(vector) if found is None else torch.where(active, -found, 0.0)
 
     return product

@@ -1,8 +1,10 @@
 """Which entry of which parameter feeds which entry of an argument: gather and scatter."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,9 +86,29 @@ class ArgumentMap:
         """The argument at ``params``, broadcast dims of size 1."""
         if self.table is None:
             return self.offset
-        rows = self.table.rows(params)[self.index]
-        coefficient = append_dims(self.coefficient, self.table.event_dim)
-        return _INVERSE[self.space](coefficient * rows + self.offset)
+        value, simple = self.table.rows(params), self._simple
+        if not (simple.in_order and len(value) == len(self.index)):
+            value = value[self.index]
+        if not simple.is_plain:
+            value = append_dims(self.coefficient, self.table.event_dim) * value
+        if not simple.starts_at_zero:
+            value = value + self.offset
+        return value if self.space == "raw" else _INVERSE[self.space](value)
+
+    @functools.cached_property
+    def _simple(self) -> "_Simple":
+        """Which parts of the map do nothing."""
+        index, offset = self.index, self.offset
+        every = torch.arange(index.numel(), device=index.device)
+        rank = index.dim()
+        sizes = zip(offset.shape[:rank], index.shape, strict=False)
+        is_within = all(size in (1, own) for size, own in sizes)
+        covers = self.coefficient.shape == index.shape
+        return _Simple(
+            in_order=rank == 1 and torch.equal(index, every),
+            is_plain=covers and bool((self.coefficient == 1.0).all()),
+            starts_at_zero=is_within and offset.dim() >= rank and not bool(offset.any()),
+        )
 
     def batched(self, shapes: Shapes, rank: int, count: int) -> "ArgumentMap":
         """The map for several values of every parameter, its batch dims ``rank`` and one more."""
@@ -101,6 +123,12 @@ class ArgumentMap:
         )
 
 
+class _Simple(NamedTuple):
+    in_order: bool
+    is_plain: bool
+    starts_at_zero: bool
+
+
 def row_count(shape: torch.Size, event_dim: int) -> int:
     """How many rows a parameter of this shape has, the last ``event_dim`` dims being one row."""
     return shape[: len(shape) - event_dim].numel()
@@ -108,4 +136,6 @@ def row_count(shape: torch.Size, event_dim: int) -> int:
 
 def rows_of(value: Tensor, event_dim: int) -> Tensor:
     """All batch dims as one, ``(R, *event)``."""
+    if value.dim() == event_dim + 1:
+        return value
     return value.reshape(-1, *value.shape[value.dim() - event_dim :])

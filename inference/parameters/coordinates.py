@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator, Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints, transform_to
+from torch.distributions import constraints
 
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.supports import base_support, is_simplex, off_open_bounds
@@ -32,11 +32,10 @@ class Coordinates:
     def __init__(self, parameters: Mapping[str, Parameter], roots: Container[str] = ()) -> None:
         self._parameters = list(parameters.values())
         self._roots = {name for name in parameters if name in roots}
-        self._shapes = [
-            torch.Size(transform_to(p.support).inverse_shape(p.shape)) for p in self._parameters
-        ]
+        self._shapes = [torch.Size(p.transform.inverse_shape(p.shape)) for p in self._parameters]
         each = zip(self._parameters, self._shapes, strict=True)
         bounds = [p.start.new_full((shape.numel(),), self._bound(p)) for p, shape in each]
+        self._influences: dict[str, Tensor] = {}
         self._bounds = torch.cat(bounds) if bounds else torch.empty(0, dtype=torch.float64)
 
     def _bound(self, parameter: Parameter) -> float:
@@ -110,12 +109,18 @@ class Coordinates:
         """
         kept, pieces = [], vector.split([shape.numel() for shape in self._shapes])
         for parameter, piece, shape in zip(self._parameters, pieces, self._shapes, strict=True):
-            mine = _has_influence(parameter, shape)
+            mine = self._influence(parameter, shape)
             if is_simplex(parameter.support):
                 largest = piece.reshape(shape).argmax(-1, keepdim=True)
                 mine = torch.ones_like(mine).scatter(-1, largest, False)
             kept.append(mine.reshape(-1))
         return torch.cat(kept) if kept else torch.zeros_like(vector, dtype=torch.bool)
+
+    def _influence(self, parameter: Parameter, shape: torch.Size) -> Tensor:
+        """``_has_influence``, asked once for each parameter."""
+        if parameter.name not in self._influences:
+            self._influences[parameter.name] = _has_influence(parameter, shape)
+        return self._influences[parameter.name]
 
     def inside(self, vector: Tensor) -> Tensor:
         """The vector with coordinates beyond their boundary brought back to it."""
@@ -169,8 +174,9 @@ class Coordinates:
             if not value.numel():
                 continue
             size = torch.maximum(value.abs(), right[name].abs())
-            scale = size + 0.01 * size.max() + torch.finfo(value.dtype).tiny
-            largest = max(largest, float(((right[name] - value).abs() / scale).max()))
+            least = 0.01 * float(size.max()) + torch.finfo(value.dtype).tiny
+            moved = float(((right[name] - value).abs() / (size + least)).max())
+            largest = max(largest, moved)
         return largest
 
 

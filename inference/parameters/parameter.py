@@ -1,6 +1,7 @@
 """A parameter of a model: its shape, its support, and where it starts."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import constraints, transform_to
+from torch.distributions import Transform, constraints, transform_to
 
 from ember.inference.parameters.portable import packed, unpacked
 
@@ -34,16 +35,23 @@ class Parameter:
 
     def to_constrained(self, unconstrained: Tensor) -> Tensor:
         """Maps free reals to the parameter's support."""
-        value: Tensor = transform_to(self.support)(unconstrained)
+        value: Tensor = self.transform(unconstrained)
         return value
 
     def to_unconstrained(self, value: Tensor) -> Tensor:
         """The inverse of ``to_constrained``, up to what the map leaves free."""
-        free: Tensor = transform_to(self.support).inv(value)
+        free: Tensor = self.transform.inv(value)
         return free
 
+    @functools.cached_property
+    def transform(self) -> Transform:
+        """From free reals to the support."""
+        found: Transform = transform_to(self.support)
+        return found
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "support": packed(self.support)}
+        state = {name: value for name, value in self.__dict__.items() if name != "transform"}
+        return {**state, "support": packed(self.support)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, support=unpacked(state["support"]))

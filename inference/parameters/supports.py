@@ -14,6 +14,7 @@ __all__ = [
     "EDGE",
     "INFINITY",
     "NATURAL",
+    "all_finite",
     "all_within",
     "base_support",
     "bounds",
@@ -94,6 +95,15 @@ def all_within(parameters: Mapping[str, Parameter], params: Mapping[str, Tensor]
     return all(bool(each.all() if isinstance(each, Tensor) else each) for each in checks)
 
 
+def all_finite(params: Mapping[str, Tensor]) -> bool:
+    """Whether all entries of all parameters are finite."""
+    # A sum is finite where all its terms are, unless it overflows.
+    return all(
+        math.isfinite(float(value.sum())) or bool(value.isfinite().all())
+        for value in params.values()
+    )
+
+
 def off_open_bounds(support: Constraint, value: Tensor) -> Tensor:
     """Values that rounding took to a bound that a support leaves out, moved off it by one rounding.
 
@@ -104,11 +114,15 @@ def off_open_bounds(support: Constraint, value: Tensor) -> Tensor:
         ((constraints.greater_than,), "lower_bound", math.inf),
         ((constraints.less_than, constraints.half_open_interval), "upper_bound", -math.inf),
     ):
-        if isinstance(base, kinds):
+        if isinstance(base, kinds) and not _is_zero(getattr(base, name)):
             bound = torch.as_tensor(getattr(base, name), dtype=value.dtype, device=value.device)
             inside = torch.nextafter(bound, torch.full_like(bound, way))
             value = torch.where((value == bound) & (bound != 0.0), inside, value)
     return value
+
+
+def _is_zero(bound: object) -> bool:
+    return isinstance(bound, (int, float)) and bound == 0
 
 
 def _is_one_of(support: Constraint, names: tuple[str, ...]) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.inputs.categories import LABELS
+from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.matching.arguments import probe_values
@@ -58,7 +59,7 @@ def rows_of_line(line: AffineMap) -> Tensor | None:
     entries = line.table.entries[0]
     if entries != tuple(range(entries[0], entries[0] + len(entries))):
         return None
-    shape = torch.broadcast_shapes(line.index.shape, line.features.shape[:-1])
+    shape = broadcast_shapes(line.index.shape, line.features.shape[:-1])
     index = line.index.expand(shape)
     return line.features.expand(*shape, -1)[index == index.reshape(-1)[0]]
 

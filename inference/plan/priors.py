@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 from ember.inference.factors.exponential import statistics_of
 from ember.inference.factors.opaque import OpaqueFactors
 from ember.inference.factors.tied import TiedFactors
-from ember.inference.numerics.shapes import append_dims, prepend_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes, prepend_dims
 from ember.inference.parameters import jacobians
 from ember.inference.parameters.batching import Shapes
 from ember.inference.parameters.portable import packed, unpacked
@@ -45,6 +45,24 @@ class PriorSite:
             density=site.density.batched(shapes, rank, count),
         )
         return PriorSite(site, self.scale, None if self.tied is None else tie_of_site(site))
+
+    def weighed(self, log_prob: Tensor) -> Tensor:
+        """A log density over the batch dims, times how often each entry counts."""
+        return log_prob if self._counts_once else log_prob * self.scale
+
+    @functools.cached_property
+    def has_own_cells(self) -> bool:
+        """Whether the entries are the cells, in their order, and each counts once."""
+        site, tied, form = self.site, self.tied, self.site.form
+        if tied is None or form is None or site.mask is not None or not self._counts_once:
+            return False
+        rows = site.value.shape[: site.value.dim() - form.event_dim]
+        every = torch.arange(len(tied.cells), device=self.cells.device)
+        return self.cells.shape == rows and torch.equal(self.cells.reshape(-1), every)
+
+    @functools.cached_property
+    def _counts_once(self) -> bool:
+        return not self.scale.dim() and float(self.scale) == 1.0
 
     @functools.cached_property
     def cells(self) -> Tensor:
@@ -79,10 +97,10 @@ class Prior:
         asked = {} if self.opaque is None else self.opaque.log_probs(params, self._asked)
         for name, prior in self.sites.items():
             if prior.site.density is not None:
-                log_prob = prior.site.density.log_prob(params, params[name])
+                log_prob = prior.site.density.log_prob(params, params[name], has_gaps=False)
             else:
                 log_prob = asked[name]
-            total = total + self._summed(log_prob * prior.scale)
+            total = total + self._summed(prior.weighed(log_prob))
         if self.unconstrained:
             for name, support in self.supports.items():
                 total = total + self._summed(jacobians.log_jacobian(support, params[name]))
@@ -92,7 +110,9 @@ class Prior:
 
     def _summed(self, value: Tensor) -> Tensor:
         """A log density summed over all dims but that of the starts."""
-        if self.starts is None or not value.dim():
+        if not value.dim():
+            return value
+        if self.starts is None:
             return value.sum()
         return value.reshape(self.starts, -1).sum(1)
 
@@ -117,12 +137,18 @@ class Prior:
         cells, reference = prior.cells, params[name].new_zeros(())
         if form.centred is not None:
             locations = tied.locations(params)
-            tied = dataclasses.replace(tied, reference=locations)
-            reference = locations[cells]
+            tied = tied.centred(locations)
+            if prior.has_own_cells:
+                reference = locations.reshape(*cells.shape, *locations.shape[1:])
+            else:
+                reference = locations[cells]
+        if prior.has_own_cells:
+            statistics, _ = form.statistics(params[name], reference)
+            return tied, statistics.reshape(len(tied.cells), -1)
         statistics, _ = statistics_of(prior.site, params[name], reference)
         statistics = statistics * append_dims(prior.scale, len(prior.site.inner_shape) + 1)
         cells = prepend_dims(cells, statistics.dim() - 1)
-        shape = torch.broadcast_shapes(cells.shape, statistics.shape[:-1])
+        shape = broadcast_shapes(cells.shape, statistics.shape[:-1])
         rows = statistics.expand(*shape, -1).reshape(-1, statistics.shape[-1])
         total = statistics.new_zeros((len(tied.cells), statistics.shape[-1]))
         return tied, total.index_add_(0, cells.expand(shape).reshape(-1), rows)

@@ -81,7 +81,7 @@ def _structure_for(structure: Structure, arguments: Arguments, validated: bool) 
     """The roles of the sites for other arguments; where parameters start may be another place."""
     parameters = structure.parameters
     if validated:
-        plain, _ = first_run(structure.model, arguments, {})
+        plain = first_run(structure.model, arguments, {})[0]
         parameters = {n: _started(p, plain) for n, p in parameters.items()}
     return dataclasses.replace(
         structure,

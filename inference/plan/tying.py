@@ -12,7 +12,7 @@ from ember.inference.factors.residuals.digits import reach_of
 from ember.inference.factors.tied import SiteCells, TiedFactors, TieKey
 from ember.inference.families.exponential_form import ExponentialForm
 from ember.inference.numerics.design import Frame, frame_of, level_frame
-from ember.inference.numerics.shapes import append_dims, compact, unexpanded
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes, compact, unexpanded
 from ember.inference.reading.site import Site
 
 __all__ = ["cells_of", "tie_of_site", "tie_sites"]
@@ -113,7 +113,7 @@ def _design(site: Site) -> tuple[Tensor, Tensor, Tensor]:
     assert site.form.design is not None
     x, y, weights = site.form.design(site.value)
     if site.mask is not None:
-        shape = torch.broadcast_shapes(weights.shape, site.mask.shape)
+        shape = broadcast_shapes(weights.shape, site.mask.shape)
         weights = torch.where(site.mask, weights, 0.0)
         x, y = x.expand(*shape, x.shape[-1]), y.expand(shape)
     return x, y, weights
@@ -172,7 +172,7 @@ def _references(
     at_cell = mean.new_full((count,), torch.nan)
     for site, index in zip(pooled, indices, strict=True):
         inner = len(site.inner_shape)
-        shape = torch.broadcast_shapes(index.shape, site.inner_shape)
+        shape = broadcast_shapes(index.shape, site.inner_shape)
         wanted = mean.expand(shape) if site.inner_shape == first.inner_shape else None
         if wanted is None or (inner and index.shape[-inner:] != site.inner_shape):
             break

@@ -13,7 +13,7 @@ from ember.inference.expectation.posterior import chain_potentials, expectations
 from ember.inference.factors.factor import Factor
 from ember.inference.families.sticks import StickMap
 from ember.inference.numerics.distribution import Distribution, remade
-from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.numerics.shapes import broadcast_shapes, prepend_dims
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.map import ParameterMap
@@ -157,7 +157,7 @@ def _emission(plan: Plan, params: Params, name: str) -> Distribution:
     for choice in weights:  # at most one: the state's emission is itself a mixture
         assert isinstance(choice, dist.Categorical)
         count = (*choice.batch_shape, choice.probs.shape[-1])
-        shape = torch.broadcast_shapes(emission.batch_shape, count)
+        shape = broadcast_shapes(emission.batch_shape, count)
         emission = dist.MixtureSameFamily(
             choice.expand(shape[:-1]), emission.expand(shape), validate_args=False
         )

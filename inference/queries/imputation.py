@@ -26,7 +26,7 @@ from ember.inference.expectation.posterior import expectations
 from ember.inference.factors.factor import Factor, align
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.observed_density import row_patterns
-from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.numerics.shapes import broadcast_shapes, prepend_dims
 from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.conjugate.filling import (
@@ -242,7 +242,7 @@ class _Filling:
         sizes = dict(zip(self.latents, self.latent_sizes, strict=True))
         sizes.update(zip(self.plates, self.plate_sizes, strict=True))
         wanted = (*(sizes.get(s, 1) for s in outer), *self.site.inner_shape)
-        sample = self.fn.expand(torch.broadcast_shapes(batch, wanted)).sample()
+        sample = self.fn.expand(broadcast_shapes(batch, wanted)).sample()
         by_state = self._by_state(sample, len(self.fn.event_shape)).reshape(-1, *self.value.shape)
         drawn = by_state[states, torch.arange(len(states))]
         kind = torch.promote_types(drawn.dtype, self.value.dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ember.inference.expectation.posterior import marginals
 from ember.inference.factors.gaussian.component import GaussianComponent
-from ember.inference.numerics.shapes import append_dims, prepend_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes, prepend_dims
 from ember.inference.plan.plan import Plan
 from ember.inference.queries.conjugate.moments import EntryPosteriors
 from ember.inference.queries.conjugate.posterior import conjugate_posterior
@@ -216,7 +216,7 @@ def _by_row(node: TraceNode, row: tuple[str, int] | None) -> Tensor:
     if row is None:
         return value
     event = node["fn"].event_dim
-    batch = torch.broadcast_shapes(node["fn"].batch_shape, value.shape[: value.dim() - event])
+    batch = broadcast_shapes(node["fn"].batch_shape, value.shape[: value.dim() - event])
     value = value.expand(*batch, *value.shape[value.dim() - event :])
     plates = {plate.name: plate.dim + len(batch) for plate in plates_of(node)}
     rest = [dim for dim in sorted(plates.values()) if dim != plates[row[0]]]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.distribution import Distribution
+from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.reading.composites import Composite, bare, emits_at_once
 from ember.inference.reading.gaussian.remembered import ChainArguments, arguments_of_chain
 from ember.inference.reading.trace import Frame, Trace, TraceNode, made_frame, plates_of
@@ -29,7 +30,7 @@ def draw_composite(msg: TraceNode, data: Tensor) -> None:
     given = arguments_of_chain(fn)
     if given is None and not isinstance(fn, (dist.DiscreteHMM, dist.MixtureSameFamily)):
         return
-    batch = torch.broadcast_shapes(fn.batch_shape, *(_shape(plate) for plate in plates_of(msg)))
+    batch = broadcast_shapes(fn.batch_shape, *(_shape(plate) for plate in plates_of(msg)))
     hidden: list[Tensor] = []
     if given is not None:
         value, hidden = _gaussian_path(given, batch, data.shape[-2])

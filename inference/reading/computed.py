@@ -19,7 +19,7 @@ from torch import Tensor
 from ember.inference.families.by_cell import CellFamily, family_by_cell
 from ember.inference.families.exponential_form import ExponentialForm, FamilyParameter
 from ember.inference.numerics.distribution import Distribution
-from ember.inference.numerics.shapes import unexpanded
+from ember.inference.numerics.shapes import broadcast_shapes, unexpanded
 from ember.inference.numerics.tape import Tape, record
 from ember.inference.parameters.computed_rows import ComputedRows, node_input
 from ember.inference.reading.checks.sites import batch_shape
@@ -66,7 +66,7 @@ def computed_form(
     names = [argument for argument, _ in found.arguments]
     values = [unexpanded(argument_of(base, argument), found.argument_dim) for argument in names]
     batch = [value.shape[: value.dim() - found.argument_dim] for value in values]
-    cells = torch.Size(torch.broadcast_shapes(*batch))
+    cells = broadcast_shapes(*batch)
     varied = _plate_of_rows(structure, nodes, name, cells)
     if varied:
         return f"its arguments vary in plate '{varied}'"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.families.discrete import COUNTED
-from ember.inference.numerics.shapes import unexpanded
+from ember.inference.numerics.shapes import broadcast_shapes, unexpanded
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.scaled_matrix import ScaledMatrix
@@ -117,9 +117,7 @@ def _fits(argument_map: Map, run: _Run, site: str, by: str) -> bool:
     shape = getattr(unwrap(run.nodes[site]["fn"]).base, by).shape
     try:
         with torch.no_grad():
-            return bool(
-                torch.broadcast_shapes(argument_map.evaluate(run.params).shape, shape) == shape
-            )
+            return bool(broadcast_shapes(argument_map.evaluate(run.params).shape, shape) == shape)
     except RuntimeError:
         return False
 

@@ -51,11 +51,16 @@ class Remembered:
 
 
 class KnownFactors(TorchFunctionMode):
-    """Runs a model with Cholesky factors of large matrices from memory."""
+    """Runs a model with Cholesky factors of large matrices from memory.
+
+    Attributes:
+        had_use: Whether there were such matrices.
+    """
 
     def __init__(self, remembered: Remembered) -> None:
         super().__init__()
         self.remembered = remembered
+        self.had_use = False
 
     def __torch_function__(
         self,
@@ -67,6 +72,7 @@ class KnownFactors(TorchFunctionMode):
         if func is torch.linalg.cholesky and len(args) == 1 and not kwargs:
             (matrix,) = args
             if isinstance(matrix, Tensor) and matrix.dim() == 2 and len(matrix) >= LARGE:
+                self.had_use = True
                 return _Factor.apply(matrix, self.remembered)  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.distribution import Distribution
-from ember.inference.numerics.shapes import joint_shape
+from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.reading.checks.sites import check_observed
 from ember.inference.reading.trace import (
     Infer,
@@ -188,7 +188,7 @@ def find_given(
 def dims_of_latents(node: TraceNode) -> list[str]:
     """The named dims along which a site's distribution or value has entries."""
     fn, value = node["fn"], node["value"]
-    shape = joint_shape(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    shape = broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
     symbols = symbols_of(node)
     named = ((i - len(shape), size) for i, size in enumerate(shape))
     return [symbols[dim] for dim, size in named if size > 1 and dim in symbols]
@@ -250,7 +250,7 @@ def _gappy(name: str, shown: TraceNode, hidden: TraceNode) -> TraceNode:
     fn = shown["fn"]
     value = shown["value"].to(torch.float64)
     batch = value.shape[: value.dim() - fn.event_dim]
-    full = torch.broadcast_shapes(inside.shape, batch)
+    full = broadcast_shapes(inside.shape, batch)
     # Entries that another mask takes out are not there at all: their value does not matter.
     gone = (outer & ~inside).expand(full).reshape((*full, *(1,) * fn.event_dim))
     return {

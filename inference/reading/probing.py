@@ -14,7 +14,7 @@ from ember.inference.families.exponential_form import ExponentialForm
 from ember.inference.families.recognition import recognise
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.observed_density import observed_log_prob
-from ember.inference.numerics.shapes import compact, compact_alike
+from ember.inference.numerics.shapes import broadcast_shapes, compact, compact_alike
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.map import ParameterMap
@@ -162,7 +162,7 @@ def _shown(name: str, site: TraceNode, structure: Structure, idle: Tensor | None
     fn, value = site["fn"], site["value"]
     value = value.double() if value.is_floating_point() else value
     unwrapped = unwrap(fn)
-    batch = torch.broadcast_shapes(
+    batch = broadcast_shapes(
         fn.batch_shape,
         value.shape[: value.dim() - fn.event_dim],
         () if site["mask"] is None else torch.as_tensor(site["mask"]).shape,

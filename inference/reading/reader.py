@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import Size, Tensor, broadcast_shapes
+from torch import Size, Tensor
 
 from ember.inference.families.conjugate_latents import conjugate_family
 from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.inputs.shelter import Promoted
+from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.reading.checks.dims import check_room, check_scope
 from ember.inference.reading.checks.enumeration import check_data, check_dims, check_presence
@@ -25,6 +26,7 @@ from ember.inference.reading.gaussian.candidates import gaussian_candidates
 from ember.inference.reading.gaussian.remembered import arguments_of_chain
 from ember.inference.reading.held import held_sites
 from ember.inference.reading.model_errors import enumeration_errors, tidy_errors, unreadable
+from ember.inference.reading.modes import Watch
 from ember.inference.reading.partly_observed import find_given, find_partly_observed
 from ember.inference.reading.roles import (
     param_parameter,
@@ -67,7 +69,7 @@ def read_structure(
             are undeclared, the model draws random numbers outside its sites, or it has nothing
             to fit. The message names the site.
     """
-    plain, conditioned = first_run(model, arguments, start or {})
+    plain, conditioned, watch = first_run(model, arguments, start or {})
     check_given(plain, start or {})
     if start is None:  # wishes of a fit name sites that other data may lack, steps of a chain
         _check_integrate(plain, integrate or {})
@@ -78,7 +80,8 @@ def read_structure(
     structure = Structure(
         model, arguments, roles.parameters, tuple(roles.latent), tuple(roles.observed),
         roles.nesting, roles.plates, steps, tuple(roles.composites), partly=partly,
-        gaussian=roles.gaussian, conjugate=roles.conjugate,
+        gaussian=roles.gaussian, conjugate=roles.conjugate, modes=watch.modes,
+        remembered=watch.remembered,
     )  # fmt: skip
     structure = with_nodes(structure, plain, roles.on_nodes)
     check_room(structure.latent, steps, roles.nesting)
@@ -96,23 +99,23 @@ def read_structure(
 
 def first_run(
     model: Model, arguments: Arguments, start: Mapping[str, Tensor]
-) -> tuple[Trace, set[str]]:
-    """The plain run, which validates model and data, and the sites that are conditioned."""
+) -> tuple[Trace, set[str], Watch]:
+    """The plain run, which validates model and data, the conditioned sites, and its modes."""
     for tensor in arguments.tensors:
         if not tensor.numel():
             raise ValueError(
                 f"the data are empty (a tensor of shape {tuple(tensor.shape)}); pass at least two "
                 "rows."
             )
-    at = At(start, fix_latents=True)
+    at, watch = At(start, fix_latents=True), Watch()
     try:
-        with at, Promoted():
+        with at, watch():
             trace = record(model, arguments)
     except Exception as error:
         with tidy_errors(model, ""), At(start), Promoted():
             record(model, arguments)
         raise ValueError(unreadable(model, error)) from error
-    return trace, at.conditioned
+    return trace, at.conditioned, watch
 
 
 def _checked_run(structure: Structure, plain: Trace) -> Trace:

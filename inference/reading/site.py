@@ -10,10 +10,12 @@ from torch import Tensor
 
 from ember.inference.families.conjugate_latents import ConjugateFamily
 from ember.inference.families.exponential_form import ExponentialForm
+from ember.inference.families.known_densities import KnownDensity
 from ember.inference.numerics.distribution import Distribution, remade_for_density
+from ember.inference.numerics.gamma_ratios import exact_log_prob
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.numerics.observed_density import observed_log_prob
-from ember.inference.numerics.shapes import append_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.batching import Shapes
 from ember.inference.parameters.map import ParameterMap
@@ -136,6 +138,11 @@ class DistributionTemplate:
         """Whether every argument is a constant or gathered from parameters."""
         return all(isinstance(argument, ArgumentMap) for _, argument in self.maps.values())
 
+    @functools.cached_property
+    def _known(self) -> KnownDensity | None:
+        """The density with all done that does not depend on the value, where nothing varies."""
+        return KnownDensity.of(self.base) if self.is_constant else None
+
     def batched(self, shapes: Shapes, rank: int, count: int) -> "DistributionTemplate":
         """That of several values of every parameter, if it is plain."""
         maps: dict[str, tuple[str, ParameterMap]] = {}
@@ -151,15 +158,23 @@ class DistributionTemplate:
         arguments = {name: argument.evaluate(params) for name, argument in self.maps.values()}
         return remade_for_density(self.base, arguments)
 
-    def log_prob(self, params: Mapping[str, Tensor], value: Tensor) -> Tensor:
-        """Log probability over the outer batch dims."""
-        fn = self.base if self.is_constant else self.distribution(params)
-        if self.mask is None and not self.inner_shape:
-            return observed_log_prob(fn, value).clamp_min(IMPOSSIBLE)
-        value = fill_masked(value, self.mask, len(fn.event_shape))
-        return finish(
-            observed_log_prob(fn, value), self.mask, self.inner_shape, self.masked_log_prob
-        )
+    def log_prob(
+        self, params: Mapping[str, Tensor], value: Tensor, has_gaps: bool = True
+    ) -> Tensor:
+        """Log probability over the outer batch dims.
+
+        Args:
+            params: The parameters.
+            value: The value.
+            has_gaps: Whether entries may be NaN because they are missing.
+        """
+        value = fill_masked(value, self.mask, len(self.base.event_shape))
+        if self._known is not None:
+            log_prob = self._known.log_prob(value)
+        else:
+            density = observed_log_prob if has_gaps else exact_log_prob
+            log_prob = density(self.distribution(params), value)
+        return finish(log_prob, self.mask, self.inner_shape, self.masked_log_prob)
 
 
 def finish(
@@ -171,7 +186,7 @@ def finish(
             mask, log_prob, torch.full((), masked_log_prob, dtype=log_prob.dtype)
         )
     if inner:
-        shape = torch.broadcast_shapes(log_prob.shape, inner)
+        shape = broadcast_shapes(log_prob.shape, inner)
         log_prob = log_prob.expand(shape).sum(tuple(range(-len(inner), 0)))
     return log_prob.clamp_min(IMPOSSIBLE)
 

@@ -16,14 +16,14 @@ from pyro import poutine, validation_enabled
 from torch import Size, Tensor
 
 from ember.inference.inputs.arguments import Arguments, Model
-from ember.inference.inputs.shelter import Promoted
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.reading.composite_draws import hidden_draws
 from ember.inference.reading.composites import Composite, open_composites
-from ember.inference.reading.known_factors import KnownFactors, Remembered
+from ember.inference.reading.known_factors import Remembered
 from ember.inference.reading.loops.loop import Family, Loop
 from ember.inference.reading.loops.stacking import stack_loops
 from ember.inference.reading.model_errors import plain_errors
+from ember.inference.reading.modes import Modes
 from ember.inference.reading.nodes import Nodes
 from ember.inference.reading.partly_observed import Partly
 from ember.inference.reading.runs import At
@@ -72,6 +72,7 @@ class Structure:
     units: Mapping[str, UnitLatent] = field(default_factory=dict)
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
     remembered: Remembered = field(repr=False, compare=False, default_factory=Remembered)
+    modes: Modes = field(default_factory=Modes)
 
     @property
     def factor_names(self) -> tuple[str, ...]:
@@ -166,7 +167,7 @@ class Structure:
             integrated=self.origins,
             nodes=self._values,
         )
-        with validation_enabled(False), at, Promoted():
+        with validation_enabled(False), at, self.modes(self.remembered):
             return record(self.model, self.arguments), at.chosen
 
     def trace(
@@ -190,8 +191,7 @@ class Structure:
                 integrated=self.origins,
                 nodes=self._values,
             ),
-            Promoted(),
-            KnownFactors(self.remembered),
+            self.modes(self.remembered),
         ):
             trace = record_enumerated(self.model, self.arguments)
         self.partly.merge(trace)
@@ -205,7 +205,7 @@ class Structure:
     def run(self, params: Mapping[str, Tensor]) -> Trace:
         """Runs the model plainly at ``params``, every latent site at its first value."""
         at = At(params, fix_latents=True, integrated=self.origins)
-        with validation_enabled(False), at, Promoted():
+        with validation_enabled(False), at, self.modes(self.remembered):
             return record(self.model, self.arguments)
 
     def simulate(self, params: Mapping[str, Tensor]) -> Trace:
@@ -218,7 +218,7 @@ class Structure:
             integrated=self.origins,
             nodes=self._values,
         )
-        with at, Promoted():
+        with at, self.modes(self.remembered):
             trace = record(self.model, self.arguments)
         self.partly.restore(trace)
         for name, latents in hidden_draws(trace, self.composites).items():

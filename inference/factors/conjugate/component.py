@@ -21,6 +21,7 @@ from ember.inference.factors.factor import Factor
 from ember.inference.factors.gaussian.linked import LinkedFactor
 from ember.inference.factors.tied import TieKey
 from ember.inference.families.conjugate_latents import ConjugateFamily
+from ember.inference.numerics.shapes import broadcast_shapes
 
 __all__ = ["ConjugateComponent", "Member"]
 
@@ -104,7 +105,7 @@ class ConjugateComponent:
         prior = self._gathered(self.prior, natural, other)
         children = sum((self._gathered(child, natural, other) for child in self.children[1:]),
                        self._gathered(self.children[0], natural, other))  # fmt: skip
-        lead = torch.broadcast_shapes(prior.shape[:-2], children.shape[:-2])
+        lead = broadcast_shapes(prior.shape[:-2], children.shape[:-2])
         starts = lead[: len(lead) - len(self.states)]
         states = torch.Size(lead[len(starts) :]).numel()
         first, second = (

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ember.inference.factors.factor import Scale
 from ember.inference.factors.gaussian.arranging import over_batch
-from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.numerics.shapes import broadcast_shapes, prepend_dims
 from ember.inference.reading.gaussian.reads import NotIntegrable
 from ember.inference.reading.site import Site
 
@@ -81,7 +81,7 @@ def compile_asked(
         )
     weight = None if scale is None else over_batch(scale, outer, rank)
     shapes = [potentials.shape[:-1], entries.shape, row_numbers.shape]
-    full = torch.broadcast_shapes(*shapes, (1,) if weight is None else weight.shape)
+    full = broadcast_shapes(*shapes, (1,) if weight is None else weight.shape)
 
     def flat(tensor: Tensor) -> Tensor:
         return tensor.expand([1 if i in ahead else full[i] for i in range(rank)]).reshape(-1)

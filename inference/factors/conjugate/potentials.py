@@ -18,7 +18,7 @@ from ember.inference.families.weighted import WeightedMultivariateNormal, Weight
 from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
 from ember.inference.numerics.observed_density import observed_parts
-from ember.inference.numerics.shapes import append_dims, prepend_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes, prepend_dims
 from ember.inference.reading.site import Site, fill_masked
 
 __all__ = ["conjugate_statistics", "density_potentials"]
@@ -37,7 +37,7 @@ def conjugate_statistics(site: Site, cells: SiteCells) -> Tensor:
     rank = len(site.layout.outer) + site.layout.inner
     statistics = prepend_dims(statistics, rank + 1)
     base = prepend_dims(statistics.new_zeros(()) if base is None else base, rank)
-    shape = torch.broadcast_shapes(statistics.shape[:-1], base.shape)
+    shape = broadcast_shapes(statistics.shape[:-1], base.shape)
     statistics, base = statistics.expand(*shape, -1), base.expand(shape)
     if slot.is_own:
         return _of_prior(statistics, base)

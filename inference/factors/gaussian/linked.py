@@ -15,7 +15,7 @@ from ember.inference.factors.gaussian.member import Pieces
 from ember.inference.factors.gaussian.quadratic import monomials, quadratic_statistics
 from ember.inference.factors.tied import SiteCells, TieKey
 from ember.inference.numerics.memo import Memo
-from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.numerics.shapes import broadcast_shapes, prepend_dims
 from ember.inference.reading.gaussian.reads import NotIntegrable
 from ember.inference.reading.site import Site, Slot
 
@@ -226,7 +226,7 @@ def pooled_events(
         weight = over_batch(scale, outer, rank)
         coefficients = coefficients * weight.unsqueeze(-1).unsqueeze(-1)
     index = prepend_dims(cells.index, rank)
-    full = torch.broadcast_shapes(
+    full = broadcast_shapes(
         coefficients.shape[:rank], index.shape, row_numbers.shape, *(e.shape for e in entries)
     )
     states = [full[i] for i in ahead]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ember.inference.factors.tied import SiteCells
 from ember.inference.numerics.forward_derivative import forward_derivative
-from ember.inference.numerics.shapes import append_dims, prepend_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes, prepend_dims
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.vector_map import VectorMap
 from ember.inference.reading.site import Site
@@ -102,7 +102,7 @@ def statistics_at(site: Site, cells: SiteCells, z: Sequence[Tensor]) -> Tensor:
         mask = prepend_dims(site.mask, rank)
         statistics = torch.where(mask.unsqueeze(-1), statistics, 0.0)
         base = torch.where(mask, base, site.masked_log_prob)
-    shape = torch.broadcast_shapes(statistics.shape[:-1], base.shape)
+    shape = broadcast_shapes(statistics.shape[:-1], base.shape)
     both = statistics.expand(*shape, -1), base.expand(shape).unsqueeze(-1)
     return torch.cat(both, -1)
 

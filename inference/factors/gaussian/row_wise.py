@@ -24,7 +24,7 @@ from torch import Tensor
 from ember.inference.factors.exponential import at_cells
 from ember.inference.factors.gaussian.quadratic import monomials, quadratic_statistics
 from ember.inference.factors.tied import SiteCells, TieKey
-from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.numerics.shapes import broadcast_shapes, prepend_dims
 from ember.inference.reading.site import Site, Slot
 
 __all__ = [
@@ -267,7 +267,7 @@ def compile_row_wise(
     slots_of = torch.stack(torch.broadcast_tensors(*places), -1)
     if any(slots_of.size(i) > 1 for i in layout.ahead):
         return None
-    columns = torch.broadcast_shapes(
+    columns = broadcast_shapes(
         coefficients.shape[: layout.rank],
         index.shape,
         slots_of.shape[:-1],

@@ -24,7 +24,7 @@ from ember.inference.factors.gaussian.quadratic import statistics_at
 from ember.inference.factors.tied import SiteCells, TieKey
 from ember.inference.families.scaled_normal import ScaledStatistics
 from ember.inference.numerics.observed_density import row_patterns
-from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.numerics.shapes import broadcast_shapes, prepend_dims
 from ember.inference.reading.gaussian.reads import NotIntegrable
 from ember.inference.reading.site import Site
 
@@ -128,9 +128,9 @@ def compile_scaled(
     )  # fmt: skip
     coefficients = [prepend_dims(slot.coefficient, rank + 1) for slot in site.slots]
     batches = [each.shape[:rank] for each in (statistics, residual, roots, entries, *coefficients)]
-    known = torch.broadcast_shapes(*batches, weight.shape)
+    known = broadcast_shapes(*batches, weight.shape)
     index = prepend_dims(cells.index, rank)
-    full = torch.broadcast_shapes(known, index.shape, row_numbers.shape)
+    full = broadcast_shapes(known, index.shape, row_numbers.shape)
     if any(known[i] > 1 for i in ahead):
         raise NotIntegrable(
             f"site '{site.name}' reads the latent '{site.slots[-1].latent}', which is to be "

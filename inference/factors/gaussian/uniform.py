@@ -23,7 +23,7 @@ from ember.inference.factors.gaussian.arranging import over_batch
 from ember.inference.factors.gaussian.member import Pieces
 from ember.inference.factors.gaussian.quadratic import monomials, quadratic_statistics
 from ember.inference.factors.tied import SiteCells, TieKey
-from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.numerics.shapes import broadcast_shapes, prepend_dims
 from ember.inference.reading.site import Site, Slot
 
 __all__ = ["UniformFactor", "compile_uniform"]
@@ -244,7 +244,7 @@ class _Rows:
         batch = site.value.shape[: site.value.dim() - site.event_dim + site.layout.inner]
         known = [torch.Size((*(1,) * (rank - len(batch)), *batch)), row_numbers.shape]
         known += [prepend_dims(slot.entries, rank).shape for slot in site.slots]
-        return _Rows(tuple(torch.broadcast_shapes(*known)), len(site.layout.outer))
+        return _Rows(tuple(broadcast_shapes(*known)), len(site.layout.outer))
 
     @property
     def rank(self) -> int:

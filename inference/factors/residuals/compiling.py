@@ -15,7 +15,7 @@ from ember.inference.factors.residuals.normal import NORMAL, Residuals
 from ember.inference.factors.tied import TiedFactors
 from ember.inference.families.normal import Location
 from ember.inference.families.regression import Regression
-from ember.inference.numerics.shapes import append_dims, prepend_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes, prepend_dims
 from ember.inference.reading.site import Site
 
 __all__ = ["compile_residuals", "has_residuals"]
@@ -80,7 +80,7 @@ def _compile_counts(site: Site, cells: Tensor, dims: tuple[str, ...]) -> CountRe
     base = torch.where(inside > 0, rest, site.masked_log_prob) if site.mask is not None else rest
     inner = site.inner_shape
     if inner:
-        shape = torch.broadcast_shapes(base.shape, inner)
+        shape = broadcast_shapes(base.shape, inner)
         base = base.expand(shape).flatten(len(shape) - len(inner)).sum(-1)
     assert site.form is not None
     assert site.density is not None

@@ -10,7 +10,7 @@ from ember.inference.factors.residuals.normal import Cells, Residuals, added, by
 from ember.inference.families.discrete import Bernoulli, Categorical
 from ember.inference.families.rates import Rate
 from ember.inference.numerics.large_counts import deviance, stirling_rest
-from ember.inference.numerics.shapes import append_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes
 from ember.inference.reading.site import Site
 
 __all__ = ["CountResiduals", "count_rest", "counts"]
@@ -57,7 +57,7 @@ class CountResiduals(Residuals):
         """The expected counts of every cell."""
         weight = append_dims(self._spread(posterior), len(self.inner)) * self.weights
         batch = (self.data.shape[:-1], weight.shape, self.cells.shape, self.inner)
-        full = torch.broadcast_shapes(*batch)
+        full = broadcast_shapes(*batch)
         kept = [i for i in range(len(full)) if self.cells.size(i) > 1]
         weight = by_rows(weight.expand(full), kept, len(full)).unsqueeze(-1)
         data = by_rows(self.data.expand(*full, -1), kept, len(full))

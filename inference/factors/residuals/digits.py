@@ -81,7 +81,6 @@ def scatter_lost(tied: TiedFactors, sums: Tensor) -> Tensor:
 
     Cells that share a scale are asked together: one of a single row has no scatter to lose.
     """
-    none = tied.cells.new_zeros(len(tied.cells), dtype=torch.bool)
     if isinstance(tied.family, Regression) and tied.frame is not None:
         return lines.scatter_lost(sums, len(tied.frame.centre), LARGEST)
     if isinstance(tied.family, Normal):
@@ -89,13 +88,14 @@ def scatter_lost(tied: TiedFactors, sums: Tensor) -> Tensor:
         scatter = (q - s.square() / n.clamp_min(1e-300)).clamp_min(0.0)
         return q > LARGEST * _shared(tied, scatter)
     if not isinstance(tied.family, MultivariateNormal) or tied.reach is None:
-        return none
+        return tied.cells.new_zeros(len(tied.cells), dtype=torch.bool)
     n, s, squares = tied.family.moments(sums, tied.reach.shape[-1])
-    centred = squares - s.unsqueeze(-1) * s.unsqueeze(-2) / n.clamp_min(1e-300)[:, None, None]
+    mean = s / n.clamp_min(1e-300).unsqueeze(-1)
+    centred = squares - s.unsqueeze(-1) * mean.unsqueeze(-2)
     centred = _shared(tied, centred)
     factor, failed = torch.linalg.cholesky_ex(centred)
-    left = factor.diagonal(dim1=-2, dim2=-1).square()
-    left = torch.where((failed > 0)[:, None], 0.0, left)
+    left: Tensor = factor.diagonal(dim1=-2, dim2=-1).square()
+    left = left.masked_fill((failed > 0).unsqueeze(-1), 0.0)
     return (squares.diagonal(dim1=-2, dim2=-1) > LARGEST * left).any(-1)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ember.inference.factors.residuals.normal import Cells, Residuals, added, by_rows
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
 from ember.inference.numerics.observed_density import row_patterns
-from ember.inference.numerics.shapes import append_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes
 
 __all__ = ["GapResiduals"]
 
@@ -66,7 +66,7 @@ class GapResiduals(Residuals):
     def _layout(self) -> tuple[torch.Size, list[int], Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
         """All batch dims, those of rows, the cell of each row; patterns, their rows and columns."""
         batch = (self.cells.shape, self.data.shape[:-1], self.missing.shape[:-1])
-        full = torch.broadcast_shapes(*batch, self.weights.shape, self.inner)
+        full = broadcast_shapes(*batch, self.weights.shape, self.inner)
         kept = [i for i in range(len(full)) if self.cells.size(i) > 1]
         apart = all(self.missing.size(i) == 1 for i in kept)
         kept = kept if apart else list(range(len(full)))

@@ -13,7 +13,7 @@ from ember.inference.factors.tied import TiedFactors
 from ember.inference.families.regression import Regression
 from ember.inference.numerics.design import Frame
 from ember.inference.numerics.log_space import LOG_2PI, safe_log
-from ember.inference.numerics.shapes import append_dims, prepend_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes, prepend_dims
 from ember.inference.reading.site import Site
 
 __all__ = ["LineResiduals", "compile_lines", "density_lost", "line_sums", "scatter_lost"]
@@ -44,7 +44,7 @@ class LineResiduals(Residuals):
         """The weight of every cell, and its sum of ``u u'`` with residuals about its line."""
         weight = append_dims(self._spread(posterior), len(self.inner)) * self.weights
         residual = self._about(lines)
-        full = torch.broadcast_shapes(
+        full = broadcast_shapes(
             residual.shape, weight.shape, self.cells.shape, self.factor.shape, self.inner
         )
         features = self.features.expand(*full, self.features.shape[-1])
@@ -131,5 +131,10 @@ def density_lost(tied: TiedFactors, values: tuple[Tensor, ...], largest: float) 
 def scatter_lost(sums: Tensor, width: int, largest: float) -> Tensor:
     """Whether what a line leaves is a small difference of large sums, cell by cell."""
     squares = Regression.products(sums, width + 1)
+    factor, failed = torch.linalg.cholesky_ex(squares)
+    lost: Tensor = (failed > 0) | (squares[:, -1, -1] > largest * factor[:, -1, -1].square())
+    if not bool(lost.any()):
+        return lost
+    # Where features determine each other, or a cell is empty, there is no factor to go by.
     left = squares[:, -1, -1] - (_best(squares) * squares[:, :-1, -1]).sum(-1)
     return squares[:, -1, -1] > largest * left.clamp_min(0.0)

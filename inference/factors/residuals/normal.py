@@ -28,7 +28,7 @@ from ember.inference.families.links import MatrixLink
 from ember.inference.families.multivariate_normal import MultivariateNormal
 from ember.inference.families.normal import Location, Normal
 from ember.inference.numerics.log_space import IMPOSSIBLE, LOG_2PI, safe_log
-from ember.inference.numerics.shapes import append_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes
 
 __all__ = ["Cells", "Residuals", "added", "by_rows"]
 
@@ -121,7 +121,7 @@ class Residuals:
         """Log probabilities of entries, weighed, summed over events and packed."""
         out = out * self.weights
         if self.inner:
-            full = torch.broadcast_shapes(out.shape, self.inner)
+            full = broadcast_shapes(out.shape, self.inner)
             out = out.expand(full).flatten(len(full) - len(self.inner)).sum(-1)
         out = (out + self.base).clamp_min(IMPOSSIBLE)
         kept = [i for i, size in enumerate(out.shape) if size > 1]
@@ -141,7 +141,7 @@ class Residuals:
         weight = append_dims(self._spread(posterior), len(self.inner)) * self.weights
         residual = self.data - centre[self.cells]
         batch = residual.shape[: residual.dim() - isinstance(self.family, MultivariateNormal)]
-        full = torch.broadcast_shapes(batch, weight.shape, self.cells.shape, self.inner)
+        full = broadcast_shapes(batch, weight.shape, self.cells.shape, self.inner)
         kept = [i for i in range(len(full)) if self.cells.size(i) > 1]
         tail = residual.shape[len(batch) :]
         weight = by_rows(weight.expand(full), kept, len(full))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
-import torch
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence

@@ -23,6 +23,7 @@ from ember.inference.numerics.gaussian.small import (
     small_moments,
 )
 from ember.inference.numerics.gaussian.system import GaussianSystem, Integral
+from ember.inference.numerics.shapes import broadcast_shapes
 
 __all__ = ["BlockDiagonalSystem"]
 
@@ -74,7 +75,7 @@ class BlockDiagonalSystem(GaussianSystem):
 
     def integrate(self, info: Tensor, precision: Tensor) -> Integral:
         infos, precisions = self._padded(info, precision)
-        batch = torch.broadcast_shapes(info.shape[:-1], precision.shape[:-1])
+        batch = broadcast_shapes(info.shape[:-1], precision.shape[:-1])
         mean = info.new_empty(*batch, infos.shape[-1])
         covariance = torch.empty_like(precisions)
         values = []
@@ -106,7 +107,7 @@ class BlockDiagonalSystem(GaussianSystem):
     def draw(self, info: Tensor, precision: Tensor, noise: Tensor) -> Tensor:
         infos, precisions = self._padded(info, precision)
         noises = torch.cat([noise, noise[..., :1]], -1)
-        batch = torch.broadcast_shapes(info.shape[:-1], precision.shape[:-1], noise.shape[:-1])
+        batch = broadcast_shapes(info.shape[:-1], precision.shape[:-1], noise.shape[:-1])
         drawn = info.new_empty(*batch, self.pattern.count + 1)
         for bucket in self.buckets:
             h, lower = take(infos, bucket.entries), take(precisions, bucket.lower)
@@ -117,7 +118,7 @@ class BlockDiagonalSystem(GaussianSystem):
     def pairs(self, info: Tensor, precision: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         with torch.no_grad():
             infos, precisions = self._padded(info, precision)
-            batch = torch.broadcast_shapes(info.shape[:-1], precision.shape[:-1])
+            batch = broadcast_shapes(info.shape[:-1], precision.shape[:-1])
             found = info.new_zeros(*batch, len(rows))
             together = self.components[rows] == self.components[columns]
             for bucket in self.buckets:

@@ -23,6 +23,7 @@ from ember.inference.numerics.gaussian.small import (
     inverse_factor,
     small_moments,
 )
+from ember.inference.numerics.shapes import broadcast_shapes
 
 __all__ = [
     "block_draw",
@@ -251,7 +252,7 @@ class _Alignment:
     @classmethod
     def of(cls, info: Tensor, precision: Tensor) -> _Alignment:
         lead = precision.shape[:-2]
-        shape = torch.broadcast_shapes(info.shape[:-1], lead)
+        shape = broadcast_shapes(info.shape[:-1], lead)
         missing = len(shape) - len(lead)
         differs = [d >= missing and lead[d - missing] == size for d, size in enumerate(shape)]
         dims = range(len(shape))

@@ -20,6 +20,7 @@ from ember.inference.numerics.gaussian.blocks import (
 )
 from ember.inference.numerics.gaussian.gathering import take
 from ember.inference.numerics.gaussian.pattern import Pattern
+from ember.inference.numerics.shapes import broadcast_shapes
 
 __all__ = ["LARGEST_DENSE", "GaussianSystem", "Integral"]
 
@@ -99,7 +100,7 @@ class GaussianSystem(ABC):
         with torch.no_grad():
             if self.takes_batches:
                 return self.draw(info, precision, noise)
-            batch = torch.broadcast_shapes(_batch(info, precision), noise.shape[:-1])
+            batch = broadcast_shapes(_batch(info, precision), noise.shape[:-1])
             if not batch:
                 return self.draw(info, precision, noise)
             infos, noises = (x.expand(*batch, -1).flatten(0, -2) for x in (info, noise))
@@ -162,7 +163,7 @@ def dense(pattern: Pattern, precision: Tensor) -> Tensor:
 
 
 def _batch(info: Tensor, precision: Tensor) -> torch.Size:
-    batch: torch.Size = torch.broadcast_shapes(info.shape[:-1], precision.shape[:-1])
+    batch: torch.Size = broadcast_shapes(info.shape[:-1], precision.shape[:-1])
     return batch
 
 

@@ -14,7 +14,7 @@ from pyro.poutine.runtime import Message
 from pyro.util import check_site_shape
 from torch import Tensor
 
-from ember.inference.numerics.shapes import varies_outside_plates
+from ember.inference.numerics.shapes import broadcast_shapes, varies_outside_plates
 from ember.inference.reading.checks.sites import batch_shape, has_unknown_dims
 from ember.inference.reading.model_errors import ROW_BY_ROW
 from ember.inference.reading.structure import Structure
@@ -68,7 +68,7 @@ def check_dims(name: str, site: TraceNode, nesting: int, latents: list[str]) -> 
     weights = (site["mask"], site["scale"])
     shapes += [weight.shape for weight in weights if isinstance(weight, Tensor)]
     try:
-        shape = torch.broadcast_shapes(*shapes)
+        shape = broadcast_shapes(*shapes)
         # Pyro's own shape rules; they look at the shape of the log probability only.
         message = cast("Message[..., Tensor]", {**site, "log_prob": torch.empty(()).expand(shape)})
         check_site_shape(message, nesting)

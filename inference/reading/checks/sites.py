@@ -12,7 +12,7 @@ from pyro.distributions import (
 from torch import Tensor
 
 from ember.inference.numerics.distribution import Distribution
-from ember.inference.numerics.shapes import joint_shape
+from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.parameters.supports import shown
 from ember.inference.reading.trace import Trace, TraceNode, plates_of, symbols_of
 from ember.inference.reading.unwrapping import unwrap
@@ -122,7 +122,7 @@ def batch_shape(name: str, site: TraceNode) -> torch.Size:
     fn, value = site["fn"], site["value"]
     try:
         batch = value.shape[: value.dim() - fn.event_dim]
-        return joint_shape(fn.batch_shape, batch)
+        return broadcast_shapes(fn.batch_shape, batch)
     except RuntimeError as error:
         raise ValueError(
             f"site '{name}' has a value of shape {tuple(value.shape)}, which does not fit its "

@@ -8,6 +8,7 @@ with the matrices as Pyro orders them, (old, new). The sites hold the noises, fo
 
 import torch
 
+from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.reading.gaussian.remembered import ChainArguments
 from ember.inference.reading.opened_parts import joined_masks, moved_symbols, part_of
 from ember.inference.reading.trace import Mask, TraceNode, made_frame, symbols_of
@@ -34,7 +35,7 @@ def open_gaussian_chain(
         steps: How many there are.
     """
     value = node["value"]
-    batch = torch.broadcast_shapes(batch, value.shape[:-2])
+    batch = broadcast_shapes(batch, value.shape[:-2])
     states = given.transition_matrix.shape[-1]
     symbols = symbols_of(node)
     stepwise = {-1: time, **moved_symbols(symbols, 1)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.distribution import Distribution, remade
-from ember.inference.numerics.shapes import unexpanded
+from ember.inference.numerics.shapes import broadcast_shapes, unexpanded
 from ember.inference.reading.loops.loop import Family, Loop
 from ember.inference.reading.trace import Trace, TraceNode, plates_of, symbols_of
 from ember.inference.reading.unwrapping import MATRICES, unwrap
@@ -149,7 +149,7 @@ class Members:
             _stacked([small[i] for i in which], targets, rank, event_dim)
             for (_, targets), which in alike.items()
         ]
-        sizes = torch.broadcast_shapes(*(piece.shape[: rank - 1] for piece in pieces))
+        sizes = broadcast_shapes(*(piece.shape[: rank - 1] for piece in pieces))
         full = [piece.expand(*sizes, *piece.shape[rank - 1 :]) for piece in pieces]
         joint = full[0] if len(full) == 1 else torch.cat(full, rank - 1)
         position = {i: at for at, i in enumerate(i for which in alike.values() for i in which)}

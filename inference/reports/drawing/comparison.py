@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ember.inference.expectation.posterior import marginals
 from ember.inference.numerics.distribution import Distribution
-from ember.inference.numerics.shapes import prepend_dims
+from ember.inference.numerics.shapes import broadcast_shapes, prepend_dims
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.site import Site
 from ember.inference.reports.drawing.picture import Picture
@@ -115,7 +115,7 @@ def _components(plan: Plan, params: Params) -> Components:
     inner, event = len(site.inner_shape), len(fn.event_shape)
     dim = int(np.prod(site.value.shape[site.value.dim() - inner - event :] or (1,)))
     full = torch.Size((*fn.batch_shape, *fn.event_shape))
-    tail = torch.broadcast_shapes(full[len(full) - inner - event :], site.inner_shape)
+    tail = broadcast_shapes(full[len(full) - inner - event :], site.inner_shape)
     if event:
         tail = torch.Size((*site.inner_shape, *fn.event_shape))
     lead = full[: len(full) - inner - event]
