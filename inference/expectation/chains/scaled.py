@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ember.inference.expectation.chains.blocks import Blocks, Potentials, cut
+from ember.inference.expectation.chains.blocks import Blocks, Potentials, counted, cut, past
 
-__all__ = ["Smoothed", "scaled_forward_backward"]
+__all__ = ["SHARE", "Scaling", "Smoothed", "scaled_forward_backward"]
 
 
 TRANSFER_WORK = 30_000  # products R K^3 a step, as matrix products, from which on blocks do not pay
@@ -60,6 +60,41 @@ class Smoothed:
     future: Tensor
     marginals: Tensor
     agreement: Tensor
+
+    def expectations(self, chains: Potentials, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Marginals ``(T, R, K)`` and transitions, summed as the matrix broadcasts; weighed."""
+        marginals = self.marginals * weights.unsqueeze(-1)
+        earlier = self.filtered[:-1] * (weights.unsqueeze(-1) / self.agreement[:-1])
+        if chains.lengths is not None:
+            beyond = past(chains.lengths, len(marginals)).unsqueeze(-1)
+            marginals.masked_fill_(beyond, 0.0)
+            earlier.masked_fill_(beyond[1:], 0.0)
+        counts = counted(earlier, self.future[1:], chains.transition.shape)
+        return marginals, counts * chains.transition.exp()
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """When numbers are scaled, and when a sum of them says that something was lost.
+
+    In one step no sum shrinks below the smallest transition probability times what it was, since
+    the likeliest state of each step has ``E = 1``. So scaling is due only every so many steps, and
+    a matrix without entries near zero loses no state; otherwise every step is scaled, and entries
+    are held up.
+    """
+
+    near_zero: bool
+    every: int
+    least: float
+
+    @staticmethod
+    def of(transition: Tensor) -> Scaling:
+        """For transition probabilities ``(..., K, K)``."""
+        smallest, states = float(transition.amin()), transition.shape[-1]
+        shrinks = math.log10(states) - math.log10(smallest) if smallest > 0 else math.inf
+        near_zero = shrinks > ROOM / 2
+        every = 1 if near_zero else max(1, int(ROOM / max(shrinks, 1e-3)))
+        return Scaling(near_zero, every, SHRUNK if near_zero else LOST)
 
 
 def scaled_forward_backward(chains: Potentials) -> Smoothed | None:
@@ -126,22 +161,12 @@ def _meet(predicted: Tensor, ahead: Tensor, future: Tensor, beyond: Tensor) -> b
 
 
 class _Run:
-    """The recursions over one set of blocks, and what they saw on the way.
-
-    In one step no sum shrinks below the smallest transition probability times what it was, since
-    the likeliest state of each step has ``E = 1``. So scaling is due only every so many steps, and
-    a matrix without entries near zero loses no state; otherwise every step is scaled, and entries
-    are held up.
-    """
+    """The recursions over one set of blocks, and what they saw on the way."""
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks = blocks
-        smallest = float(blocks.transition.amin())
-        states = blocks.emission.shape[-1]
-        shrinks = math.log10(states) - math.log10(smallest) if smallest > 0 else math.inf
-        self.near_zero = shrinks > ROOM / 2
-        self.every = 1 if self.near_zero else max(1, int(ROOM / max(shrinks, 1e-3)))
-        self.least = SHRUNK if self.near_zero else LOST
+        scaling = Scaling.of(blocks.transition)
+        self.near_zero, self.every, self.least = scaling.near_zero, scaling.every, scaling.least
         self.seen: list[Tensor] = []
 
     def is_sound(self) -> bool:
