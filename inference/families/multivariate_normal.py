@@ -38,7 +38,7 @@ class MultivariateNormal(Family):
         constant = 0.5 * (log_det - (m * linear).sum(-1) - dim * LOG_2PI)
         rows, columns, halves = vech_indices(dim, m.device)
         quadratic = halves * precision[..., rows, columns]
-        shape = torch.broadcast_shapes(constant.shape, quadratic.shape[:-1])
+        shape = constant.shape
         return torch.cat(
             [
                 constant.expand(shape).unsqueeze(-1),

@@ -93,6 +93,20 @@ def test_random_chains(steps: int, rows: int, states: int) -> None:
     assert_same_as_in_tensors(chains_of(steps, rows, states))
 
 
+@pytest.mark.parametrize("states", [1, 2, 5, 10, 11])
+@pytest.mark.parametrize("rows", [8, 33, 75])
+def test_chains_side_by_side_end_when_they_end(rows: int, states: int) -> None:
+    """Some have no steps at all, and some end where others go on."""
+    chains = chains_of(60, rows, states)
+    lengths = torch.randint(30, 61, (rows,))
+    lengths[::7], lengths[3] = 0, 1
+    ragged = Potentials(chains.initial, chains.transition, chains.emission, lengths)
+    assert_same_as_in_tensors(ragged)
+    moves = torch.where(torch.rand(states, states) < 0.4, -torch.inf, chains.transition)
+    moves.diagonal(dim1=-2, dim2=-1).fill_(-0.5)
+    assert_same_as_in_tensors(Potentials(chains.initial, moves, chains.emission, lengths))
+
+
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("groups", [1, 3, 12])
 @pytest.mark.parametrize("times", [1, 149])

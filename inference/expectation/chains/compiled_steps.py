@@ -1,109 +1,28 @@
 r"""The scaled recursions as loops for numba: one chain after another, step by step.
 
 What ``scaled.py`` does for a step of all chains at once is done here for all steps of one chain,
-while its numbers are in the processor's nearest memory. Chains are given as ``emission[t, r, k]``,
-whatever its strides: steps are taken from it in chunks, exponentiated, and what they give is
-written to an array of the same strides. Inside, states are padded with zeros to ``Kp``, a multiple
-of four, so that four states of a sum are taken at a time.
-
-To import this file takes half a second, and minutes less than to compile it, which happens once
-for a machine; see ``compiled.py`` for what asks for it.
+while its numbers are in the processor's nearest memory. Steps are read in chunks, exponentiated,
+and what they give is written to an array of the strides of the emissions. Inside, states are
+padded with zeros to ``Kp``, a multiple of four, so that four terms of a sum are taken at a time.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias, TypeVar, cast
-
-import numba
 import numpy as np
-from numpy.typing import NDArray
+
+from ember.inference.expectation.chains.compiled_chunks import (
+    CHUNK,
+    FLOOR,
+    NONE,
+    Floats,
+    Integers,
+    compiled,
+    exponentials,
+    load,
+)
 
 __all__ = ["backward", "forward"]
 
-Floats: TypeAlias = NDArray[np.float64]
-Integers: TypeAlias = NDArray[np.int64]
-F = TypeVar("F", bound=Callable[..., object])
 
-FLOOR = 1e-200  # these two as in `scaled.py`, which says why
-NONE = 1e-100
-CHUNK = 1024  # numbers of a chunk of steps
-LOG2_E = 1.4426950408889634
-LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
-LEAST_EXPONENT = -708.0  # below it a power of e is no normal number
-
-
-def _compiled(signature: str | None = None) -> Callable[[F], F]:
-    """Compiles a function when this file is imported, or inside the functions that call it."""
-    # To contract is to round once where a product is added to: NaN and infinity stay as they are.
-    contract = {"contract"}
-
-    def compiled(function: F) -> F:
-        if signature is None:
-            return cast(F, numba.njit(nogil=True, fastmath=contract)(function))
-        try:
-            made = numba.njit(signature, cache=True, nogil=True, fastmath=contract)(function)
-        except RuntimeError:  # there is no folder that the compiled code could be kept in
-            made = numba.njit(signature, nogil=True, fastmath=contract)(function)
-        return cast(F, made)
-
-    return compiled
-
-
-@_compiled()
-def _exponentials(x: Floats, scale: Floats, bits: Integers) -> None:
-    """Replaces ``x``, at most 0 and not NaN, by ``exp(x)``; ``bits`` are those of ``scale``."""
-    for i in range(len(x)):
-        # x = n log 2 + r, and exp(r) by its series; 2^n is a float whose exponent is n.
-        value = max(x[i], LEAST_EXPONENT)
-        n = np.int32(value * LOG2_E - 0.5)
-        r = (value - n * LN2_HIGH) - n * LN2_LOW
-        p = 1.0 / 6227020800.0
-        p = p * r + 1.0 / 479001600.0
-        p = p * r + 1.0 / 39916800.0
-        p = p * r + 1.0 / 3628800.0
-        p = p * r + 1.0 / 362880.0
-        p = p * r + 1.0 / 40320.0
-        p = p * r + 1.0 / 5040.0
-        p = p * r + 1.0 / 720.0
-        p = p * r + 1.0 / 120.0
-        p = p * r + 1.0 / 24.0
-        p = p * r + 1.0 / 6.0
-        p = p * r + 0.5
-        p = p * r + 1.0
-        p = p * r + 1.0
-        bits[i] = (np.int64(n) + 1023) << 52 if x[i] >= LEAST_EXPONENT else 0
-        x[i] = p
-    for i in range(len(x)):
-        x[i] *= scale[i]
-
-
-@_compiled()
-def _load(
-    emission: Floats, row: int, start: int, count: int, likelihood: Floats, top: Floats
-) -> bool:
-    """Log emission probabilities of a chunk less the largest of each step; whether all is well."""
-    states = emission.shape[2]
-    padded = likelihood.shape[1]
-    missing = 0
-    for t in range(count):
-        top[t] = -np.inf
-    for k in range(states):
-        for t in range(count):
-            value = emission[start + t, row, k]
-            likelihood[t, k] = value
-            top[t] = max(top[t], value)
-            missing += value != value
-    for k in range(states, padded):
-        for t in range(count):
-            likelihood[t, k] = -np.inf
-    sound = missing == 0
-    for t in range(count):
-        sound = sound and -np.inf < top[t] < np.inf
-        for k in range(padded):
-            likelihood[t, k] -= top[t]
-    return sound
-
-
-@_compiled()
+@compiled()
 def _times(vector: Floats, matrix: Floats, out: Floats) -> None:
     """``vector @ matrix``; four rows of the matrix at a time."""
     padded = len(vector)
@@ -120,7 +39,7 @@ def _times(vector: Floats, matrix: Floats, out: Floats) -> None:
             )
 
 
-@_compiled()
+@compiled()
 def _add_pairs(earlier: Floats, later: Floats, count: int, states: int, pairs: Floats) -> None:
     """Adds ``earlier' @ later`` of ``count`` steps, four steps at a time."""
     padded = pairs.shape[1]
@@ -141,7 +60,7 @@ def _add_pairs(earlier: Floats, later: Floats, count: int, states: int, pairs: F
                 pairs[i, j] += a * later[t, j]
 
 
-@_compiled("boolean(f8[:,:,:],i8[:],f8[:,::1],f8[:,:,:,::1],i8,b1,f8,i8,i8,f8[:,:,::1],f8[::1])")
+@compiled("boolean(f8[:,:,:],i8[:],f8[:,::1],f8[:,:,:,::1],i8,b1,f8,i8,i8,f8[:,:,::1],f8[::1])")
 def forward(
     emission: Floats,
     lengths: Integers,
@@ -160,7 +79,7 @@ def forward(
     Args:
         emission: Log probabilities ``(T, R, K)``.
         lengths: Steps of each chain ``(R,)``.
-        first: Probabilities of the first state, up to a factor, ``(R, Kp)``.
+        first: Probabilities of the first state, up to a factor, ``(R, K)``.
         matrices: Transition matrices ``(T - 1 or 1, G, Kp, Kp)``.
         every: After how many steps to scale.
         near_zero: Whether entries are held up.
@@ -178,23 +97,23 @@ def forward(
     likelihood = np.empty((length, padded))
     scale = np.empty(length * padded)
     flat, bits = likelihood.reshape(-1), scale.view(np.int64)
-    top = np.empty(length)
-    now = np.empty(padded)
+    top = np.empty((1, length))
+    now = np.zeros(padded)
     sound = True
     for r in range(begin, end):
-        for k in range(padded):
+        for k in range(states):
             now[k] = first[r, k]
         group = r // group_size
         total = 0.0
         steps = lengths[r]
         for start in range(0, steps, length):
             count = min(length, steps - start)
-            sound = _load(emission, r, start, count, likelihood, top) and sound
-            _exponentials(flat[: count * padded], scale, bits)
+            sound = load(emission, lengths, r, 1, start, count, likelihood, top) and sound
+            exponentials(flat[: count * padded], scale, bits)
             for i in range(count):
                 t = start + i
                 own = filtered[r, t]
-                total += top[i]
+                total += top[0, i]
                 for k in range(padded):
                     own[k] = now[k] * likelihood[i, k]
                 if t == 0 or t == steps - 1 or (t + 1) % every == 0:
@@ -223,7 +142,7 @@ def forward(
     return sound
 
 
-@_compiled(
+@compiled(
     "Tuple((boolean,f8))(f8[:,:,:],i8[:],f8[:,:,:,::1],f8[:,:,::1],f8[:],i8,b1,f8,i8,i8,"
     "f8[:,:,:],f8[:,:,:,::1])"
 )
@@ -270,7 +189,7 @@ def backward(
     likelihood = np.empty((length, padded))
     scale = np.empty(length * padded)
     flat, bits = likelihood.reshape(-1), scale.view(np.int64)
-    top = np.empty(length)
+    top = np.empty((1, length))
     posterior = np.zeros((length, padded))
     earlier = np.zeros((length, padded))
     later = np.zeros((length, padded))
@@ -287,8 +206,8 @@ def backward(
         for chunk in range(chunks - 1, -1, -1):
             start = chunk * length
             count = min(length, steps - start)
-            sound = _load(emission, r, start, count, likelihood, top) and sound
-            _exponentials(flat[: count * padded], scale, bits)
+            sound = load(emission, lengths, r, 1, start, count, likelihood, top) and sound
+            exponentials(flat[: count * padded], scale, bits)
             for i in range(count - 1, -1, -1):
                 t = start + i
                 own = filtered[r, t]
