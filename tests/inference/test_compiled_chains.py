@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -303,5 +303,14 @@ def test_what_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     with in_tensors():
         assert not is_worth_compiling(chains)
         assert isinstance(chain.smoother(chains), Smoothed)
-    monkeypatch.setattr(chain_compiled, "WORTH", 30_000)
+    monkeypatch.setattr(chain_compiled, "WORTH", 50_000)
     assert not is_worth_compiling(chains)
+
+
+def test_code_that_cannot_be_kept_is_compiled_all_the_same() -> None:
+    """As where Ember is installed in a folder that cannot be written to, for a user without one."""
+    from ember.inference.expectation.chains.compiled_chunks import compiled
+
+    made: dict[str, Callable[[float], float]] = {}
+    exec("def twice(x):\n    return 2.0 * x", made)  # a function without a file
+    assert compiled("f8(f8)")(made["twice"])(1.5) == 3.0

@@ -20,7 +20,7 @@ from torch import Tensor
 from ember.inference.expectation.chains.blocks import Potentials
 from ember.inference.expectation.chains.scaled import SHARE, Scaling
 from ember.inference.numerics.compiled import use_compiled
-from ember.inference.numerics.thread_pool import in_threads
+from ember.inference.numerics.threads import in_threads
 
 __all__ = ["LANES", "CompiledChains", "compiled_forward_backward", "is_worth_compiling"]
 
@@ -35,7 +35,7 @@ Backward: TypeAlias = Callable[
 ]
 
 # To load numba takes as long as hundreds of passes over chains of fewer emission probabilities.
-WORTH = 30_000
+WORTH = 50_000
 PARTS = 16  # into which chains are cut, however many threads there are, so that sums are the same
 FEW = 10  # states up to which chains go side by side; more of them fill an instruction themselves
 LEAST_SHARING = 8  # chains that share a matrix, from which on they do

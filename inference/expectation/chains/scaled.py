@@ -27,11 +27,13 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.chains.blocks import Blocks, Potentials, counted, cut, past
+from ember.inference.numerics.threads import one_thread
 
 __all__ = ["SHARE", "Scaling", "Smoothed", "scaled_forward_backward"]
 
 
 TRANSFER_WORK = 30_000  # products R K^3 a step, as matrix products, from which on blocks do not pay
+ONE_THREAD = 200_000  # products a step up to which one thread does them
 LOST = 1e-290
 ROOM = 200.0  # powers of ten that numbers may shrink before they are scaled again
 FLOOR = 1e-200
@@ -107,9 +109,10 @@ def scaled_forward_backward(chains: Potentials) -> Smoothed | None:
     run = _Run(blocks)
     highest = chains.initial.amax(-1, keepdim=True)
     first = (chains.initial - highest).exp()
-    predicted, beyond = run.link(first) if blocks.count > 1 else (first, torch.ones_like(first))
-    filtered, ahead, scales = run.forward(predicted)
-    future, backward = run.backward(beyond)
+    with one_thread(wanted=_is_small(blocks)):
+        predicted, beyond = run.link(first) if blocks.count > 1 else (first, torch.ones_like(first))
+        filtered, ahead, scales = run.forward(predicted)
+        future, backward = run.backward(beyond)
     if not run.is_sound():
         return None
     held = (filtered <= FLOOR) | (backward <= FLOOR) if run.near_zero else None
@@ -132,6 +135,12 @@ def scaled_forward_backward(chains: Potentials) -> Smoothed | None:
         blocks.joined(marginals, steps),
         blocks.joined(agreement, steps),
     )
+
+
+def _is_small(blocks: Blocks) -> bool:
+    """Whether a step is done before another thread wakes."""
+    _, rows, states = blocks.emission.shape
+    return rows * states ** (3 if blocks.count > 1 else 2) < ONE_THREAD
 
 
 def _times(rows: Tensor, matrix: Tensor) -> Tensor:
