@@ -15,7 +15,8 @@ from ember.inference.expectation.chains.blocks import Potentials
 
 
 def in_blocks(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Cuts every chain into that many blocks."""
+    """Cuts every chain into that many blocks, and so takes it in tensors."""
+    monkeypatch.setattr(chain, "is_worth_compiling", lambda chains: False)
     cut = functools.partial(chain_blocks.cut, count=count)
     monkeypatch.setattr(chain_scaled, "cut", cut)
     monkeypatch.setattr(chain_log, "cut", cut)
@@ -23,6 +24,7 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 def only_log_space(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the scaled recursions say that they cannot be trusted."""
+    monkeypatch.setattr(chain, "compiled_forward_backward", lambda chains: None)
     monkeypatch.setattr(chain, "scaled_forward_backward", lambda chains: None)
 
 

@@ -149,9 +149,11 @@ def test_no_bound_is_taken_for_a_probability() -> None:
         smoothed = chain_scaled.scaled_forward_backward(chains)
         if smoothed is not None:
             kept += 1
-            evidence, filtered, future = chain_log.log_forward_backward(chains)
-            torch.testing.assert_close(smoothed.log_evidence, evidence, rtol=1e-12, atol=1e-12)
-            truth = (filtered + future).softmax(-1)
+            in_logs = chain_log.log_forward_backward(chains)
+            torch.testing.assert_close(
+                smoothed.log_evidence, in_logs.log_evidence, rtol=1e-12, atol=1e-12
+            )
+            truth = (in_logs.filtered + in_logs.future).softmax(-1)
             torch.testing.assert_close(smoothed.marginals, truth, rtol=1e-9, atol=1e-11)
     assert 20 < kept < 60
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks", "Potentials", "by_group", "cut"]
+__all__ = ["Blocks", "Potentials", "by_group", "counted", "cut", "past"]
 
 
 WHOLE_FROM = 48  # sequences in a batch from which on blocks cost more than they save
@@ -88,6 +88,19 @@ def by_group(rows: Tensor, groups: int) -> Tensor:
     """From ``(..., R, K)`` to ``(..., G, R / G, K)``."""
     *lead, count, states = rows.shape
     return rows.reshape(*lead, groups, count // groups, states)
+
+
+def past(lengths: Tensor, steps: int) -> Tensor:
+    """Which of the steps lie past the end of each chain, ``(T, R)``."""
+    return torch.arange(steps, device=lengths.device).unsqueeze(1) >= lengths
+
+
+def counted(earlier: Tensor, later: Tensor, shape: torch.Size) -> Tensor:
+    """Products of neighbouring steps ``(T - 1, R, K)``, summed to the shape of the transition."""
+    times, groups = shape[:2]
+    summed = "gij" if times == 1 else "tgij"
+    apart = by_group(earlier, groups), by_group(later, groups)
+    return torch.einsum(f"tgri,tgrj->{summed}", *apart).reshape(shape)
 
 
 def cut(chains: Potentials, count: int | None = None, work: int = TRANSFER_WORK) -> Blocks:

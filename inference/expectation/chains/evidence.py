@@ -8,19 +8,22 @@ forward and one backward recursion. ``chain_log_evidence`` makes them one node o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ember.inference.expectation.chains.blocks import Potentials, by_group
+from ember.inference.expectation.chains.blocks import Potentials, by_group, counted, past
+from ember.inference.expectation.chains.compiled import (
+    compiled_forward_backward,
+    is_worth_compiling,
+)
 from ember.inference.expectation.chains.log_space import (
     log_evidence,
     log_forward_backward,
-    log_pairs,
     viterbi,
 )
-from ember.inference.expectation.chains.scaled import Smoothed, scaled_forward_backward
+from ember.inference.expectation.chains.scaled import scaled_forward_backward
 from ember.inference.numerics.log_space import IMPOSSIBLE
 
 __all__ = ["chain_log_evidence", "pair_marginals", "predictions"]
@@ -39,41 +42,44 @@ def chain_log_evidence(chains: Potentials, maximum: bool = False) -> Tensor:
     return result
 
 
+class Smoother(Protocol):
+    """Both recursions at given potentials, whichever way they were run."""
+
+    @property
+    def log_evidence(self) -> Tensor:
+        """``(R,)``."""
+
+    def expectations(self, chains: Potentials, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Marginals ``(T, R, K)`` and transitions, summed as the matrix broadcasts; weighed."""
+
+
+def smoother(chains: Potentials) -> Smoother:
+    """The fastest way that loses nothing."""
+    if is_worth_compiling(chains):
+        scaled: Smoother | None = compiled_forward_backward(chains)
+    else:
+        scaled = scaled_forward_backward(chains)
+    return scaled or log_forward_backward(chains)
+
+
 class _Evidence(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None
     ) -> Tensor:
-        chains = Potentials(initial, transition, emission, lengths)
-        smoothed = scaled_forward_backward(chains)
-        if smoothed is not None:
-            evidence = smoothed.log_evidence
-        else:
-            evidence, filtered, future = log_forward_backward(chains)
-            smoothed = Smoothed(
-                evidence, filtered, future, filtered.new_empty(0), filtered.new_empty(0)
-            )
+        ctx.smoother = smoother(Potentials(initial, transition, emission, lengths))
         ctx.save_for_backward(initial, transition, emission)
-        ctx.lengths, ctx.smoothed = lengths, smoothed
+        ctx.lengths = lengths
+        evidence: Tensor = ctx.smoother.log_evidence
         return evidence
 
     @staticmethod
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
         initial, transition, emission = ctx.saved_tensors
-        chains, smoothed = Potentials(initial, transition, emission, ctx.lengths), ctx.smoothed
+        chains = Potentials(initial, transition, emission, ctx.lengths)
         if torch.is_grad_enabled():  # the gradient is to be differentiated itself
             return *_gradient(chains, weights, ctx.needs_input_grad), None
-        if smoothed.agreement.numel():
-            marginals = smoothed.marginals
-            pairs = _scaled_pairs(chains, smoothed, weights)
-        else:
-            joint = smoothed.filtered + smoothed.future
-            marginals = joint.softmax(-1)
-            pairs = log_pairs(chains, smoothed.filtered, smoothed.future, weights)
-        marginals = marginals * weights.unsqueeze(-1)
-        if chains.lengths is not None:
-            time = torch.arange(len(marginals), device=marginals.device).unsqueeze(1)
-            marginals = marginals.masked_fill((time >= chains.lengths).unsqueeze(-1), 0.0)
+        marginals, pairs = ctx.smoother.expectations(chains, weights)
         return marginals[0], pairs, marginals, None
 
 
@@ -94,24 +100,6 @@ def _gradient(
     return tuple(next(found) if want else None for want in wanted[: len(given)])
 
 
-def _scaled_pairs(chains: Potentials, smoothed: Smoothed, weights: Tensor) -> Tensor:
-    """Expected transitions, summed as the transition matrix broadcasts."""
-    earlier = smoothed.filtered[:-1] * (weights.unsqueeze(-1) / smoothed.agreement[:-1])
-    if chains.lengths is not None:
-        time = torch.arange(1, len(smoothed.filtered), device=earlier.device).unsqueeze(1)
-        earlier = earlier.masked_fill((time >= chains.lengths).unsqueeze(-1), 0.0)
-    counts = _counted(earlier, smoothed.future[1:], chains.transition.shape)
-    return counts * chains.transition.exp()
-
-
-def _counted(earlier: Tensor, later: Tensor, shape: torch.Size) -> Tensor:
-    """Products of neighbouring steps ``(T - 1, R, K)``, summed to the shape of the transition."""
-    times, groups = shape[:2]
-    summed = "gij" if times == 1 else "tgij"
-    apart = by_group(earlier, groups), by_group(later, groups)
-    return torch.einsum(f"tgri,tgrj->{summed}", *apart).reshape(shape)
-
-
 class _Path(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -130,12 +118,11 @@ class _Path(torch.autograd.Function):
         marginals = one_hot * weights.unsqueeze(-1)
         inside = marginals
         if ctx.lengths is not None:
-            beyond = torch.arange(steps, device=marginals.device).unsqueeze(1) >= ctx.lengths
-            inside = marginals.masked_fill(beyond.unsqueeze(-1), 0.0)
+            inside = marginals.masked_fill(past(ctx.lengths, steps).unsqueeze(-1), 0.0)
         if not ctx.needs_input_grad[1] or steps < 2:
             moves = None
         else:
-            moves = _counted(one_hot[:-1], inside[1:], shape)
+            moves = counted(one_hot[:-1], inside[1:], shape)
         return inside[0], moves, marginals, None
 
 
@@ -166,9 +153,9 @@ def predictions(chains: Potentials) -> Tensor:
     """
     emission, moves = chains.emission, chains.transition
     if chains.lengths is not None:
-        beyond = torch.arange(len(emission), device=emission.device).unsqueeze(1) >= chains.lengths
-        emission = emission.masked_fill(beyond.unsqueeze(-1), 0.0)
-    _, filtered, _ = log_forward_backward(Potentials(chains.initial, moves, emission))
+        beyond = past(chains.lengths, len(emission)).unsqueeze(-1)
+        emission = emission.masked_fill(beyond, 0.0)
+    filtered = log_forward_backward(Potentials(chains.initial, moves, emission)).filtered
     if len(moves) > 1:  # the last one leads past the data
         moves = torch.cat([moves, moves[-1:]])
     apart = by_group(filtered, moves.shape[1]).unsqueeze(-1)

@@ -12,26 +12,46 @@ Reference: Viterbi (1967), *Error bounds for convolutional codes*, IEEE Trans. I
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ember.inference.expectation.chains.blocks import Blocks, Potentials, by_group, cut
+from ember.inference.expectation.chains.blocks import Blocks, Potentials, by_group, cut, past
 from ember.inference.numerics.log_space import IMPOSSIBLE
 
-__all__ = ["log_evidence", "log_forward_backward", "log_pairs", "viterbi"]
+__all__ = ["SmoothedInLogs", "log_evidence", "log_forward_backward", "viterbi"]
 
 
 Reduce = Callable[[Tensor, int], Tensor]
 PAIR_ENTRIES = 4_000_000  # of log pair probabilities held at once
 
 
-def log_forward_backward(chains: Potentials) -> tuple[Tensor, Tensor, Tensor]:
-    """Log evidence ``(R,)``, and in logs the filtered and the future of each step ``(T, R, K)``.
+@dataclass(frozen=True)
+class SmoothedInLogs:
+    """What both recursions leave behind, in logs.
 
-    ``filtered_t(i)`` holds the data up to step ``t``, ``future_t(i)`` all later data; their sum
-    is the joint log probability of the data and state ``i`` at step ``t``.
+    Attributes:
+        log_evidence: ``(R,)``.
+        filtered: Of each state and the data up to its step, ``(T, R, K)``.
+        future: Of all later data given the state, ``(T, R, K)``; the sum of both is the joint log
+            probability of the data and a state.
     """
+
+    log_evidence: Tensor
+    filtered: Tensor
+    future: Tensor
+
+    def expectations(self, chains: Potentials, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Marginals ``(T, R, K)`` and transitions, summed as the matrix broadcasts; weighed."""
+        marginals = (self.filtered + self.future).softmax(-1) * weights.unsqueeze(-1)
+        if chains.lengths is not None:
+            marginals.masked_fill_(past(chains.lengths, len(marginals)).unsqueeze(-1), 0.0)
+        return marginals, _pairs(chains, self.filtered, self.future, weights)
+
+
+def log_forward_backward(chains: Potentials) -> SmoothedInLogs:
+    """Both recursions."""
     steps, rows, _ = chains.emission.shape
     blocks = cut(chains)
     predicted, beyond = _link(blocks, chains.initial, torch.logsumexp)
@@ -43,7 +63,7 @@ def log_forward_backward(chains: Potentials) -> tuple[Tensor, Tensor, Tensor]:
         future[i] = torch.where(blocks.inside[i], back, now) if blocks.ragged[i] else back
         now = future[i] + blocks.emission[i]
     evidence = torch.logsumexp(filtered[-1, -rows:], -1)
-    return evidence, blocks.joined(filtered, steps), blocks.joined(future, steps)
+    return SmoothedInLogs(evidence, blocks.joined(filtered, steps), blocks.joined(future, steps))
 
 
 def log_evidence(chains: Potentials) -> Tensor:
@@ -64,7 +84,7 @@ def log_evidence(chains: Potentials) -> Tensor:
     return torch.logsumexp(now, -1)
 
 
-def log_pairs(chains: Potentials, filtered: Tensor, future: Tensor, weights: Tensor) -> Tensor:
+def _pairs(chains: Potentials, filtered: Tensor, future: Tensor, weights: Tensor) -> Tensor:
     """Posterior of neighbouring states, each chain weighed, summed as the transition broadcasts.
 
     Args:

@@ -26,12 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ember.inference.expectation.chains.blocks import Blocks, Potentials, cut
+from ember.inference.expectation.chains.blocks import Blocks, Potentials, counted, cut, past
+from ember.inference.numerics.threads import one_thread
 
-__all__ = ["Smoothed", "scaled_forward_backward"]
+__all__ = ["SHARE", "Scaling", "Smoothed", "scaled_forward_backward"]
 
 
 TRANSFER_WORK = 30_000  # products R K^3 a step, as matrix products, from which on blocks do not pay
+ONE_THREAD = 200_000  # products a step up to which one thread does them
 LOST = 1e-290
 ROOM = 200.0  # powers of ten that numbers may shrink before they are scaled again
 FLOOR = 1e-200
@@ -61,6 +63,41 @@ class Smoothed:
     marginals: Tensor
     agreement: Tensor
 
+    def expectations(self, chains: Potentials, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Marginals ``(T, R, K)`` and transitions, summed as the matrix broadcasts; weighed."""
+        marginals = self.marginals * weights.unsqueeze(-1)
+        earlier = self.filtered[:-1] * (weights.unsqueeze(-1) / self.agreement[:-1])
+        if chains.lengths is not None:
+            beyond = past(chains.lengths, len(marginals)).unsqueeze(-1)
+            marginals.masked_fill_(beyond, 0.0)
+            earlier.masked_fill_(beyond[1:], 0.0)
+        counts = counted(earlier, self.future[1:], chains.transition.shape)
+        return marginals, counts * chains.transition.exp()
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """When numbers are scaled, and when a sum of them says that something was lost.
+
+    In one step no sum shrinks below the smallest transition probability times what it was, since
+    the likeliest state of each step has ``E = 1``. So scaling is due only every so many steps, and
+    a matrix without entries near zero loses no state; otherwise every step is scaled, and entries
+    are held up.
+    """
+
+    near_zero: bool
+    every: int
+    least: float
+
+    @staticmethod
+    def of(transition: Tensor) -> Scaling:
+        """For transition probabilities ``(..., K, K)``."""
+        smallest, states = float(transition.amin()), transition.shape[-1]
+        shrinks = math.log10(states) - math.log10(smallest) if smallest > 0 else math.inf
+        near_zero = shrinks > ROOM / 2
+        every = 1 if near_zero else max(1, int(ROOM / max(shrinks, 1e-3)))
+        return Scaling(near_zero, every, SHRUNK if near_zero else LOST)
+
 
 def scaled_forward_backward(chains: Potentials) -> Smoothed | None:
     """Both recursions, or None where a state may have been lost."""
@@ -72,9 +109,10 @@ def scaled_forward_backward(chains: Potentials) -> Smoothed | None:
     run = _Run(blocks)
     highest = chains.initial.amax(-1, keepdim=True)
     first = (chains.initial - highest).exp()
-    predicted, beyond = run.link(first) if blocks.count > 1 else (first, torch.ones_like(first))
-    filtered, ahead, scales = run.forward(predicted)
-    future, backward = run.backward(beyond)
+    with one_thread(wanted=_is_small(blocks)):
+        predicted, beyond = run.link(first) if blocks.count > 1 else (first, torch.ones_like(first))
+        filtered, ahead, scales = run.forward(predicted)
+        future, backward = run.backward(beyond)
     if not run.is_sound():
         return None
     held = (filtered <= FLOOR) | (backward <= FLOOR) if run.near_zero else None
@@ -97,6 +135,12 @@ def scaled_forward_backward(chains: Potentials) -> Smoothed | None:
         blocks.joined(marginals, steps),
         blocks.joined(agreement, steps),
     )
+
+
+def _is_small(blocks: Blocks) -> bool:
+    """Whether a step is done before another thread wakes."""
+    _, rows, states = blocks.emission.shape
+    return rows * states ** (3 if blocks.count > 1 else 2) < ONE_THREAD
 
 
 def _times(rows: Tensor, matrix: Tensor) -> Tensor:
@@ -126,22 +170,12 @@ def _meet(predicted: Tensor, ahead: Tensor, future: Tensor, beyond: Tensor) -> b
 
 
 class _Run:
-    """The recursions over one set of blocks, and what they saw on the way.
-
-    In one step no sum shrinks below the smallest transition probability times what it was, since
-    the likeliest state of each step has ``E = 1``. So scaling is due only every so many steps, and
-    a matrix without entries near zero loses no state; otherwise every step is scaled, and entries
-    are held up.
-    """
+    """The recursions over one set of blocks, and what they saw on the way."""
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks = blocks
-        smallest = float(blocks.transition.amin())
-        states = blocks.emission.shape[-1]
-        shrinks = math.log10(states) - math.log10(smallest) if smallest > 0 else math.inf
-        self.near_zero = shrinks > ROOM / 2
-        self.every = 1 if self.near_zero else max(1, int(ROOM / max(shrinks, 1e-3)))
-        self.least = SHRUNK if self.near_zero else LOST
+        scaling = Scaling.of(blocks.transition)
+        self.near_zero, self.every, self.least = scaling.near_zero, scaling.every, scaling.least
         self.seen: list[Tensor] = []
 
     def is_sound(self) -> bool:

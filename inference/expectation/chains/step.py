@@ -57,8 +57,8 @@ class ChainStep:
         shared = (1,) * (len(self.sizes) - len(own))
         move = move.expand(-1, *own, *shared, states, states)
         move = move.reshape(len(move), -1, states, states)
-        emission = seen[0].new_zeros(())
-        for tensor in seen[1 + count :]:
+        emission, *others = seen[1 + count :] or [seen[0].new_zeros(())]
+        for tensor in others:
             emission = emission + tensor
         emission = emission.expand(chain.steps, *self.sizes, states)
         emission = emission.reshape(chain.steps, rows, states)
@@ -71,7 +71,7 @@ class ChainStep:
         else:
             emission = torch.cat([emission.new_zeros(1, rows, states), emission])
             lengths = None if lengths is None else torch.where(lengths > 0, lengths + 1, lengths)
-        return Potentials(initial, move, emission.contiguous(), lengths)
+        return Potentials(initial, move, emission, lengths)
 
     def __call__(self, seen: Sequence[Tensor], maximum: bool) -> Tensor:
         """The log evidence of each chain, over ``rest``; of its best path with ``maximum``."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ember.inference.iteration.acceleration.em_map import EMMap, State
 from ember.inference.iteration.trajectory import Movement
-from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["Anderson"]
@@ -43,11 +42,7 @@ class Anderson:
         if bool(torch.isfinite(flat).all() and torch.isfinite(point).all()):
             points, images = (*points, point)[-MEMORY - 1 :], (*images, flat)[-MEMORY - 1 :]
             mixed = em.coordinates.unflatten(_mixed(points, images)) if len(points) > 1 else None
-<<<<<<< HEAD
             after = em.tried(mixed) if mixed is not None else None
-=======
-            after = em.e_step(mixed) if mixed is not None and all_finite(mixed) else None
->>>>>>> small
         if after is not None and not after.objective >= current.objective:
             points, images, after = (), (), None  # start the memory afresh
         if after is None:

@@ -14,6 +14,7 @@ from ember.inference.iteration.trajectory import Movement, Trajectory
 from ember.inference.maximisation.expanded import expanded_m_step
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.loadings import loadings_of
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
@@ -62,7 +63,7 @@ class EMMap:
 
     def tried(self, params: Mapping[str, Tensor]) -> Statistics | None:
         """The E-step at parameters that a scheme has guessed; None where they lead nowhere."""
-        if not all(bool(torch.isfinite(value).all()) for value in params.values()):
+        if not all_finite(params):
             return None
         try:
             return self.e_step(params)

@@ -20,7 +20,6 @@ from ember.inference.iteration.trajectory import Movement
 from ember.inference.maximisation.objective import score
 from ember.inference.optimality.curvature import Curvature
 from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["Lbfgs", "LbfgsState", "ascent_direction", "remembered"]
@@ -152,18 +151,9 @@ def _searched(
     # Where less is promised than rounding shows, the slope alone can tell.
     floor = current.objective - (rounding if slope <= rounding else 0.0)
     for _ in range(TRIALS):
-<<<<<<< HEAD
         after = em.tried(em.coordinates.unflatten(point + length * direction))
         highest = current.objective + MOST * length * slope + rounding
         if after and floor + ARMIJO * length * slope <= after.objective <= highest:
             return after
-=======
-        params = em.coordinates.unflatten(point + length * direction)
-        if all_finite(params):
-            after = em.e_step(params)
-            highest = current.objective + MOST * length * slope + rounding
-            if floor + ARMIJO * length * slope <= after.objective <= highest:
-                return after
->>>>>>> small
         length *= SHORTENING
     return None

@@ -20,7 +20,6 @@ B 44, 226-233.
 from ember.inference.iteration.acceleration.em_map import EMMap, State
 from ember.inference.iteration.trajectory import Movement
 from ember.inference.maximisation.information import Information
-from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["Louis"]
@@ -75,16 +74,8 @@ def _searched(em: EMMap, current: Statistics) -> Statistics | None:
         return current
     fall, length = FALL * (1.0 + abs(current.objective)), 1.0
     for _ in range(TRIALS):
-<<<<<<< HEAD
         after = em.tried(em.coordinates.unflatten(found.point + length * direction))
         if after and after.objective >= current.objective + ARMIJO * length * slope - fall:
             return after
-=======
-        params = em.coordinates.unflatten(found.point + length * direction)
-        if all_finite(params):
-            after = em.e_step(params)
-            if after.objective >= current.objective + ARMIJO * length * slope - fall:
-                return after
->>>>>>> small
         length *= SHORTENING
     return None

@@ -22,7 +22,6 @@ from torch import Tensor
 from ember.inference.iteration.acceleration.em_map import EMMap, State
 from ember.inference.iteration.trajectory import Movement
 from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["Squarem", "bound_after", "extrapolated"]
@@ -59,16 +58,10 @@ class Squarem:
         )
         steps = (current.params, first.params, second)
         length, target = extrapolated(em.coordinates, steps, state.largest)
-<<<<<<< HEAD
         jumps = bool(length != 1.0)
         landed = em.tried(em.coordinates.unflatten(target)) if jumps else None
         # Also for NaN, and for parameters that lead nowhere.
         worse = jumps and not (landed is not None and landed.objective >= first.objective)
-=======
-        jumped = em.coordinates.unflatten(target) if bool(length != 1.0) else None
-        landed = em.e_step(jumped) if jumped is not None and all_finite(jumped) else None
-        worse = landed is not None and not landed.objective >= first.objective  # also for NaN
->>>>>>> small
         after = em.e_step(second) if landed is None or worse else landed
         refused = torch.tensor(worse)
         largest = bound_after(state.largest, length, ~refused, refused)
