@@ -92,12 +92,21 @@ class VectorStatistics:
         """What the location is subtracted from."""
         return x - self.offset
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the statistics are products of the centred data, without a base measure."""
+        return bool((self.factor == 1.0).all())
+
+    def centred(self, x: Tensor, reference: Tensor | float) -> Tensor:
+        """The statistics of first order: the data about a reference, ``(..., D)``."""
+        z = self.values(x) - reference
+        return z if self.is_plain else z * self.factor.sqrt().unsqueeze(-1)
+
     def __call__(self, x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
-        z, c = self.values(x) - reference, self.factor
-        if bool((c == 1.0).all()):
+        z, c = self.centred(x, reference), self.factor
+        if self.is_plain:
             return MultivariateNormal.statistics(z), None
         dim = z.shape[-1]
-        z = z * c.sqrt().unsqueeze(-1)
         return MultivariateNormal.statistics(z), (0.5 * dim * safe_log(c)).expand(z.shape[:-1])
 
 
