@@ -238,8 +238,9 @@ def _normalise(
         rows: How many rows there are.
     """
     components = len(joint)
-    top[:] = joint[0]
-    evidence[:] = 0.0
+    for j in range(WIDTH):
+        top[j] = joint[0, j]
+        evidence[j] = 0.0
     for k in range(1, components):
         for j in range(WIDTH):
             top[j] = joint[k, j] if joint[k, j] > top[j] else top[j]
@@ -292,23 +293,27 @@ def sweep_rows(
         counts: Expected counts ``(R, K)``.
     """
     batch, components, width = left.shape
-    rows = np.zeros(len(data) * WIDTH)
+    rows = np.empty(len(data) * WIDTH)
     features = np.empty(min(width, BLOCK) * WIDTH)
     joint = np.empty((components, WIDTH))
     flat = joint.reshape(-1)
-    top, evidence, weight = np.empty(WIDTH), np.empty(WIDTH), np.ones(WIDTH)
+    top, evidence, weight = np.empty(WIDTH), np.empty(WIDTH), np.empty(WIDTH)
     for begin in range(start, stop, WIDTH):
         n = min(WIDTH, stop - begin)
         for m in range(len(data)):
             for j in range(n):
                 rows[m * WIDTH + j] = data[m, begin + j]
-        for j in range(n):
-            weight[j] = weights[begin + j] if len(weights) else 1.0
-        if n < WIDTH:  # rows of the block before stand there, which count no more
-            weight[n:] = 0.0
+            for j in range(n, WIDTH):
+                rows[m * WIDTH + j] = 0.0
+        for j in range(WIDTH):
+            weight[j] = 1.0 if j < n else 0.0
+        if len(weights) > 0:
+            for j in range(n):
+                weight[j] = weights[begin + j]
         for r in range(batch):
             for k in range(components):
-                joint[k] = constant[r, k]
+                for j in range(WIDTH):
+                    joint[k, j] = constant[r, k]
             for first in range(0, width, BLOCK):
                 count = min(BLOCK, width - first)
                 if width > BLOCK or r == 0:
