@@ -4,9 +4,9 @@ All start at the same parameters and take the same iterations, in turn, in one p
 scikit-learn, Ember in torch alone, and Ember with compiled loops, which it loads where there is
 work enough for them. The table shows the least time of an iteration and in brackets the median, how
 many times as long scikit-learn takes (of the least times), how far apart the log likelihoods are at
-the end, and what memory Ember's iterations take at most besides the data and one copy of them. Run
-it with ``make bench``; on a busy machine ``OMP_WAIT_POLICY=passive`` keeps idle threads out of the
-way.
+the end, and what memory Ember's iterations take at most besides the data, a copy of them that is
+the fit's own, and one that has columns first. Run it with ``make bench``; on a busy machine
+``OMP_WAIT_POLICY=passive`` keeps idle threads out of the way.
 """
 
 import ctypes
@@ -41,6 +41,7 @@ SIZES = [
     ("diag", 100_000, 16, 16),
     ("diag", 1_000_000, 8, 16),
 ]
+STATUS = Path("/proc/self/status")
 SECONDS = 8.0  # for one line of the table, unless two rounds take longer
 Run = tuple[list[float], float]  # seconds of each iteration, and the mean log likelihood of a row
 
@@ -143,32 +144,37 @@ def time_ember(
 
 
 def memory(x: np.ndarray, start: dict[str, torch.Tensor], options: dict[str, Any]) -> float:
-    """Bytes that the process takes at most during iterations, besides a copy of the data.
+    """Bytes that the process takes at most during iterations, besides two copies of the data.
 
     It is the highest mark of the resident set (Linux alone has it), set back at the first E-step.
     """
-    status = Path("/proc/self/status")
-    if not status.is_file():
+    if not STATUS.is_file():
         return float("nan")
-    usual, marks = LogEvidence.statistics, []
+    usual, marks = LogEvidence.statistics, list[int]()
 
     def marked(*args: Any, **kwargs: Any) -> Any:
         found = usual(*args, **kwargs)
-        if not marks:  # what reading has freed goes back first
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)
+        if not marks:
+            _hand_back()
             Path("/proc/self/clear_refs").write_text("5")
-        marks.append(_kilobytes(status, "VmHWM"))
+        marks.append(_kilobytes("VmHWM"))
         return found
 
-    before = _kilobytes(status, "VmRSS")
+    _hand_back()
+    before = _kilobytes("VmRSS")
     with mock.patch.object(LogEvidence, "statistics", marked):
         time_ember(x, start, options, "compiled", 3)
-    return 1e3 * (max(marks[1:]) - before) - x.nbytes
+    return 1e3 * (max(marks[1:]) - before) - 2 * x.nbytes
 
 
-def _kilobytes(status: Path, field: str) -> int:
-    lines = status.read_text().splitlines()
+def _hand_back() -> None:
+    """Returns memory that has been freed to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _kilobytes(field: str) -> int:
+    lines = STATUS.read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,12 +56,12 @@ def _compiled(*fastmath: str) -> Callable[[F], F]:
             return function
         from numba import njit
 
-        options = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
+        flags = set(fastmath)
         try:
-            compiled: F = njit(cache=True, **options)(function)
-        except RuntimeError:  # no folder to keep it in
-            compiled = njit(**options)(function)
-        return compiled
+            kept = njit(cache=True, nogil=True, fastmath=flags, error_model="numpy")(function)
+        except RuntimeError:  # there is no folder to keep it in
+            kept = njit(nogil=True, fastmath=flags, error_model="numpy")(function)
+        return cast(F, kept)
 
     return decorate
 

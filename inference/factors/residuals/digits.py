@@ -61,14 +61,14 @@ def _distances(site: Site, reference: Tensor | Frame | float, rank: int) -> Tens
     if isinstance(reference, Frame):
         squares = Regression.products(statistics, len(reference.centre) + 1)
         far = squares.diagonal(dim1=-2, dim2=-1).sqrt()
-    elif isinstance(site.form.family, Location):
+    elif isinstance(form.family, Location):
         root = statistics[..., 1].sqrt()
         far = torch.stack([statistics[..., 0].abs() / root.clamp_min(1e-300), root], -1)
     elif counts(site):
-        is_poisson = isinstance(site.form.family, Rate)  # next to counts are exposures
+        is_poisson = isinstance(form.family, Rate)  # next to counts are exposures
         far = statistics[..., :1] if is_poisson else statistics.sum(-1, keepdim=True)
     else:
-        size = 1 if isinstance(site.form.family, Normal) else site.value.shape[-1]
+        size = 1 if isinstance(form.family, Normal) else site.value.shape[-1]
         far = statistics[..., 1 : 1 + size].abs()
     return far
 
