@@ -3,10 +3,12 @@
 As a matrix of zeros and ones, 50 000 words of a vocabulary of 2000 take 800 MB.
 """
 
+from dataclasses import dataclass
+
 import pyro.distributions as dist
 from torch import Tensor
 
-from ember.inference.factors.exponential import ExponentialFactor, at_cells
+from ember.inference.factors.exponential import at_cells
 from ember.inference.families.discrete import Categorical
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.reading.site import Site
@@ -17,13 +19,20 @@ __all__ = ["MANY_LEVELS", "compile_lookup", "levels_of"]
 MANY_LEVELS = 64
 
 
-class LookupFactor(ExponentialFactor):
-    """Data codes ``(N,)`` as ``statistics``: the log probability is ``eta[cells, code]``."""
+@dataclass(frozen=True)
+class LookupFactor:
+    """Data codes ``(N,)``: the log probability is ``eta[cells, code]``."""
+
+    cells: Tensor
+    codes: Tensor
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
 
     def log_prob(self, eta: Tensor) -> Tensor:
+        """The log probability with dims ``self.dims``, after any leading dims of ``eta``."""
         # A code reads a row of the transpose, whose gradient is added up row by row.
         by_code = at_cells(eta, self.cells).mT.contiguous()
-        entries = by_code.index_select(-2, self.statistics)
+        entries = by_code.index_select(-2, self.codes)
         return entries.reshape((*eta.shape[:-2], *self.shape))
 
 
@@ -33,7 +42,7 @@ def levels_of(site: Site) -> int:
     return int(base.probs.shape[-1]) if isinstance(base, dist.Categorical) else 0
 
 
-def compile_lookup(site: Site, cells: Tensor) -> ExponentialFactor | None:
+def compile_lookup(site: Site, cells: Tensor) -> LookupFactor | None:
     """The site as a lookup, if it has many levels and its cells do not vary with its data.
 
     Args:
@@ -54,9 +63,7 @@ def compile_lookup(site: Site, cells: Tensor) -> ExponentialFactor | None:
         return None
     return LookupFactor(
         cells=cells.reshape(-1),
-        statistics=value.reshape(-1).long(),
-        base=None,
+        codes=value.reshape(-1).long(),
         dims=tuple(site.layout.outer[i] for i in (*columns, *rows)),
         shape=tuple(value.size(i) for i in columns) + tuple(cells.size(i) for i in rows),
-        is_product=False,
     )

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.exponential import (
+    EntrywiseFactor,
     ExponentialFactor,
     at_cells,
     compile_form,
@@ -65,7 +66,7 @@ def _base(site: Site) -> object:
 
 def compile_site(
     site: Site, cells: Tensor, reference: Tensor | Frame | float
-) -> "ExponentialFactor | IncompleteFactor":
+) -> "ExponentialFactor | EntrywiseFactor | IncompleteFactor":
     """A site in exponential-family form, compiled with or without missing entries."""
     if not has_gaps(site):
         return compile_form(site, cells, reference)

@@ -92,7 +92,8 @@ class VectorStatistics:
         return x - self.offset
 
     @functools.cached_property
-    def _weighs_nothing(self) -> bool:
+    def is_plain(self) -> bool:
+        """Whether the statistics are products of the centred data, without a base measure."""
         return bool((self.factor == 1.0).all())
 
     @functools.cached_property
@@ -103,13 +104,18 @@ class VectorStatistics:
     def _log_roots(self) -> Tensor:
         return 0.5 * safe_log(self.factor)
 
-    def __call__(self, x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
+    def centred(self, x: Tensor, reference: Tensor | float) -> Tensor:
+        """The statistics of first order: the data about a reference, ``(..., D)``."""
         z = self.values(x) - reference
-        if self._weighs_nothing:
+        return z if self.is_plain else z * self._roots
+
+    def __call__(self, x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
+        z = self.centred(x, reference)
+        if self.is_plain:
             return MultivariateNormal.statistics(z), None
-        dim = z.shape[-1]
-        z = z * self._roots
-        return MultivariateNormal.statistics(z), (dim * self._log_roots).expand(z.shape[:-1])
+        return MultivariateNormal.statistics(z), (z.shape[-1] * self._log_roots).expand(
+            z.shape[:-1]
+        )
 
 
 @exponential_form(dist.MultivariateNormal)

@@ -116,8 +116,17 @@ class NormalStatistics:
 
     data: NormalData
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the statistics are powers of the centred data, without a base measure."""
+        return not self.data.is_log
+
+    def centred(self, x: Tensor, reference: Tensor | float) -> Tensor:
+        """The statistics of first order: the data about a reference."""
+        return self.data.values(x) - reference
+
     def __call__(self, x: Tensor, reference: Tensor | float) -> tuple[Tensor, Tensor | None]:
-        z = self.data.values(x) - reference
+        z = self.centred(x, reference)
         base = self.data.base(x) if self.data.is_log else None
         return torch.stack([torch.ones_like(z), z, z * z], -1), base
 

@@ -9,7 +9,7 @@ __all__ = ["use_compiled"]
 
 def use_compiled() -> bool:
     """Whether compiled kernels may be used: numba is installed, and EMBER_COMPILED is not 0."""
-    return _is_installed() and os.environ.get("EMBER_COMPILED") != "0"
+    return os.environ.get("EMBER_COMPILED") != "0" and _is_installed()
 
 
 @functools.cache

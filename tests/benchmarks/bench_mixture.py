@@ -1,14 +1,23 @@
-"""One EM iteration of a full-covariance Gaussian mixture, Ember against scikit-learn.
+"""One EM iteration of a Gaussian mixture, Ember against scikit-learn.
 
-Both start at the same parameters and run the same number of iterations, in turn, in one process;
-the table shows the median time of an iteration and the ratio (above 1: Ember is faster). Run it
-with ``make bench``; on a busy machine ``OMP_WAIT_POLICY=passive`` keeps idle threads out of the
-way.
+All start at the same parameters and take the same iterations, in turn, in one process:
+scikit-learn, Ember in torch alone, and Ember with compiled loops, which it loads where there is
+work enough for them. The table shows the least time of an iteration and in brackets the median, how
+many times as long scikit-learn takes (of the least times), how far apart the log likelihoods are at
+the end, and what memory Ember's iterations take at most besides the data, a copy of them that is
+the fit's own, and one that has columns first. Run it with ``make bench``; on a busy machine
+``OMP_WAIT_POLICY=passive`` keeps idle threads out of the way.
 """
 
+import ctypes
+import gc
+import os
 import statistics
 import time
 import warnings
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,33 +25,66 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from ember.inference import EM
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.numerics.compiled import use_compiled
 from ember.models import gaussian_mixture
 
-SIZES = [(272, 2, 2), (10_000, 8, 8), (100_000, 2, 5), (1_000_000, 8, 16)]
-ROUNDS = 3
+SIZES = [
+    ("full", 272, 2, 2),
+    ("full", 10_000, 8, 8),
+    ("full", 100_000, 2, 5),
+    ("full", 100_000, 16, 16),
+    ("full", 1_000_000, 8, 16),
+    ("full", 200_000, 32, 16),
+    ("full", 50_000, 64, 32),
+    ("diag", 10_000, 8, 8),
+    ("diag", 100_000, 16, 16),
+    ("diag", 1_000_000, 8, 16),
+]
+STATUS = Path("/proc/self/status")
+SECONDS = 8.0  # for one line of the table, unless two rounds take longer
+Run = tuple[list[float], float]  # seconds of each iteration, and the mean log likelihood of a row
 
 
 def main() -> None:
     """Print one line for each size."""
     warnings.simplefilter("ignore", ConvergenceWarning)
-    warnings.simplefilter("ignore", RuntimeWarning)  # both sides stop before they converge
-    print(f"{torch.get_num_threads()} threads, float64")
-    print(f"{'N':>9} {'D':>3} {'K':>3} {'scikit-learn':>14} {'Ember':>12} {'ratio':>7}  difference")
-    for rows, columns, components in SIZES:
+    warnings.simplefilter("ignore", RuntimeWarning)  # neither converges
+    print(f"{torch.get_num_threads()} threads, float64, milliseconds")
+    ours = ["torch", "compiled"] if use_compiled() else ["torch"]
+    print(
+        f"{'':4} {'N':>9} {'D':>3} {'K':>3} {'scikit-learn':>18}"
+        + "".join(f"{name:>20} {'ratio':>7}" for name in ours)
+        + "  difference  memory"
+    )
+    for covariance, rows, columns, components in SIZES:
         x = simulate(rows, columns, components)
-        start = EM(gaussian_mixture, "mle", seed=0).initialise(x, components=components)
-        count = max(3, min(100, 2_000_000 // rows))
-        rival, ours = [], []
-        for _ in range(ROUNDS):
-            rival.append(time_rival(x, start, count))
-            ours.append(time_ember(x, start, count))
-        theirs, mine = (statistics.median(t for t, _ in runs) for runs in (rival, ours))
-        gap = abs(rival[0][1] - ours[0][1]) / abs(rival[0][1])
-        print(
-            f"{rows:>9} {columns:>3} {components:>3} "
-            f"{1e3 * theirs:>11.2f} ms {1e3 * mine:>9.2f} ms {theirs / mine:>6.1f}x  {gap:.0e}",
-            flush=True,
-        )
+        options = {"components": components, "covariance": covariance}
+        start = EM(gaussian_mixture, "mle", seed=0).initialise(x, **options)
+        time_ember(x, start, options, "compiled", 1)  # compiles, if that is still to be done
+        count = max(2, min(50, 300_000 // rows))
+        runs: dict[str, list[Run]] = {name: [] for name in ("scikit-learn", *ours)}
+        began = time.perf_counter()
+        while len(runs["scikit-learn"]) < 2 or time.perf_counter() - began < SECONDS:
+            runs["scikit-learn"].append(time_rival(x, start, covariance, count))
+            for name in ours:
+                runs[name].append(time_ember(x, start, options, name, count))
+        line = f"{covariance} {rows:>9} {columns:>3} {components:>3}"
+        rival, bound = min(each(runs["scikit-learn"])), runs["scikit-learn"][0][1]
+        gap = 0.0
+        for name, found in runs.items():
+            least, middle = min(each(found)), statistics.median(each(found))
+            line += f" {1e3 * least:>8.2f} ({1e3 * middle:>7.2f})"
+            if name != "scikit-learn":
+                line += f" {rival / least:>8.1f}x"
+                gap = max(gap, abs(found[0][1] - bound) / abs(bound))
+        peak = memory(x, start, options) / 1e6
+        print(f"{line}    {gap:.0e}  {peak:6.1f} MB", flush=True)
+
+
+def each(runs: list[Run]) -> list[float]:
+    """The seconds of all iterations of all runs."""
+    return [seconds for times, _ in runs for seconds in times]
 
 
 def simulate(rows: int, columns: int, components: int) -> np.ndarray:
@@ -54,46 +96,86 @@ def simulate(rows: int, columns: int, components: int) -> np.ndarray:
     )
 
 
-def time_rival(x: np.ndarray, start: dict[str, torch.Tensor], count: int) -> tuple[float, float]:
-    """Seconds for an iteration and the mean log likelihood of a row at the end."""
+class TimedMixture(GaussianMixture):  # type: ignore[misc]
+    """scikit-learn's, which notes when each E-step begins."""
 
-    def run(iterations: int) -> tuple[float, float]:
-        model = GaussianMixture(
-            len(start["weights"]),
-            max_iter=iterations,
-            tol=0.0,
-            reg_covar=0.0,
-            weights_init=start["weights"].numpy() / start["weights"].sum().item(),
-            means_init=start["locs"].numpy(),
-            precisions_init=start["precisions"].numpy(),
-        )
-        began = time.perf_counter()
-        model.fit(x)
-        return time.perf_counter() - began, float(model.lower_bound_)
-
-    short, _ = run(1)
-    long, bound = run(count + 1)
-    return (long - short) / count, bound
+    def _e_step(self, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__.setdefault("began", []).append(time.perf_counter())
+        return super()._e_step(*args, **kwargs)
 
 
-def time_ember(x: np.ndarray, start: dict[str, torch.Tensor], count: int) -> tuple[float, float]:
-    """The same for Ember's plain iteration; reading the model cancels in the difference."""
+def time_rival(x: np.ndarray, start: dict[str, torch.Tensor], covariance: str, count: int) -> Run:
+    """Iterations of scikit-learn from the given start."""
+    model = TimedMixture(
+        len(start["weights"]),
+        covariance_type=covariance,
+        max_iter=count,
+        tol=0.0,
+        reg_covar=0.0,
+        weights_init=start["weights"].numpy() / start["weights"].sum().item(),
+        means_init=start["locs"].numpy(),
+        precisions_init=start["precisions"].numpy(),
+    )
+    model.fit(x)
+    return np.diff(model.began).tolist(), float(model.lower_bound_)
 
-    def run(iterations: int) -> tuple[float, float]:
-        em = EM(
+
+def time_ember(
+    x: np.ndarray,
+    start: dict[str, torch.Tensor],
+    options: dict[str, Any],
+    name: str,
+    count: int,
+) -> Run:
+    """The same for Ember's plain iterations."""
+    with mock.patch.dict(os.environ, EMBER_COMPILED=str(int(name == "compiled"))):
+        fit = EM(
             gaussian_mixture,
             objective="mle",
             init=start,
             accelerate=None,
             tol=1e-300,
-            max_iter=iterations,
-        )
-        fit = em.fit(x, components=len(start["weights"]))
-        return float(fit.times[-1] - fit.times[0]), fit.log_likelihood / len(x)
+            max_iter=count,
+        ).fit(x, **options)
+    before = float(
+        fit.history[-2]
+    )  # scikit-learn tells that of the parameters before the last step
+    return fit.times.diff().tolist(), before / len(x)
 
-    short, _ = run(1)
-    long, bound = run(count + 1)
-    return (long - short) / count, bound
+
+def memory(x: np.ndarray, start: dict[str, torch.Tensor], options: dict[str, Any]) -> float:
+    """Bytes that the process takes at most during iterations, besides two copies of the data.
+
+    It is the highest mark of the resident set (Linux alone has it), set back at the first E-step.
+    """
+    if not STATUS.is_file():
+        return float("nan")
+    usual, marks = LogEvidence.statistics, list[int]()
+
+    def marked(*args: Any, **kwargs: Any) -> Any:
+        found = usual(*args, **kwargs)
+        if not marks:
+            _hand_back()
+            Path("/proc/self/clear_refs").write_text("5")
+        marks.append(_kilobytes("VmHWM"))
+        return found
+
+    _hand_back()
+    before = _kilobytes("VmRSS")
+    with mock.patch.object(LogEvidence, "statistics", marked):
+        time_ember(x, start, options, "compiled", 3)
+    return 1e3 * (max(marks[1:]) - before) - 2 * x.nbytes
+
+
+def _hand_back() -> None:
+    """Returns memory that has been freed to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _kilobytes(field: str) -> int:
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,10 @@
 r"""The E-step of a plain mixture, in one sweep over the rows.
 
 Where a model has one latent in one plate and every factor is a product of natural parameters and
-sufficient statistics, the log joint of all components and rows is a single matrix product,
-
-.. math:: G = A\,T + \log w, \qquad S = R\,T^\top, \qquad R = \operatorname{softmax}_k(G),
-
-with the factors' natural parameters side by side in ``A (K, P)`` and their statistics stacked in
-``T (P, N)``. Taken in chunks of columns that fit the cache, nothing of size ``K N`` is ever
-stored and no graph is recorded. The result is that of the general contraction and its gradient,
-to rounding.
-
-Several parameter values go through one sweep together: their ``A`` are stacked to ``(R K, P)``, and
-the softmax runs within each block of ``K`` rows. What one sweep reads, and what it costs to start,
-is then shared by all of them.
+sufficient statistics, the log joint of all components and rows is a single matrix product: that of
+the factors' natural parameters side by side and their statistics, one below the other
+(``sweep.py``). No graph is recorded, and the result is that of the general contraction and its
+gradient, to rounding.
 """
 
 from __future__ import annotations
@@ -23,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference.expectation.kernels.compiled_sweep import compiled_sweep, is_worth_compiled
+from ember.inference.expectation.kernels.sweep import Rows, sweep
 from ember.inference.factors.exponential import ExponentialFactor, at_cells
 from ember.inference.factors.factor import CompiledFactor, Factor, same_scale
 from ember.inference.factors.tied import TieKey
@@ -32,7 +26,6 @@ __all__ = ["MixtureKernel", "mixture_kernel"]
 
 Keyed = tuple[TieKey, ExponentialFactor]
 Natural = Mapping[TieKey, Tensor]
-CHUNK_BYTES = 2_000_000  # of statistics; the chunk and its log joint then stay in the cache
 
 
 @dataclass(frozen=True)
@@ -41,9 +34,7 @@ class MixtureKernel:
 
     prior: Keyed
     data: tuple[Keyed, ...]
-    statistics: Tensor
-    base: Tensor | None
-    weights: Tensor | None
+    rows: Rows
 
     def __call__(self, natural: Natural) -> tuple[float, dict[TieKey, Tensor]]:
         """Log evidence, and its gradient by the natural parameters of all tied factors."""
@@ -60,47 +51,21 @@ class MixtureKernel:
             The log evidence ``(R,)`` and, for all tied factors, its gradient ``(R, C, P)``.
         """
         prior_key, prior = self.prior
-        log_weights = prior.log_prob(natural[prior_key])
-        blocks = [at_cells(natural[key], form.cells).flatten(2) for key, form in self.data]
-        sizes = [block.shape[2] for block in blocks]
-        total, sums, counts = self._sweep(torch.cat(blocks, 2), log_weights)
+        constant, lefts = prior.log_prob(natural[prior_key]), []
+        for key, form in self.data:
+            eta = at_cells(natural[key], form.cells).flatten(2)
+            added, left = form.columns.parted(eta)
+            constant = constant if added is None else constant + added
+            lefts.append(left)
+        left = lefts[0] if len(lefts) == 1 else torch.cat(lefts, 2)
+        swept = compiled_sweep if is_worth_compiled(self.rows, left) else sweep
+        total, sums, counts = swept(self.rows, left, constant)
         gradients = {key: torch.zeros_like(eta) for key, eta in natural.items()}
-        for (key, form), block in zip(self.data, sums.split(sizes, 2), strict=True):
-            _scatter(gradients[key], form, block)
-        _scatter(gradients[prior_key], prior, counts.unsqueeze(1) @ prior.statistics.T)
+        widths = [each.shape[2] for each in lefts]
+        for (key, form), block in zip(self.data, sums.split(widths, 2), strict=True):
+            _scatter(gradients[key], form, form.columns.joined(counts, block))
+        _scatter(gradients[prior_key], prior, counts.unsqueeze(1) @ prior.columns.matrix.T)
         return total, gradients
-
-    def _sweep(self, left: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log evidence ``(R,)``, ``S`` of shape ``(R, K, P)`` and expected counts ``(R, K)``."""
-        statistics = self.statistics
-        features, rows = statistics.shape
-        batch, components, _ = left.shape
-        flat, log_weights = left.flatten(0, 1), log_weights.reshape(-1, 1)
-        # One value's log joint is small beside the statistics; that of many must fit as well.
-        widest = features if batch == 1 else max(features, len(flat))
-        width = max(256, CHUNK_BYTES // (8 * widest))
-        sums, counts = torch.zeros_like(flat), left.new_zeros(len(flat))
-        total = left.new_zeros(batch)
-        for start in range(0, rows, width):
-            chunk = statistics[:, start : start + width]
-            stacked = torch.addmm(log_weights, flat, chunk)
-            joint = stacked.view(batch, components, -1)
-            top = joint.amax(1)
-            joint.sub_(top.unsqueeze(1)).exp_()
-            evidence = joint.sum(1)
-            row = evidence.log().add_(top)
-            weight: Tensor | None = None
-            if self.base is not None:
-                row += self.base[start : start + width]
-            if self.weights is not None:
-                weight = self.weights[start : start + width]
-                row *= weight
-            total += row.sum(1)
-            share = evidence.reciprocal_() if weight is None else weight / evidence
-            joint.mul_(share.unsqueeze(1))
-            sums.addmm_(stacked, chunk.T)
-            counts += stacked.sum(1)
-        return total, sums.view(left.shape), counts.view(batch, components)
 
 
 def _scatter(gradient: Tensor, form: ExponentialFactor, block: Tensor) -> None:
@@ -128,7 +93,7 @@ def mixture_kernel(
         if not same_scale(factor.scale, scale):
             return None
         key, form = compiled[factor.name]
-        if not isinstance(form, ExponentialFactor) or not form.is_product:
+        if not isinstance(form, ExponentialFactor):
             return None  # rows with missing entries have natural parameters by pattern
         if factor.dims == (latent,) and prior is None and form.base is None:
             prior = (key, form)
@@ -139,10 +104,9 @@ def mixture_kernel(
     if prior is None or not data or (scale is not None and scale.dims != (row,)):
         return None
     bases = [form.base.reshape(-1) for _, form in data if form.base is not None]
-    return MixtureKernel(
-        prior,
-        tuple(data),
-        data[0][1].statistics if len(data) == 1 else torch.cat([f.statistics for _, f in data]),
+    rows = Rows(
+        tuple(form.columns for _, form in data),
         torch.stack(bases).sum(0) if bases else None,
         None if scale is None else scale.tensor,
     )
+    return MixtureKernel(prior, tuple(data), rows)

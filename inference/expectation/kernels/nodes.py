@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ember.inference.expectation.kernels.mixture import CHUNK_BYTES
+from ember.inference.expectation.kernels.sweep import CHUNK_BYTES
 from ember.inference.factors.exponential import ExponentialFactor, at_cells
 from ember.inference.factors.factor import CompiledFactor, Factor, same_scale
 from ember.inference.factors.tied import TieKey
@@ -109,7 +109,7 @@ class NodeKernel:
             cells = form.cells.reshape(-1)
             gradients[key].index_add_(0, cells, block.reshape(len(cells), -1))
         cells = self.priors.reshape(-1)
-        block = (counts @ prior.statistics.T).reshape(len(cells), -1)
+        block = (counts @ prior.columns.matrix.T).reshape(len(cells), -1)
         gradients[prior_key].index_add_(0, cells, block)
         return gradients
 
@@ -133,7 +133,7 @@ class NodeKernel:
     def _laid_out(self, natural: Natural) -> tuple[list[Tensor], Tensor]:
         """Natural parameters ``(Q, F)`` of each factor, and what each node adds, ``(Q, G)``."""
         prior_key, prior = self.prior
-        shift = prior.statistics.new_zeros(())
+        shift = prior.columns.matrix.new_zeros(())
         blocks = []
         for (key, form), total in zip(self.data, self.pairs, strict=True):
             block = at_cells(natural[key], form.cells).flatten(1)  # (Q, J P)
@@ -142,7 +142,7 @@ class NodeKernel:
                 shift, block = shift + second @ total, first - second
             blocks.append(block)
         log_prior = (
-            at_cells(natural[prior_key], self.priors).flatten(1) @ prior.statistics
+            at_cells(natural[prior_key], self.priors).flatten(1) @ prior.columns.matrix
         )  # (G, Q)
         if prior.base is not None:
             log_prior = log_prior + prior.base
@@ -213,7 +213,7 @@ def node_kernel(
         if factor.name not in compiled or factor.plates != {row}:
             return None
         key, form = compiled[factor.name]
-        if not isinstance(form, ExponentialFactor) or not form.is_product:
+        if not isinstance(form, ExponentialFactor):
             return None
         if not same_scale(factor.scale, scale):
             return None
@@ -231,7 +231,7 @@ def node_kernel(
         return None
     pairs = tuple(_sum_of_pair(form) for _, form in data)
     kept = [
-        form.statistics if total is None else form.statistics[0::2]
+        form.columns.matrix if total is None else form.columns.matrix[0::2]
         for (_, form), total in zip(data, pairs, strict=True)
     ]
     bases = [form.base.reshape(-1) for _, form in data if form.base is not None]
@@ -252,9 +252,10 @@ def node_kernel(
 def _sum_of_pair(form: ExponentialFactor) -> Tensor | None:
     """The sum of the two statistics of each event, if there are two and all rows agree on it."""
     cells = form.cells.shape[1]
-    if len(form.statistics) != 2 * cells:
+    statistics = form.columns.matrix
+    if len(statistics) != 2 * cells:
         return None
-    total = form.statistics[0::2] + form.statistics[1::2]
+    total = statistics[0::2] + statistics[1::2]
     return total[:, 0].clone() if bool((total == total[:, :1]).all()) else None
 
 

@@ -9,8 +9,8 @@ from ember.inference.factors.residuals.compiling import has_residuals
 from ember.inference.factors.residuals.counts import counts
 from ember.inference.factors.residuals.normal import NORMAL
 from ember.inference.factors.tied import TiedFactors
-from ember.inference.families.multivariate_normal import MultivariateNormal
-from ember.inference.families.normal import Location, Normal
+from ember.inference.families.multivariate_normal import MultivariateNormal, VectorStatistics
+from ember.inference.families.normal import Location, Normal, NormalStatistics
 from ember.inference.families.rates import Rate
 from ember.inference.families.regression import Regression
 from ember.inference.numerics.design import Frame
@@ -34,20 +34,7 @@ def reach_of(
     if site.form is None or not has_residuals(site):
         return None
     rank = len(site.layout.outer) + site.layout.inner
-    statistics, _ = statistics_of(site, site.value, reference)
-    statistics = statistics.nan_to_num()
-    if isinstance(reference, Frame):
-        squares = Regression.products(statistics, len(reference.centre) + 1)
-        far = squares.diagonal(dim1=-2, dim2=-1).sqrt()
-    elif isinstance(site.form.family, Location):
-        root = statistics[..., 1].sqrt()
-        far = torch.stack([statistics[..., 0].abs() / root.clamp_min(1e-300), root], -1)
-    elif counts(site):
-        is_poisson = isinstance(site.form.family, Rate)  # next to counts are exposures
-        far = statistics[..., :1] if is_poisson else statistics.sum(-1, keepdim=True)
-    else:
-        size = 1 if isinstance(site.form.family, Normal) else site.value.shape[-1]
-        far = statistics[..., 1 : 1 + size].abs()
+    far = _distances(site, reference, rank)
     cells = prepend_dims(cells, rank)
     gone = [i for i in range(rank) if cells.size(i) == 1 and far.size(i) > 1]
     far = far.amax(gone, keepdim=True) if gone else far
@@ -55,6 +42,35 @@ def reach_of(
     index = cells.reshape(-1, 1).expand(far.shape)
     reach = far.new_zeros(count, far.shape[-1]).scatter_reduce_(0, index, far, "amax")
     return reach.squeeze(-1) if isinstance(site.form.family, Normal) or counts(site) else reach
+
+
+def _distances(site: Site, reference: Tensor | Frame | float, rank: int) -> Tensor:
+    """What ``reach_of`` is the largest of: for every entry, ``(*batch, C)``."""
+    form = site.form
+    assert form is not None
+    if isinstance(form.statistics, (VectorStatistics, NormalStatistics)):
+        assert not isinstance(reference, Frame)
+        # Squares and products of all rows would be many times the data.
+        far = form.statistics.centred(site.value, reference)
+        far = far if form.event_dim else far.unsqueeze(-1)
+        if site.mask is not None:
+            far = torch.where(site.mask.unsqueeze(-1), far, 0.0)
+        return prepend_dims(far.nan_to_num().abs(), rank + 1)
+    statistics, _ = statistics_of(site, site.value, reference)
+    statistics = statistics.nan_to_num()
+    if isinstance(reference, Frame):
+        squares = Regression.products(statistics, len(reference.centre) + 1)
+        far = squares.diagonal(dim1=-2, dim2=-1).sqrt()
+    elif isinstance(form.family, Location):
+        root = statistics[..., 1].sqrt()
+        far = torch.stack([statistics[..., 0].abs() / root.clamp_min(1e-300), root], -1)
+    elif counts(site):
+        is_poisson = isinstance(form.family, Rate)  # next to counts are exposures
+        far = statistics[..., :1] if is_poisson else statistics.sum(-1, keepdim=True)
+    else:
+        size = 1 if isinstance(form.family, Normal) else site.value.shape[-1]
+        far = statistics[..., 1 : 1 + size].abs()
+    return far
 
 
 def density_lost(tied: TiedFactors, values: tuple[Tensor, ...]) -> Tensor:

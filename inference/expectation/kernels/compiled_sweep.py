@@ -1,0 +1,84 @@
+"""The sweep of ``sweep.py`` by compiled loops, in as many threads as torch has.
+
+Each thread takes a range of rows and adds up on its own; the parts are then added in their order,
+so that the result does not depend on which thread was done first.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ember.inference.expectation.kernels.sweep import Rows, Swept
+from ember.inference.numerics.compiled import use_compiled
+
+__all__ = ["compiled_sweep", "is_worth_compiled"]
+
+
+WORTH = 4_000_000  # products of a sweep; of fewer, a whole fit is done while numba is loaded
+ALONE = 50_000  # products that one thread does while another is woken
+FEW_FEATURES = 16  # which the exponential of a component costs as much time as
+
+
+def is_worth_compiled(rows: Rows, left: Tensor) -> bool:
+    """Whether there are compiled loops for such rows, and enough of them to be worth loading."""
+    if _work(rows, left) < WORTH or not use_compiled():
+        return False
+    return left.dtype == torch.float64 and left.device.type == "cpu"
+
+
+def _work(rows: Rows, left: Tensor) -> int:
+    batch, components, features = left.shape
+    return len(rows) * batch * components * (features + FEW_FEATURES)
+
+
+def compiled_sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
+    """The same as ``sweep``, to rounding.
+
+    Args:
+        rows: The rows.
+        left: What each feature counts for in each component, ``(R, K, F)``.
+        constant: What each component begins with, its log weight among it, ``(R, K)``.
+    """
+    from ember.inference.expectation.kernels.loops import TILE, WIDTH, sweep_rows
+
+    batch, components, features = left.shape
+    padded = -(-features // TILE) * TILE
+    filled = torch.nn.functional.pad(left, (0, padded - features)).numpy()
+    start = constant.contiguous().numpy()
+    factors = np.full((2, padded), -1)
+    factors[:, :features] = rows.factors.numpy()
+    data = rows.data.numpy()
+    weights = np.empty(0) if rows.weights is None else rows.weights.numpy()
+
+    def part(first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        total, counts = np.zeros(batch), np.zeros((batch, components))
+        sums = np.zeros((batch, components, padded))
+        sweep_rows(data, weights, factors, filled, start, first, last, total, sums, counts)
+        return total, sums, counts
+
+    blocks = -(-len(rows) // WIDTH)
+    parts = max(1, min(torch.get_num_threads(), blocks, _work(rows, left) // ALONE))
+    bounds = [min(len(rows), WIDTH * (blocks * i // parts)) for i in range(parts + 1)]
+    bounds[-1] = len(rows)
+    others = [
+        _pool(os.getpid(), parts).submit(part, first, last)
+        for first, last in itertools.pairwise(bounds[1:])
+    ]
+    found = [part(*bounds[:2]), *(other.result() for other in others)]
+    total, sums, counts = (torch.from_numpy(sum(each)) for each in zip(*found, strict=True))
+    if rows.base is not None:
+        total += (rows.base if rows.weights is None else rows.base * rows.weights).sum()
+    return total, sums[..., :features], counts
+
+
+@functools.cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads of this process: those of one that has been forked are gone."""
+    return ThreadPoolExecutor(threads, "ember")

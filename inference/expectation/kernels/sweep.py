@@ -1,0 +1,134 @@
+r"""One sweep over the rows of a mixture, in torch.
+
+.. math:: G = c + A\,F, \qquad R = \operatorname{softmax}_k(G), \qquad S = R\,F^\top
+
+with the features ``F (F, N)`` of the rows, formed in chunks of columns that fit the cache, in one
+buffer: nothing of size ``N K`` or ``N F`` is ever stored. Several parameter values go through
+together: their ``A`` are stacked, and the softmax runs within each block of ``K`` rows. What one
+sweep reads, and what it costs to start, is then shared by all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ember.inference.factors.columns import NOTHING, Columns
+
+__all__ = ["CHUNK_BYTES", "Rows", "Swept", "sweep"]
+
+
+Swept = tuple[Tensor, Tensor, Tensor]
+"""Log evidence ``(R,)``, sums of features ``(R, K, F)`` and expected counts ``(R, K)``."""
+
+CHUNK_BYTES = 2_000_000  # of features; the chunk and its log joint then stay in the cache
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a sweep reads.
+
+    Attributes:
+        columns: Those of each site of the rows.
+        base: What is added to the log evidence of each row, ``(N,)``.
+        weights: How often each row counts, ``(N,)``.
+    """
+
+    columns: tuple[Columns, ...]
+    base: Tensor | None
+    weights: Tensor | None
+
+    def __len__(self) -> int:
+        return self.columns[0].data.shape[1]
+
+    @functools.cached_property
+    def features(self) -> int:
+        """The number of features of a row, of all sites together."""
+        return sum(each.features for each in self.columns)
+
+    @functools.cached_property
+    def factors(self) -> Tensor:
+        """The rows of ``data`` whose product is each feature, ``(2, F)``; see ``Columns``."""
+        each, held = [], 0
+        for columns in self.columns:
+            factors = columns.factors
+            each.append(torch.where(factors == NOTHING, NOTHING, factors + held))
+            held += len(columns.data)
+        return torch.cat(each, 1)
+
+    @functools.cached_property
+    def data(self) -> Tensor:
+        """What the sites hold, one below the other, ``(M, N)``."""
+        held = [each.data for each in self.columns]
+        return held[0] if len(held) == 1 else torch.cat(held)
+
+    def form(self, start: int, stop: int, out: Tensor) -> None:
+        """Writes the features of some rows into ``out``, ``(F, n)``."""
+        place = 0
+        for each in self.columns:
+            each.form(start, stop, out[place : place + each.features])
+            place += each.features
+
+    def chunks(self, width: int) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows after the other, with their features ``(F, n)``, for as long as none follow."""
+        if len(self) <= width and 8 * self.features * width <= CHUNK_BYTES:
+            yield slice(0, len(self)), self._whole
+            return
+        if len(self.columns) == 1 and type(self.columns[0]) is Columns:
+            held = self.columns[0].data
+            for start in range(0, len(self), width):
+                yield slice(start, start + width), held[:, start : start + width]
+            return
+        room = self.columns[0].data.new_empty(self.features * min(width, len(self)))
+        for start in range(0, len(self), width):
+            stop = min(start + width, len(self))
+            out = room[: self.features * (stop - start)].view(self.features, -1)
+            self.form(start, stop, out)
+            yield slice(start, stop), out
+
+    @functools.cached_property
+    def _whole(self) -> Tensor:
+        """The features of all rows, kept where they are few."""
+        out = self.columns[0].data.new_empty(self.features, len(self))
+        self.form(0, len(self), out)
+        return out
+
+
+def sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
+    """Log evidence and expected statistics at several parameter values.
+
+    Args:
+        rows: The rows.
+        left: What each feature counts for in each component, ``(R, K, F)``.
+        constant: What each component begins with, its log weight among it, ``(R, K)``.
+    """
+    batch, components, features = left.shape
+    flat, start = left.flatten(0, 1), constant.reshape(-1, 1)
+    # One value's log joint is small beside the features; that of many must fit as well.
+    widest = features if batch == 1 else max(features, len(flat))
+    width = max(256, CHUNK_BYTES // (8 * widest))
+    sums, counts = torch.zeros_like(flat), left.new_zeros(len(flat))
+    total = left.new_zeros(batch)
+    for chosen, chunk in rows.chunks(width):
+        stacked = torch.addmm(start, flat, chunk)
+        joint = stacked.view(batch, components, -1)
+        top = joint.amax(1)
+        joint.sub_(top.unsqueeze(1)).exp_()
+        evidence = joint.sum(1)
+        row = evidence.log().add_(top)
+        weight: Tensor | None = None
+        if rows.base is not None:
+            row += rows.base[chosen]
+        if rows.weights is not None:
+            weight = rows.weights[chosen]
+            row *= weight
+        total += row.sum(1)
+        share = evidence.reciprocal_() if weight is None else weight / evidence
+        joint.mul_(share.unsqueeze(1))
+        sums.addmm_(stacked, chunk.T)
+        counts += stacked.sum(1)
+    return total, sums.view(left.shape), counts.view(batch, components)
