@@ -32,6 +32,7 @@ from ember.inference.iteration.restarts.starting_points import starting_points
 from ember.inference.iteration.run import Run
 from ember.inference.iteration.split_merge import check_mixture, split_and_merge
 from ember.inference.iteration.stochastic.polish import by_draws, rule_of_draws
+from ember.inference.iteration.subsample import sample_of
 from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.numerics.adaptive import Adaptive
@@ -285,7 +286,8 @@ class EM(Batches):
             check_mixture(plan)
         close = REACHED * (self.tol or TOLERANCE)
         run = functools.partial(self._run, plan)
-        best = best_of(
+        best = self._by_sample(plan, began)
+        best = best or best_of(
             plan,
             starting_points(plan, self.init, self.restarts, self.anneal),
             run,
@@ -299,6 +301,18 @@ class EM(Batches):
         if self.escape and best.converged:
             best = split_and_merge(plan, best, lambda start: run(Trajectory(start, began)), close)
         return dataclasses.replace(best, evaluations=best.evaluations + len(self.anneal))
+
+    def _by_sample(self, plan: Plan, began: float) -> Run | None:
+        """The run from where a sample of many rows has led to; None if it has led nowhere."""
+        if not isinstance(self.init, str) or self._classification or not self.max_iter:
+            return None
+        sample = sample_of(plan)
+        first = None if sample is None else self._on_sample(sample, began)
+        if first is None or not first.converged:
+            return None
+        run = self._run(plan, Trajectory(first.params, began))
+        starts = first.starts if self.restarts > 1 else run.starts
+        return dataclasses.replace(run, starts=starts)
 
     def _on_enough_nodes(
         self,

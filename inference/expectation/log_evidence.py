@@ -95,7 +95,26 @@ class LogEvidence:
 
     def __call__(self, params: Params) -> Tensor:
         """``log p(data | params)``, differentiable with respect to the parameters."""
+        if not torch.is_grad_enabled() and self.kernel is not None:
+            natural = self._natural(params)
+            if natural is not None:
+                return torch.tensor(self.kernel(natural)[0], dtype=torch.float64)
         return self.contraction.total(self.contraction(all_tensors(self.plan, params)))
+
+    def explained(self, params: Params) -> Tensor | None:
+        """How many rows each component explains, ``(K,)``; None if there is no quick way."""
+        natural = self._natural(params) if self.kernel is not None else None
+        if self.kernel is None or natural is None:
+            return None
+        with torch.no_grad():
+            return self.kernel.counts(natural)
+
+    def _natural(self, params: Params) -> dict[TieKey, Tensor] | None:
+        """The natural parameters, unless digits would be lost by them."""
+        with torch.no_grad():
+            values = values_of(self.plan, params)
+            near = self.plan.residuals.needed(self.plan.tied, values)
+            return None if near else natural_parameters(self.plan, values)
 
     def rows(self, params: Params) -> Tensor:
         """``log p(row | params)`` for every row, unweighted; a scalar if there are no rows.

@@ -78,6 +78,9 @@ def canonical_order(plan: Plan, params: Params, latent: str) -> list[int]:
 def explained(plan: Plan, params: Params, latent: str) -> Tensor:
     """How many rows (of chains: steps) each state of a latent site explains, ``(K,)``."""
     names = list(members_of(plan, latent))
+    swept = LogEvidence.of(plan).explained(params)
+    if swept is not None:
+        return swept
     posteriors, shares = marginals(plan, params, names), torch.zeros(())
     for name in names:
         probs, scale = posteriors[name].nan_to_num(), plan.scales[name]

@@ -50,6 +50,20 @@ class MixtureKernel:
         Returns:
             The log evidence ``(R,)`` and, for all tied factors, its gradient ``(R, C, P)``.
         """
+        total, sums, counts, widths = self._swept(natural)
+        prior_key, prior = self.prior
+        gradients = {key: torch.zeros_like(eta) for key, eta in natural.items()}
+        for (key, form), block in zip(self.data, sums.split(widths, 2), strict=True):
+            _scatter(gradients[key], form, form.columns.joined(counts, block))
+        _scatter(gradients[prior_key], prior, counts.unsqueeze(1) @ prior.columns.matrix.T)
+        return total, gradients
+
+    def counts(self, natural: Natural) -> Tensor:
+        """The expected number of rows of each component, by their weights, ``(K,)``."""
+        return self._swept({key: eta.unsqueeze(0) for key, eta in natural.items()})[2][0]
+
+    def _swept(self, natural: Natural) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """One sweep: the log evidence, the statistics, the counts, and each form's features."""
         prior_key, prior = self.prior
         constant, lefts = prior.log_prob(natural[prior_key]), []
         for key, form in self.data:
@@ -59,13 +73,7 @@ class MixtureKernel:
             lefts.append(left)
         left = lefts[0] if len(lefts) == 1 else torch.cat(lefts, 2)
         swept = compiled_sweep if is_worth_compiled(self.rows, left) else sweep
-        total, sums, counts = swept(self.rows, left, constant)
-        gradients = {key: torch.zeros_like(eta) for key, eta in natural.items()}
-        widths = [each.shape[2] for each in lefts]
-        for (key, form), block in zip(self.data, sums.split(widths, 2), strict=True):
-            _scatter(gradients[key], form, form.columns.joined(counts, block))
-        _scatter(gradients[prior_key], prior, counts.unsqueeze(1) @ prior.columns.matrix.T)
-        return total, gradients
+        return *swept(self.rows, left, constant), [each.shape[2] for each in lefts]
 
 
 def _scatter(gradient: Tensor, form: ExponentialFactor, block: Tensor) -> None:
