@@ -228,6 +228,18 @@ def test_a_state_that_comes_back_is_left_to_logarithms() -> None:
     assert float(chain_log_evidence(chains)) == pytest.approx(-4000.0 - 0.6931471805599453)
 
 
+@pytest.mark.parametrize("rows", [1, 9])
+def test_first_states_that_data_rule_out_are_left_to_logarithms(rows: int) -> None:
+    """The sum that the first step is divided by is zero."""
+    first = torch.tensor([0.0, -torch.inf]).expand(rows, 2)
+    emission = torch.zeros(30, rows, 2)
+    emission[0, :, 0] = -1e5
+    moves = torch.full((1, 1, 2, 2), 0.5).log()
+    chains = Potentials(first, moves, emission)
+    assert isinstance(chain.smoother(chains), SmoothedInLogs)
+    torch.testing.assert_close(chain_log_evidence(chains), torch.full((rows,), -1e5))
+
+
 def test_it_is_trusted_where_tensors_are() -> None:
     """Chains that lose states for a while: scaled numbers are right, or there are none."""
     kept = 0
