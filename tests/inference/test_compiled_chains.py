@@ -1,8 +1,10 @@
 """Compiled forward-backward against the recursions in tensors, every path, and fifty digits."""
 
 import contextlib
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -326,3 +328,11 @@ def test_code_that_cannot_be_kept_is_compiled_all_the_same() -> None:
     made: dict[str, Callable[[float], float]] = {}
     exec("def twice(x):\n    return 2.0 * x", made)  # a function without a file
     assert compiled("f8(f8)")(made["twice"])(1.5) == 3.0
+
+
+@pytest.mark.parametrize("name", ["compiled_steps.py", "compiled_lanes.py"])
+def test_kept_code_is_of_the_functions_that_it_calls(name: str) -> None:
+    """numba compiles anew where the file of a loop changes, not those of what the loop calls."""
+    folder = Path(chain_compiled.__file__).parent
+    digest = hashlib.sha256((folder / "compiled_chunks.py").read_bytes()).hexdigest()[:16]
+    assert f"# compiled_chunks.py: {digest}\n" in (folder / name).read_text(encoding="utf-8")

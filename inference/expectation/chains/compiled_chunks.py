@@ -4,8 +4,8 @@ Chains are given as ``emission[t, r, k]``, whatever its strides; a chunk holds, 
 steps, the states of one chain, or of several side by side: ``x[k * lanes + lane]``. To import this
 file loads numba, which takes half a second.
 
-What was compiled is kept until the file changes in which the loop stands: after a change here,
-touch ``compiled_steps.py`` and ``compiled_lanes.py``.
+What was compiled is kept until the file changes in which the loop stands, and no longer fits if
+this one changes: those files therefore name the digest of this one (a test says what it is).
 """
 
 from collections.abc import Callable
