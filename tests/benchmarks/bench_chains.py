@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from hmmlearn.base import ConvergenceMonitor
 from hmmlearn.hmm import GaussianHMM
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from ember.inference import EM
 from ember.inference.numerics.compiled import use_compiled
@@ -138,7 +139,8 @@ def rival(x: np.ndarray, start: Start) -> tuple[list[float], float]:
     model.means_ = start["locs"].numpy()
     model.covars_ = np.linalg.inv(start["precisions"].numpy())
     model.monitor_ = Clock(-np.inf, ITERATIONS + 1, False)
-    model.fit(x.reshape(-1, FEATURES), [x.shape[1]] * len(x))
+    with threadpool_limits(1):  # its products are small: more threads only wait for each other
+        model.fit(x.reshape(-1, FEATURES), [x.shape[1]] * len(x))
     return list(np.diff(model.monitor_.times)), float(model.monitor_.history[-1])
 
 

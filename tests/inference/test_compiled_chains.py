@@ -1,8 +1,10 @@
 """Compiled forward-backward against the recursions in tensors, every path, and fifty digits."""
 
 import contextlib
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -228,6 +230,18 @@ def test_a_state_that_comes_back_is_left_to_logarithms() -> None:
     assert float(chain_log_evidence(chains)) == pytest.approx(-4000.0 - 0.6931471805599453)
 
 
+@pytest.mark.parametrize("rows", [1, 9])
+def test_first_states_that_data_rule_out_are_left_to_logarithms(rows: int) -> None:
+    """The sum that the first step is divided by is zero."""
+    first = torch.tensor([0.0, -torch.inf]).expand(rows, 2)
+    emission = torch.zeros(30, rows, 2)
+    emission[0, :, 0] = -1e5
+    moves = torch.full((1, 1, 2, 2), 0.5).log()
+    chains = Potentials(first, moves, emission)
+    assert isinstance(chain.smoother(chains), SmoothedInLogs)
+    torch.testing.assert_close(chain_log_evidence(chains), torch.full((rows,), -1e5))
+
+
 def test_it_is_trusted_where_tensors_are() -> None:
     """Chains that lose states for a while: scaled numbers are right, or there are none."""
     kept = 0
@@ -314,3 +328,11 @@ def test_code_that_cannot_be_kept_is_compiled_all_the_same() -> None:
     made: dict[str, Callable[[float], float]] = {}
     exec("def twice(x):\n    return 2.0 * x", made)  # a function without a file
     assert compiled("f8(f8)")(made["twice"])(1.5) == 3.0
+
+
+@pytest.mark.parametrize("name", ["compiled_steps.py", "compiled_lanes.py"])
+def test_kept_code_is_of_the_functions_that_it_calls(name: str) -> None:
+    """numba compiles anew where the file of a loop changes, not those of what the loop calls."""
+    folder = Path(chain_compiled.__file__).parent
+    digest = hashlib.sha256((folder / "compiled_chunks.py").read_bytes()).hexdigest()[:16]
+    assert f"# compiled_chunks.py: {digest}\n" in (folder / name).read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from ember.inference.expectation.chains.scaled import SHARE, Scaling
 from ember.inference.numerics.compiled import use_compiled
 from ember.inference.numerics.threads import in_threads
 
-__all__ = ["LANES", "CompiledChains", "compiled_forward_backward", "is_worth_compiling"]
+__all__ = ["CompiledChains", "compiled_forward_backward", "is_worth_compiling"]
 
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
@@ -39,7 +39,7 @@ WORTH = 50_000
 PARTS = 16  # into which chains are cut, however many threads there are, so that sums are the same
 FEW = 10  # states up to which chains go side by side; more of them fill an instruction themselves
 LEAST_SHARING = 8  # chains that share a matrix, from which on they do
-LANES = 32  # chains that go side by side, at most
+SIDE_BY_SIDE = 32  # chains that a part has at least where they do
 PART_ENTRIES = 5_000  # emission probabilities of a part from which on a thread is worth waking
 
 
@@ -116,7 +116,7 @@ def _loops(side_by_side: bool) -> tuple[Forward, Backward]:
 def _parts(chains: Potentials, side_by_side: bool) -> list[tuple[int, int]]:
     """Which chains each thread takes at a time."""
     rows = chains.emission.shape[1]
-    count = min(PARTS, -(-rows // LANES) if side_by_side else rows)
+    count = min(PARTS, -(-rows // SIDE_BY_SIDE) if side_by_side else rows)
     count = min(count, max(1, chains.emission.numel() // PART_ENTRIES))
     if len(chains.transition) > 1:
         count = 1  # each part would need sums of pairs for every step

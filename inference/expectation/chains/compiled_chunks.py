@@ -3,10 +3,13 @@
 Chains are given as ``emission[t, r, k]``, whatever its strides; a chunk holds, for each of its
 steps, the states of one chain, or of several side by side: ``x[k * lanes + lane]``. To import this
 file loads numba, which takes half a second.
+
+What was compiled is kept until the file changes in which the loop stands, and no longer fits if
+this one changes: those files therefore name the digest of this one (a test says what it is).
 """
 
 from collections.abc import Callable
-from typing import TypeAlias, TypeVar, cast
+from typing import Literal, TypeAlias, TypedDict, TypeVar, cast
 
 import numba
 import numpy as np
@@ -26,18 +29,24 @@ LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 LEAST_EXPONENT = -708.0  # below it a power of e is no normal number
 
 
+class _Options(TypedDict):
+    nogil: bool
+    fastmath: set[str]
+    error_model: Literal["numpy"]  # to divide by zero gives infinity or NaN, as in tensors
+
+
 def compiled(signature: str | None = None) -> Callable[[F], F]:
     """Compiles a function when this file is imported, or inside the functions that call it."""
     # To contract is to round once where a product is added to: NaN and infinity stay as they are.
-    contract = {"contract"}
+    options = _Options(nogil=True, fastmath={"contract"}, error_model="numpy")
 
     def make(function: F) -> F:
         if signature is None:
-            return cast(F, numba.njit(nogil=True, fastmath=contract)(function))
+            return cast(F, numba.njit(**options)(function))
         try:
-            made = numba.njit(signature, cache=True, nogil=True, fastmath=contract)(function)
+            made = numba.njit(signature, cache=True, **options)(function)
         except RuntimeError:  # there is no folder that the compiled code could be kept in
-            made = numba.njit(signature, nogil=True, fastmath=contract)(function)
+            made = numba.njit(signature, **options)(function)
         return cast(F, made)
 
     return make

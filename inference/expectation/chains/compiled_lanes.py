@@ -6,7 +6,6 @@ Those side by side share a transition matrix; where one ends before another, it 
 
 import numpy as np
 
-from ember.inference.expectation.chains.compiled import LANES
 from ember.inference.expectation.chains.compiled_chunks import (
     CHUNK,
     FLOOR,
@@ -19,6 +18,10 @@ from ember.inference.expectation.chains.compiled_chunks import (
 )
 
 __all__ = ["backward", "forward"]
+
+# compiled_chunks.py: 07085960fe187102
+
+LANES = 32  # chains side by side, at most
 
 
 @compiled()

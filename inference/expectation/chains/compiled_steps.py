@@ -21,6 +21,8 @@ from ember.inference.expectation.chains.compiled_chunks import (
 
 __all__ = ["backward", "forward"]
 
+# compiled_chunks.py: 07085960fe187102
+
 
 @compiled()
 def _times(vector: Floats, matrix: Floats, out: Floats) -> None:
