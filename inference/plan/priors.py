@@ -139,7 +139,7 @@ class Prior:
             locations = tied.locations(params)
             tied = tied.centred(locations)
             if prior.has_own_cells:
-                reference = locations.reshape(*cells.shape, *locations.shape[1:])
+                reference = locations.reshape((*cells.shape, *locations.shape[1:]))
             else:
                 reference = locations[cells]
         if prior.has_own_cells:
