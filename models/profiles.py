@@ -39,7 +39,13 @@ from ember.models.parts.emissions import (
     poisson_emission,
 )
 from ember.models.parts.plates import data_plate, mixture_weights
-from ember.models.parts.priors import HALF_COUNT, Hyperparameters, Prior, default_variance
+from ember.models.parts.priors import (
+    HALF_COUNT,
+    Hyperparameters,
+    Prior,
+    default_variance,
+    weighted_mean,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,18 +193,17 @@ def _checked(data: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def _scale(x: Tensor, mask: Tensor, counts: Tensor, components: int) -> Tensor:
-    """The default variance of each column, missing entries being at its mean."""
-    total, there = counts.sum(), counts @ mask.to(counts)
+    """The default variance of each column, missing entries left out."""
     with called("data['continuous']"):
-        # A missing entry adds nothing to the squares: only the divisor is too large.
-        variance = default_variance(x, counts, components)
-    return variance * (total - 1.0).clamp_min(1.0) / (there - 1.0).clamp_min(1.0)
+        return default_variance(_with_gaps(x, mask), counts, components)
 
 
 def _mean(x: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
-    weight = counts.unsqueeze(-1) * mask
-    total = weight.sum(0).clamp_min(torch.finfo(counts.dtype).tiny)
-    return (weight * x).sum(0) / total
+    return weighted_mean(_with_gaps(x, mask), counts)
+
+
+def _with_gaps(x: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, x, torch.nan)
 
 
 def _with_defaults(hyper: Hyperparameters, **defaults: Tensor) -> Hyperparameters:

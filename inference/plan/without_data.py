@@ -105,15 +105,30 @@ class StructureWithoutData(Structure):
 
 
 class PlanWithoutData(Plan):
-    """A plan of which all that hangs on the data is missing, and says so when it is asked for."""
+    """A plan of which all that hangs on the data is missing, and says so when it is asked for.
+
+    Args:
+        model: The model.
+        arguments: Its arguments, data left out.
+        record: What is kept of the plan.
+        why: What is said when more is asked for.
+        example: A plan for a few rows, by which new ones are drawn; None if there is none.
+    """
 
     record: PlanRecord
+    example: Plan | None
 
     def __init__(
-        self, model: Model, arguments: Arguments, record: PlanRecord, why: str = NO_DATA
+        self,
+        model: Model,
+        arguments: Arguments,
+        record: PlanRecord,
+        why: str = NO_DATA,
+        example: Plan | None = None,
     ) -> None:
         structure = StructureWithoutData(model, arguments, record, why)
         self.__dict__.update(structure=structure, record=record, _made={}, _why=why)
+        self.__dict__.update(example=example)
         self.__dict__.update(row="rows", sizes={"rows": record.rows}, objective=record.objective)
         self.__dict__.update(opaque=_Misread(frozenset(record.misread)))
 

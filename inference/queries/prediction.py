@@ -9,6 +9,7 @@ from ember.inference.expectation.posterior import marginals
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.numerics.shapes import append_dims, broadcast_shapes, prepend_dims
 from ember.inference.plan.plan import Plan
+from ember.inference.plan.without_data import PlanWithoutData
 from ember.inference.queries.conjugate.moments import EntryPosteriors
 from ember.inference.queries.conjugate.posterior import conjugate_posterior
 from ember.inference.queries.gaussian.draws import component_draws, state_draws
@@ -172,6 +173,8 @@ def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor
     """Draws of latent and observed sites: ``n`` rows, or ``n`` data sets if there are no rows."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"n={n!r} must be a whole number of at least 1.")
+    if isinstance(plan, PlanWithoutData) and plan.example is not None:
+        plan = plan.example
     row = plan.row_plate()
     rounds = n if row is None else -(-n // row[1])
     drawn: dict[str, list[Tensor]] = {}

@@ -74,7 +74,7 @@ class Checkpoints:
     path: Path | None
     every: float
     about: dict[str, Any]
-    _latest: float = field(default_factory=time.perf_counter, init=False)
+    _latest: float = field(default_factory=lambda: time.perf_counter(), init=False)
     _failed: bool = field(default=False, init=False)
 
     def __call__(self, way: Trajectory, place: Place) -> None:

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ember.inference.initialisation.starting_params import Init, starting_params
 from ember.inference.inputs.arguments import Arguments, Model
+from ember.inference.inputs.rows import rows_of, taken
 from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.acceleration.schemes import scheme_for
 from ember.inference.iteration.convergence import StoppingRule, StopReason
@@ -25,6 +27,7 @@ from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Plan
+from ember.inference.plan.rebinding import rebound
 from ember.inference.plan.without_data import IN_PIECES, LeftOut, PlanWithoutData
 from ember.inference.queries.relabelling import in_canonical_order
 from ember.inference.storage.plan_record import record_of
@@ -33,6 +36,7 @@ from ember.inference.streaming.stream import Stream
 
 __all__ = ["InPieces", "finished"]
 
+EXAMPLE = 1000  # rows that a fit keeps, to draw new ones by
 SAME = 1e-9  # relative difference of objectives at the same parameters
 
 
@@ -171,4 +175,12 @@ def finished(run: Run, stream: Stream, model: Model, by_share: bool) -> Run:
     )
     positions = len(template.structure.arguments.args)
     arguments = Arguments((LeftOut(stream.rows),) * positions, dict(stream.source.options))
-    return dataclasses.replace(run, plan=PlanWithoutData(model, arguments, record, IN_PIECES))
+    plan = PlanWithoutData(model, arguments, record, IN_PIECES, _example(template))
+    return dataclasses.replace(run, plan=plan)
+
+
+def _example(template: Plan) -> Plan | None:
+    """The plan for a few rows, so that a fit can draw new ones."""
+    arguments = template.structure.arguments
+    few = taken(arguments, torch.arange(min(EXAMPLE, rows_of(arguments))))
+    return rebound(template, few, keep_prior=True, validated=False)

@@ -66,6 +66,8 @@ def survey(model: Model, pieces: Iterable[tuple[int, Arguments]], count: int, se
             own = tuple(_moments(model, piece))
         except (ValueError, TypeError) as error:
             raise type(error)(f"piece {number} of the data: {error}") from error
+        if found is not None:
+            _check_alike(number, piece, found.first)
         keys, sample = _drawn(piece, count, seed)
         each = Survey((rows_of(piece),), piece, sample, keys, own, own)
         found = each if found is None else joined([found, each], count)
@@ -106,6 +108,16 @@ def _moments(model: Model, piece: Arguments) -> list[Moments]:
     with validation_enabled(False), Pooling() as pooling:
         first_run(model, piece, {})
     return pooling.own
+
+
+def _check_alike(number: int, piece: Arguments, first: Arguments) -> None:
+    """Refuses pieces with other columns than the first."""
+    for own, other in zip(piece.tensors, first.tensors, strict=False):
+        if own.dim() != other.dim() or own.shape[1:] != other.shape[1:]:
+            raise ValueError(
+                f"piece {number} of the data has rows of shape {tuple(own.shape[1:])} where the "
+                f"first has {tuple(other.shape[1:])}; give every piece the same columns."
+            )
 
 
 def _same(one: object, other: object) -> bool:

@@ -1,0 +1,263 @@
+"""Data in pieces: the fit of the whole, whatever the pieces are."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from ember.inference import EM, Fit, chunks
+from ember.models import (
+    bernoulli_mixture,
+    factor_analysis,
+    gaussian_mixture,
+    hidden_markov_gaussian,
+    latent_profile,
+    linear_mixed_model,
+    poisson_mixture,
+    regression_mixture,
+)
+
+Model = Callable[..., Any]
+
+
+def points(rows: int = 600, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(rows, 2, generator=generator, dtype=torch.float64)
+    centres = torch.tensor([[0.0, 0.0], [3.0, 1.0], [-1.0, 4.0]], dtype=torch.float64)
+    return centres[torch.arange(rows) % 3] + noise
+
+
+def counts(rows: int = 500) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    rates = torch.tensor([2.0, 9.0], dtype=torch.float64)[torch.arange(rows) % 2]
+    return torch.poisson(rates, generator=generator)
+
+
+def pieces_of(*tensors: Tensor, rows: int = 170) -> list[tuple[Tensor, ...]]:
+    return list(zip(*(tensor.split(rows) for tensor in tensors), strict=True))
+
+
+def assert_same(whole: Fit, fit: Fit, tolerance: float = 1e-8) -> None:
+    scale = 1.0 + abs(whole.log_posterior)
+    assert fit.log_posterior == pytest.approx(whole.log_posterior, abs=tolerance * scale)
+    assert fit.converged
+    for name, value in whole.params.items():
+        assert torch.allclose(fit.params[name], value, rtol=1e-4, atol=1e-4), name
+
+
+CASES: list[tuple[Model, Tensor, dict[str, Any]]] = [
+    *(
+        (gaussian_mixture, points(), {"components": 3, "covariance": covariance})
+        for covariance in ("full", "tied", "diag", "spherical")
+    ),
+    (poisson_mixture, counts(), {"components": 2}),
+    (bernoulli_mixture, (points() > 1.0).double(), {"components": 2}),
+    (hidden_markov_gaussian, points(1200).reshape(40, 30, 2), {"states": 3}),
+]
+
+
+def case_id(case: Any) -> str:
+    return f"{case[0].__name__}-{case[2].get('covariance', '')}"
+
+
+@pytest.mark.parametrize("objective", ["map", "mle"])
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+def test_equals_the_fit_of_the_whole(
+    case: tuple[Model, Tensor, dict[str, Any]], objective: str
+) -> None:
+    model, x, options = case
+    em = EM(model, objective, seed=0)
+    whole = em.fit(x, **options)
+    rows = 7 if x.dim() == 3 else 170
+    fit = em.fit_batches(chunks(x, rows=rows), **options)
+    assert_same(whole, fit)
+    assert fit.n_observations == whole.n_observations
+    assert fit.bic == pytest.approx(whole.bic, rel=1e-7)
+    assert torch.equal(fit.predict(x[:9]), whole.predict(x[:9]))
+    assert torch.allclose(fit.log_prob(x[:9]), whole.log_prob(x[:9]), rtol=1e-4)
+    assert bool((fit.history.diff() >= 0).all())
+
+
+def test_statistics_are_those_of_the_whole_at_any_parameters() -> None:
+    """One pass equals one E-step to rounding, prior included, whatever the pieces."""
+    x = points(500)
+    start = {"weights": torch.tensor([0.5, 0.3, 0.2])}
+    for rows in (1, 13, 500):
+        em = EM(gaussian_mixture, init=start, max_iter=3, accelerate=None, seed=0)
+        with pytest.warns(RuntimeWarning, match="max_iter"):
+            fit = em.fit_batches(chunks(x, rows=max(rows, 3)), components=3)
+        whole = EM(gaussian_mixture).e_step(fit.params, x, components=3)
+        assert fit.log_likelihood == pytest.approx(whole.log_likelihood, rel=1e-12)
+        assert fit.log_posterior == pytest.approx(whole.objective, rel=1e-12)
+
+
+def test_a_default_prior_is_that_of_all_rows() -> None:
+    """Sorted rows give pieces with moments of their own, of which each would be another prior."""
+    x = points(900)
+    x = x[x[:, 0].argsort()]
+    gaps = x.masked_fill(torch.rand(x.shape, generator=torch.Generator().manual_seed(3)) < 0.1, 1e3)
+    gaps = gaps.masked_fill(gaps == 1e3, torch.nan)
+    for data in (x, gaps):
+        for covariance in ("full", "diag"):
+            options: dict[str, Any] = {"components": 3, "covariance": covariance}
+            whole = EM(gaussian_mixture, seed=0).fit(data, **options)
+            fit = EM(gaussian_mixture, init=dict(whole.params), seed=0).fit_batches(
+                chunks(data, rows=250), **options
+            )
+            assert fit.history[0] == pytest.approx(whole.log_posterior, rel=1e-12)
+
+
+def test_any_order_and_any_kind_of_pieces() -> None:
+    x, weights = points(), 1.0 + torch.arange(600.0, dtype=torch.float64) % 3
+    em = EM(gaussian_mixture, seed=0)
+    whole = em.fit(x, components=3, frequency=weights)
+    by_name = [{"x": a, "frequency": b} for a, b in pieces_of(x, weights)]
+    fits = [em.fit_batches(kind, components=3) for kind in (by_name, by_name[::-1])]
+    for fit in fits:
+        assert_same(whole, fit)
+    plain = em.fit(x, components=3)
+    loaders: list[Any] = [
+        DataLoader(x, batch_size=170),  # type: ignore[arg-type]
+        DataLoader(TensorDataset(x), batch_size=100, shuffle=True),
+        [part.numpy() for part in x.split(200)],
+        [pd.DataFrame(part.numpy(), columns=["a", "b"]) for part in x.split(200)],
+        chunks(x.numpy(), rows=123),
+    ]
+    for loader in loaders:
+        assert_same(plain, em.fit_batches(loader, components=3))
+
+
+def test_covariates_come_with_their_rows() -> None:
+    """Rows with maps of their own: the model is read for each piece."""
+    X, generator = points(300), torch.Generator().manual_seed(4)
+    lines = torch.stack([1.0 + X[:, 0], 4.0 - 2.0 * X[:, 1]])
+    y = lines[torch.arange(300) % 2, torch.arange(300)]
+    y = y + 0.3 * torch.randn(300, generator=generator, dtype=torch.float64)
+    em = EM(regression_mixture, "mle", seed=0)
+    whole = em.fit(y, X, components=2)
+    assert_same(whole, em.fit_batches(pieces_of(y, X, rows=80), components=2))
+
+
+def test_rows_with_gaussian_latents_of_their_own() -> None:
+    generator = torch.Generator().manual_seed(6)
+    factor = torch.randn(300, 1, generator=generator, dtype=torch.float64)
+    x = factor @ torch.ones(1, 4, dtype=torch.float64)
+    x = x + 0.7 * torch.randn(300, 4, generator=generator, dtype=torch.float64)
+    em = EM(factor_analysis, "mle", seed=0)
+    whole = em.fit(x, factors=1)
+    fit = em.fit_batches(chunks(x, rows=80), factors=1)
+    assert fit.log_likelihood == pytest.approx(whole.log_likelihood, rel=1e-9)
+
+
+def test_a_single_sequence_is_a_piece() -> None:
+    sequences = [points(50, seed) for seed in range(4)]
+    fit = EM(hidden_markov_gaussian, "mle", seed=0).fit_batches(sequences, states=2)
+    whole = EM(hidden_markov_gaussian, "mle", init=dict(fit.params), seed=0).fit(
+        torch.stack(sequences), states=2
+    )
+    assert fit.log_likelihood == pytest.approx(whole.log_likelihood, rel=1e-7)
+
+
+def test_mixed_columns_by_name() -> None:
+    x = {"continuous": points(300), "counts": counts(300).unsqueeze(-1)}
+    pieces = [({k: v[i : i + 90] for k, v in x.items()},) for i in range(0, 300, 90)]
+    em = EM(latent_profile, seed=0)
+    whole = em.fit(x, components=2)
+    assert_same(whole, em.fit_batches(pieces, components=2))
+
+
+def scaled_by_hand(x: Tensor) -> None:
+    """A prior that is computed from the rows at hand, in a way that cannot be pooled."""
+    mean = pyro.sample("mean", dist.Normal(x.median(), 1.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+class Once:
+    """Rows that can be read once."""
+
+    def __init__(self, pieces: list[Tensor]) -> None:
+        self.pieces = iter(pieces)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.pieces
+
+
+def test_refusals_come_before_any_work() -> None:
+    x = points(60)
+    em = EM(gaussian_mixture, seed=0)
+    with pytest.raises(TypeError, match="which is data and no collection"):
+        em.fit_batches(x, components=2)
+    with pytest.raises(TypeError, match="can be read only once"):
+        em.fit_batches(iter([x]), components=2)
+    with pytest.raises(TypeError, match="cannot be iterated over"):
+        em.fit_batches(3, components=2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the loader is empty"):
+        em.fit_batches([], components=2)
+    with pytest.raises(ValueError, match="prior of 'mean' depends on the rows"):
+        EM(scaled_by_hand).fit_batches([x[:30, 0], x[30:, 0]])
+    with pytest.raises(ValueError, match="assignment='hard' needs all rows"):
+        EM(gaussian_mixture, assignment="hard").fit_batches([x], components=2)
+    grouped = [{"y": a, "groups": a.long() % 5} for a in x[:, 0].split(20)]
+    with pytest.raises(ValueError, match="is shared by several rows"):
+        EM(linear_mixed_model).fit_batches(grouped)
+    with pytest.raises(ValueError, match="there is no folder"):
+        em.fit_batches([x], components=2, checkpoint="/nowhere/at/all.ckpt")
+
+
+def test_sites_without_sufficient_statistics_are_refused() -> None:
+    def model(x: Tensor) -> None:
+        scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2))
+            pyro.sample("x", dist.Cauchy(3.0 * z, scale), obs=x)
+
+    with pytest.raises(ValueError, match="site 'x' has no sufficient statistics"):
+        EM(model).fit_batches([counts(40), counts(30)])
+
+
+def test_what_needs_rows_says_so() -> None:
+    fit = EM(gaussian_mixture, seed=0).fit_batches(chunks(points(), rows=200), components=3)
+    with pytest.raises(ValueError, match="came in pieces"):
+        fit.posterior("assignment")
+    assert fit.sample(5)["x"].shape == (5, 2)
+    assert "passes over the data" in str(fit)
+    assert len(fit.summary()) == 3 + 6 + 12
+
+
+def test_a_saved_fit_of_pieces_comes_back(tmp_path: Any) -> None:
+    x = points()
+    fit = EM(gaussian_mixture, seed=0).fit_batches(chunks(x, rows=200), components=3)
+    fit.save(tmp_path / "fit.ember")
+    again = Fit.load(tmp_path / "fit.ember", gaussian_mixture)
+    assert torch.equal(again.predict(x[:20]), fit.predict(x[:20]))
+    assert again.bic == fit.bic
+
+
+def test_pieces_of_a_file(tmp_path: Any) -> None:
+    x = points().numpy()
+    np.save(tmp_path / "x.npy", x)
+    em = EM(gaussian_mixture, seed=0)
+    whole = em.fit(x, components=3)
+    assert_same(whole, em.fit_batches(chunks(tmp_path / "x.npy", rows=130), components=3))
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pd.DataFrame(x, columns=["a", "b"]).assign(other=1.0)
+    import pyarrow
+
+    parquet.write_table(
+        pyarrow.Table.from_pandas(table), tmp_path / "x.parquet", row_group_size=140
+    )
+    pieces = chunks(tmp_path / "x.parquet", columns=["a", "b"])
+    assert len(pieces) == 5
+    assert_same(whole, em.fit_batches(pieces, components=3))
+    with pytest.raises(ValueError, match="neither a"):
+        chunks(__file__)
+    with pytest.raises(ValueError, match="there is no file"):
+        chunks("nowhere.npy")
