@@ -449,3 +449,10 @@ def test_messages_show_no_tensors() -> None:
         with pytest.raises(ValueError, match=r"'x'|scale") as error:
             EM(model).fit(X)
         assert "tensor(" not in str(error.value)
+
+
+def test_large_matrices_are_read() -> None:
+    """A random triangular matrix of many rows is all but singular, unless it is drawn with care."""
+    x = torch.randn(200, 96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    table = EM(gaussian_mixture).explain(x, components=3).set_index("site")
+    assert set(table["M-step"]) == {"closed form"}

@@ -30,6 +30,8 @@ __all__ = ["ArgumentValues", "match_argument", "probe_values"]
 
 
 PROBES = 5
+SPREAD = 0.7  # of free coordinates
+FEW_ROWS = 8  # of a matrix
 TOLERANCE = 1e-9  # relative
 ROUNDING = 1e-13  # relative to the numbers that a difference is taken of
 
@@ -54,9 +56,20 @@ def probe_values(structure: Structure, seed: int) -> dict[str, Tensor]:
     values = {}
     for name, parameter in structure.parameters.items():
         free = transform_to(parameter.support).inverse_shape(parameter.shape)
-        noise = sign * 0.7 * torch.randn(free, generator=generator, dtype=torch.float64)
+        size = sign * _spread(parameter)
+        noise = size * torch.randn(free, generator=generator, dtype=torch.float64)
         values[name] = parameter.to_constrained(noise).expand(parameter.shape).clone()
     return values
+
+
+def _spread(parameter: Parameter) -> float:
+    """The standard deviation of the free coordinates of a probe.
+
+    The condition number of a random triangular matrix grows exponentially with its rows, unless
+    what lies off its diagonal shrinks with their number.
+    """
+    rows = parameter.shape[-1] if parameter.support.event_dim == 2 else 1
+    return SPREAD * min(1.0, (FEW_ROWS / rows) ** 0.5)
 
 
 def match_argument(
