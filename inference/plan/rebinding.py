@@ -22,10 +22,10 @@ from ember.inference.plan.assembly import Reading, assembled, priors_of
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.priors import PriorSite
 from ember.inference.reading.checks.misreading import agrees
+from ember.inference.reading.checks.sites import check_observed
 from ember.inference.reading.known_factors import Remembered
 from ember.inference.reading.matching.arguments import PROBES, probe_values
 from ember.inference.reading.probing import Probes, with_rows_of
-from ember.inference.reading.reader import first_run
 from ember.inference.reading.site import Site
 from ember.inference.reading.structure import SiteSignature, Structure, signature_of
 from ember.inference.reading.trace import Trace
@@ -79,21 +79,21 @@ def rebound(
 
 def _structure_for(structure: Structure, arguments: Arguments, validated: bool) -> Structure:
     """The roles of the sites for other arguments; where parameters start may be another place."""
-    parameters = structure.parameters
-    if validated:
-        plain = first_run(structure.model, arguments, {})[0]
-        parameters = {n: _started(p, plain) for n, p in parameters.items()}
-    return dataclasses.replace(
-        structure,
-        arguments=arguments,
-        parameters=parameters,
-        signature=(),
-        remembered=Remembered(),
+    other = dataclasses.replace(
+        structure, arguments=arguments, signature=(), remembered=Remembered()
     )
+    if not validated:
+        return other
+    # Enumerated: a latent that has a value in each row makes arguments as many as rows.
+    start = other.trace({}, validated=True)
+    for name in structure.observed:
+        check_observed(name, start.nodes[name])
+    parameters = {n: _started(p, start) for n, p in structure.parameters.items()}
+    return dataclasses.replace(other, parameters=parameters)
 
 
-def _started(parameter: Parameter, plain: Trace) -> Parameter:
-    node = plain.nodes.get(parameter.name)
+def _started(parameter: Parameter, start: Trace) -> Parameter:
+    node = start.nodes.get(parameter.name)
     if not parameter.has_prior or node is None or node["value"].shape != parameter.shape:
         return parameter
     return dataclasses.replace(parameter, start=node["value"])

@@ -171,17 +171,21 @@ class Structure:
             return record(self.model, self.arguments), at.chosen
 
     def trace(
-        self, params: Mapping[str, Tensor], given: Mapping[str, Tensor] | None = None
+        self,
+        params: Mapping[str, Tensor],
+        given: Mapping[str, Tensor] | None = None,
+        validated: bool = False,
     ) -> Trace:
         """Runs the model at ``params`` with every latent site enumerated, dims named.
 
         Args:
             params: The parameters.
             given: Other values for some observed sites.
+            validated: Whether the model checks its arguments, and Pyro those of distributions. The
+                first, plain run has done so; others of the same data need not.
         """
-        # The plain run has validated model and data; the others need not check them again.
         with (
-            validation_enabled(False),
+            validation_enabled(validated),
             plain_errors(self.model),
             poutine.enum(first_available_dim=-self.nesting - 1),
             At(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.tied import TieKey
-from ember.inference.inputs.arguments import Arguments, Model
+from ember.inference.inputs.arguments import Arguments
 from ember.inference.iteration.kept_plan import ReadingOptions
 from ember.inference.iteration.loop import DataLost
 from ember.inference.plan.plan import Params, Plan
@@ -193,25 +193,25 @@ def stream_of(
     moments: tuple[Moments, ...] = ()
     passes = 0
     for _ in range(PASSES):
-        model = Pooled(options.model, moments) if moments else options.model
+        pooled = options._replace(model=Pooled(options.model, moments)) if moments else options
         passes += 1
-        whole = _surveyed(model, source, ranks, seed)
+        whole = _surveyed(pooled, source, ranks, seed)
         moments = whole.moments
-        if not depends_on_itself(options.model if passes == 1 else model, whole):
+        if not depends_on_itself(pooled, whole):
             break
     assert whole is not None
-    pooled = Pooled(options.model, moments) if moments else options.model
-    template = _template(options._replace(model=pooled), whole)
+    model = Pooled(options.model, moments) if moments else options.model
+    template = _template(options._replace(model=model), whole)
     check_pieces(template, whole.rows)
     sizes = whole.sizes
     return Stream(template, source, sum(sizes), len(sizes), ranks, executor, patience, passes)
 
 
-def _surveyed(model: Model, source: Source, ranks: Ranks, seed: int) -> Survey:
+def _surveyed(options: ReadingOptions, source: Source, ranks: Ranks, seed: int) -> Survey:
     """The survey of the pieces of all processes."""
     found, failed = None, ""
     try:
-        found = survey(model, source.pieces("survey"), SAMPLE, seed)
+        found = survey(options, source.pieces("survey"), SAMPLE, seed)
     except (DataLost, ValueError, TypeError) as error:
         if ranks.count == 1:
             raise

@@ -13,9 +13,13 @@ import torch
 from pyro import validation_enabled
 from torch import Tensor
 
-from ember.inference.inputs.arguments import Arguments, Model
+from ember.inference.inputs.arguments import Arguments
 from ember.inference.inputs.rows import rows_of, taken
+from ember.inference.iteration.kept_plan import ReadingOptions
+from ember.inference.reading.checks.sites import check_observed
+from ember.inference.reading.known_factors import Remembered
 from ember.inference.reading.reader import first_run
+from ember.inference.reading.structure import Structure
 from ember.inference.streaming.pooling import Moments, Pooled, Pooling, merged
 
 __all__ = ["PASSES", "SAMPLE", "Survey", "depends_on_itself", "joined", "survey"]
@@ -51,19 +55,23 @@ class Survey:
         return sum(self.sizes)
 
 
-def survey(model: Model, pieces: Iterable[tuple[int, Arguments]], count: int, seed: int) -> Survey:
+def survey(
+    options: ReadingOptions, pieces: Iterable[tuple[int, Arguments]], count: int, seed: int
+) -> Survey:
     """Reads every piece once.
 
     Args:
-        model: The model, which is run on each piece, and may refuse it.
+        options: How the model is read; it is run on each piece, and may refuse it.
         pieces: The pieces, numbered.
         count: How many rows to draw at most.
         seed: For the drawing.
     """
     found: Survey | None = None
+    structure: Structure | None = None
     for number, piece in pieces:
         try:
-            own = tuple(_moments(model, piece))
+            structure = structure or _structure(options, piece)
+            own = tuple(_moments(structure, piece))
         except (ValueError, TypeError) as error:
             raise type(error)(f"piece {number} of the data: {error}") from error
         if found is not None:
@@ -95,18 +103,32 @@ def joined(surveys: Sequence[Survey], count: int) -> Survey:
     )
 
 
-def depends_on_itself(model: Model, found: Survey) -> bool:
+def depends_on_itself(options: ReadingOptions, found: Survey) -> bool:
     """Whether moments are of rows that were changed by others, which were those of one piece."""
-    again = _moments(Pooled(model, found.moments), found.first)
+    pooled = options._replace(model=Pooled(options.model, found.moments))
+    again = _moments(_structure(pooled, found.first), found.first)
     return len(found.own) > 1 and any(
         not _same(before, after) for before, after in zip(found.own, again, strict=True)
     )
 
 
-def _moments(model: Model, piece: Arguments) -> list[Moments]:
+def _structure(options: ReadingOptions, piece: Arguments) -> Structure:
+    """The roles of the sites; a piece may have fewer rows than a fit needs."""
+    with validation_enabled(False):
+        return options.read(piece.args, piece.kwargs).structure
+
+
+def _moments(structure: Structure, piece: Arguments) -> list[Moments]:
     """The moments of one piece that the model asks for; it also says whether it takes the piece."""
-    with validation_enabled(False), Pooling() as pooling:
-        first_run(model, piece, {})
+    if structure.origins:  # continuous latents, with a value for each row
+        with validation_enabled(False), Pooling() as pooling:
+            first_run(structure.model, piece, {})
+        return pooling.own
+    other = dataclasses.replace(structure, arguments=piece, signature=(), remembered=Remembered())
+    with Pooling() as pooling:
+        trace = other.trace({})
+    for name in structure.observed:
+        check_observed(name, trace.nodes[name])
     return pooling.own
 
 

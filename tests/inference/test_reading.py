@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ember.inference import EM, SVI
+from ember.models import gaussian_mixture
 from tests.inference import pyro_evidence
 
 X = torch.tensor([0.3, -0.2, 4.1, 3.8, 4.6, -0.9, 0.1, 4.2], dtype=torch.float64)

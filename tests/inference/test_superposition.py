@@ -1,6 +1,7 @@
 """Counts that are sums of hidden counts, against the classical formulae, enumeration and SciPy."""
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -481,7 +482,7 @@ def test_a_prior_that_is_not_conjugate_is_maximised_numerically() -> None:
 
     def negative(log_image: Array) -> float:
         image = np.exp(log_image)
-        prior = stats.lognorm(0.5, scale=np.e).logpdf(image).sum()
+        prior = stats.lognorm(0.5, scale=math.e).logpdf(image).sum()
         return float(-prior - stats.poisson(system @ image).logpmf(counts).sum())
 
     fit = EM(model).fit(torch.from_numpy(counts), torch.from_numpy(system))

@@ -45,6 +45,34 @@ def test_workers_give_the_fit_of_one_process(tmp_path: Path) -> None:
         assert found.n_observations == 600
 
 
+DASK = """
+import sys
+import torch
+from distributed import Client, LocalCluster
+from ember.inference import EM, chunks
+from ember.models import gaussian_mixture
+
+if __name__ == "__main__":
+    pieces, em = chunks(sys.argv[1], rows=150), EM(gaussian_mixture, seed=0)
+    alone = em.fit_batches(pieces, components=2)
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with LocalCluster(processes=True, **options) as cluster, Client(cluster) as client:
+        fit = em.fit_batches(pieces, components=2, executor=client.get_executor())
+    print(torch.equal(fit.history, alone.history))
+"""
+
+
+def test_workers_of_dask(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    np.save(tmp_path / "x.npy", points().numpy())
+    script = tmp_path / "script.py"
+    script.write_text(DASK)
+    run = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "x.npy")], capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "True", run.stderr
+
+
 def test_a_worker_that_dies_ends_the_fit_with_what_was_reached(tmp_path: Path) -> None:
     x, path = points(), tmp_path / "fit.ckpt"
     em = EM(dying_model, accelerate=None, tol=1e-300, seed=0)

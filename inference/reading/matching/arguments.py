@@ -12,6 +12,7 @@ and ``b``, so equal quotients find the partner; two more runs confirm it. Anythi
 argument (``sigmoid(a * b)``, a matrix product) is left to the model itself.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ def _spread(parameter: Parameter) -> float:
     what lies off its diagonal shrinks with their number.
     """
     rows = parameter.shape[-1] if parameter.support.event_dim == 2 else 1
-    return SPREAD * min(1.0, (FEW_ROWS / rows) ** 0.5)
+    return SPREAD * min(1.0, math.sqrt(FEW_ROWS / rows))
 
 
 def match_argument(
