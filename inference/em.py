@@ -308,7 +308,7 @@ class EM(Batches):
             return None
         sample = sample_of(plan)
         first = None if sample is None else self._on_sample(sample, began)
-        if first is None or not first.converged:
+        if first is None or not (first.converged or first.stop is StopReason.MAX_ITER):
             return None
         run = self._run(plan, Trajectory(first.params, began))
         starts = first.starts if self.restarts > 1 else run.starts
