@@ -13,7 +13,7 @@ from pyro.poutine.runtime import Message
 
 from ember.inference.inputs.arguments import Model
 
-__all__ = ["Moments", "Pooled", "Pooling", "merged"]
+__all__ = ["Moments", "Noting", "Pooled", "merged"]
 
 
 class Moments(Protocol):
@@ -22,7 +22,7 @@ class Moments(Protocol):
     def __add__(self, other: Self) -> Self: ...
 
 
-class Pooling(Messenger):
+class Noting(Messenger):
     """Notes the moments that a model asks of its rows, and answers with known ones.
 
     Args:
@@ -43,6 +43,19 @@ class Pooling(Messenger):
             msg["value"] = self.known[len(self.own) - 1]
 
 
+class _Answering(Messenger):
+    """Answers with known moments, without looking at the rows."""
+
+    def __init__(self, known: Sequence[Moments]) -> None:
+        super().__init__()
+        self.known = iter(known)
+
+    def _pyro_moments(self, msg: Message[..., object]) -> None:
+        known = next(self.known, None)
+        if known is not None:
+            msg["value"], msg["done"] = known, True
+
+
 class Pooled:
     """A model that takes its defaults from known moments.
 
@@ -56,7 +69,7 @@ class Pooled:
         self.model, self.moments = model, tuple(moments)
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        with Pooling(self.moments):
+        with _Answering(self.moments):
             return self.model(*args, **kwargs)
 
 

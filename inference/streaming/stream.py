@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -193,11 +193,10 @@ def stream_of(
     moments: tuple[Moments, ...] = ()
     passes = 0
     for _ in range(PASSES):
-        pooled = options._replace(model=Pooled(options.model, moments)) if moments else options
         passes += 1
-        whole = _surveyed(pooled, source, ranks, seed)
+        whole = _surveyed(options, source, ranks, seed, moments)
         moments = whole.moments
-        if not depends_on_itself(pooled, whole):
+        if not depends_on_itself(options, whole):
             break
     assert whole is not None
     model = Pooled(options.model, moments) if moments else options.model
@@ -207,11 +206,13 @@ def stream_of(
     return Stream(template, source, sum(sizes), len(sizes), ranks, executor, patience, passes)
 
 
-def _surveyed(options: ReadingOptions, source: Source, ranks: Ranks, seed: int) -> Survey:
+def _surveyed(
+    options: ReadingOptions, source: Source, ranks: Ranks, seed: int, known: Sequence[Moments]
+) -> Survey:
     """The survey of the pieces of all processes."""
     found, failed = None, ""
     try:
-        found = survey(options, source.pieces("survey"), SAMPLE, seed)
+        found = survey(options, source.pieces("survey"), SAMPLE, seed, known)
     except (DataLost, ValueError, TypeError) as error:
         if ranks.count == 1:
             raise

@@ -20,7 +20,7 @@ from ember.inference.reading.checks.sites import check_observed
 from ember.inference.reading.known_factors import Remembered
 from ember.inference.reading.reader import first_run
 from ember.inference.reading.structure import Structure
-from ember.inference.streaming.pooling import Moments, Pooled, Pooling, merged
+from ember.inference.streaming.pooling import Moments, Noting, merged
 
 __all__ = ["PASSES", "SAMPLE", "Survey", "depends_on_itself", "joined", "survey"]
 
@@ -56,7 +56,11 @@ class Survey:
 
 
 def survey(
-    options: ReadingOptions, pieces: Iterable[tuple[int, Arguments]], count: int, seed: int
+    options: ReadingOptions,
+    pieces: Iterable[tuple[int, Arguments]],
+    count: int,
+    seed: int,
+    known: Sequence[Moments] = (),
 ) -> Survey:
     """Reads every piece once.
 
@@ -65,13 +69,14 @@ def survey(
         pieces: The pieces, numbered.
         count: How many rows to draw at most.
         seed: For the drawing.
+        known: Moments of all rows that the model is told of, where others depend on them.
     """
     found: Survey | None = None
     structure: Structure | None = None
     for number, piece in pieces:
         try:
             structure = structure or _structure(options, piece)
-            own = tuple(_moments(structure, piece))
+            own = tuple(_moments(structure, piece, known))
         except (ValueError, TypeError) as error:
             raise type(error)(f"piece {number} of the data: {error}") from error
         if found is not None:
@@ -105,8 +110,7 @@ def joined(surveys: Sequence[Survey], count: int) -> Survey:
 
 def depends_on_itself(options: ReadingOptions, found: Survey) -> bool:
     """Whether moments are of rows that were changed by others, which were those of one piece."""
-    pooled = options._replace(model=Pooled(options.model, found.moments))
-    again = _moments(_structure(pooled, found.first), found.first)
+    again = _moments(_structure(options, found.first), found.first, found.moments)
     return len(found.own) > 1 and any(
         not _same(before, after) for before, after in zip(found.own, again, strict=True)
     )
@@ -118,18 +122,26 @@ def _structure(options: ReadingOptions, piece: Arguments) -> Structure:
         return options.read(piece.args, piece.kwargs).structure
 
 
-def _moments(structure: Structure, piece: Arguments) -> list[Moments]:
-    """The moments of one piece that the model asks for; it also says whether it takes the piece."""
+def _moments(
+    structure: Structure, piece: Arguments, known: Sequence[Moments] = ()
+) -> list[Moments]:
+    """The moments of one piece that the model asks for; it also says whether it takes the piece.
+
+    Args:
+        structure: The roles of the model's sites.
+        piece: The arguments with the piece's rows.
+        known: What the model is told instead.
+    """
     if structure.origins:  # continuous latents, with a value for each row
-        with validation_enabled(False), Pooling() as pooling:
+        with validation_enabled(False), Noting(known) as noting:
             first_run(structure.model, piece, {})
-        return pooling.own
+        return noting.own
     other = dataclasses.replace(structure, arguments=piece, signature=(), remembered=Remembered())
-    with Pooling() as pooling:
+    with Noting(known) as noting:
         trace = other.trace({})
     for name in structure.observed:
         check_observed(name, trace.nodes[name])
-    return pooling.own
+    return noting.own
 
 
 def _check_alike(number: int, piece: Arguments, first: Arguments) -> None:

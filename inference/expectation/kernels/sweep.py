@@ -25,7 +25,7 @@ __all__ = ["CHUNK_BYTES", "Rows", "Swept", "sweep"]
 Swept = tuple[Tensor, Tensor, Tensor]
 """Log evidence ``(R,)``, sums of features ``(R, K, F)`` and expected counts ``(R, K)``."""
 
-CHUNK_BYTES = 2_000_000  # of features; the chunk and its log joint then stay in the cache
+CHUNK_BYTES = 4_000_000  # of features; the chunk and its log joint then stay in the cache
 
 
 @dataclass(frozen=True)
