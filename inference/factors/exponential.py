@@ -154,7 +154,7 @@ def _of_products(
         return None
     shape = [*(cells.size(i) for i in rows), *(data.size(i) for i in columns)]
     tail = data.shape[outer:] if is_vector else torch.Size(inner)
-    data = data.expand(*data.shape[:outer], *tail).reshape(-1, tail.numel()).T.contiguous()
+    data = data.expand((*data.shape[:outer], *tail)).reshape(-1, tail.numel()).T.contiguous()
     return ExponentialFactor(
         cells=cells.reshape(torch.Size([cells.size(i) for i in rows]).numel(), -1),
         columns=VectorColumns(data) if is_vector else ScalarColumns(data),

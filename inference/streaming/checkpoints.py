@@ -123,7 +123,8 @@ def read_checkpoint(path: str | Path) -> Resumed:
         ValueError: If there is no such file, or it is of another kind, or damaged.
     """
     content, tensors = read_sealed(path, CHECKPOINT)
-    found = Decoder(tensors, CLASSES).decode(content)
+    # In memory of their own: products of vectors are summed in an order that alignment decides.
+    found = Decoder({n: t.clone() for n, t in tensors.items()}, CLASSES).decode(content)
     params: dict[str, Tensor] = found["params"]
     way = Trajectory(
         params,

@@ -13,7 +13,7 @@ __all__ = ["Alternating"]
 
 @dataclass(frozen=True)
 class AlternatingState(State):
-    """How many iterations were made, and the state of the scheme whose turn it was."""
+    """How many iterations were made or left out, and the state of the scheme whose turn it was."""
 
     iteration: int = 0
     inner: State | None = None
@@ -26,6 +26,8 @@ class Alternating:
     SQUAREM is dependable, and brings a start into the basin that EM itself would lead to; where it
     has not converged after a while, L-BFGS may. Long runs are those along flat ridges and towards
     boundaries, where L-BFGS, which learns the curvature, needs a fraction of the passes.
+
+    A scheme that is stuck leaves the rest of its turn to the next.
 
     Attributes:
         schemes: The schemes, whose turn it is one after the other.
@@ -44,7 +46,11 @@ class Alternating:
         turn, place = self._turn(state.iteration)
         scheme = self.schemes[turn % len(self.schemes)]
         inner, movement = scheme.step(em, scheme.init(state.current) if place == 0 else state.inner)
-        return AlternatingState(inner.current, inner.length, state.iteration + 1, inner), movement
+        length = self.turns[min(turn, len(self.turns) - 1)]
+        taken = length - place if inner.is_stuck else 1
+        return AlternatingState(
+            inner.current, inner.length, state.iteration + taken, inner
+        ), movement
 
     def _turn(self, iteration: int) -> tuple[int, int]:
         """The number of the turn that an iteration belongs to, and its place there."""

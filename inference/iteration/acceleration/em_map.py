@@ -92,6 +92,11 @@ class State:
     current: Statistics
     length: float = 0.0
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the scheme gets nowhere, and another had better go on."""
+        return False
+
 
 S = TypeVar("S", bound=State)
 

@@ -26,8 +26,9 @@ __all__ = ["Lbfgs", "LbfgsState", "ascent_direction", "remembered"]
 
 
 WARM_UP = 5  # EM steps before the first search
-MEMORY = 60  # pairs: flat ridges are learnt one direction at a time
+MEMORY = 60  # steps; flat ridges are learnt one direction at a time
 TRIALS, SHORTENING = 3, 0.25  # of a step
+STUCK = 3  # searches in a row that fail
 ARMIJO = 1e-4  # share of the rise that the slope promises
 MOST = 10.0  # times what the slope promises: more is no rise, but digits that are lost
 ROUNDING = 1e-12  # of the objective, relative
@@ -38,12 +39,18 @@ Pair = tuple[Tensor, Tensor]  # a step, and by how much the gradient fell along 
 
 @dataclass(frozen=True)
 class LbfgsState(State):
-    """With the pairs that tell of the curvature, and the last point and gradient."""
+    """With the pairs that tell of the curvature, the last point and gradient, and failures."""
 
     iteration: int = 0
     pairs: tuple[Pair, ...] = ()
     last: tuple[Tensor, Tensor] | None = None
     metric: Tensor | None = None
+    failures: int = 0
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether one search after the other has failed, as on the way to a boundary."""
+        return self.failures >= STUCK
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Lbfgs:
 
     Attributes:
         warm_up: EM steps before the first search.
+        memory: How many steps are remembered. Many learn the curvature of flat ridges; of few the
+            oldest, which were made elsewhere, are soon forgotten.
         informed: Whether the curvature is taken to be that of the expected log joint until steps
             tell more (Jamshidian & Jennrich 1997, *Acceleration of the EM algorithm by using
             quasi-Newton methods*, JRSS B 59, 569-587); else to be the same in all directions.
@@ -62,6 +71,7 @@ class Lbfgs:
 
     warm_up: int = WARM_UP
     informed: bool = False
+    memory: int = MEMORY
 
     def init(self, current: Statistics) -> LbfgsState:
         """The state where an iteration begins."""
@@ -71,14 +81,15 @@ class Lbfgs:
         """The state after one iteration, and its movement."""
         current, iteration = state.current, state.iteration + 1
         point, gradient = em.coordinates.flatten(current.params), score(current, em.coordinates)
-        state = remembered(state, em.coordinates, point, gradient)
-        after, pairs = None, state.pairs
+        state = remembered(state, em.coordinates, point, gradient, self.memory)
+        after, pairs, failures = None, state.pairs, state.failures
         metric = state.metric
         if iteration > self.warm_up and (pairs or self.informed):
             if self.informed and metric is None:
                 metric = _metric(em, current)
             direction = ascent_direction(pairs, gradient, metric)
             after = _searched(em, current, (point, gradient), direction)
+            failures = 0 if after is not None else failures + 1
         if after is None:
             # The EM step that replaces a failed search teaches the curvature afresh.
             pairs = pairs if iteration <= self.warm_up else ()
@@ -86,11 +97,18 @@ class Lbfgs:
             after = em.e_step(em.m_step(current))
         gain = after.objective - current.objective
         movement = Movement.over(current.params, after.params, gain, state.length)
-        return LbfgsState(after, movement.last, iteration, pairs, state.last, metric), movement
+        state = LbfgsState(
+            after, movement.last, iteration, pairs, state.last, metric, failures
+        )  # fmt: skip
+        return state, movement
 
 
 def remembered(
-    state: LbfgsState, coordinates: Coordinates, point: Tensor, gradient: Tensor
+    state: LbfgsState,
+    coordinates: Coordinates,
+    point: Tensor,
+    gradient: Tensor,
+    memory: int = MEMORY,
 ) -> LbfgsState:
     """The state with the change of the gradient over the last step, where it shows curvature."""
     pairs = state.pairs
@@ -100,7 +118,7 @@ def remembered(
         finite = bool(torch.isfinite(s).all() and torch.isfinite(y).all())
         sizeable = float(y @ y) > 0.0  # a curvature may be too small for its square
         if finite and sizeable and float(s @ y) > CURVED * float(s.norm() * y.norm()):
-            pairs = (*pairs, (s, y))[-MEMORY:]
+            pairs = (*pairs, (s, y))[-memory:]
     return dataclasses.replace(state, pairs=pairs, last=(point, gradient))
 
 

@@ -17,7 +17,7 @@ __all__ = ["SCHEMES", "scheme_for"]
 
 SCHEMES: dict[str | None, Scheme[Any]] = {
     None: Plain(),
-    "auto": Alternating((Squarem(), Lbfgs()), turns=(20, 120, 40)),
+    "auto": Alternating((Squarem(), Lbfgs()), turns=(30, 120, 40)),
     "squarem": Squarem(),
     "anderson": Anderson(),
     "lbfgs": Lbfgs(),
@@ -25,7 +25,10 @@ SCHEMES: dict[str | None, Scheme[Any]] = {
 
 # Of few parameters the expected log joint shows the curvature, and steps soon the rest of it.
 FEW = 48  # entries of parameters
-INFORMED = Alternating((Lbfgs(informed=True), Squarem()))
+FEW_STEPS = 10  # that are remembered where steps of the past soon mislead
+# Where a parameter multiplies a latent, ridges and variances that vanish are usual.
+RIDGES = Alternating((Squarem(), Lbfgs(memory=FEW_STEPS)))
+INFORMED = Alternating((Lbfgs(informed=True, memory=FEW_STEPS), Squarem()))
 GRADIENTS = Alternating((Lbfgs(), Squarem()), turns=(120, 40))
 INFORMATION = Alternating((Louis(), Lbfgs(), Squarem()))
 
@@ -48,9 +51,9 @@ def scheme_for(name: str | None, plan: Plan) -> Scheme[Any]:
         return GRADIENTS if others or count > MOST_PARAMETERS else INFORMATION
     if not plan.components or discrete:
         return SCHEMES[name]
-    return GRADIENTS if count > FEW or _has_factors(plan) else INFORMED
+    return RIDGES if count > FEW or _has_factors(plan) else INFORMED
 
 
 def _has_factors(plan: Plan) -> bool:
-    """Whether a parameter multiplies a latent: ridges, and variances that vanish, are usual."""
+    """Whether a parameter multiplies a latent."""
     return any(slot.column is not None for site in plan.sites.values() for slot in site.slots)
