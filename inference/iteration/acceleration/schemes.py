@@ -17,7 +17,7 @@ __all__ = ["SCHEMES", "scheme_for"]
 
 SCHEMES: dict[str | None, Scheme[Any]] = {
     None: Plain(),
-    "auto": Alternating((Squarem(), Lbfgs()), turns=(30, 120, 40)),
+    "auto": Alternating((Squarem(), Lbfgs()), turns=(20, 120, 40)),
     "squarem": Squarem(),
     "anderson": Anderson(),
     "lbfgs": Lbfgs(),
@@ -26,7 +26,8 @@ SCHEMES: dict[str | None, Scheme[Any]] = {
 # Of few parameters the expected log joint shows the curvature, and steps soon the rest of it.
 FEW = 48  # entries of parameters
 FEW_STEPS = 10  # that are remembered where steps of the past soon mislead
-# Where a parameter multiplies a latent, ridges and variances that vanish are usual.
+# Where a parameter multiplies a latent, or is the shape of its prior, ridges and variances that
+# vanish are usual.
 RIDGES = Alternating((Squarem(), Lbfgs(memory=FEW_STEPS)))
 INFORMED = Alternating((Lbfgs(informed=True, memory=FEW_STEPS), Squarem()))
 GRADIENTS = Alternating((Lbfgs(), Squarem()), turns=(120, 40))
@@ -49,6 +50,8 @@ def scheme_for(name: str | None, plan: Plan) -> Scheme[Any]:
     if plan.units:
         others = discrete or plan.components or plan.has_gaps
         return GRADIENTS if others or count > MOST_PARAMETERS else INFORMATION
+    if plan.conjugate:
+        return RIDGES
     if not plan.components or discrete:
         return SCHEMES[name]
     return RIDGES if count > FEW or _has_factors(plan) else INFORMED
