@@ -224,7 +224,7 @@ class Batches:
                     self._options, loader, options, ranks, executor, patience, seed, self.progress
                 )
         except DataLost as error:
-            raise ValueError(f"{error}.") from error
+            raise ValueError(f"{str(error).rstrip('.')}.") from error
 
     def _on_sample(self, template: Plan, began: float) -> Run:
         """A fit of the sampled rows, no closer than a sample allows."""

@@ -68,7 +68,6 @@ class Checkpoints:
         path: The file; None if there is none.
         every: How many seconds lie between two checkpoints at least.
         about: What the fit is of.
-        before: What was recorded before the loop began: passes over the data.
     """
 
     path: Path | None

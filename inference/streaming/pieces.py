@@ -104,12 +104,11 @@ class Source:
             yield number, piece
 
 
-def check_pieces(template: Plan, rows: int) -> None:
+def check_pieces(template: Plan) -> None:
     """Refuses models whose data cannot come in pieces.
 
     Args:
         template: The plan for some rows.
-        rows: How many there are.
 
     Raises:
         ValueError: Naming a site that needs all rows at once.

@@ -31,6 +31,9 @@ from ember.inference.streaming.workers import Job, parts_by_workers
 __all__ = ["Stream", "stream_of"]
 
 
+FAILED, LOST = 1.0, 2.0  # what may have become of a share: no value there, or no data
+
+
 @dataclass(eq=False)
 class Stream:
     """The E-step over all pieces.
@@ -69,15 +72,10 @@ class Stream:
         name = f"pass {self.passes}"
         with torch.no_grad():
             log_prior = float(self.template.prior.log_prob(params))
-        own, failed, error = None, "", None
-        try:
-            own = in_template(self.template, self._parts(params, name))
-        except (DataLost, ValueError) as caught:
-            if self.ranks.count == 1:
-                raise
-            failed, error = " ".join(str(caught).split()), caught
-        part = own if self.ranks.count == 1 else self._of_all(own, failed, error)
-        assert part is not None
+        if self.ranks.count == 1:
+            part = in_template(self.template, self._parts(params, name))
+        else:
+            part = self._of_all(params, name)
         if part.rows != self.rows:
             raise DataLost(
                 f"the loader gave {part.rows} rows in this pass and {self.rows} in the first; it "
@@ -106,22 +104,30 @@ class Stream:
             except ValueError as error:
                 raise ValueError(f"piece {number} of the data: {error}") from error
 
-    def _of_all(self, own: Part | None, failed: str, error: Exception | None) -> Part:
-        """The sum over all processes, or what went wrong in one of them."""
-        keys = sorted(self.template.tied)
-        layout = [(key, *self._shape(key)) for key in keys]
-        vector = torch.cat([_packed(own, key, shape) for key, shape in layout])
-        head = [1.0, 0.0, 0.0, 0.0] if own is None else [
-            0.0, float(own.rows), own.observations, own.log_likelihood
-        ]  # fmt: skip
-        reaches = [_reach(own, key, self.template) for key in keys]
+    def _of_all(self, params: Params, name: str) -> Part:
+        """The sum over all processes; what goes wrong in one of them goes wrong in all."""
+        layout = [(key, self._shape(key)) for key in sorted(self.template.tied)]
+        error: Exception | None = None
+        try:
+            own = in_template(self.template, self._parts(params, name))
+            head = [0.0, float(own.rows), own.observations, own.log_likelihood]
+            packed = [_packed(own, key, shape) for key, shape in layout]
+            reaches = [_reach(own, key, self.template) for key, _ in layout]
+        except Exception as caught:  # of any kind: the others wait
+            error = caught
+            head = [LOST if isinstance(error, DataLost) else FAILED, 0.0, 0.0, 0.0]
+            packed = [_packed(None, key, shape) for key, shape in layout]
+            reaches = [_reach(None, key, self.template) for key, _ in layout]
+        vector = torch.cat(packed)
         found = self.ranks.stacked(torch.cat([torch.tensor(head).double(), vector, *reaches]))
-        if bool(found[:, 0].any()):
-            messages = self.ranks.gathered(failed)
+        worst = float(found[:, 0].max())
+        if worst > 0.0:
+            messages = self.ranks.gathered("" if error is None else " ".join(str(error).split()))
             if error is not None:
                 raise error
             said = "; ".join(f"process {i}: {m}" for i, m in enumerate(messages) if m)
-            raise DataLost(f"another process could not read its share ({said})")
+            kind = DataLost if worst == LOST else RuntimeError
+            raise kind(f"another process could not work on its share ({said})")
         total = found.sum(0)
         most = found[:, 4 + len(vector) :].amax(0)
         sums, place, reach_place = {}, 4, 0
@@ -135,11 +141,12 @@ class Stream:
             place += size
         return Part(int(total[1]), float(total[2]), float(total[3]), sums)
 
-    def _shape(self, key: TieKey) -> tuple[torch.Size]:
+    def _shape(self, key: TieKey) -> torch.Size:
+        """The shape of the statistics of some tied factors: that of their natural parameters."""
         tied = self.template.tied[key]
         start = {name: p.start for name, p in self.template.structure.parameters.items()}
         with torch.no_grad():
-            return (tied.natural_parameters(start).shape,)
+            return tied.natural_parameters(start).shape
 
 
 def _packed(part: Part | None, key: TieKey, shape: torch.Size) -> Tensor:
@@ -201,7 +208,7 @@ def stream_of(
     assert whole is not None
     model = Pooled(options.model, moments) if moments else options.model
     template = _template(options._replace(model=model), whole)
-    check_pieces(template, whole.rows)
+    check_pieces(template)
     sizes = whole.sizes
     return Stream(template, source, sum(sizes), len(sizes), ranks, executor, patience, passes)
 
