@@ -89,10 +89,10 @@ def test_statistics_are_those_of_the_whole_at_any_parameters() -> None:
     """One pass equals one E-step to rounding, prior included, whatever the pieces."""
     x = points(500)
     start = {"weights": torch.tensor([0.5, 0.3, 0.2])}
-    for rows in (1, 13, 500):
+    for rows in (13, 500):
         em = EM(gaussian_mixture, init=start, max_iter=3, accelerate=None, seed=0)
         with pytest.warns(RuntimeWarning, match="max_iter"):
-            fit = em.fit_batches(chunks(x, rows=max(rows, 3)), components=3)
+            fit = em.fit_batches(chunks(x, rows=rows), components=3)
         whole = EM(gaussian_mixture).e_step(fit.params, x, components=3)
         assert fit.log_likelihood == pytest.approx(whole.log_likelihood, rel=1e-12)
         assert fit.log_posterior == pytest.approx(whole.objective, rel=1e-12)
