@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
@@ -23,7 +24,7 @@ from ember.inference.iteration.loop import DataLost
 from ember.inference.iteration.run import Run
 from ember.inference.plan.plan import Plan
 from ember.inference.storage.sealed_file import check_target
-from ember.inference.streaming.fitting import InPieces, finished
+from ember.inference.streaming.fitting import InPieces, finished, start_of
 from ember.inference.streaming.online import METHODS, Online
 from ember.inference.streaming.ranks import ranks_at_hand
 from ember.inference.streaming.stream import Stream, stream_of
@@ -36,7 +37,7 @@ _MANY = torch.empty(()).expand(1_000_000)  # stands for data that pay for all th
 LOOSE = 1e-5  # tolerance on the sample: what it says of all rows is not more certain
 
 
-class Batches:
+class Batches(ABC):
     """What ``EM`` does with data in pieces; its options are those of ``EM``."""
 
     model: Any
@@ -194,10 +195,7 @@ class Batches:
         with self._stream(loader, options, None, 0.0) as stream:
             if stream.ranks.count > 1:
                 raise ValueError("fit_online runs in one process; use fit_batches in several.")
-            start = InPieces(
-                self.model, stream, self.init, lambda plan: self._on_sample(plan, began),
-                self.accelerate, None, 0, self.name, False,
-            ).start()  # fmt: skip
+            start = start_of(stream, self.init, lambda plan: self._on_sample(plan, began))
             run = Online(stream, method, passes, decay, f"{self.name}, {method}")(start, began)
             run = finished(run, stream, self.model, isinstance(self.init, str))
         return _told(run, began)
@@ -235,16 +233,18 @@ class Batches:
             return em._fit(template, began)
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """How tables and pictures call this method."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _fit(self, plan: Plan, began: float) -> Run:
-        raise NotImplementedError
+        """The best run from all starts under one plan."""
 
     @property
+    @abstractmethod
     def _options(self) -> ReadingOptions:
-        raise NotImplementedError
+        """What a plan depends on, the arguments aside."""
 
     def _check_batches(self) -> None:
         """Refuses options that ask for all rows at once."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Promoted", "declare_from_outside", "sheltered", "threads_for"]
+__all__ = ["Promoted", "declare_from_outside", "one_thread", "sheltered", "threads_for"]
 
 
 ONE_THREAD = 300_000  # numbers; with fewer, threads cost more than they bring
@@ -89,12 +89,19 @@ def sheltered(seed: int | None = None, data: object = ()) -> Iterator[None]:
             torch.set_default_dtype(dtype)
 
 
-@contextlib.contextmanager
-def threads_for(data: object) -> Iterator[None]:
+def threads_for(data: object) -> contextlib.AbstractContextManager[None]:
     """Runs its body on one thread if the data are few, and as it was otherwise."""
+    return one_thread(_elements(data) < ONE_THREAD)
+
+
+@contextlib.contextmanager
+def one_thread(wanted: bool = True) -> Iterator[None]:
+    """Has torch use one thread: to wake others takes longer than many a small product."""
     threads = torch.get_num_threads()
-    if _elements(data) < ONE_THREAD:
-        torch.set_num_threads(1)
+    if not wanted or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -7,11 +7,10 @@ optimum shows on a sample as well.
 
 import torch
 
-from ember.inference.inputs.rows import taken
 from ember.inference.plan.plan import Plan
-from ember.inference.plan.rebinding import can_be_rebound, rebound
+from ember.inference.plan.rebinding import can_be_rebound, with_some_rows
 
-__all__ = ["sample_of"]
+__all__ = ["SAMPLE", "sample_of"]
 
 
 MANY = 60_000  # rows
@@ -26,5 +25,4 @@ def sample_of(plan: Plan) -> Plan | None:
     if plan.row is None or plan.sizes[plan.row] < MANY or not can_be_rebound(plan):
         return None
     index = torch.randperm(plan.sizes[plan.row])[:SAMPLE]
-    arguments = taken(plan.structure.arguments, index)
-    return rebound(plan, arguments, keep_prior=True, validated=False)
+    return with_some_rows(plan, index)

@@ -1,15 +1,14 @@
-"""How many threads work: on parts of the data in compiled loops, on a small product one."""
+"""Compiled loops on parts of the data, in as many threads as torch has."""
 
-import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
-__all__ = ["in_threads", "one_thread"]
+__all__ = ["in_threads"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -33,17 +32,3 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):  # a child process inherits no threads, but would wait for them
     os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-@contextlib.contextmanager
-def one_thread(wanted: bool = True) -> Iterator[None]:
-    """Has torch use one thread, for many small products: to wake others takes longer than they."""
-    threads = torch.get_num_threads()
-    if not wanted or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ember.inference.inputs.arguments import Arguments
+from ember.inference.inputs.rows import taken
 from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.map import ParameterMap
 from ember.inference.parameters.parameter import Parameter
@@ -23,7 +24,6 @@ from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.priors import PriorSite
 from ember.inference.reading.checks.misreading import agrees
 from ember.inference.reading.checks.sites import check_observed
-from ember.inference.reading.known_factors import Remembered
 from ember.inference.reading.matching.arguments import PROBES, probe_values
 from ember.inference.reading.probing import Probes, with_rows_of
 from ember.inference.reading.site import Site
@@ -31,7 +31,7 @@ from ember.inference.reading.structure import SiteSignature, Structure, signatur
 from ember.inference.reading.trace import Trace
 from ember.inference.reading.unwrapping import unwrap
 
-__all__ = ["can_be_rebound", "rebound"]
+__all__ = ["can_be_rebound", "rebound", "with_some_rows"]
 
 
 def can_be_rebound(plan: Plan) -> bool:
@@ -77,11 +77,15 @@ def rebound(
     return found if found.row == plan.row and found.ties == plan.ties else None
 
 
+def with_some_rows(plan: Plan, index: Tensor) -> Plan | None:
+    """The plan for some of its own rows, with the prior of all; None as for ``rebound``."""
+    few = taken(plan.structure.arguments, index)
+    return rebound(plan, few, keep_prior=True, validated=False)
+
+
 def _structure_for(structure: Structure, arguments: Arguments, validated: bool) -> Structure:
     """The roles of the sites for other arguments; where parameters start may be another place."""
-    other = dataclasses.replace(
-        structure, arguments=arguments, signature=(), remembered=Remembered()
-    )
+    other = structure.with_arguments(arguments)
     if not validated:
         return other
     # Enumerated: a latent that has a value in each row makes arguments as many as rows.

@@ -157,6 +157,10 @@ class Structure:
         moved = {n: dataclasses.replace(self.nodes[n], values=v) for n, v in values.items()}
         return dataclasses.replace(self, nodes={**self.nodes, **moved})
 
+    def with_arguments(self, arguments: Arguments) -> "Structure":
+        """The same roles for other arguments, of which nothing is known yet."""
+        return dataclasses.replace(self, arguments=arguments, signature=(), remembered=Remembered())
+
     def single(self, params: Mapping[str, Tensor], first: int) -> tuple[Trace, dict[str, int]]:
         """Runs the model at ``params`` with one value for each latent site, as numbered."""
         at = At(

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ember.inference.iteration.acceleration.alternating import AlternatingState
@@ -22,6 +21,7 @@ from ember.inference.iteration.acceleration.lbfgs import LbfgsState
 from ember.inference.iteration.acceleration.squarem import SquaremState
 from ember.inference.iteration.loop import Place
 from ember.inference.iteration.trajectory import Iteration, Movement, Trajectory
+from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.statistics import Statistics
 from ember.inference.storage.encoding import Decoder, Encoder
 from ember.inference.storage.sealed_file import (
@@ -145,8 +145,6 @@ def _with_current(state: State, current: Statistics | None) -> State:
 
 
 def same_params(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    """Whether two sets of parameters have the same sites and shapes."""
-    return one.keys() == other.keys() and all(
-        one[name].shape == value.shape and bool(torch.isfinite(value).all())
-        for name, value in other.items()
-    )
+    """Whether two sets of parameters have the same sites and shapes, and the other is finite."""
+    shapes = [{name: value.shape for name, value in each.items()} for each in (one, other)]
+    return shapes[0] == shapes[1] and all_finite(other)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ember.inference.initialisation.starting_params import Init, starting_params
 from ember.inference.inputs.arguments import Arguments, Model
-from ember.inference.inputs.rows import rows_of, taken
+from ember.inference.inputs.rows import rows_of
 from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.acceleration.schemes import scheme_for
 from ember.inference.iteration.convergence import StoppingRule, StopReason
@@ -27,14 +27,14 @@ from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Plan
-from ember.inference.plan.rebinding import rebound
+from ember.inference.plan.rebinding import with_some_rows
 from ember.inference.plan.without_data import IN_PIECES, LeftOut, PlanWithoutData
 from ember.inference.queries.relabelling import in_canonical_order
 from ember.inference.storage.plan_record import record_of
 from ember.inference.streaming.checkpoints import Checkpoints, read_checkpoint, same_params
 from ember.inference.streaming.stream import Stream
 
-__all__ = ["InPieces", "finished"]
+__all__ = ["InPieces", "finished", "start_of"]
 
 EXAMPLE = 1000  # rows that a fit keeps, to draw new ones by
 SAME = 1e-9  # relative difference of objectives at the same parameters
@@ -100,21 +100,12 @@ class InPieces:
                 keep=Checkpoints(path, every, about),
             )
             if resume is None:
-                run = loop(Trajectory(self.start(), began), self.limit)
+                start = start_of(stream, self.init, self.on_sample)
+                run = loop(Trajectory(start, began), self.limit)
             else:
                 run = self._resumed(loop, about, resume)
         run = dataclasses.replace(run, evaluations=stream.passes)
         return finished(run, stream, self.model, isinstance(self.init, str))
-
-    def start(self) -> dict[str, Tensor]:
-        """Where the passes over all rows begin."""
-        template = self.stream.template
-        if not isinstance(self.init, str):
-            return starting_params(template, self.init)
-        run = self.on_sample(template)
-        if run.stop is StopReason.INTERRUPTED:
-            raise KeyboardInterrupt
-        return run.params
 
     def _resumed(self, loop: Loop, about: dict[str, Any], resume: str | Path) -> Run:
         found, stream = read_checkpoint(resume), self.stream
@@ -146,6 +137,22 @@ class InPieces:
             "accelerate": self.accelerate,
             "number of rows": self.stream.rows,
         }
+
+
+def start_of(stream: Stream, init: Init, on_sample: Callable[[Plan], Run]) -> dict[str, Tensor]:
+    """Where the passes over all rows begin.
+
+    Args:
+        stream: The data.
+        init: The user's wish for a start.
+        on_sample: A whole fit of the sample.
+    """
+    if not isinstance(init, str):
+        return starting_params(stream.template, init)
+    run = on_sample(stream.template)
+    if run.stop is StopReason.INTERRUPTED:
+        raise KeyboardInterrupt
+    return run.params
 
 
 def finished(run: Run, stream: Stream, model: Model, by_share: bool) -> Run:
@@ -181,6 +188,5 @@ def finished(run: Run, stream: Stream, model: Model, by_share: bool) -> Run:
 
 def _example(template: Plan) -> Plan | None:
     """The plan for a few rows, so that a fit can draw new ones."""
-    arguments = template.structure.arguments
-    few = taken(arguments, torch.arange(min(EXAMPLE, rows_of(arguments))))
-    return rebound(template, few, keep_prior=True, validated=False)
+    rows = rows_of(template.structure.arguments)
+    return with_some_rows(template, torch.arange(min(EXAMPLE, rows)))

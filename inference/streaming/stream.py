@@ -13,6 +13,7 @@ from ember.inference.factors.tied import TieKey
 from ember.inference.inputs.arguments import Arguments
 from ember.inference.iteration.kept_plan import ReadingOptions
 from ember.inference.iteration.loop import DataLost
+from ember.inference.iteration.subsample import SAMPLE
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.streaming.pieces import Part, Source, check_pieces, in_template, part_of
@@ -20,7 +21,6 @@ from ember.inference.streaming.pooling import Moments, Pooled
 from ember.inference.streaming.ranks import Ranks
 from ember.inference.streaming.survey import (
     PASSES,
-    SAMPLE,
     Survey,
     depends_on_itself,
     joined,

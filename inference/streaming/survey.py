@@ -17,15 +17,13 @@ from ember.inference.inputs.arguments import Arguments
 from ember.inference.inputs.rows import rows_of, taken
 from ember.inference.iteration.kept_plan import ReadingOptions
 from ember.inference.reading.checks.sites import check_observed
-from ember.inference.reading.known_factors import Remembered
 from ember.inference.reading.reader import first_run
 from ember.inference.reading.structure import Structure
 from ember.inference.streaming.pooling import Moments, Noting, merged
 
-__all__ = ["PASSES", "SAMPLE", "Survey", "depends_on_itself", "joined", "survey"]
+__all__ = ["PASSES", "Survey", "depends_on_itself", "joined", "survey"]
 
 
-SAMPLE = 20_000  # rows at most
 PASSES = 5  # over moments that depend on others
 
 
@@ -110,10 +108,10 @@ def joined(surveys: Sequence[Survey], count: int) -> Survey:
 
 def depends_on_itself(options: ReadingOptions, found: Survey) -> bool:
     """Whether moments are of rows that were changed by others, which were those of one piece."""
+    if len(found.own) < 2:
+        return False
     again = _moments(_structure(options, found.first), found.first, found.moments)
-    return len(found.own) > 1 and any(
-        not _same(before, after) for before, after in zip(found.own, again, strict=True)
-    )
+    return not all(map(_same, found.own, again))
 
 
 def _structure(options: ReadingOptions, piece: Arguments) -> Structure:
@@ -136,9 +134,8 @@ def _moments(
         with validation_enabled(False), Noting(known) as noting:
             first_run(structure.model, piece, {})
         return noting.own
-    other = dataclasses.replace(structure, arguments=piece, signature=(), remembered=Remembered())
     with Noting(known) as noting:
-        trace = other.trace({})
+        trace = structure.with_arguments(piece).trace({})
     for name in structure.observed:
         check_observed(name, trace.nodes[name])
     return noting.own

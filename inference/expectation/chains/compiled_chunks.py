@@ -8,12 +8,15 @@ What was compiled is kept until the file changes in which the loop stands, and n
 this one changes: those files therefore name the digest of this one (a test says what it is).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal, TypeAlias, TypedDict, TypeVar, cast
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from ember.inference.numerics.compiled import kept_on_disk
 
 __all__ = ["CHUNK", "FLOOR", "NONE", "Floats", "Integers", "compiled", "exponentials", "load"]
 
@@ -43,11 +46,7 @@ def compiled(signature: str | None = None) -> Callable[[F], F]:
     def make(function: F) -> F:
         if signature is None:
             return cast(F, numba.njit(**options)(function))
-        try:
-            made = numba.njit(signature, cache=True, **options)(function)
-        except RuntimeError:  # there is no folder that the compiled code could be kept in
-            made = numba.njit(signature, **options)(function)
-        return cast(F, made)
+        return kept_on_disk(functools.partial(numba.njit, signature, **options), function)
 
     return make
 

@@ -19,7 +19,7 @@ from ember.inference.expectation.chains.compiled_chunks import (
 
 __all__ = ["backward", "forward"]
 
-# compiled_chunks.py: 07085960fe187102
+# compiled_chunks.py: 4d6b4ce0ccf57559
 
 LANES = 32  # chains side by side, at most
 

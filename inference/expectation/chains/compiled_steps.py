@@ -21,7 +21,7 @@ from ember.inference.expectation.chains.compiled_chunks import (
 
 __all__ = ["backward", "forward"]
 
-# compiled_chunks.py: 07085960fe187102
+# compiled_chunks.py: 4d6b4ce0ccf57559
 
 
 @compiled()

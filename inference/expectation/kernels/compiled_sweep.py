@@ -6,10 +6,7 @@ so that the result does not depend on which thread was done first.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -17,6 +14,7 @@ from torch import Tensor
 
 from ember.inference.expectation.kernels.sweep import Rows, Swept
 from ember.inference.numerics.compiled import use_compiled
+from ember.inference.numerics.threads import in_threads
 
 __all__ = ["compiled_sweep", "is_worth_compiled"]
 
@@ -39,13 +37,7 @@ def _work(rows: Rows, left: Tensor) -> int:
 
 
 def compiled_sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
-    """The same as ``sweep``, to rounding.
-
-    Args:
-        rows: The rows.
-        left: What each feature counts for in each component, ``(R, K, F)``.
-        constant: What each component begins with, its log weight among it, ``(R, K)``.
-    """
+    """What ``sweep`` gives for the same arguments, to rounding."""
     from ember.inference.expectation.kernels.loops import TILE, WIDTH, sweep_rows
 
     batch, components, features = left.shape
@@ -57,28 +49,18 @@ def compiled_sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
     data = rows.data.numpy()
     weights = np.empty(0) if rows.weights is None else rows.weights.numpy()
 
-    def part(first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def part(bounds: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         total, counts = np.zeros(batch), np.zeros((batch, components))
         sums = np.zeros((batch, components, padded))
-        sweep_rows(data, weights, factors, filled, start, first, last, total, sums, counts)
+        sweep_rows(data, weights, factors, filled, start, *bounds, total, sums, counts)
         return total, sums, counts
 
     blocks = -(-len(rows) // WIDTH)
     parts = max(1, min(torch.get_num_threads(), blocks, _work(rows, left) // ALONE))
     bounds = [min(len(rows), WIDTH * (blocks * i // parts)) for i in range(parts + 1)]
     bounds[-1] = len(rows)
-    others = [
-        _pool(os.getpid(), parts).submit(part, first, last)
-        for first, last in itertools.pairwise(bounds[1:])
-    ]
-    found = [part(*bounds[:2]), *(other.result() for other in others)]
+    found = in_threads(part, itertools.pairwise(bounds))
     total, sums, counts = (torch.from_numpy(sum(each)) for each in zip(*found, strict=True))
     if rows.base is not None:
         total += (rows.base if rows.weights is None else rows.base * rows.weights).sum()
     return total, sums[..., :features], counts
-
-
-@functools.cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this process: those of one that has been forked are gone."""
-    return ThreadPoolExecutor(threads, "ember")

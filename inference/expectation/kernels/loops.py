@@ -8,12 +8,15 @@ taken in another order (``reassoc``); what NaN and infinities do is left as it i
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ember.inference.numerics.compiled import kept_on_disk
 
 __all__ = ["BLOCK", "TILE", "WIDTH", "sweep_rows"]
 
@@ -56,12 +59,8 @@ def _compiled(*fastmath: str) -> Callable[[F], F]:
             return function
         from numba import njit
 
-        flags = set(fastmath)
-        try:
-            kept = njit(cache=True, nogil=True, fastmath=flags, error_model="numpy")(function)
-        except RuntimeError:  # there is no folder to keep it in
-            kept = njit(nogil=True, fastmath=flags, error_model="numpy")(function)
-        return cast(F, kept)
+        compiler = functools.partial(njit, nogil=True, fastmath=set(fastmath), error_model="numpy")
+        return kept_on_disk(compiler, function)
 
     return decorate
 
