@@ -163,6 +163,19 @@ class LogEvidence:
                     return self._statistics(plan, params, total, sums, {})
         return self._by_elimination(plan, params, natural, near, temper, maximum, expanded)
 
+    def by_natural_parameters(self, params: Params) -> tuple[Tensor, dict[TieKey, Tensor]] | None:
+        """Log evidence and statistics of a model without nodes; None where that loses digits."""
+        natural = self._natural(params)
+        if natural is None:
+            return None
+        if self.kernel is not None:
+            totals, each = self.kernel.batched({k: eta.unsqueeze(0) for k, eta in natural.items()})
+            total, gradient = totals[0], {key: own[0] for key, own in each.items()}
+        else:
+            total, gradient, _ = self.gradients(natural, {})
+        sums = {key: (tied, gradient[key]) for key, tied in self.plan.tied.items()}
+        return None if self.plan.residuals.lost(sums) else (total, gradient)
+
     def node_gap(self, params: Params, is_even: Tensor) -> float:
         """How far log evidence by even and by odd nodes differs in a row, at most."""
         assert self.on_nodes is not None

@@ -44,6 +44,7 @@ class Place(NamedTuple):
 Keep = Callable[[Trajectory, Place], None]
 LEAPS = 10  # to higher places that one run makes at most
 LOOKS = 20  # iterations between looks for variances on their way to zero
+MANY = 6  # iterations: a way that long is worth writing its steps down
 REPEATS = 100  # of the M-step where nothing is latent
 FAILURES = (RuntimeError, ValueError, ArithmeticError)  # of a step
 
@@ -174,6 +175,8 @@ class _Ascent:
         for i in range(limit):
             if i:
                 loop.keep(self.way, Place(state, leaps))
+            if i == MANY:
+                self.em = judge.em = loop.em_map.replayed().counted(self.way)
             try:
                 state, movement = loop.accelerate.step(self.em, state)
             except FAILURES as error:

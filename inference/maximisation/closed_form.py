@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -65,7 +64,7 @@ class ClosedForm:
         value = kind.maximiser(total, self._update.link).reshape(self._shape)
         if origin is not None:
             value = origin + value
-        if kind.keeps_unseen and math.isnan(float(value.sum())):
+        if kind.keeps_unseen and bool(value.isnan().any()):
             # No observation: every value is a maximiser, the present one too.
             value = torch.where(torch.isnan(value), current, value)
         return value if idle is None else torch.where(idle.reshape(self._shape), current, value)

@@ -39,8 +39,9 @@ class MStep:
 
     def __init__(self, plan: Plan, chosen: Sequence[Update] | None = None) -> None:
         self.updates = updates(plan) if chosen is None else tuple(chosen)
-        numerical = any(update.how in (How.NUMERICAL, How.IN_SUPPORT) for update in self.updates)
-        self.plan = ParameterPlan.of(plan, numerical)
+        searches = (How.NUMERICAL, How.IN_SUPPORT)
+        self.is_numerical = any(update.how in searches for update in self.updates)
+        self.plan = ParameterPlan.of(plan, self.is_numerical)
         self._closed = {
             update.name: ClosedForm(self.plan, update)
             for update in self.updates

@@ -15,23 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ember.inference.numerics.operations import Observer, Watch, has_shape_by_value, listed, mapped
 
 __all__ = ["Tape", "record"]
-
-
-# Ways to look at numbers that are no tensor operations.
-PEEKS: tuple[Any, ...] = (
-    Tensor.numpy,
-    Tensor.tolist,
-    Tensor.__array__,
-    Tensor.data_ptr,
-    Tensor.untyped_storage,
-)
-
-
-PEEKS += (Tensor.__dlpack__, Tensor.storage)
 
 
 Params = Mapping[str, Tensor]
@@ -82,8 +69,8 @@ class Tape:
             return values[value.index] if isinstance(value, _Slot) else value
 
         for step in self.instructions:
-            result = step.function(*_mapped(step.args, filled), **_mapped(step.kwargs, filled))
-            results = _listed(result)
+            result = step.function(*mapped(step.args, filled), **mapped(step.kwargs, filled))
+            results = listed(result)
             values.update(zip(step.outputs, results, strict=True))
         return {name: filled(out) for name, out in self.outputs.items()}
 
@@ -102,9 +89,9 @@ class Tape:
             return value
 
         for step in self.instructions:
-            _mapped(step.args, note)
-            _mapped(step.kwargs, note)
-        _mapped(list(self.outputs.values()), note)
+            mapped(step.args, note)
+            mapped(step.kwargs, note)
+        mapped(list(self.outputs.values()), note)
         return frozenset(name for i, name in enumerate(self.inputs) if i in used)
 
 
@@ -118,7 +105,7 @@ def record(compute: Compute, params: Params, others: Sequence[Params]) -> Tape |
     """
     recorder = _Recorder(params)
     try:
-        with torch.no_grad(), recorder, _Watch(recorder):
+        with torch.no_grad(), recorder, Watch(recorder.knows, recorder.break_off):
             found = compute(params)
         if recorder.is_broken:
             return None
@@ -134,7 +121,7 @@ class _NotRecordable(Exception):
     """The computation looks at values of parameters, or changes tensors in place."""
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(Observer):
     def __init__(self, params: Params) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names = tuple(params)
@@ -144,6 +131,14 @@ class _Recorder(TorchDispatchMode):
         }
         self.instructions: list[_Instruction] = []
         self.is_broken = False
+
+    def knows(self, value: object) -> bool:
+        """Whether a tensor follows from the parameters."""
+        return id(value) in self.known
+
+    def break_off(self) -> None:
+        """Gives up: something was seen that no operation shows."""
+        self.is_broken = True
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -157,7 +152,7 @@ class _Recorder(TorchDispatchMode):
                 return self.known[id(value)][0]
             return value
 
-        own_args, own_kwargs = _mapped(args, slotted), _mapped(kwargs, slotted)
+        own_args, own_kwargs = mapped(args, slotted), mapped(kwargs, slotted)
         try:
             result = function(*args, **kwargs)
         except Exception:  # the model may catch it, and go another way
@@ -165,11 +160,11 @@ class _Recorder(TorchDispatchMode):
             raise
         if not seen:
             return result
-        results = _listed(result)
+        results = listed(result)
         if (
             function._schema.is_mutable
             or not all(isinstance(out, Tensor) for out in results)
-            or _has_shape_by_value(function, seen)
+            or has_shape_by_value(function, seen)
         ):
             raise _NotRecordable
         places = []
@@ -204,46 +199,9 @@ def _leading_to(
     for step in reversed(instructions):
         if wanted & set(step.outputs) or not step.outputs:  # no outputs: a check of errors
             kept.append(step)
-            _mapped(step.args, want)
-            _mapped(step.kwargs, want)
+            mapped(step.args, want)
+            mapped(step.kwargs, want)
     return tuple(reversed(kept))
-
-
-class _Watch(TorchFunctionMode):
-    """Notices when numbers that depend on parameters are looked at past torch's operations."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if function in PEEKS and id(args[0]) in self.recorder.known:
-            self.recorder.is_broken = True
-        return function(*args, **(kwargs or {}))
-
-
-def _listed(result: Any) -> tuple[Any, ...]:
-    if result is None:
-        return ()
-    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
-
-
-def _has_shape_by_value(function: Any, seen: Sequence[Tensor]) -> bool:
-    """Whether the shape of a result depends on values: the model may have counted its rows."""
-    if torch.Tag.dynamic_output_shape not in function.tags:
-        return False
-    by_mask = function.overloadpacket is torch.ops.aten.index
-    return not by_mask or any(one.dtype in (torch.bool, torch.uint8) for one in seen)
-
-
-def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(item, function) for item in value)
-    if isinstance(value, dict):
-        return {name: _mapped(item, function) for name, item in value.items()}
-    return function(value)
 
 
 def _agrees(tape: Tape, compute: Compute, params: Params) -> bool:

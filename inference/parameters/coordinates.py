@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -173,9 +174,12 @@ class Coordinates:
         for name, value in left.items():
             if not value.numel():
                 continue
-            size = torch.maximum(value.abs(), right[name].abs())
-            least = 0.01 * float(size.max()) + torch.finfo(value.dtype).tiny
-            moved = float(((right[name] - value).abs() / (size + least)).max())
+            # By numpy, which is quicker with few numbers: this is asked in each iteration.
+            one, other = (x.detach().cpu().numpy() for x in (value, right[name]))
+            size = np.maximum(np.abs(one), np.abs(other))
+            least = 0.01 * float(size.max()) + np.finfo(size.dtype).tiny
+            with np.errstate(invalid="ignore"):
+                moved = float((np.abs(other - one) / (size + least)).max())
             largest = max(largest, moved)
         return largest
 

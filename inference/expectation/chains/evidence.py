@@ -25,6 +25,7 @@ from ember.inference.expectation.chains.log_space import (
 )
 from ember.inference.expectation.chains.scaled import scaled_forward_backward
 from ember.inference.numerics.log_space import IMPOSSIBLE
+from ember.inference.numerics.replay.recording import as_one_step
 
 __all__ = ["chain_log_evidence", "pair_marginals", "predictions"]
 
@@ -67,20 +68,40 @@ class _Evidence(torch.autograd.Function):
     def forward(
         ctx: Any, initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None
     ) -> Tensor:
-        ctx.smoother = smoother(Potentials(initial, transition, emission, lengths))
+        ctx.both = _Both(lengths)
         ctx.save_for_backward(initial, transition, emission)
-        ctx.lengths = lengths
-        evidence: Tensor = ctx.smoother.log_evidence
+        evidence: Tensor = as_one_step(ctx.both.forward, initial, transition, emission)
         return evidence
 
     @staticmethod
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
         initial, transition, emission = ctx.saved_tensors
-        chains = Potentials(initial, transition, emission, ctx.lengths)
         if torch.is_grad_enabled():  # the gradient is to be differentiated itself
+            chains = Potentials(initial, transition, emission, ctx.both.lengths)
             return *_gradient(chains, weights, ctx.needs_input_grad), None
-        marginals, pairs = ctx.smoother.expectations(chains, weights)
+        marginals, pairs = as_one_step(ctx.both.backward, initial, transition, emission, weights)
         return marginals[0], pairs, marginals, None
+
+
+class _Both:
+    """The two recursions as two operations, of which the second goes on from the first."""
+
+    def __init__(self, lengths: Tensor | None) -> None:
+        self.lengths = lengths
+        self._smoother: Smoother | None = None
+
+    def forward(self, initial: Tensor, transition: Tensor, emission: Tensor) -> Tensor:
+        """Log evidence of each chain."""
+        self._smoother = smoother(Potentials(initial, transition, emission, self.lengths))
+        return self._smoother.log_evidence
+
+    def backward(
+        self, initial: Tensor, transition: Tensor, emission: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Marginals and expected transitions."""
+        assert self._smoother is not None
+        chains = Potentials(initial, transition, emission, self.lengths)
+        return self._smoother.expectations(chains, weights)
 
 
 def _gradient(

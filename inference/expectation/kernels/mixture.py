@@ -9,6 +9,7 @@ gradient, to rounding.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from ember.inference.expectation.kernels.sweep import Rows, sweep
 from ember.inference.factors.exponential import ExponentialFactor, at_cells
 from ember.inference.factors.factor import CompiledFactor, Factor, same_scale
 from ember.inference.factors.tied import TieKey
+from ember.inference.numerics.replay.recording import LARGE, as_one_step
 
 __all__ = ["MixtureKernel", "mixture_kernel"]
 
@@ -73,7 +75,13 @@ class MixtureKernel:
             lefts.append(left)
         left = lefts[0] if len(lefts) == 1 else torch.cat(lefts, 2)
         swept = compiled_sweep if is_worth_compiled(self.rows, left) else sweep
-        return *swept(self.rows, left, constant), [each.shape[2] for each in lefts]
+        is_large = len(self.rows) * max(left.shape[1:]) > LARGE
+        found = (
+            as_one_step(functools.partial(swept, self.rows), left, constant)
+            if is_large
+            else swept(self.rows, left, constant)
+        )
+        return *found, [each.shape[2] for each in lefts]
 
 
 def _scatter(gradient: Tensor, form: ExponentialFactor, block: Tensor) -> None:

@@ -9,10 +9,12 @@ from typing import Protocol, Self, TypeVar
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.expectation.replayed import ReplayedEStep
 from ember.inference.initialisation.starting_params import starting_params
 from ember.inference.iteration.trajectory import Movement, Trajectory
 from ember.inference.maximisation.expanded import expanded_m_step
 from ember.inference.maximisation.m_step import MStep
+from ember.inference.maximisation.replayed import ReplayedCoordinates, ReplayedMStep
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.loadings import loadings_of
@@ -36,6 +38,8 @@ class EMMap:
         start: A place to start from, by its kind (``initialisation/starting_params.py``).
         classification: Whether the E-step takes the latents' most probable joint value. The
             objective has no curvature then.
+        plan: The plan, where these are its plain steps: they can be written down.
+        plan: The plan whose plain steps these are, if they are.
     """
 
     e_step: Callable[[Mapping[str, Tensor]], Statistics]
@@ -43,6 +47,7 @@ class EMMap:
     coordinates: Coordinates
     start: Callable[[str], Params]
     classification: bool = False
+    plan: Plan | None = None
 
     @classmethod
     def of(cls, plan: Plan, classification: bool = False, expanded: bool = False) -> Self:
@@ -59,6 +64,18 @@ class EMMap:
             Coordinates(parameters, plan.superposed_parameters()),
             functools.partial(starting_params, plan, varied=True),
             classification,
+            None if classification or expanded or loadings else plan,
+        )
+
+    def replayed(self) -> Self:
+        """The same map written down, so that each of many iterations takes less time."""
+        if self.plan is None:
+            return self
+        return dataclasses.replace(
+            self,
+            e_step=ReplayedEStep.of(self.plan),
+            m_step=ReplayedMStep.of(self.plan),
+            coordinates=ReplayedCoordinates.of(self.plan),
         )
 
     def tried(self, params: Mapping[str, Tensor]) -> Statistics | None:

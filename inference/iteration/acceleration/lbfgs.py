@@ -138,19 +138,22 @@ def ascent_direction(
     pairs: Sequence[Pair], gradient: Tensor, metric: Tensor | None = None
 ) -> Tensor:
     """The two-loop recursion of L-BFGS, for ascent."""
-    q, alphas = gradient.clone(), []
-    for s, y in reversed(pairs):
-        alpha = float(s @ q) / float(s @ y)
+    # By numpy: the recursion is a hundred products of small vectors, one after the other.
+    q, alphas = gradient.cpu().numpy().copy(), []
+    each = [(s.cpu().numpy(), y.cpu().numpy()) for s, y in pairs]
+    curvatures = [float(s @ y) for s, y in each]
+    for (s, y), curvature in zip(reversed(each), reversed(curvatures), strict=True):
+        alpha = float(s @ q) / curvature
         alphas.append(alpha)
         q -= alpha * y
     if metric is not None:
-        q = metric @ q
-    elif pairs:
-        s, y = pairs[-1]
-        q *= float(s @ y) / float(y @ y)
-    for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
-        q += (alpha - float(y @ q) / float(s @ y)) * s
-    return q
+        q = metric.cpu().numpy() @ q
+    elif each:
+        _, y = each[-1]
+        q *= curvatures[-1] / float(y @ y)
+    for (s, y), curvature, alpha in zip(each, curvatures, reversed(alphas), strict=True):
+        q += (alpha - float(y @ q) / curvature) * s
+    return torch.from_numpy(q).to(gradient)
 
 
 def _searched(

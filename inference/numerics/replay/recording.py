@@ -1,0 +1,303 @@
+"""Writes down what a function does with its tensors, one operation after the other.
+
+Seen are torch's own operations, below its derivatives: those of a gradient too. A function may look
+at what it computes to decide where to go on; what it has seen is written down as a *condition*, and
+the record holds where all of them come out the same again. It may change tensors in place that it
+has made itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ember.inference.numerics.operations import (
+    Observer,
+    Watch,
+    has_shape_by_value,
+    listed,
+    mapped,
+)
+
+__all__ = [
+    "LARGE",
+    "Condition",
+    "NotRecordable",
+    "Record",
+    "Slot",
+    "Step",
+    "as_one_step",
+    "is_recording",
+    "memory",
+    "record",
+]
+
+
+LARGE = 4096  # numbers that one operation reads or makes; of more, torch is the faster
+LONGEST = 3000  # operations; more are a loop that is worth more than the calls in it
+MOST = 4_000_000  # numbers that all results hold together, for they are kept while recording
+Function = Callable[..., Sequence[Tensor] | None]
+
+
+class NotRecordable(Exception):
+    """The function does what no list of operations says."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a tensor that the inputs determine."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """An operation.
+
+    Attributes:
+        name: What torch calls it, ``add.Tensor``; empty if it is none of torch's.
+        call: Computes it.
+        is_mutable: Whether it changes one of its arguments.
+        args: Its arguments, slots among them.
+        kwargs: Those with names.
+        given: The tensors that stood in the slots, in order of the arguments.
+        results: What came out.
+        outputs: The slots of the results.
+        is_one: Whether it gives one tensor, not a sequence of them.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    is_mutable: bool
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    given: tuple[Tensor, ...]
+    results: tuple[Tensor, ...] = ()
+    outputs: tuple[int, ...] = ()
+    is_one: bool = True
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the function saw: an operation whose result is true or false."""
+
+    step: Step
+    value: bool
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a function did.
+
+    Attributes:
+        steps: Operations and conditions in their order, without those that lead nowhere.
+        outputs: Where its results are; None if it had none.
+    """
+
+    steps: tuple[Step | Condition, ...]
+    outputs: tuple[Slot | Tensor, ...] | None
+
+
+def record(function: Function, inputs: Sequence[Tensor]) -> tuple[Record, Sequence[Tensor] | None]:
+    """Calls a function and writes down what it does.
+
+    Args:
+        function: From tensors to tensors, or to None.
+        inputs: The tensors, distinct objects, which it does not change.
+
+    Returns:
+        The record, and what the function gave.
+
+    Raises:
+        NotRecordable: If its operations do not tell what it does.
+    """
+    recorder = _Recorder(inputs)
+    with recorder, Watch(recorder.knows, recorder.break_off):
+        found = function(*inputs)
+    if recorder.is_broken:
+        raise NotRecordable
+    return recorder.record(found), found
+
+
+def is_recording() -> bool:
+    """Whether a function is being recorded: then nothing may be hidden from the recorder."""
+    return _Recorder.active is not None
+
+
+def as_one_step(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    """Calls a function that has its own quick ways: a record holds it as one operation.
+
+    Args:
+        function: Computes tensors from tensors, without conditions and without changing any.
+        inputs: Its arguments.
+    """
+    recorder = _Recorder.active
+    return function(*inputs) if recorder is None else recorder.whole(function, inputs)
+
+
+class _Recorder(Observer):
+    active: _Recorder | None = None
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # The tensors are kept, so that their ids stay theirs.
+        self.known = {id(value): (Slot(i), value) for i, value in enumerate(inputs)}
+        # What stays as it is: the memory of the inputs, and of constants that were read.
+        self.fixed = {memory(value): value for value in inputs}
+        self.slots, self.size = len(inputs), 0
+        self.steps: list[Step | Condition] = []
+        self.is_broken = self.is_paused = False
+
+    def __enter__(self) -> Any:
+        _Recorder.active = self
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: object) -> None:
+        _Recorder.active = None
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def knows(self, value: object) -> bool:
+        """Whether a tensor follows from the inputs."""
+        return id(value) in self.known
+
+    def break_off(self) -> None:
+        """Gives up: something was seen that no operation shows."""
+        self.is_broken = self.is_broken or not self.is_paused
+
+    def whole(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+        """Calls a function without looking inside."""
+        seen, constants = list[Tensor](), list[Tensor]()
+        args = [self._slotted(value, seen, constants) for value in inputs]
+        self.is_paused = True
+        try:
+            result = function(*inputs)
+        finally:
+            self.is_paused = False
+        if seen and not self.is_broken:
+            self._note(Step("", function, False, args, {}, tuple(seen)), constants, result)
+        return result
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.is_broken or self.is_paused:
+            return function(*args, **kwargs)
+        seen, constants = list[Tensor](), list[Tensor]()
+        own_args = [self._slotted(value, seen, constants) for value in args]
+        own_kwargs = {n: self._slotted(value, seen, constants) for n, value in kwargs.items()}
+        if torch.Tag.nondeterministic_seeded in function.tags or not self._may_change(
+            function, args, kwargs
+        ):
+            self.is_broken = True
+        if not seen or self.is_broken:
+            return function(*args, **kwargs)
+        try:
+            result = function(*args, **kwargs)
+        except Exception:  # the function may catch it, and go another way
+            self.is_broken = True
+            raise
+        if has_shape_by_value(function, seen):
+            self.is_broken = True
+            return result
+        name, mutable = str(function).removeprefix("aten."), function._schema.is_mutable
+        step = Step(name, function._op, mutable, own_args, own_kwargs, tuple(seen))
+        self._note(step, constants, result)
+        return result
+
+    def _slotted(self, value: Any, seen: list[Tensor], constants: list[Tensor]) -> Any:
+        """An argument with slots in place of what follows from the inputs."""
+        if isinstance(value, Tensor):
+            known = self.known.get(id(value))
+            (constants if known is None else seen).append(value)
+            return value if known is None else known[0]
+        if isinstance(value, (list, tuple)):
+            return [self._slotted(each, seen, constants) for each in value]
+        return value
+
+    def _may_change(self, function: Any, args: Any, kwargs: Any) -> bool:
+        """Whether what an operation changes, if anything, is the function's own.
+
+        A constant may be filled with constants until it is read.
+        """
+        if not function._schema.is_mutable:
+            return True
+        every = [*args, *kwargs.values()]
+        for i, argument in enumerate(function._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            if not isinstance(value, Tensor):
+                continue
+            if memory(value) in self.fixed:
+                return False
+            if not self.knows(value) and any(self.knows(each) for each in every):
+                return False
+        return True
+
+    def _note(self, step: Step, constants: Sequence[Tensor], result: Any) -> None:
+        """Writes an operation down."""
+        self.fixed.update((memory(value), value) for value in constants if value.numel())
+        if isinstance(result, bool):
+            self.steps.append(Condition(step, result))
+            return
+        results = listed(result)
+        self.size += sum(out.numel() for out in results if isinstance(out, Tensor))
+        if (
+            not all(isinstance(out, Tensor) for out in results)
+            or len(self.steps) >= LONGEST
+            or self.size > MOST
+        ):
+            self.is_broken = True
+            self.steps.clear()
+            return
+        places = range(self.slots, self.slots + len(results))
+        self.slots += len(results)
+        for place, out in zip(places, results, strict=True):
+            self.known[id(out)] = (Slot(place), out)
+        self.steps.append(
+            dataclasses.replace(
+                step, results=results, outputs=tuple(places), is_one=isinstance(result, Tensor)
+            )
+        )
+
+    def record(self, found: Sequence[Tensor] | None) -> Record:
+        """The record without what leads nowhere."""
+        if found is None:
+            outputs = None
+        else:
+            outputs = tuple(
+                self.known[id(value)][0] if id(value) in self.known else value for value in found
+            )
+        return Record(_leading_to(self.steps, outputs or ()), outputs)
+
+
+def _leading_to(
+    steps: Sequence[Step | Condition], outputs: Sequence[Slot | Tensor]
+) -> tuple[Step | Condition, ...]:
+    """Without the steps that lead to no output and to no condition."""
+    wanted = {out.index for out in outputs if isinstance(out, Slot)}
+    kept: list[Step | Condition] = []
+
+    def want(value: Any) -> Any:
+        if isinstance(value, Slot):
+            wanted.add(value.index)
+        return value
+
+    for each in reversed(steps):
+        step = each.step if isinstance(each, Condition) else each
+        if wanted & set(step.outputs) or not step.outputs or step.is_mutable:
+            kept.append(each)
+            mapped(step.args, want)
+            mapped(step.kwargs, want)
+    return tuple(reversed(kept))
+
+
+def memory(value: Tensor) -> int:
+    """Where a tensor's numbers lie; views share the place."""
+    return value.untyped_storage().data_ptr()

@@ -1,0 +1,288 @@
+"""Steps that are played back give what the steps themselves give; and what may not be is not."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ember.inference import EM
+from ember.inference.inputs.shelter import sheltered
+from ember.inference.iteration.acceleration.em_map import EMMap
+from ember.inference.iteration.loop import Loop
+from ember.inference.iteration.trajectory import Trajectory
+from ember.inference.maximisation.objective import score
+from ember.inference.numerics.replay.recording import LARGE, as_one_step
+from ember.inference.numerics.replay.replayed import Replayed
+from ember.models import gaussian_mixture
+from tests.inference.catalogue import CASES, INTEGRATED, Case, case_id, model_of
+from tests.inference.examples import EXAMPLES, Example
+
+Pair = tuple[Tensor, Tensor]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    size = float(one.abs().max()) if one.numel() else 0.0
+    return one.shape == other.shape and torch.allclose(
+        one, other, rtol=1e-9, atol=1e-9 * size, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("case", CASES + INTEGRATED, ids=case_id)
+def test_steps_of_every_model_are_played_back(case: Case) -> None:
+    em = EM(model_of(case), seed=0)
+    plan = em.plan(case[1], **case[2])
+    check_steps(em, plan)
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=lambda each: each.name)
+def test_steps_of_every_example_are_played_back(example: Example) -> None:
+    em = EM(example.model, seed=0)
+    check_steps(em, em.plan(*example.args))
+
+
+def check_steps(em: EM, plan: Any) -> None:
+    plain = EMMap.of(plan)
+    quick = plain.replayed()
+    with sheltered(0):
+        statistics = plain.e_step(em.initialise(plan))
+        for _ in range(3):
+            again = quick.e_step(statistics.params)
+            assert again.objective == pytest.approx(statistics.objective, rel=1e-10, abs=1e-10)
+            assert again.log_prior == pytest.approx(statistics.log_prior, rel=1e-10, abs=1e-10)
+            for (_, one), (_, other) in zip(
+                statistics.sums.values(), again.sums.values(), strict=True
+            ):
+                assert close(one, other)
+            slopes = score(statistics, plain.coordinates)
+            assert torch.allclose(
+                slopes,
+                score(again, quick.coordinates),
+                rtol=1e-8,
+                atol=1e-7 * (1.0 + abs(again.objective)),
+            )
+            params, others = plain.m_step(statistics), quick.m_step(again)
+            assert list(params) == list(others)
+            assert all(close(params[name], others[name]) for name in params)
+            flat = plain.coordinates.flatten(params)
+            assert torch.allclose(flat, quick.coordinates.flatten(params), rtol=1e-9, atol=1e-9)
+            there, back = (each.coordinates.unflatten(flat) for each in (plain, quick))
+            assert all(close(there[name], back[name]) for name in there)
+            statistics = plain.e_step(params)
+
+
+def test_the_steps_of_a_mixture_are_recorded_once() -> None:
+    x = torch.cat([draw(40, 2), 4.0 + draw(40, 2, seed=1)])
+    em = EM(gaussian_mixture, seed=0)
+    plan = em.plan(x, components=2)
+    quick = EMMap.of(plan).replayed()
+    with sheltered(0):
+        statistics = quick.e_step(em.initialise(plan))
+        calls = []
+        evidence = quick.e_step._evidence  # type: ignore[attr-defined]
+        inner = evidence.by_natural_parameters
+        evidence.by_natural_parameters = lambda params: calls.append(1) or inner(params)
+        for _ in range(5):
+            statistics = quick.e_step(quick.m_step(statistics))
+    assert not calls
+
+
+def test_a_long_way_and_a_short_one_agree() -> None:
+    """A run whose later steps are played back ends where one ends that plays nothing back."""
+    x = torch.cat([draw(60, 2), 1.5 + draw(60, 2, seed=1)])
+    em = EM(gaussian_mixture, seed=0)
+    plan = em.plan(x, components=3)
+    quick = EMMap.of(plan)
+    with sheltered(0):
+        start = em.initialise(plan)
+        long, short = (
+            Loop(plan, each, None)(Trajectory(start), 60)
+            for each in (quick, dataclasses.replace(quick, plan=None))
+        )
+    assert torch.allclose(long.history, short.history, rtol=1e-11)
+    assert quick.replayed() is not quick
+
+
+def test_the_same_fit_twice_is_the_same_to_the_bit() -> None:
+    """The first records its steps, the second finds them recorded."""
+    x = torch.cat([draw(60, 2), 1.5 + draw(60, 2, seed=1)])
+    em = EM(gaussian_mixture, seed=0)
+    first, second = (em.fit(x, components=3) for _ in range(2))
+    assert torch.equal(first.history, second.history)
+    assert all(torch.equal(first.params[name], second.params[name]) for name in first.params)
+
+
+def arithmetic(x: Tensor, y: Tensor) -> list[Tensor]:
+    z = (x.unsqueeze(-1) * y - 0.5).exp().clamp_max(3.0)
+    lower = torch.linalg.cholesky(z @ z.mT + torch.eye(len(x), dtype=x.dtype))
+    return [
+        lower.diagonal(dim1=-2, dim2=-1).log().sum(),
+        torch.where(x > 0.0, x, x.square() / 3.0).cumsum(0),
+        torch.cat([x, y]).logsumexp(0),
+        torch.linalg.solve_triangular(lower, z, upper=False)[1:, ::2],
+        torch.stack([x, y], -1).amax(1) ** 3,
+        torch.zeros_like(x).index_add_(0, torch.tensor([0, 0, 1, 2]), y),
+        x.expand(3, 4).sum((0, 1)) - torch.xlogy(x.abs(), y.abs()),
+    ]
+
+
+def changing(x: Tensor, y: Tensor) -> list[Tensor]:
+    table = x.new_zeros(2, len(x))
+    table[0] = x
+    table[1].add_(y).mul_(2.0)
+    view = table.reshape(-1)
+    view[2:5] -= 1.0
+    return [table, view.sum()]
+
+
+def graded(x: Tensor, y: Tensor) -> list[Tensor]:
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        value = (leaf.tanh() * y).sum() + leaf.square().logsumexp(0)
+        return list(torch.autograd.grad(value, leaf))
+
+
+def sized(x: Tensor, y: Tensor) -> list[Tensor]:
+    table = (x.unsqueeze(-1) + torch.arange(float(LARGE), dtype=x.dtype)).sin()
+    return [table.sum(1) * y, table[:, :2]]
+
+
+def in_one(x: Tensor, y: Tensor) -> list[Tensor]:
+    return [as_one_step(lambda a, b: torch.from_numpy(a.numpy() * b.numpy()), x, y) + x]
+
+
+@pytest.mark.parametrize("function", [arithmetic, changing, graded, sized, in_one])
+def test_a_function_is_played_back(function: Callable[..., list[Tensor]]) -> None:
+    calls = []
+
+    def counted(*inputs: Tensor) -> list[Tensor]:
+        calls.append(1)
+        return function(*inputs)
+
+    replayed = Replayed(counted)
+    for seed in range(4):
+        x, y = draw(4, seed=seed), draw(4, seed=seed + 10)
+        given = x.clone(), y.clone()
+        found = replayed(x, y)
+        assert found is not None
+        assert all(itertools.starmap(close, zip(function(x, y), found, strict=True)))
+        assert torch.equal(x, given[0])
+        assert torch.equal(y, given[1])
+    assert len(calls) == 1
+
+
+def test_each_way_that_a_function_goes_is_recorded() -> None:
+    calls = []
+
+    def function(x: Tensor) -> list[Tensor] | None:
+        calls.append(1)
+        if bool((x > 5.0).any()):
+            return None
+        return [x.exp()] if bool(x.sum() > 0.0) else [x.square()]
+
+    replayed = Replayed(function)
+    for value in (1.0, -2.0, 3.0, -1.0, 9.0, 2.0, 8.0):
+        x = torch.full((3,), value, dtype=torch.float64)
+        found, expected = replayed(x), function(x)
+        assert (found is None) == (expected is None)
+        assert found is None or close(found[0], expected[0])
+    assert len(calls) == 7 + 3
+
+
+def number_seen(x: Tensor) -> list[Tensor]:
+    return [x * float(x.sum())]
+
+
+def peeked_at(x: Tensor) -> list[Tensor]:
+    return [x * float(x.numpy().sum())]
+
+
+def drawn(x: Tensor) -> list[Tensor]:
+    return [x + torch.randn_like(x)]
+
+
+def refilled(x: Tensor) -> list[Tensor]:
+    room, total = torch.zeros(3, dtype=torch.float64), x * 0.0
+    for i in range(3):
+        room.fill_(float(i))
+        total = total + room * x
+    return [total]
+
+
+def of_any_size(x: Tensor) -> list[Tensor]:
+    return [x[x > 0.0]]
+
+
+@pytest.mark.parametrize("function", [number_seen, peeked_at, drawn, refilled, of_any_size])
+def test_what_operations_do_not_tell_is_not_played_back(
+    function: Callable[[Tensor], Sequence[Tensor]],
+) -> None:
+    calls = []
+
+    def counted(x: Tensor) -> Sequence[Tensor]:
+        calls.append(1)
+        return function(x)
+
+    replayed = Replayed(counted)
+    for seed in range(3):
+        x = draw(3, seed=seed)
+        torch.manual_seed(seed)
+        found = replayed(x)
+        torch.manual_seed(seed)
+        assert found is not None
+        if function is not drawn:
+            assert close(found[0], function(x)[0])
+    assert len(calls) >= 3
+
+
+def test_errors_are_those_of_the_function() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        return [torch.linalg.cholesky(x)]
+
+    replayed = Replayed(function)
+    assert replayed(torch.eye(2)) is not None
+    with pytest.raises(torch.linalg.LinAlgError, match="not positive-definite"):
+        replayed(-torch.eye(2))
+    assert replayed(4.0 * torch.eye(2)) is not None
+
+
+def test_gradients_other_shapes_and_other_records_take_the_function_itself() -> None:
+    inner = Replayed(lambda x: [x.square()])
+    x = torch.ones(2, dtype=torch.float64)
+    assert inner(x) is not None
+    leaf = x.clone().requires_grad_()
+    found = inner(leaf)
+    assert found is not None
+    assert found[0].requires_grad
+    wide = inner(torch.ones(3, dtype=torch.float64))
+    assert wide is not None
+    assert wide[0].shape == (3,)
+    outer = Replayed(lambda x: [2.0 * each for each in inner(x) or ()])
+    for value in (1.0, 3.0):
+        found = outer(torch.full((2,), value, dtype=torch.float64))
+        assert found is not None
+        assert float(found[0][0]) == 2.0 * value**2
+
+
+def test_nothing_is_played_back_where_that_is_switched_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EMBER_REPLAY", "0")
+    calls = []
+
+    def function(x: Tensor) -> list[Tensor]:
+        calls.append(1)
+        return [x + 1.0]
+
+    replayed = Replayed(function)
+    for _ in range(3):
+        replayed(torch.ones(1))
+    assert len(calls) == 3
