@@ -19,7 +19,7 @@ MODELS ?= 1000
 DATA_SETS ?= 500
 JOBS   ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: test processors demo lint tutorials bench fuzz coverage clean
+.PHONY: test processors demo lint tutorials bench speed fuzz coverage clean
 .DEFAULT_GOAL := test
 
 # One thread for each worker: the tensors of the tests are small, and the workers fill the cores.
@@ -55,6 +55,10 @@ bench: $(READY)
 	@for script in tests/benchmarks/bench_*.py; do \
 	    OMP_WAIT_POLICY=passive .venv/bin/python "$$script" || exit 1; \
 	done
+
+# The table of speeds in tutorials/reference.md, measured anew.
+speed: $(READY)
+	OMP_WAIT_POLICY=passive $(RUN) tests.benchmarks.speed_table
 
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) tests.fuzz --seed $(SEED) --models $(MODELS) --jobs $(JOBS)

@@ -44,7 +44,7 @@ class Place(NamedTuple):
 Keep = Callable[[Trajectory, Place], None]
 LEAPS = 10  # to higher places that one run makes at most
 LOOKS = 20  # iterations between looks for variances on their way to zero
-MANY = 6  # iterations: a way that long is worth writing its steps down
+MANY = 12  # iterations: a way that long is worth writing its steps down
 REPEATS = 100  # of the M-step where nothing is latent
 FAILURES = (RuntimeError, ValueError, ArithmeticError)  # of a step
 

@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,27 +57,40 @@ class Times:
 
 def main() -> None:
     """Print one line for each size."""
-    warnings.simplefilter("ignore", RuntimeWarning)  # both sides stop before they converge
-    runs: dict[str, Run] = {"hmmlearn": rival, "tensors": in_tensors}
-    if use_compiled():
-        runs["compiled"] = ember
+    names = list(competitors())
     print(f"{torch.get_num_threads()} threads, float64; milliseconds, least and median")
     print(
         f"{'S':>5} {'T':>7} {'K':>3}  "
-        + "".join(f"{name:<19}" for name in runs)
-        + f"{'ratios':>{7 * (len(runs) - 1)}}  difference"
+        + "".join(f"{name:<19}" for name in names)
+        + f"{'ratios':>{7 * (len(names) - 1)}}  difference"
     )
-    for sequences, steps, states in SIZES:
-        x = simulate(sequences, steps, states)
-        found = compare(runs, x, starting_point(x, states))
+    for (sequences, steps, states), found in lines():
+        shown = "".join(f"{ratio:>6.1f}x" for ratio in ratios(found).values())
         theirs, *ours = found.values()
-        ratios = "".join(f"{theirs.least / each.least:>6.1f}x" for each in ours)
         gap = max(abs(each.evidence / theirs.evidence - 1.0) for each in ours)
         columns = " ".join(f"{each!s:<18}" for each in found.values())
-        print(
-            f"{sequences:>5} {steps:>7} {states:>3} {columns} {ratios}  {gap:.0e}",
-            flush=True,
-        )
+        print(f"{sequences:>5} {steps:>7} {states:>3} {columns} {shown}  {gap:.0e}", flush=True)
+
+
+def competitors() -> dict[str, Run]:
+    """Those that are measured here, hmmlearn first."""
+    runs: dict[str, Run] = {"hmmlearn": rival, "tensors": in_tensors}
+    return runs | ({"compiled": ember} if use_compiled() else {})
+
+
+def lines() -> Iterator[tuple[tuple[int, int, int], dict[str, Times]]]:
+    """The times of one size after the other."""
+    warnings.simplefilter("ignore", RuntimeWarning)  # both sides stop before they converge
+    for sequences, steps, states in SIZES:
+        x = simulate(sequences, steps, states)
+        found = compare(competitors(), x, starting_point(x, states))
+        yield (sequences, steps, states), found
+
+
+def ratios(found: dict[str, Times]) -> dict[str, float]:
+    """How many times as long hmmlearn takes."""
+    (_, theirs), *ours = found.items()
+    return {name: theirs.least / own.least for name, own in ours}
 
 
 def compare(runs: dict[str, Run], x: np.ndarray, start: Start) -> dict[str, Times]:

@@ -15,8 +15,9 @@ import os
 import statistics
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -42,44 +43,79 @@ SIZES = [
     ("diag", 1_000_000, 8, 16),
 ]
 STATUS = Path("/proc/self/status")
+MOST = 2_000_000  # rows that all iterations of a run read together, but for two iterations
 SECONDS = 8.0  # for one line of the table, unless two rounds take longer
 Run = tuple[list[float], float]  # seconds of each iteration, and the mean log likelihood of a row
 
 
+class Line(NamedTuple):
+    """What was measured of one size.
+
+    Attributes:
+        size: The kind of covariance, rows, columns and components.
+        runs: The runs of each competitor, scikit-learn's first.
+        peak: Bytes; see ``memory``.
+    """
+
+    size: tuple[str, int, int, int]
+    runs: dict[str, list[Run]]
+    peak: float
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """How many times as long scikit-learn takes."""
+        least = {name: min(each(found)) for name, found in self.runs.items()}
+        rival = least.pop("scikit-learn")
+        return {name: rival / own for name, own in least.items()}
+
+    def __str__(self) -> str:
+        covariance, rows, columns, components = self.size
+        line = f"{covariance} {rows:>9} {columns:>3} {components:>3}"
+        bound, gap, ratios = self.runs["scikit-learn"][0][1], 0.0, self.ratios
+        for name, found in self.runs.items():
+            least, middle = min(each(found)), statistics.median(each(found))
+            line += f" {1e3 * least:>8.2f} ({1e3 * middle:>7.2f})"
+            if name in ratios:
+                line += f" {ratios[name]:>8.1f}x"
+                gap = max(gap, abs(found[0][1] - bound) / abs(bound))
+        return f"{line}    {gap:.0e}  {self.peak / 1e6:6.1f} MB"
+
+
 def main() -> None:
     """Print one line for each size."""
-    warnings.simplefilter("ignore", ConvergenceWarning)
-    warnings.simplefilter("ignore", RuntimeWarning)  # neither converges
     print(f"{torch.get_num_threads()} threads, float64, milliseconds")
-    ours = ["torch", "compiled"] if use_compiled() else ["torch"]
     print(
         f"{'':4} {'N':>9} {'D':>3} {'K':>3} {'scikit-learn':>18}"
-        + "".join(f"{name:>20} {'ratio':>7}" for name in ours)
+        + "".join(f"{name:>20} {'ratio':>7}" for name in competitors())
         + "  difference  memory"
     )
-    for covariance, rows, columns, components in SIZES:
+    for line in lines():
+        print(line, flush=True)
+
+
+def competitors() -> list[str]:
+    """The ways in which Ember is measured here."""
+    return ["torch", "compiled"] if use_compiled() else ["torch"]
+
+
+def lines() -> Iterator[Line]:
+    """One size after the other."""
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    warnings.simplefilter("ignore", RuntimeWarning)  # neither converges
+    for size in SIZES:
+        covariance, rows, columns, components = size
         x = simulate(rows, columns, components)
         options = {"components": components, "covariance": covariance}
         start = EM(gaussian_mixture, "mle", seed=0).initialise(x, **options)
         time_ember(x, start, options, "compiled", 1)  # compiles, if that is still to be done
-        count = max(2, min(50, 300_000 // rows))
-        runs: dict[str, list[Run]] = {name: [] for name in ("scikit-learn", *ours)}
+        count = max(2, min(50, MOST // rows))
+        runs: dict[str, list[Run]] = {name: [] for name in ("scikit-learn", *competitors())}
         began = time.perf_counter()
         while len(runs["scikit-learn"]) < 2 or time.perf_counter() - began < SECONDS:
             runs["scikit-learn"].append(time_rival(x, start, covariance, count))
-            for name in ours:
+            for name in competitors():
                 runs[name].append(time_ember(x, start, options, name, count))
-        line = f"{covariance} {rows:>9} {columns:>3} {components:>3}"
-        rival, bound = min(each(runs["scikit-learn"])), runs["scikit-learn"][0][1]
-        gap = 0.0
-        for name, found in runs.items():
-            least, middle = min(each(found)), statistics.median(each(found))
-            line += f" {1e3 * least:>8.2f} ({1e3 * middle:>7.2f})"
-            if name != "scikit-learn":
-                line += f" {rival / least:>8.1f}x"
-                gap = max(gap, abs(found[0][1] - bound) / abs(bound))
-        peak = memory(x, start, options) / 1e6
-        print(f"{line}    {gap:.0e}  {peak:6.1f} MB", flush=True)
+        yield Line(size, runs, memory(x, start, options))
 
 
 def each(runs: list[Run]) -> list[float]:

@@ -69,9 +69,9 @@ def check_steps(em: EM, plan: Any) -> None:
                 rtol=1e-8,
                 atol=1e-7 * (1.0 + abs(again.objective)),
             )
-            params, others = plain.m_step(statistics), quick.m_step(again)
-            assert list(params) == list(others)
-            assert all(close(params[name], others[name]) for name in params)
+            params, reached = plain.m_step(statistics), quick.m_step(again)
+            assert list(params) == list(reached)
+            assert all(close(params[name], reached[name]) for name in params)
             flat = plain.coordinates.flatten(params)
             assert torch.allclose(flat, quick.coordinates.flatten(params), rtol=1e-9, atol=1e-9)
             there, back = (each.coordinates.unflatten(flat) for each in (plain, quick))
@@ -89,7 +89,12 @@ def test_the_steps_of_a_mixture_are_recorded_once() -> None:
         calls = []
         evidence = quick.e_step._evidence  # type: ignore[attr-defined]
         inner = evidence.by_natural_parameters
-        evidence.by_natural_parameters = lambda params: calls.append(1) or inner(params)
+
+        def counted(params: Any) -> Any:
+            calls.append(1)
+            return inner(params)
+
+        evidence.by_natural_parameters = counted
         for _ in range(5):
             statistics = quick.e_step(quick.m_step(statistics))
     assert not calls
@@ -193,7 +198,7 @@ def test_each_way_that_a_function_goes_is_recorded() -> None:
         x = torch.full((3,), value, dtype=torch.float64)
         found, expected = replayed(x), function(x)
         assert (found is None) == (expected is None)
-        assert found is None or close(found[0], expected[0])
+        assert found is None or expected is None or close(found[0], expected[0])
     assert len(calls) == 7 + 3
 
 
@@ -239,7 +244,7 @@ def test_what_operations_do_not_tell_is_not_played_back(
         torch.manual_seed(seed)
         assert found is not None
         if function is not drawn:
-            assert close(found[0], function(x)[0])
+            assert close(next(iter(found)), next(iter(function(x))))
     assert len(calls) >= 3
 
 
@@ -249,7 +254,7 @@ def test_errors_are_those_of_the_function() -> None:
 
     replayed = Replayed(function)
     assert replayed(torch.eye(2)) is not None
-    with pytest.raises(torch.linalg.LinAlgError, match="not positive-definite"):
+    with pytest.raises(RuntimeError, match="not positive-definite"):
         replayed(-torch.eye(2))
     assert replayed(4.0 * torch.eye(2)) is not None
 

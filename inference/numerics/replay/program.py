@@ -6,6 +6,8 @@ and tensors share their memory, so that going from one to the other copies nothi
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ember.inference.numerics.operations import mapped
 from ember.inference.numerics.replay.in_numpy.expressions import EXPRESSIONS, HELPERS
 from ember.inference.numerics.replay.in_numpy.operands import Making, Operand
 from ember.inference.numerics.replay.recording import (
@@ -98,7 +99,7 @@ class _Writer:
             given = f"({', '.join(each)},)"
         body = "".join(f"    {line}\n" for line in [*self.lines, f"return {given}"])
         text = f"def program({', '.join(self.inputs)}):\n{body}"
-        exec(compile(text, "<recorded operations>", "exec"), self.names)
+        exec(_code(text), self.names)
         made: Program = self.names["program"]  # type: ignore[assignment]
         return made
 
@@ -135,20 +136,23 @@ class _Writer:
         given, written = iter(step.given), len(self.lines)
 
         def operand(value: Any) -> Any:
-            if isinstance(value, Slot):
+            kind = type(value)
+            if kind is Slot:
                 made, like = Operand(self._array(value.index)), next(given)
+            elif kind is list:
+                return [operand(each) for each in value]
             elif isinstance(value, Tensor):
                 if value.numel() > LARGE or value.dtype not in KINDS:
                     raise NotImplementedError
-                name = self._constant(value.detach().numpy())
-                made, like = Operand(name), value
+                made, like = Operand(self._constant(value.detach().numpy())), value
             else:
                 return value
             made.like = like
             return made
 
         try:
-            args, kwargs = mapped(step.args, operand), mapped(step.kwargs, operand)
+            args = [operand(value) for value in step.args]
+            kwargs = {name: operand(value) for name, value in step.kwargs.items()}
             return EXPRESSIONS[name](making, *args, **kwargs)
         except (NotImplementedError, TypeError):
             del self.lines[written:]
@@ -202,6 +206,12 @@ class _Writer:
         return self.kept[id(value)]
 
 
+@functools.lru_cache(maxsize=64)
+def _code(text: str) -> types.CodeType:
+    """A program that Python can run; models of one kind and size have the same."""
+    return compile(text, "<recorded operations>", "exec")
+
+
 def _changed(record: Record) -> frozenset[int]:
     """The memory that some operation changes."""
     steps = [each for each in record.steps if isinstance(each, Step)]
@@ -213,15 +223,8 @@ def _changed(record: Record) -> frozenset[int]:
 def _read(record: Record) -> frozenset[int]:
     """The slots that something is made of."""
     read = {out.index for out in record.outputs or () if isinstance(out, Slot)}
-
-    def note(value: Any) -> Any:
-        read.update([value.index] if isinstance(value, Slot) else [])
-        return value
-
     for each in record.steps:
-        step = each.step if isinstance(each, Condition) else each
-        mapped(step.args, note)
-        mapped(step.kwargs, note)
+        read.update(each.step.reads if isinstance(each, Condition) else each.reads)
     return frozenset(read)
 
 

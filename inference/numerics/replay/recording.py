@@ -21,7 +21,6 @@ from ember.inference.numerics.operations import (
     Watch,
     has_shape_by_value,
     listed,
-    mapped,
 )
 
 __all__ = [
@@ -65,7 +64,8 @@ class Step:
         is_mutable: Whether it changes one of its arguments.
         args: Its arguments, slots among them.
         kwargs: Those with names.
-        given: The tensors that stood in the slots, in order of the arguments.
+        reads: The slots among the arguments, in their order.
+        given: The tensors that stood there.
         results: What came out.
         outputs: The slots of the results.
         is_one: Whether it gives one tensor, not a sequence of them.
@@ -76,6 +76,7 @@ class Step:
     is_mutable: bool
     args: Sequence[Any]
     kwargs: dict[str, Any]
+    reads: tuple[int, ...]
     given: tuple[Tensor, ...]
     results: tuple[Tensor, ...] = ()
     outputs: tuple[int, ...] = ()
@@ -179,7 +180,8 @@ class _Recorder(Observer):
         finally:
             self.is_paused = False
         if seen and not self.is_broken:
-            self._note(Step("", function, False, args, {}, tuple(seen)), constants, result)
+            step = Step("", function, False, args, {}, self._places(seen), tuple(seen))
+            self._note(step, constants, result)
         return result
 
     def __torch_dispatch__(
@@ -206,7 +208,8 @@ class _Recorder(Observer):
             self.is_broken = True
             return result
         name, mutable = str(function).removeprefix("aten."), function._schema.is_mutable
-        step = Step(name, function._op, mutable, own_args, own_kwargs, tuple(seen))
+        reads = self._places(seen)
+        step = Step(name, function._op, mutable, own_args, own_kwargs, reads, tuple(seen))
         self._note(step, constants, result)
         return result
 
@@ -219,6 +222,9 @@ class _Recorder(Observer):
         if isinstance(value, (list, tuple)):
             return [self._slotted(each, seen, constants) for each in value]
         return value
+
+    def _places(self, seen: Sequence[Tensor]) -> tuple[int, ...]:
+        return tuple([self.known[id(value)][0].index for value in seen])
 
     def _may_change(self, function: Any, args: Any, kwargs: Any) -> bool:
         """Whether what an operation changes, if anything, is the function's own.
@@ -283,18 +289,11 @@ def _leading_to(
     """Without the steps that lead to no output and to no condition."""
     wanted = {out.index for out in outputs if isinstance(out, Slot)}
     kept: list[Step | Condition] = []
-
-    def want(value: Any) -> Any:
-        if isinstance(value, Slot):
-            wanted.add(value.index)
-        return value
-
     for each in reversed(steps):
         step = each.step if isinstance(each, Condition) else each
-        if wanted & set(step.outputs) or not step.outputs or step.is_mutable:
+        if wanted.intersection(step.outputs) or not step.outputs or step.is_mutable:
             kept.append(each)
-            mapped(step.args, want)
-            mapped(step.kwargs, want)
+            wanted.update(step.reads)
     return tuple(reversed(kept))
 
 
