@@ -96,25 +96,26 @@ class LogEvidence:
     def __call__(self, params: Params) -> Tensor:
         """``log p(data | params)``, differentiable with respect to the parameters."""
         if not torch.is_grad_enabled() and self.kernel is not None:
-            natural = self._natural(params)
+            natural = self._natural(self.plan, params)
             if natural is not None:
                 return torch.tensor(self.kernel(natural)[0], dtype=torch.float64)
         return self.contraction.total(self.contraction(all_tensors(self.plan, params)))
 
     def explained(self, params: Params) -> Tensor | None:
         """How many rows each component explains, ``(K,)``; None if there is no quick way."""
-        natural = self._natural(params) if self.kernel is not None else None
+        natural = self._natural(self.plan, params) if self.kernel is not None else None
         if self.kernel is None or natural is None:
             return None
         with torch.no_grad():
             return self.kernel.counts(natural)
 
-    def _natural(self, params: Params) -> dict[TieKey, Tensor] | None:
+    @staticmethod
+    def _natural(plan: Plan, params: Params) -> dict[TieKey, Tensor] | None:
         """The natural parameters, unless digits would be lost by them."""
         with torch.no_grad():
-            values = values_of(self.plan, params)
-            near = self.plan.residuals.needed(self.plan.tied, values)
-            return None if near else natural_parameters(self.plan, values)
+            values = values_of(plan, params)
+            near = plan.residuals.needed(plan.tied, values)
+            return None if near else natural_parameters(plan, values)
 
     def rows(self, params: Params) -> Tensor:
         """``log p(row | params)`` for every row, unweighted; a scalar if there are no rows.
@@ -163,18 +164,30 @@ class LogEvidence:
                     return self._statistics(plan, params, total, sums, {})
         return self._by_elimination(plan, params, natural, near, temper, maximum, expanded)
 
-    def by_natural_parameters(self, params: Params) -> tuple[Tensor, dict[TieKey, Tensor]] | None:
-        """Log evidence and statistics of a model without nodes; None where that loses digits."""
-        natural = self._natural(params)
+    def by_natural_parameters(
+        self, plan: Plan, params: Params
+    ) -> tuple[Tensor, dict[TieKey, Tensor], dict[str, Tensor]] | None:
+        """Log evidence, statistics and posterior weights of opaque sites; None if digits are lost.
+
+        Args:
+            plan: The plan with its nodes in their places.
+            params: The parameters.
+        """
+        natural = self._natural(plan, params)
         if natural is None:
             return None
-        if self.kernel is not None:
+        weights: dict[str, Tensor] = {}
+        if self.on_nodes is not None:
+            total, gradient = self.on_nodes.at(plan.compiled).swept(natural)
+        elif self.kernel is not None:
             totals, each = self.kernel.batched({k: eta.unsqueeze(0) for k, eta in natural.items()})
             total, gradient = totals[0], {key: own[0] for key, own in each.items()}
         else:
-            total, gradient, _ = self.gradients(natural, {})
-        sums = {key: (tied, gradient[key]) for key, tied in self.plan.tied.items()}
-        return None if self.plan.residuals.lost(sums) else (total, gradient)
+            with torch.no_grad():
+                other = plan.opaque.factor_log_probs(params)
+            total, gradient, weights = self.gradients(natural, other, plan=plan)
+        sums = {key: (tied, gradient[key]) for key, tied in plan.tied.items()}
+        return None if plan.residuals.lost(sums) else (total, gradient, weights)
 
     def node_gap(self, params: Params, is_even: Tensor) -> float:
         """How far log evidence by even and by odd nodes differs in a row, at most."""

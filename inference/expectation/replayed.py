@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.numerics.replay.replayed import Replayed
+from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 
@@ -28,8 +30,11 @@ class ReplayedEStep:
     def __init__(self, plan: Plan) -> None:
         self._evidence = LogEvidence.of(plan)
         self._names = tuple(plan.structure.parameters)
-        asked = (*plan.opaque.factors, *plan.opaque.members)
-        self._is_arithmetic = not (asked or plan.structure.nodes or plan.units or plan.prior.opaque)
+        asks = plan.opaque.asks_the_model or plan.prior.opaque
+        moves = any(plan.dependencies(name) for name in plan.structure.nodes)
+        self._is_arithmetic = not (asks or moves or plan.units)
+        self._opaque = (*plan.opaque.members, *plan.opaque.factors)
+        self._placed: Plan | None = None
         self._replayed = Replayed(self._arithmetic)
 
     @staticmethod
@@ -43,17 +48,27 @@ class ReplayedEStep:
         found = self._replayed(*values) if self._is_arithmetic else None
         if found is None:
             return self._evidence.statistics(params)
-        plan, (log_likelihood, log_prior, *each) = self._evidence.plan, found
-        sums = {key: (tied, own) for (key, tied), own in zip(plan.tied.items(), each, strict=True)}
+        plan, (log_likelihood, log_prior, *rest) = self._plan(params), found
+        each = iter(rest)
+        sums = {key: (tied, next(each)) for key, tied in plan.tied.items()}
+        weights = {name: next(each) for name in self._opaque}
+        opaque = (OpaquePosterior(plan.opaque, weights),) if weights else ()
         fixed = {name: params[name].detach() for name in params}
-        return Statistics(float(log_likelihood), float(log_prior), fixed, sums, (), plan.prior)
+        return Statistics(float(log_likelihood), float(log_prior), fixed, sums, opaque, plan.prior)
 
     def _arithmetic(self, *values: Tensor) -> Sequence[Tensor] | None:
         """Log likelihood, log prior and all statistics; None where digits are lost."""
         params = dict(zip(self._names, values, strict=True))
-        found = self._evidence.by_natural_parameters(params)
+        plan = self._plan(params)
+        found = self._evidence.by_natural_parameters(plan, params)
         if found is None:
             return None
-        total, sums = found
-        log_prior = self._evidence.plan.prior.log_prob(params)
-        return total, log_prior, *(sums[key] for key in self._evidence.plan.tied)
+        total, sums, weights = found
+        each = [*(sums[key] for key in plan.tied), *(weights[name] for name in self._opaque)]
+        return total, plan.prior.log_prob(params), *each
+
+    def _plan(self, params: Mapping[str, Tensor]) -> Plan:
+        """The plan with its nodes in their places, of which it has none that move."""
+        if self._placed is None:
+            self._placed = placed(self._evidence.plan, params)
+        return self._placed

@@ -9,6 +9,7 @@ the maximiser within the support as well. No step lowers that expected log joint
 never falls.
 """
 
+import copy
 from collections.abc import Sequence
 
 import pyro.distributions as dist
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ember.inference.maximisation.closed_form import ClosedForm, coefficients_update
 from ember.inference.maximisation.degeneracy import check_scales
-from ember.inference.maximisation.numerical import numerical_update
+from ember.inference.maximisation.numerical import Search, SearchOf, numerical_update
 from ember.inference.maximisation.parameter_plan import ParameterPlan
 from ember.inference.maximisation.updates import How, Update, updates
 from ember.inference.parameters.supports import all_within
@@ -39,6 +40,7 @@ class MStep:
 
     def __init__(self, plan: Plan, chosen: Sequence[Update] | None = None) -> None:
         self.updates = updates(plan) if chosen is None else tuple(chosen)
+        self._search: SearchOf = Search
         searches = (How.NUMERICAL, How.IN_SUPPORT)
         self.is_numerical = any(update.how in searches for update in self.updates)
         self.plan = ParameterPlan.of(plan, self.is_numerical)
@@ -52,6 +54,12 @@ class MStep:
             for name, prior in plan.priors.items()
             if prior.site.density is not None and isinstance(prior.site.density.base, dist.Uniform)
         ]
+
+    def searching(self, search: SearchOf) -> "MStep":
+        """The same with other searches for what has no closed form."""
+        changed = copy.copy(self)
+        changed._search = search
+        return changed
 
     @staticmethod
     def of(plan: Plan) -> "MStep":
@@ -79,7 +87,7 @@ class MStep:
                 else:
                     params.update(found)
         if numeric:
-            params = numerical_update(plan, numeric, statistics, params)
+            params = numerical_update(plan, numeric, statistics, params, self._search)
             check_scales(statistics, params, plan.objective)
         return self._below_upper_bounds(params)
 

@@ -1,5 +1,6 @@
 """Numerical updates: Newton or L-BFGS on the expected log joint, in unconstrained space."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -16,7 +17,7 @@ from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.supports import all_within
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["numerical_update"]
+__all__ = ["Search", "SearchOf", "numerical_update"]
 
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -25,13 +26,24 @@ NEARLY = 1e-8  # what is left to gain, relative, before a last step where each t
 
 
 def numerical_update(
-    plan: ParameterPlan, names: list[str], statistics: Statistics, params: dict[str, Tensor]
+    plan: ParameterPlan,
+    names: list[str],
+    statistics: Statistics,
+    params: dict[str, Tensor],
+    search_of: "SearchOf | None" = None,
 ) -> dict[str, Tensor]:
     """Newton or L-BFGS on the expected log joint over the named parameters, the others fixed.
 
     The search is for the way from the present parameters, along well-conditioned directions.
+
+    Args:
+        plan: The plan.
+        names: The parameters.
+        statistics: Expected statistics.
+        params: The present parameters.
+        search_of: Makes the function that is searched; ``Search`` unless given.
     """
-    search = _Search(plan, names, statistics, params)
+    search = (search_of or Search)(plan, names, statistics, params)
     best = search.newton()
     if best is not None:
         reached = float(search(best).detach())
@@ -48,7 +60,7 @@ def numerical_update(
     return {**params, **{name: value.detach().clone() for name, value in moved.items()}}
 
 
-class _Search:
+class Search:
     """The negative expected log joint as a function of the way from the present parameters."""
 
     def __init__(
@@ -119,14 +131,15 @@ class _Search:
         return units * torch.from_numpy(np.asarray(result.x)).to(units), result.fun
 
     def _derivative(self, way: Tensor) -> tuple[float, Tensor]:
-        way = way.detach().requires_grad_()
-        value = self(way)
-        (gradient,) = torch.autograd.grad(value, way)
-        if not bool(torch.isfinite(value)):
-            return float("inf"), torch.zeros_like(gradient)
+        value, gradient = newton.value_and_slope(self, way.detach())
+        if not math.isfinite(value):
+            return math.inf, torch.zeros_like(gradient)
         if not bool(torch.isfinite(gradient).all()):
             gradient = _differences(self, way.detach())
-        return float(value.detach()), gradient
+        return value, gradient
+
+
+SearchOf = Callable[[ParameterPlan, list[str], Statistics, dict[str, Tensor]], Search]
 
 
 def _left_open(objective: Callable[[Tensor], Tensor], unseen: Tensor) -> Tensor:

@@ -5,14 +5,24 @@ needs hundreds of evaluations. With the Hessian of a few dozen parameters by aut
 differentiation a handful of steps suffice.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ember.inference.numerics import nonsmooth
 
-__all__ = ["MOST_PARAMETERS", "derivatives", "minimise", "minimise_blocks"]
+__all__ = [
+    "MOST_PARAMETERS",
+    "Quick",
+    "block_derivatives",
+    "derivatives",
+    "minimise",
+    "minimise_blocks",
+    "value_and_slope",
+]
 
 
 MOST_PARAMETERS = 40  # the Hessian takes as many backward passes
@@ -22,6 +32,25 @@ PROMISE = 1e-10  # of a gain, relative, that a step does not keep where the func
 KINK = 1e-6  # a step, in units, that is long beside the distance to an edge, and short otherwise
 LONGEST = 1e30  # of a unit
 SHORTENINGS = 60  # to a quarter each: almost without curvature a step is far too long
+
+
+@runtime_checkable
+class Quick(Protocol):
+    """A function that knows a quicker way to its derivatives."""
+
+    def value_and_slope(self, at: Tensor) -> tuple[float, Tensor]:
+        """See ``value_and_slope``."""
+        ...
+
+    def derivatives(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``derivatives``."""
+        ...
+
+    def block_derivatives(
+        self, at: Tensor, places: Tensor, inside: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See ``block_derivatives``."""
+        ...
 
 
 def minimise(
@@ -63,12 +92,12 @@ def minimise(
             if bool(kinks.any()):
                 held |= kinks
                 continue
-            return nonsmooth.descend(lambda at: _derivative(function, at), point, units)
+            return nonsmooth.descend(functools.partial(value_and_slope, function), point, units)
         point, value = moved, reached
         if last or stalls:
             break
     if bool(held.any()):
-        return nonsmooth.descend(lambda at: _derivative(function, at), point, units)
+        return nonsmooth.descend(functools.partial(value_and_slope, function), point, units)
     return point
 
 
@@ -92,7 +121,7 @@ def minimise_blocks(
     point, value = start.detach(), float(function(start.detach()))
     inside, places = blocks >= 0, blocks.clamp_min(0)
     for _ in range(STEPS):
-        gradient, hessian = _block_derivatives(function, point, places, inside)
+        gradient, hessian = block_derivatives(function, point, places, inside)
         if not bool(torch.isfinite(gradient).all()) or not bool(torch.isfinite(hessian).all()):
             return None
         steps = _downhill_blocks(torch.where(inside, gradient[places], 0.0), hessian)
@@ -112,10 +141,12 @@ def minimise_blocks(
     return point
 
 
-def _block_derivatives(
+def block_derivatives(
     function: Callable[[Tensor], Tensor], at: Tensor, places: Tensor, inside: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradient ``(P,)`` and blocks ``(B, W, W)`` of the Hessian, ones where there is none."""
+    if isinstance(function, Quick):
+        return function.block_derivatives(at, places, inside)
     with torch.enable_grad():
         free = at.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(function(free), free, create_graph=True)
@@ -137,7 +168,10 @@ def _units(gradient: Tensor, hessian: Tensor) -> Tensor:
     return torch.where(scale > 0, 1.0 / scale, 1.0).clamp_max(LONGEST)
 
 
-def _derivative(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[float, Tensor]:
+def value_and_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[float, Tensor]:
+    """The value and the gradient."""
+    if isinstance(function, Quick):
+        return function.value_and_slope(at)
     with torch.enable_grad():
         free = at.clone().requires_grad_()
         value = function(free)
@@ -189,6 +223,8 @@ def _kinks(
 
 def derivatives(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient ``(P,)`` and the Hessian ``(P, P)`` by automatic differentiation."""
+    if isinstance(function, Quick):
+        return function.derivatives(at)
     with torch.enable_grad():
         free = at.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(function(free), free, create_graph=True)

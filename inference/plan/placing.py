@@ -29,8 +29,22 @@ def placed(plan: Plan, params: Params) -> Plan:
         return plan
     fixed = {name: value.detach() for name, value in params.items()}
     if plan.structure.nodes:
-        plan = _at(plan, {name: _nodes(plan, name, fixed) for name in plan.structure.nodes})
+        nodes = {name: _nodes(plan, name, fixed) for name in plan.structure.nodes}
+        plan = plan.once(_Placed).at(plan, nodes)
     return with_units(plan, [placed_units(plan, c, fixed) for c in plan.units])
+
+
+class _Placed:
+    """A plan at the nodes that were last asked for: where a prior is fixed, they stay."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._last: tuple[dict[str, Nodes], Plan] | None = None
+
+    def at(self, plan: Plan, nodes: dict[str, Nodes]) -> Plan:
+        """The plan at some nodes."""
+        if self._last is None or not all(map(_same, self._last[0].values(), nodes.values())):
+            self._last = nodes, _at(plan, nodes)
+        return self._last[1]
 
 
 def placed_units(
@@ -65,6 +79,12 @@ def _nodes(plan: Plan, name: str, params: Params) -> Nodes:
         return nodes_of(plan.structure.trace(params).nodes[name]["fn"], rule)
     fn = density.distribution(params)
     return nodes_of(fn.to_event(len(density.inner_shape)) if density.inner_shape else fn, rule)
+
+
+def _same(one: Nodes, other: Nodes) -> bool:
+    """Whether nodes are in the same places, with the same weights."""
+    pairs = ((one.values, other.values), (one.log_weights, other.log_weights))
+    return all(x.shape == y.shape and torch.equal(x, y) for x, y in pairs)
 
 
 def _at(plan: Plan, nodes: Mapping[str, Nodes]) -> Plan:

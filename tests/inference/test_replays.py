@@ -90,9 +90,9 @@ def test_the_steps_of_a_mixture_are_recorded_once() -> None:
         evidence = quick.e_step._evidence  # type: ignore[attr-defined]
         inner = evidence.by_natural_parameters
 
-        def counted(params: Any) -> Any:
+        def counted(plan: Any, params: Any) -> Any:
             calls.append(1)
-            return inner(params)
+            return inner(plan, params)
 
         evidence.by_natural_parameters = counted
         for _ in range(5):

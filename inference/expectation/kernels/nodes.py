@@ -23,6 +23,7 @@ from ember.inference.expectation.kernels.sweep import CHUNK_BYTES
 from ember.inference.factors.exponential import ExponentialFactor, at_cells
 from ember.inference.factors.factor import CompiledFactor, Factor, same_scale
 from ember.inference.factors.tied import TieKey
+from ember.inference.numerics.replay.recording import LARGE, as_one_step
 
 __all__ = ["NodeKernel", "node_kernel"]
 
@@ -69,9 +70,17 @@ class NodeKernel:
 
     def __call__(self, natural: Natural) -> tuple[float, dict[TieKey, Tensor]]:
         """Log evidence, and its gradient by the natural parameters of all tied factors."""
+        total, gradient = self.swept(natural)
+        return float(total), gradient
+
+    def swept(self, natural: Natural) -> tuple[Tensor, dict[TieKey, Tensor]]:
+        """The same, the log evidence as a tensor."""
         blocks, by_node = self._laid_out(natural)
-        total_evidence, sums, counts = self._sweep(torch.cat(blocks, 1), by_node)
-        return total_evidence, self._scattered(natural, sums, counts)
+        left = torch.cat(blocks, 1)
+        is_large = max(self.statistics.numel(), len(left) * self.statistics.shape[1]) > LARGE
+        swept = as_one_step(self._sweep, left, by_node) if is_large else self._sweep(left, by_node)
+        total, sums, counts = swept
+        return total, self._scattered(natural, sums, counts)
 
     def completed(
         self, natural: Natural, weights: Callable[[Tensor | slice], Tensor]
@@ -161,7 +170,7 @@ class NodeKernel:
         top = joint.amax(0)
         return joint.sub_(top).exp_(), top
 
-    def _sweep(self, left: Tensor, by_node: Tensor) -> tuple[float, Tensor, Tensor]:
+    def _sweep(self, left: Tensor, by_node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log evidence, sums ``(Q, F)``, and the expected count ``(G, Q)`` of each node."""
         sums, counts = torch.zeros_like(left), torch.zeros_like(by_node)
         total = left.new_zeros(())
@@ -178,7 +187,7 @@ class NodeKernel:
             total += row.sum()
             joint.mul_(share)
             self._collect(joint, sums, counts, start, stop)
-        return float(total), sums, counts.T
+        return total, sums, counts.T
 
     def _collect(
         self, weights: Tensor, sums: Tensor, counts: Tensor, start: int, stop: int

@@ -120,6 +120,7 @@ HELPERS: dict[str, object] = {
     "log_sum_exp": log_sum_exp,
     "maximum": np.maximum,
     "minimum": np.minimum,
+    "sigmoid": scipy.special.expit,
     "square": np.square,
     "where": np.where,
     "xlogy": scipy.special.xlogy,
@@ -134,6 +135,7 @@ INFIX = {
         for k in ("Tensor", "Scalar")
     },
     "bitwise_or.Tensor": "|",
+    "bitwise_or.Scalar": "|",
     "bitwise_and.Tensor": "&",
     "logical_or.default": "|",
     "logical_and.default": "&",
@@ -164,9 +166,13 @@ EXPRESSIONS: dict[str, Expression] = {
     **{name: infix(sign) for name, sign in INFIX.items()},
     **{name: of_two(function) for name, function in OF_TWO.items()},
     **{name: reduced(function) for name, function in REDUCTIONS.items()},
-    **{f"{name}.default": prefix(name) for name in [*FUNCTIONS.split(), "lgamma", "digamma"]},
+    **{
+        f"{name}.default": prefix(name)
+        for name in [*FUNCTIONS.split(), "digamma", "lgamma", "sigmoid"]
+    },
     **{f"{n}_.{k}": in_place(infix(s)) for n, s in SIGNS.items() for k in ("Tensor", "Scalar")},
     **{f"{name}_.default": in_place(prefix(name)) for name in ("exp", "log", "reciprocal", "sqrt")},
+    "sigmoid_backward.default": lambda making, x, y: f"{x} * {y} * (1.0 - {y})",
     "rsub.Scalar": lambda making, x, y: f"{number(making, y)} - {x}",
     "neg.default": lambda making, x: f"-{x}",
     "bitwise_not.default": lambda making, x: f"~{x}",

@@ -127,6 +127,32 @@ def added_to_copy(making: Making, x: Operand, dim: int, index: Operand, source: 
     return added_at(making, copy, dim, index, source)
 
 
+def put_back(index: str) -> Expression:
+    """Zeros but for some places along a dim; the derivative of taking them."""
+
+    def expression(making: Making, x: Operand, size: Sequence[int], dim: int, *where: Any) -> str:
+        dim %= len(size)
+        chosen = slice(*where) if index == "slice" else where[0]
+        at = making.constant((*(slice(None),) * dim, chosen))
+        return f"put({filled(0)(making)}, {at}, {x})"
+
+    return expression
+
+
+def put(
+    making: Making,
+    x: Operand,
+    indices: Sequence[Operand | None],
+    value: Operand,
+    accumulate: bool = False,
+) -> str:
+    """Values written to, or added at, places by arrays of indices."""
+    if any(index is not None and index.like.dtype is torch.bool for index in indices):
+        raise NotImplementedError
+    each = ", ".join("every" if index is None else str(index) for index in indices)
+    return f"{'added_at' if accumulate else 'put'}({x}.copy(), ({each},), {value})"
+
+
 def filled(value: object) -> Expression:
     """An array of one value, of the shape of the result."""
 
@@ -163,6 +189,12 @@ def added_at_indices(where: np.ndarray, index: Any, value: Any) -> np.ndarray:
     return where
 
 
+def put_at(where: np.ndarray, index: Any, value: Any) -> np.ndarray:
+    """Writes values to places."""
+    where[index] = value
+    return where
+
+
 def one(value: object) -> np.ndarray:
     """A number as an array of one."""
     return np.asarray(value).reshape(1)
@@ -173,6 +205,7 @@ HELPERS: dict[str, object] = {
     "every": slice(None),
     "filled": np.full,
     "joined": np.concatenate,
+    "put": put_at,
     "one": one,
 }
 
@@ -197,6 +230,9 @@ EXPRESSIONS: dict[str, Expression] = {
     "index.Tensor": indexed,
     "index_add.default": added_to_copy,
     "index_add_.default": added_at,
+    "slice_backward.default": put_back("slice"),
+    "select_backward.default": put_back("select"),
+    "index_put.default": put,
     "cat.default": joined,
     "stack.default": stacked,
     "zeros_like.default": filled(0),

@@ -1,0 +1,126 @@
+"""What a numerical search asks for, written down once and played back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ember.inference.maximisation.numerical import Search
+from ember.inference.maximisation.objective import expected_log_joint
+from ember.inference.maximisation.of_statistics import OfStatistics
+from ember.inference.maximisation.parameter_plan import ParameterPlan
+from ember.inference.numerics import newton
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.statistics import Statistics
+
+__all__ = ["ReplayedSearches"]
+
+
+class ReplayedSearches:
+    """Makes the searches of one plan, which share what was written down.
+
+    Args:
+        plan: The plan.
+    """
+
+    def __init__(self, plan: ParameterPlan) -> None:
+        self._plan = plan
+        self._functions: dict[tuple[str, ...], _Functions] = {}
+
+    def __call__(
+        self,
+        plan: ParameterPlan,
+        names: list[str],
+        statistics: Statistics,
+        params: dict[str, Tensor],
+    ) -> Search:
+        """The search for some parameters."""
+        key = tuple(names)
+        if key not in self._functions:
+            self._functions[key] = _Functions(
+                Coordinates({name: plan.parameters[name] for name in names})
+            )
+        return _ReplayedSearch(self._functions[key], plan, names, statistics, params)
+
+
+class _Functions:
+    """The negative expected log joint along a way, and its derivatives."""
+
+    def __init__(self, coordinates: Coordinates) -> None:
+        self._coordinates = coordinates
+        self.value = OfStatistics(lambda s, way, *line: [self._at(s, way, *line)])
+        self.slope = OfStatistics(self._slope)
+        self.derivatives = OfStatistics(self._derivatives)
+        self._of_blocks: OfStatistics | None = None
+
+    def _at(self, statistics: Statistics, way: Tensor, start: Tensor, along: Tensor) -> Tensor:
+        moved = {**statistics.params, **self._coordinates.unflatten(start + along @ way)}
+        return -expected_log_joint(statistics, moved) + 0.0 * way.sum()
+
+    def _slope(self, statistics: Statistics, way: Tensor, *line: Tensor) -> Sequence[Tensor]:
+        with torch.enable_grad():
+            free = way.detach().requires_grad_()
+            value = self._at(statistics, free, *line)
+            (gradient,) = torch.autograd.grad(value, free)
+        return [value.detach(), gradient]
+
+    def _derivatives(self, statistics: Statistics, way: Tensor, *line: Tensor) -> Sequence[Tensor]:
+        return newton.derivatives(lambda at: self._at(statistics, at, *line), way.detach())
+
+    def block_derivatives(self, places: Tensor, inside: Tensor) -> OfStatistics:
+        """The same in blocks, which are those of the plan: the first that are asked for stay."""
+        if self._of_blocks is None:
+            self._of_blocks = OfStatistics(
+                lambda s, way, *line: newton.block_derivatives(
+                    lambda at: self._at(s, at, *line), way.detach(), places, inside
+                )
+            )
+        return self._of_blocks
+
+
+class _ReplayedSearch(Search):
+    """The function of a search; where the way leaves the support it is the plain one's to say."""
+
+    def __init__(
+        self,
+        functions: _Functions,
+        plan: ParameterPlan,
+        names: list[str],
+        statistics: Statistics,
+        params: dict[str, Tensor],
+    ) -> None:
+        self._functions, self._at = functions, dataclasses.replace(statistics, params=params)
+        super().__init__(plan, names, statistics, params)
+
+    def __call__(self, way: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and way.requires_grad:
+            return super().__call__(way)
+        try:
+            (value,) = self._functions.value(self._at, way, self._start, self._along)
+        except ValueError:
+            return super().__call__(way)
+        return value
+
+    def value_and_slope(self, at: Tensor) -> tuple[float, Tensor]:
+        """See ``newton``."""
+        try:
+            value, gradient = self._functions.slope(self._at, at, self._start, self._along)
+        except ValueError:
+            value, gradient = super().__call__(at), torch.zeros_like(at)
+        return float(value), gradient
+
+    def derivatives(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``newton``."""
+        gradient, hessian = self._functions.derivatives(self._at, at, self._start, self._along)
+        return gradient, hessian
+
+    def block_derivatives(
+        self, at: Tensor, places: Tensor, inside: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See ``newton``."""
+        quick = self._functions.block_derivatives(places, inside)
+        gradient, hessian = quick(self._at, at, self._start, self._along)
+        return gradient, hessian
