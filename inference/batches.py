@@ -26,6 +26,7 @@ from ember.inference.plan.plan import Plan
 from ember.inference.storage.sealed_file import check_target
 from ember.inference.streaming.fitting import InPieces, finished, start_of
 from ember.inference.streaming.online import METHODS, Online
+from ember.inference.streaming.passes import MANY
 from ember.inference.streaming.ranks import ranks_at_hand
 from ember.inference.streaming.stream import Stream, stream_of
 from ember.inference.streaming.workers import check_executor
@@ -33,7 +34,6 @@ from ember.inference.streaming.workers import check_executor
 __all__ = ["Batches"]
 
 
-_MANY = torch.empty(()).expand(1_000_000)  # stands for data that pay for all threads
 LOOSE = 1e-5  # tolerance on the sample: what it says of all rows is not more certain
 
 
@@ -93,9 +93,10 @@ class Batches(ABC):
             **options: The arguments of the model that all pieces share.
 
         Returns:
-            The fit. It holds no rows: ``predict``, ``log_prob`` and the like take new ones. Where
-            data get lost on the way (a file is cut short, a worker dies) it holds the parameters
-            reached so far, and a warning says what happened.
+            The fit. It holds no rows but a sample, and the loader: ``predict``, ``log_prob`` and
+            the like take new ones; ``standard_errors`` and the like pass over the pieces again.
+            Where data get lost on the way (a file is cut short, a worker dies) it holds the
+            parameters reached so far, and a warning says what happened.
 
         Raises:
             TypeError: If the loader or the executor is none, or a piece holds no numbers.
@@ -217,7 +218,7 @@ class Batches(ABC):
         if seed is None:
             seed = ranks.gathered(int(torch.randint(2**31, ()).item()))[0]
         try:
-            with sheltered(seed, _MANY):
+            with sheltered(seed, MANY):
                 yield stream_of(
                     self._options, loader, options, ranks, executor, patience, seed, self.progress
                 )

@@ -32,6 +32,7 @@ from ember.inference.plan.without_data import IN_PIECES, LeftOut, PlanWithoutDat
 from ember.inference.queries.relabelling import in_canonical_order
 from ember.inference.storage.plan_record import record_of
 from ember.inference.streaming.checkpoints import Checkpoints, read_checkpoint, same_params
+from ember.inference.streaming.passes import PassesOverPieces
 from ember.inference.streaming.stream import Stream
 
 __all__ = ["InPieces", "finished", "start_of"]
@@ -156,7 +157,7 @@ def start_of(stream: Stream, init: Init, on_sample: Callable[[Plan], Run]) -> di
 
 
 def finished(run: Run, stream: Stream, model: Model, by_share: bool) -> Run:
-    """A run whose plan knows the model and the number of rows, and none of them.
+    """A run whose plan knows the model, the number of rows and the loader, and no rows.
 
     Args:
         run: The run on the stream's template.
@@ -182,7 +183,8 @@ def finished(run: Run, stream: Stream, model: Model, by_share: bool) -> Run:
     )
     positions = len(template.structure.arguments.args)
     arguments = Arguments((LeftOut(stream.rows),) * positions, dict(stream.source.options))
-    plan = PlanWithoutData(model, arguments, record, IN_PIECES, _example(template))
+    passes = PassesOverPieces(stream, run.params, run.log_posterior)
+    plan = PlanWithoutData(model, arguments, record, IN_PIECES, _example(template), passes)
     return dataclasses.replace(run, plan=plan)
 
 
