@@ -202,16 +202,18 @@ class Certainty(Answers):
     @contextlib.contextmanager
     def _asking(self) -> Iterator[None]:
         """Sheltered, for what may pass over the data; of data that are lost it says so."""
-        plan, data = self.plan, self._data
-        if isinstance(plan, PlanWithoutData) and plan.passes is not None:
-            data = plan.passes.data
-        with sheltered(data=data), torch.no_grad():
+        plan = self.plan
+        passes = plan.passes if isinstance(plan, PlanWithoutData) else None
+        with sheltered(data=self._data if passes is None else passes.data), torch.no_grad():
             try:
                 yield
             except DataLost as error:
                 raise ValueError(
                     f"standard errors take further passes over the pieces: {error}"
                 ) from error
+            finally:
+                if passes is not None:
+                    passes.end()
 
     def _warned_uncertainty(self) -> Uncertainty | DrawnUncertainty:
         """What is known of the estimates' errors, with a warning if something has none."""

@@ -184,6 +184,7 @@ def finished(run: Run, stream: Stream, model: Model, by_share: bool) -> Run:
     positions = len(template.structure.arguments.args)
     arguments = Arguments((LeftOut(stream.rows),) * positions, dict(stream.source.options))
     passes = PassesOverPieces(stream, run.params, run.log_posterior)
+    passes.end()
     plan = PlanWithoutData(model, arguments, record, IN_PIECES, _example(template), passes)
     return dataclasses.replace(run, plan=plan)
 

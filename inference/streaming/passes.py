@@ -14,6 +14,7 @@ from ember.inference.iteration.loop import DataLost
 from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
+from ember.inference.streaming.kept_plans import KeptPlans
 from ember.inference.streaming.ranks import ranks_at_hand
 from ember.inference.streaming.stream import Stream
 from ember.inference.streaming.workers import takes_work
@@ -91,6 +92,10 @@ class PassesOverPieces:
     def total(self, question: Callable[[Plan], T], add: Callable[[T, T], T]) -> T:
         """What all pieces answer to a question, in one pass."""
         return self._at_hand().total(question, add)
+
+    def end(self) -> None:
+        """Forgets what has been kept from pass to pass: a fit holds no rows."""
+        self.plan.once(KeptPlans).clear()
 
     def _at_hand(self) -> Stream:
         """The stream without workers that are gone, once all processes ask.

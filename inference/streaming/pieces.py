@@ -2,7 +2,7 @@
 
 The pieces are read anew in every pass, here or by workers. The model is not: its plan for the
 sampled rows is bound to those of each piece (``plan/rebinding.py``); where rows have maps of their
-own, such as covariates, it is read for every piece.
+own, such as covariates, it is read for every piece, once if there is room (``kept_plans.py``).
 """
 
 import itertools
@@ -21,6 +21,7 @@ from ember.inference.iteration.loop import DataLost
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.rebinding import rebound
+from ember.inference.streaming.kept_plans import KeptPlans
 
 __all__ = ["Source", "answered", "check_pieces", "plan_of_piece"]
 
@@ -115,18 +116,22 @@ def plan_of_piece(template: Plan, piece: Arguments, first: bool = False) -> Plan
     Raises:
         ValueError: If the model takes the piece for something else than other rows.
     """
-    with validation_enabled(False):  # a piece may have fewer rows than a fit needs
-        plan = rebound(template, piece, keep_prior=not first, validated=False)
-        if plan is None:
-            structure = template.structure
-            plan = build_plan(
-                structure.model,
-                piece,
-                template.objective,
-                structure.wishes,
-                misread=template.opaque.misread,
-                unconstrained=template.unconstrained,
-            )
+    kept = template.once(KeptPlans)
+    plan = kept.plan_for(piece)
+    if plan is None:
+        with validation_enabled(False):  # a piece may have fewer rows than a fit needs
+            plan = rebound(template, piece, keep_prior=not first, validated=False)
+            if plan is None:
+                structure = template.structure
+                plan = build_plan(
+                    structure.model,
+                    piece,
+                    template.objective,
+                    structure.wishes,
+                    misread=template.opaque.misread,
+                    unconstrained=template.unconstrained,
+                )
+                kept.keep(piece, plan)
     if plan.ties != template.ties:
         changed = {n for n, _ in set(plan.ties.items()) ^ set(template.ties.items())}
         raise ValueError(

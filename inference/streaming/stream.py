@@ -23,6 +23,7 @@ from ember.inference.streaming.pooling import Moments, Pooled
 from ember.inference.streaming.ranks import Ranks
 from ember.inference.streaming.survey import (
     PASSES,
+    FirstPlan,
     Survey,
     depends_on_itself,
     joined,
@@ -162,31 +163,31 @@ def stream_of(
         ValueError: If the model or a piece cannot be handled; the message names the site.
         DataLost: If a piece cannot be read.
     """
-    source = Source(loader, shared, progress)
+    source, read = Source(loader, shared, progress), FirstPlan(options)
     whole: Survey | None = None
     moments: tuple[Moments, ...] = ()
     passes = 0
     for _ in range(PASSES):
         passes += 1
-        whole = _surveyed(options, source, ranks, seed, moments)
+        whole = _surveyed(read, source, ranks, seed, moments)
         moments = whole.moments
-        if not depends_on_itself(options, whole):
+        if not depends_on_itself(read, whole):
             break
     assert whole is not None
     model = Pooled(options.model, moments) if moments else options.model
-    template = _template(options._replace(model=model), whole)
+    template = _template(options._replace(model=model), whole, read(whole.first).row is None)
     check_pieces(template)
     sizes = whole.sizes
     return Stream(template, source, sum(sizes), len(sizes), ranks, executor, patience, passes)
 
 
 def _surveyed(
-    options: ReadingOptions, source: Source, ranks: Ranks, seed: int, known: Sequence[Moments]
+    read: FirstPlan, source: Source, ranks: Ranks, seed: int, known: Sequence[Moments]
 ) -> Survey:
     """The survey of the pieces of all processes."""
     found, failed = None, ""
     try:
-        found = survey(options, source.pieces("survey"), SAMPLE, seed, known)
+        found = survey(read, source.pieces("survey"), SAMPLE, seed, known)
     except (DataLost, ValueError, TypeError) as error:
         if ranks.count == 1:
             raise
@@ -200,9 +201,7 @@ def _surveyed(
     return joined([each for each, _ in every if each is not None], SAMPLE)
 
 
-def _template(options: ReadingOptions, whole: Survey) -> Plan:
+def _template(options: ReadingOptions, whole: Survey, is_one_unit: bool) -> Plan:
     """The plan for the sampled rows; for the first piece, if its rows are not to be told apart."""
-    by_piece = options.read(whole.first.args, whole.first.kwargs)
-    if by_piece.row is None or not len(whole.keys):
-        return by_piece
-    return options.read(whole.sample.args, whole.sample.kwargs)
+    rows = whole.first if is_one_unit or not len(whole.keys) else whole.sample
+    return options.read(rows.args, rows.kwargs)
