@@ -118,7 +118,7 @@ class Batches(ABC):
             >>> abs(fit.log_posterior - whole.log_posterior) < 1e-4
             True
         """
-        self._check_batches()
+        self._check_batches(escape=self.escape)
         began = time.perf_counter()
         targets = check_target(checkpoint) if checkpoint is not None else None
         if executor is not None:
@@ -134,6 +134,7 @@ class Batches(ABC):
                 self.max_iter,
                 self.name,
                 self.progress,
+                self.assignment == "hard",
             )(began, targets, checkpoint_every, resume)
         return _told(run, began)
 
@@ -184,7 +185,7 @@ class Batches(ABC):
             >>> fit.params["rates"].sort().values.round(decimals=0)
             tensor([2., 9.], dtype=torch.float64)
         """
-        self._check_batches()
+        self._check_batches(escape=self.escape, assignment=self.assignment)
         began = time.perf_counter()
         if method not in METHODS:
             known = " or ".join(repr(name) for name in METHODS)
@@ -247,14 +248,12 @@ class Batches(ABC):
     def _options(self) -> ReadingOptions:
         """What a plan depends on, the arguments aside."""
 
-    def _check_batches(self) -> None:
+    def _check_batches(self, **asked: str | None) -> None:
         """Refuses options that ask for all rows at once."""
-        asked = {"assignment": self.assignment == "hard", "escape": self.escape is not None}
-        for option, is_set in asked.items():
-            if is_set:
+        for option, value in asked.items():
+            if value not in (None, "soft"):
                 raise ValueError(
-                    f"{option}={getattr(self, option)!r} needs all rows at once; leave it out, or "
-                    "use fit(...)."
+                    f"{option}={value!r} needs all rows at once; leave it out, or use fit(...)."
                 )
 
 

@@ -55,6 +55,7 @@ class InPieces:
         limit: The largest number of iterations.
         method: How the fit calls itself.
         progress: Whether to show a bar.
+        classification: Whether the E-step takes the latents' most probable joint value.
     """
 
     model: Model
@@ -66,6 +67,7 @@ class InPieces:
     limit: int
     method: str
     progress: bool
+    classification: bool = False
 
     def __call__(
         self, began: float, checkpoint: str | Path | None, every: float, resume: str | Path | None
@@ -85,20 +87,22 @@ class InPieces:
         path = Path(checkpoint) if checkpoint is not None and stream.ranks.rank == 0 else None
         about = self._about()
         em_map = EMMap(
-            stream.statistics,
+            functools.partial(stream.statistics, maximum=self.classification),
             lambda statistics: MStep.of(template)(statistics),
             Coordinates(template.structure.parameters, template.superposed_parameters()),
             functools.partial(starting_params, template, varied=True),
+            self.classification,
         )
         with progress_bar(self.progress, self.limit, self.method) as tick:
             loop = Loop(
                 template,
                 em_map,
                 self.stop,
-                scheme_for(self.accelerate, template),
+                scheme_for(None if self.classification else self.accelerate, template),
                 on_step=lambda way: tick(way.history[-1]),
                 method=self.method,
                 keep=Checkpoints(path, every, about),
+                report=stream.statistics,
             )
             if resume is None:
                 start = start_of(stream, self.init, self.on_sample)
@@ -119,7 +123,7 @@ class InPieces:
                 f"{found.about.get(key, 'another')!r} and is {about.get(key, 'another')!r} now; "
                 "resume with the model, the options and the data that it was written for."
             )
-        current = stream.statistics(found.way.params)
+        current = stream.statistics(found.way.params, self.classification)
         if not abs(current.objective - found.objective) <= SAME * (1.0 + abs(found.objective)):
             raise ValueError(
                 f"{resume} is a checkpoint of other data: the objective was "
@@ -136,6 +140,7 @@ class InPieces:
             "objective": template.objective,
             "mode": "unconstrained" if template.unconstrained else "constrained",
             "accelerate": self.accelerate,
+            "assignment": "hard" if self.classification else "soft",
             "number of rows": self.stream.rows,
         }
 

@@ -1,6 +1,7 @@
 """What pieces of the data add to the statistics, and the sum of it."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,13 +48,16 @@ class PartsAt:
 
     Attributes:
         points: The parameters.
+        maximum: Whether the latents take their most probable joint value.
     """
 
     points: Sequence[Params]
+    maximum: bool = False
 
     def __call__(self, plan: Plan) -> list[Part]:
         rows, observations = rows_of(plan.structure.arguments), criteria.observations(plan)
-        found = [LogEvidence.of(plan).statistics(params) for params in self.points]
+        e_step = functools.partial(LogEvidence.of(plan).statistics, maximum=self.maximum)
+        found = [e_step(params) for params in self.points]
         return [Part(rows, observations, each.log_likelihood, each.sums) for each in found]
 
 

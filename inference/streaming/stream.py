@@ -65,15 +65,19 @@ class Stream:
     _job: Job | None = field(default=None, init=False)
     _steps: int = field(default=0, init=False)
 
-    def statistics(self, params: Params) -> Statistics:
+    def statistics(self, params: Params, maximum: bool = False) -> Statistics:
         """The statistics of all pieces at ``params``: one pass.
+
+        Args:
+            params: The parameters.
+            maximum: Whether the latents take their most probable joint value.
 
         Raises:
             DataLost: If a piece cannot be read, here or elsewhere.
         """
-        return self.statistics_at([params])[0]
+        return self.statistics_at([params], maximum)[0]
 
-    def statistics_at(self, points: Sequence[Params]) -> list[Statistics]:
+    def statistics_at(self, points: Sequence[Params], maximum: bool = False) -> list[Statistics]:
         """The statistics of all pieces at each of some parameters: one pass for all of them."""
         self.passes, self._steps = self.passes + 1, self._steps + 1
         fixed = [{name: v.detach().clone() for name, v in params.items()} for params in points]
@@ -82,7 +86,7 @@ class Stream:
 
         def own() -> list[Part]:
             totals = [Total(self.template) for _ in fixed]
-            for parts in self._answers(PartsAt(fixed), f"pass {self.passes}"):
+            for parts in self._answers(PartsAt(fixed, maximum), f"pass {self.passes}"):
                 for total, part in zip(totals, parts, strict=True):
                     total.add(part)
             return [total.part for total in totals]
