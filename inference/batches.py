@@ -26,6 +26,7 @@ from ember.inference.plan.plan import Plan
 from ember.inference.storage.sealed_file import check_target
 from ember.inference.streaming.fitting import InPieces, finished, start_of
 from ember.inference.streaming.online import METHODS, Online
+from ember.inference.streaming.passes import MANY
 from ember.inference.streaming.ranks import ranks_at_hand
 from ember.inference.streaming.stream import Stream, stream_of
 from ember.inference.streaming.workers import check_executor
@@ -33,7 +34,6 @@ from ember.inference.streaming.workers import check_executor
 __all__ = ["Batches"]
 
 
-_MANY = torch.empty(()).expand(1_000_000)  # stands for data that pay for all threads
 LOOSE = 1e-5  # tolerance on the sample: what it says of all rows is not more certain
 
 
@@ -93,9 +93,10 @@ class Batches(ABC):
             **options: The arguments of the model that all pieces share.
 
         Returns:
-            The fit. It holds no rows: ``predict``, ``log_prob`` and the like take new ones. Where
-            data get lost on the way (a file is cut short, a worker dies) it holds the parameters
-            reached so far, and a warning says what happened.
+            The fit. It holds no rows but a sample, and the loader: ``predict``, ``log_prob`` and
+            the like take new ones; ``standard_errors`` and the like pass over the pieces again.
+            Where data get lost on the way (a file is cut short, a worker dies) it holds the
+            parameters reached so far, and a warning says what happened.
 
         Raises:
             TypeError: If the loader or the executor is none, or a piece holds no numbers.
@@ -117,7 +118,7 @@ class Batches(ABC):
             >>> abs(fit.log_posterior - whole.log_posterior) < 1e-4
             True
         """
-        self._check_batches()
+        self._check_batches(escape=self.escape)
         began = time.perf_counter()
         targets = check_target(checkpoint) if checkpoint is not None else None
         if executor is not None:
@@ -133,6 +134,7 @@ class Batches(ABC):
                 self.max_iter,
                 self.name,
                 self.progress,
+                self.assignment == "hard",
             )(began, targets, checkpoint_every, resume)
         return _told(run, began)
 
@@ -183,7 +185,7 @@ class Batches(ABC):
             >>> fit.params["rates"].sort().values.round(decimals=0)
             tensor([2., 9.], dtype=torch.float64)
         """
-        self._check_batches()
+        self._check_batches(escape=self.escape, assignment=self.assignment)
         began = time.perf_counter()
         if method not in METHODS:
             known = " or ".join(repr(name) for name in METHODS)
@@ -217,7 +219,7 @@ class Batches(ABC):
         if seed is None:
             seed = ranks.gathered(int(torch.randint(2**31, ()).item()))[0]
         try:
-            with sheltered(seed, _MANY):
+            with sheltered(seed, MANY):
                 yield stream_of(
                     self._options, loader, options, ranks, executor, patience, seed, self.progress
                 )
@@ -246,14 +248,12 @@ class Batches(ABC):
     def _options(self) -> ReadingOptions:
         """What a plan depends on, the arguments aside."""
 
-    def _check_batches(self) -> None:
+    def _check_batches(self, **asked: str | None) -> None:
         """Refuses options that ask for all rows at once."""
-        asked = {"assignment": self.assignment == "hard", "escape": self.escape is not None}
-        for option, is_set in asked.items():
-            if is_set:
+        for option, value in asked.items():
+            if value not in (None, "soft"):
                 raise ValueError(
-                    f"{option}={getattr(self, option)!r} needs all rows at once; leave it out, or "
-                    "use fit(...)."
+                    f"{option}={value!r} needs all rows at once; leave it out, or use fit(...)."
                 )
 
 

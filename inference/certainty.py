@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -14,9 +16,12 @@ from ember.inference.answers import Answers, fresh_seed
 from ember.inference.inputs.options import check_count
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.convergence import StopReason
+from ember.inference.iteration.loop import DataLost
+from ember.inference.plan.without_data import PlanWithoutData
 from ember.inference.queries import relabelling
 from ember.inference.queries.uncertainty.drawn import DrawnUncertainty
 from ember.inference.queries.uncertainty.intervals import Interval, check_level
+from ember.inference.queries.uncertainty.passes import passes_of
 from ember.inference.queries.uncertainty.uncertainty import Uncertainty
 
 __all__ = ["Certainty"]
@@ -60,8 +65,10 @@ class Certainty(Answers):
         with the observed information in unconstrained coordinates :math:`u` (for MAP of the log
         posterior, as a density in the space in which the model declares it) and the Jacobian
         :math:`J` of the map to the parameters. It takes two E-steps for each free parameter, once
-        for a fit. Where the method has found a posterior of the parameters (``VBEM``, ``NUTS``,
-        ``Laplace``, ``SVI`` with a normal guide), it is that of the draws.
+        for a fit; of data in pieces (``fit_batches``) they share a few passes over the loader,
+        which must still give them, in all processes at once if there are several. Where the method
+        has found a posterior of the parameters (``VBEM``, ``NUTS``, ``Laplace``, ``SVI`` with a
+        normal guide), it is that of the draws.
 
         Args:
             robust: Whether to compute the sandwich from the scores of the rows (of chains: of the
@@ -77,8 +84,8 @@ class Certainty(Answers):
                 maximum.
 
         Raises:
-            ValueError: If the objective has no maximum there, the model has no parameters, or rows
-                are not independent (``robust``).
+            ValueError: If the objective has no maximum there, the model has no parameters, rows
+                are not independent (``robust``), or the data are no longer there.
 
         Reference: Louis (1982), *Finding the observed information matrix when using the EM
         algorithm*, JRSS B 44, 226-233; Jamshidian & Jennrich (2000), JRSS B 62, 257-270.
@@ -92,7 +99,7 @@ class Certainty(Answers):
             [[0.031, 0.456], [0.027, 0.592]]
         """
         found = self._warned_uncertainty()
-        with sheltered(data=self._data), torch.no_grad():
+        with self._asking():
             return found.by_site(found.standard_errors(robust))
 
     def confidence_intervals(
@@ -125,7 +132,7 @@ class Certainty(Answers):
         """
         level = check_level(level)
         found = self._warned_uncertainty()
-        with sheltered(data=self._data), torch.no_grad():
+        with self._asking():
             lower, upper = map(found.by_site, found.intervals(level, robust))
         return {name: Interval(lower[name], upper[name]) for name in lower}
 
@@ -135,7 +142,7 @@ class Certainty(Answers):
         It is singular where entries determine each other, as those of a simplex do.
         """
         found = self._warned_uncertainty()
-        with sheltered(data=self._data), torch.no_grad():
+        with self._asking():
             labels = found.labels
             return pd.DataFrame(found.vcov(robust).numpy(), index=labels, columns=labels)
 
@@ -181,8 +188,8 @@ class Certainty(Answers):
             )
         if not self.params:
             raise ValueError("the model has no parameters, so there is nothing to be unsure of.")
-        with sheltered(data=self._data), torch.no_grad():
-            return Uncertainty(self.plan, self.params, self.stop is StopReason.INFINITE)
+        with self._asking():
+            return Uncertainty(passes_of(self.plan), self.params, self.stop is StopReason.INFINITE)
 
     def posterior_draws(self) -> dict[str, Tensor]:
         """The draws by which the spread of a posterior is told."""
@@ -191,6 +198,22 @@ class Certainty(Answers):
     def _posterior_deviations(self) -> dict[str, Tensor]:
         """Standard deviations of the posterior that are known without draws."""
         return {}
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Sheltered, for what may pass over the data; of data that are lost it says so."""
+        plan = self.plan
+        passes = plan.passes if isinstance(plan, PlanWithoutData) else None
+        with sheltered(data=self._data if passes is None else passes.data), torch.no_grad():
+            try:
+                yield
+            except DataLost as error:
+                raise ValueError(
+                    f"standard errors take further passes over the pieces: {error}"
+                ) from error
+            finally:
+                if passes is not None:
+                    passes.end()
 
     def _warned_uncertainty(self) -> Uncertainty | DrawnUncertainty:
         """What is known of the estimates' errors, with a warning if something has none."""

@@ -156,7 +156,7 @@ class Fit(Certainty):
             return frame
         level = check_level(level)
         found = self._warned_uncertainty()
-        with sheltered(data=self._data), torch.no_grad():
+        with self._asking():
             lower, upper = found.intervals(level, robust)
             return frame.assign(
                 **{"std. error": found.standard_errors(robust).numpy()},

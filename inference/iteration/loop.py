@@ -19,6 +19,7 @@ from ember.inference.iteration.run import Run
 from ember.inference.iteration.trajectory import Movement, Trajectory
 from ember.inference.maximisation.objective import expected_log_joint
 from ember.inference.numerics.log_space import IMPOSSIBLE
+from ember.inference.optimality.curvature import EStep
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.reading.model_errors import unevaluated
@@ -78,6 +79,8 @@ class Loop:
             the like. An iteration is a step, and so is a leap out of a saddle.
         method: How the fit calls itself.
         keep: Called between iterations, with all that the next ones depend on.
+        report: The E-step that a fit reports where that of its iterations is a classification; that
+            of the plan unless given.
     """
 
     plan: Plan
@@ -87,6 +90,7 @@ class Loop:
     on_step: OnStep = ignore
     method: str = "EM"
     keep: Keep = forget
+    report: EStep | None = None
 
     def __call__(self, way: Trajectory, limit: int, place: Place | None = None) -> Run:
         """The fit after ``limit`` more iterations at most.
@@ -138,7 +142,8 @@ class Loop:
         """The E-step that a fit reports; with classification the history has another objective."""
         if not self.em_map.classification:
             return current
-        return LogEvidence.of(self.plan).statistics(current.params)
+        report = self.report or LogEvidence.of(self.plan).statistics
+        return report(current.params)
 
 
 class _Ascent:

@@ -113,10 +113,13 @@ class PlanWithoutData(Plan):
         record: What is kept of the plan.
         why: What is said when more is asked for.
         example: A plan for a few rows, by which new ones are drawn; None if there is none.
+        passes: The data where they are, for what takes further passes over them; None if that is
+            not known. It stays behind when the plan is pickled, as the data do.
     """
 
     record: PlanRecord
     example: Plan | None
+    passes: Any
 
     def __init__(
         self,
@@ -125,15 +128,19 @@ class PlanWithoutData(Plan):
         record: PlanRecord,
         why: str = NO_DATA,
         example: Plan | None = None,
+        passes: Any = None,
     ) -> None:
         structure = StructureWithoutData(model, arguments, record, why)
         self.__dict__.update(structure=structure, record=record, _made={}, _why=why)
-        self.__dict__.update(example=example)
+        self.__dict__.update(example=example, passes=passes)
         self.__dict__.update(row="rows", sizes={"rows": record.rows}, objective=record.objective)
         self.__dict__.update(opaque=_Misread(frozenset(record.misread)))
 
     def __getattr__(self, name: str) -> Any:
         _refuse(name, self.__dict__.get("_why", NO_DATA))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**super().__getstate__(), "passes": None}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.potentials import all_tensors
 from ember.inference.queries.component_axes import component_axes, numberings
 
-__all__ = ["coinciding", "coinciding_states"]
+__all__ = ["coinciding", "coinciding_pairs"]
 
 
 ALIKE = 1e-3  # difference of two parameter entries, relative, of states that may coincide
@@ -30,19 +30,13 @@ def coinciding(plan: Plan, params: Params, tolerance: float) -> tuple[str, int, 
         params: Constrained parameters.
         tolerance: The largest difference of a log probability at which two states are the same.
     """
-    return next(_pairs(plan, params, tolerance), None)
+    return next(coinciding_pairs(plan, params, tolerance), None)
 
 
-def coinciding_states(plan: Plan, params: Params, tolerance: float) -> dict[str, set[int]]:
-    """All states that coincide with another one, by their latent site; see ``coinciding``."""
-    found = dict[str, set[int]]()
-    for label, i, j in _pairs(plan, params, tolerance):
-        found.setdefault(label, set()).update((i, j))
-    return found
-
-
-def _pairs(plan: Plan, params: Params, tolerance: float) -> Iterator[tuple[str, int, int]]:
-    """Every two states that coincide, and their latent site."""
+def coinciding_pairs(
+    plan: Plan, params: Params, tolerance: float
+) -> Iterator[tuple[str, int, int]]:
+    """Every two states that coincide, and their latent site; see ``coinciding``."""
     numbers = sum(math.prod(plan.sizes[d] for d in f.dims) for f in plan.factors)
     if numbers > MOST_NUMBERS:
         return

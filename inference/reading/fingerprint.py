@@ -20,7 +20,7 @@ from ember.inference.numerics.shapes import unexpanded
 from ember.inference.reading.matching.arguments import probe_values
 from ember.inference.reading.structure import Structure
 
-__all__ = ["fingerprint"]
+__all__ = ["digest_of", "fingerprint"]
 
 
 PARTS = ("type", "fn", "value", "mask", "scale", "is_observed", "infer", "args", "kwargs")
@@ -41,6 +41,16 @@ def fingerprint(structure: Structure) -> bytes | None:
             parts = [part for part in PARTS if part != "fn" or site["type"] == "sample"]
             digest.add({part: site.get(part) for part in parts})
             digest.add([(f.name, f.dim, f.size) for f in site.get("cond_indep_stack", ())])
+    except Exception:  # whatever it is, nothing is known then
+        return None
+    return digest.hash.digest()
+
+
+def digest_of(value: object) -> bytes | None:
+    """The digest of a value, containers opened; None if nothing is known of what it holds."""
+    digest = _Digest()
+    try:
+        digest.add(value)
     except Exception:  # whatever it is, nothing is known then
         return None
     return digest.hash.digest()

@@ -81,6 +81,7 @@ def normal_approximation(density: PosteriorDensity, mode: Tensor) -> NormalAppro
 
 def _hessian(density: PosteriorDensity, mode: Tensor, steps: Tensor) -> Tensor:
     """Minus the derivative of the gradient, row by row."""
-    around = steps_around(lambda u: density(u)[1], mode, torch.arange(len(mode)), steps)
+    every = torch.arange(len(mode))
+    around = steps_around(lambda us: (density(u)[1] for u in us), mode, every, steps)
     rows = [(down - up) / width for up, down, width in around]
     return torch.stack(rows) if rows else mode.new_zeros(0, 0)

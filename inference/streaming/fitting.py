@@ -32,6 +32,7 @@ from ember.inference.plan.without_data import IN_PIECES, LeftOut, PlanWithoutDat
 from ember.inference.queries.relabelling import in_canonical_order
 from ember.inference.storage.plan_record import record_of
 from ember.inference.streaming.checkpoints import Checkpoints, read_checkpoint, same_params
+from ember.inference.streaming.passes import PassesOverPieces
 from ember.inference.streaming.stream import Stream
 
 __all__ = ["InPieces", "finished", "start_of"]
@@ -54,6 +55,7 @@ class InPieces:
         limit: The largest number of iterations.
         method: How the fit calls itself.
         progress: Whether to show a bar.
+        classification: Whether the E-step takes the latents' most probable joint value.
     """
 
     model: Model
@@ -65,6 +67,7 @@ class InPieces:
     limit: int
     method: str
     progress: bool
+    classification: bool = False
 
     def __call__(
         self, began: float, checkpoint: str | Path | None, every: float, resume: str | Path | None
@@ -84,20 +87,22 @@ class InPieces:
         path = Path(checkpoint) if checkpoint is not None and stream.ranks.rank == 0 else None
         about = self._about()
         em_map = EMMap(
-            stream.statistics,
+            functools.partial(stream.statistics, maximum=self.classification),
             lambda statistics: MStep.of(template)(statistics),
             Coordinates(template.structure.parameters, template.superposed_parameters()),
             functools.partial(starting_params, template, varied=True),
+            self.classification,
         )
         with progress_bar(self.progress, self.limit, self.method) as tick:
             loop = Loop(
                 template,
                 em_map,
                 self.stop,
-                scheme_for(self.accelerate, template),
+                scheme_for(None if self.classification else self.accelerate, template),
                 on_step=lambda way: tick(way.history[-1]),
                 method=self.method,
                 keep=Checkpoints(path, every, about),
+                report=stream.statistics,
             )
             if resume is None:
                 start = start_of(stream, self.init, self.on_sample)
@@ -118,7 +123,7 @@ class InPieces:
                 f"{found.about.get(key, 'another')!r} and is {about.get(key, 'another')!r} now; "
                 "resume with the model, the options and the data that it was written for."
             )
-        current = stream.statistics(found.way.params)
+        current = stream.statistics(found.way.params, self.classification)
         if not abs(current.objective - found.objective) <= SAME * (1.0 + abs(found.objective)):
             raise ValueError(
                 f"{resume} is a checkpoint of other data: the objective was "
@@ -135,6 +140,7 @@ class InPieces:
             "objective": template.objective,
             "mode": "unconstrained" if template.unconstrained else "constrained",
             "accelerate": self.accelerate,
+            "assignment": "hard" if self.classification else "soft",
             "number of rows": self.stream.rows,
         }
 
@@ -156,7 +162,7 @@ def start_of(stream: Stream, init: Init, on_sample: Callable[[Plan], Run]) -> di
 
 
 def finished(run: Run, stream: Stream, model: Model, by_share: bool) -> Run:
-    """A run whose plan knows the model and the number of rows, and none of them.
+    """A run whose plan knows the model, the number of rows and the loader, and no rows.
 
     Args:
         run: The run on the stream's template.
@@ -182,7 +188,9 @@ def finished(run: Run, stream: Stream, model: Model, by_share: bool) -> Run:
     )
     positions = len(template.structure.arguments.args)
     arguments = Arguments((LeftOut(stream.rows),) * positions, dict(stream.source.options))
-    plan = PlanWithoutData(model, arguments, record, IN_PIECES, _example(template))
+    passes = PassesOverPieces(stream, run.params, run.log_posterior)
+    passes.end()
+    plan = PlanWithoutData(model, arguments, record, IN_PIECES, _example(template), passes)
     return dataclasses.replace(run, plan=plan)
 
 

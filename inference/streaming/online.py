@@ -38,7 +38,7 @@ from ember.inference.maximisation.m_step import MStep
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Params
 from ember.inference.plan.statistics import Statistics
-from ember.inference.streaming.pieces import in_template
+from ember.inference.streaming.parts import in_template
 from ember.inference.streaming.stream import Stream
 
 __all__ = ["METHODS", "Online"]

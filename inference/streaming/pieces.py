@@ -1,58 +1,31 @@
-"""The E-step over pieces of the data: the statistics of each, one in memory at a time, summed.
+"""Pieces of the data, one in memory at a time, and the plan for each.
 
 The pieces are read anew in every pass, here or by workers. The model is not: its plan for the
 sampled rows is bound to those of each piece (``plan/rebinding.py``); where rows have maps of their
-own, such as covariates, it is read for every piece.
+own, such as covariates, it is read for every piece, once if there is room (``kept_plans.py``).
 """
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sized
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from pyro import validation_enabled
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from ember.inference.expectation.log_evidence import LogEvidence
-from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.inputs.arguments import Arguments
 from ember.inference.inputs.chunks import arguments_of
 from ember.inference.inputs.progress import is_notebook, is_terminal
-from ember.inference.inputs.rows import rows_of
 from ember.inference.inputs.shelter import threads_for
 from ember.inference.iteration.loop import DataLost
 from ember.inference.plan.building import build_plan
-from ember.inference.plan.plan import Params, Plan
+from ember.inference.plan.plan import Plan
 from ember.inference.plan.rebinding import rebound
-from ember.inference.plan.statistics import Statistics
-from ember.inference.queries import criteria
+from ember.inference.streaming.kept_plans import KeptPlans
 
-__all__ = ["Part", "Source", "check_pieces", "in_template", "part_of", "plan_of_piece"]
+__all__ = ["Source", "answered", "check_pieces", "plan_of_piece"]
 
-Sums = Mapping[TieKey, tuple[TiedFactors, Tensor]]
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """What some pieces add to the statistics.
-
-    Attributes:
-        rows: How many rows they have.
-        observations: How many observations these are.
-        log_likelihood: Of their rows.
-        sums: The sufficient statistics, cell by cell.
-    """
-
-    rows: int
-    observations: float
-    log_likelihood: float
-    sums: Sums
-
-    def statistics(self, template: Plan, params: Params, log_prior: float) -> Statistics:
-        """The same as statistics of a plan, with its prior."""
-        fixed = {name: value.detach() for name, value in params.items()}
-        sums = dict(self.sums)
-        return Statistics(self.log_likelihood, log_prior, fixed, sums, (), template.prior)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -77,7 +50,7 @@ class Source:
         """
         shown = self.progress and (is_terminal() or is_notebook())
         total = len(self.loader) if isinstance(self.loader, Sized) else None
-        number, pieces = 0, iter(self.loader)
+        number, pieces = 0, itertools.chain.from_iterable([self.loader])  # begun at the first
         with tqdm(total=total, desc=name, leave=False, disable=not shown) as bar:
             while True:
                 try:
@@ -143,18 +116,22 @@ def plan_of_piece(template: Plan, piece: Arguments, first: bool = False) -> Plan
     Raises:
         ValueError: If the model takes the piece for something else than other rows.
     """
-    with validation_enabled(False):  # a piece may have fewer rows than a fit needs
-        plan = rebound(template, piece, keep_prior=not first, validated=False)
-        if plan is None:
-            structure = template.structure
-            plan = build_plan(
-                structure.model,
-                piece,
-                template.objective,
-                structure.wishes,
-                misread=template.opaque.misread,
-                unconstrained=template.unconstrained,
-            )
+    kept = template.once(KeptPlans)
+    plan = kept.plan_for(piece)
+    if plan is None:
+        with validation_enabled(False):  # a piece may have fewer rows than a fit needs
+            plan = rebound(template, piece, keep_prior=not first, validated=False)
+            if plan is None:
+                structure = template.structure
+                plan = build_plan(
+                    structure.model,
+                    piece,
+                    template.objective,
+                    structure.wishes,
+                    misread=template.opaque.misread,
+                    unconstrained=template.unconstrained,
+                )
+                kept.keep(piece, plan)
     if plan.ties != template.ties:
         changed = {n for n, _ in set(plan.ties.items()) ^ set(template.ties.items())}
         raise ValueError(
@@ -178,30 +155,9 @@ def _check_prior(plan: Plan, template: Plan) -> None:
             )
 
 
-def part_of(template: Plan, piece: Arguments, params: Params, first: bool = False) -> Part:
-    """The statistics of one piece."""
+def answered(
+    template: Plan, piece: Arguments, question: Callable[[Plan], T], first: bool = False
+) -> T:
+    """What one piece answers to a question about the plan for its rows."""
     with threads_for(piece.tensors):
-        plan = plan_of_piece(template, piece, first)
-        found = LogEvidence.of(plan).statistics(params)
-    return Part(rows_of(piece), criteria.observations(plan), found.log_likelihood, found.sums)
-
-
-def in_template(template: Plan, parts: Iterable[Part]) -> Part:
-    """The sum of parts, in the cells and about the references of a template."""
-    total: Statistics | None = None
-    rows, observations = 0, 0.0
-    params: dict[str, Tensor] = {}
-    for part in parts:
-        rows, observations = rows + part.rows, observations + part.observations
-        each = part.statistics(template, params, 0.0)
-        if total is None:
-            none = {
-                key: (tied, sums.new_zeros(len(tied.cells), sums.shape[-1]))
-                for key, (_, sums) in part.sums.items()
-                for tied in [template.tied[key]]
-            }
-            total = dataclasses.replace(each, log_likelihood=0.0, sums=none)
-        total = dataclasses.replace(total + each, others=())
-    if total is None:
-        return Part(0, 0.0, 0.0, {})
-    return Part(rows, observations, total.log_likelihood, total.sums)
+        return question(plan_of_piece(template, piece, first))

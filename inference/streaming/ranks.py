@@ -7,6 +7,7 @@ all go on with the same parameters, to the bit.
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from ember.inference.iteration.loop import DataLost
 __all__ = ["ALONE", "Ranks", "ranks_at_hand"]
 
 T = TypeVar("T")
+
+MEETING = timedelta(minutes=1)  # for which processes wait for each other before they go on
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,22 @@ class Ranks:
         except RuntimeError as error:
             raise _lost(error) from error
         return [each for each in found if each is not None]
+
+    def meet(self) -> None:
+        """Waits until all processes have come to the same place, but not for ever.
+
+        Raises:
+            DataLost: If one does not come.
+        """
+        if self.count == 1 or distributed.get_backend() != "gloo":
+            return
+        try:
+            distributed.monitored_barrier(timeout=MEETING)
+        except RuntimeError as error:
+            raise DataLost(
+                "they take all processes, and some do not ask for them; ask in every process, or "
+                "in none."
+            ) from error
 
     def stacked(self, vector: Tensor) -> Tensor:
         """The vectors of all processes, one a row.

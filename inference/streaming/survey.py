@@ -16,12 +16,13 @@ from torch import Tensor
 from ember.inference.inputs.arguments import Arguments
 from ember.inference.inputs.rows import rows_of, taken
 from ember.inference.iteration.kept_plan import ReadingOptions
+from ember.inference.plan.plan import Plan
 from ember.inference.reading.checks.sites import check_observed
 from ember.inference.reading.reader import first_run
 from ember.inference.reading.structure import Structure
 from ember.inference.streaming.pooling import Moments, Noting, merged
 
-__all__ = ["PASSES", "Survey", "depends_on_itself", "joined", "survey"]
+__all__ = ["PASSES", "FirstPlan", "Survey", "depends_on_itself", "joined", "survey"]
 
 
 PASSES = 5  # over moments that depend on others
@@ -53,8 +54,27 @@ class Survey:
         return sum(self.sizes)
 
 
+class FirstPlan:
+    """The plan for the first piece, read once: the roles of sites are those in all pieces.
+
+    Args:
+        options: How the model is read.
+    """
+
+    def __init__(self, options: ReadingOptions) -> None:
+        self._options = options
+        self._plan: Plan | None = None
+
+    def __call__(self, piece: Arguments) -> Plan:
+        """The plan, given the piece at the first call."""
+        if self._plan is None:
+            with validation_enabled(False):  # a piece may have fewer rows than a fit needs
+                self._plan = self._options.read(piece.args, piece.kwargs)
+        return self._plan
+
+
 def survey(
-    options: ReadingOptions,
+    read: FirstPlan,
     pieces: Iterable[tuple[int, Arguments]],
     count: int,
     seed: int,
@@ -63,18 +83,16 @@ def survey(
     """Reads every piece once.
 
     Args:
-        options: How the model is read; it is run on each piece, and may refuse it.
+        read: Reads the model; it is run on each piece, and may refuse it.
         pieces: The pieces, numbered.
         count: How many rows to draw at most.
         seed: For the drawing.
         known: Moments of all rows that the model is told of, where others depend on them.
     """
     found: Survey | None = None
-    structure: Structure | None = None
     for number, piece in pieces:
         try:
-            structure = structure or _structure(options, piece)
-            own = tuple(_moments(structure, piece, known))
+            own = tuple(_moments(read(piece).structure, piece, known))
         except (ValueError, TypeError) as error:
             raise type(error)(f"piece {number} of the data: {error}") from error
         if found is not None:
@@ -106,18 +124,12 @@ def joined(surveys: Sequence[Survey], count: int) -> Survey:
     )
 
 
-def depends_on_itself(options: ReadingOptions, found: Survey) -> bool:
+def depends_on_itself(read: FirstPlan, found: Survey) -> bool:
     """Whether moments are of rows that were changed by others, which were those of one piece."""
     if len(found.own) < 2:
         return False
-    again = _moments(_structure(options, found.first), found.first, found.moments)
+    again = _moments(read(found.first).structure, found.first, found.moments)
     return not all(map(_same, found.own, again))
-
-
-def _structure(options: ReadingOptions, piece: Arguments) -> Structure:
-    """The roles of the sites; a piece may have fewer rows than a fit needs."""
-    with validation_enabled(False):
-        return options.read(piece.args, piece.kwargs).structure
 
 
 def _moments(

@@ -1,27 +1,27 @@
-"""Pieces of the data on other processors: each worker reads a piece, and its statistics come back.
+"""Pieces of the data on other processors: each worker reads a piece, and its answer comes back.
 
 Any ``concurrent.futures`` executor of processes will do, such as ``ProcessPoolExecutor`` or that of
 a Dask client. What is sent is the piece as the loader gives it, a few words if it is a ``Chunk`` of
-a file, and the parameters.
+a file, and the question: in an E-step the parameters, to which statistics are the answer.
 """
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, TimeoutError
 from dataclasses import dataclass, field
-
-from torch import Tensor
+from typing import TypeVar
 
 from ember.inference.inputs.arguments import Model
 from ember.inference.inputs.chunks import arguments_of
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.loop import DataLost
 from ember.inference.plan.building import build_plan
-from ember.inference.plan.plan import Params, Plan
-from ember.inference.streaming.pieces import Part, Source, part_of
+from ember.inference.plan.plan import Plan
+from ember.inference.streaming.pieces import Source, answered
 
-__all__ = ["Job", "check_executor", "parts_by_workers"]
+__all__ = ["Job", "answers_by_workers", "check_executor", "takes_work"]
 
+T = TypeVar("T")
 
 AHEAD = 64  # pieces that are under way at once
 _templates: dict[str, Plan] = {}  # of the latest job that this process works for
@@ -29,7 +29,7 @@ _templates: dict[str, Plan] = {}  # of the latest job that this process works fo
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know beside the piece and the parameters.
+    """What a worker needs to know beside the piece and the question.
 
     Attributes:
         model: The model, which must pickle: a function at the top level of a module does.
@@ -64,27 +64,40 @@ def check_executor(executor: object) -> None:
         )
 
 
-def parts_by_workers(
-    executor: Executor, job: Job, source: Source, params: Params, patience: float, name: str
-) -> Iterator[Part]:
-    """The statistics of every piece, in the order of the pieces.
+def takes_work(executor: Executor) -> bool:
+    """Whether an executor has not been shut down, as one is after a ``with`` block."""
+    try:
+        executor.submit(int).cancel()
+    except Exception:  # of any kind: executors differ
+        return False
+    return True
+
+
+def answers_by_workers(
+    executor: Executor,
+    job: Job,
+    source: Source,
+    question: Callable[[Plan], T],
+    patience: float,
+    name: str,
+) -> Iterator[T]:
+    """What the plan of every piece answers to a question, in the order of the pieces.
 
     Args:
         executor: Runs the workers.
         job: What they need to know.
         source: The pieces.
-        params: The parameters.
+        question: The question, which must pickle.
         patience: For how many seconds to wait for a piece.
         name: That of the bar.
 
     Raises:
         DataLost: If a piece cannot be read, or a worker dies or does not answer in time.
     """
-    fixed = {name: value.detach().clone() for name, value in params.items()}
-    waiting: list[tuple[int, Future[Part]]] = []
+    waiting: list[tuple[int, Future[T]]] = []
     try:
         for number, item in source.items(name):
-            waiting.append((number, executor.submit(_part, job, item, fixed)))
+            waiting.append((number, executor.submit(_answer, job, item, question)))
             if len(waiting) >= AHEAD:
                 yield _result(*waiting.pop(0), patience)
         while waiting:
@@ -96,7 +109,7 @@ def parts_by_workers(
             future.cancel()
 
 
-def _result(number: int, future: Future[Part], patience: float) -> Part:
+def _result(number: int, future: Future[T], patience: float) -> T:
     try:
         return future.result(timeout=patience)
     except TimeoutError as error:
@@ -110,8 +123,8 @@ def _result(number: int, future: Future[Part], patience: float) -> Part:
         raise DataLost(f"piece {number} of the data failed in its worker: {error}") from error
 
 
-def _part(job: Job, item: object, params: Mapping[str, Tensor]) -> Part:
-    """The statistics of a piece, in the process of a worker."""
+def _answer(job: Job, item: object, question: Callable[[Plan], T]) -> T:
+    """What a piece answers, in the process of a worker."""
     piece = arguments_of(item, job.options)
     with sheltered(0, piece):
         template = _templates.get(job.key)
@@ -119,4 +132,4 @@ def _part(job: Job, item: object, params: Mapping[str, Tensor]) -> Part:
             _templates.clear()
             template = build_plan(job.model, piece, job.objective, job.wishes)
             _templates[job.key] = template
-        return part_of(template, piece, params)
+        return answered(template, piece, question)

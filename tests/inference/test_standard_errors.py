@@ -19,6 +19,7 @@ from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.queries.uncertainty.observed_information import observed_information
+from ember.inference.queries.uncertainty.passes import InMemory
 from ember.inference.tables import old_faithful
 from ember.models import (
     gaussian_mixture,
@@ -44,7 +45,7 @@ def test_differences_of_gradients_are_the_hessian_of_the_evidence(case: Case) ->
     fit = EM(model_of(case), seed=0, max_iter=12, tol=1e-6).fit(data, **options)
     plan = fit.plan
     with sheltered(data=data):
-        found = observed_information(plan, fit.params)
+        found = observed_information(InMemory(plan), fit.params)
 
         def log_posterior(free: Tensor) -> Tensor:
             params = found.coordinates.unflatten(found.point.index_put((found.places,), free))

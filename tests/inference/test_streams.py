@@ -1,6 +1,7 @@
 """Data in pieces: the fit of the whole, whatever the pieces are."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,33 @@ def scaled_by_hand(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
 
 
+@pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=case_id)
+def test_hard_assignment_is_that_of_the_whole(
+    case: tuple[Model, Tensor, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The classification objective step by step, and the likelihood at the end."""
+    model, x, options = case
+    pieces = chunks(x, rows=7 if x.dim() == 3 else 170)
+    start = dict(EM(model, seed=0).fit(x, **options).params)
+    start["locs"] = start["locs"] + 0.7
+    em = EM(model, init=start, assignment="hard", seed=0)
+    whole, path = em.fit(x, **options), tmp_path / "fit.ckpt"
+    fit = em.fit_batches(pieces, checkpoint=path, checkpoint_every=0.0, **options)
+    assert fit.iterations > 1
+    assert torch.allclose(fit.history, whole.history, rtol=1e-10)
+    assert fit.log_likelihood == pytest.approx(whole.log_likelihood, rel=1e-10)
+    assert abs(float(fit.history[-1]) - fit.log_posterior) > 1e-3  # another objective
+    for name, value in whole.params.items():
+        assert torch.allclose(fit.params[name], value, rtol=1e-8, atol=1e-8), name
+    again = em.fit_batches(pieces, resume=path, **options)
+    assert torch.equal(again.history, fit.history)
+    found = EM(model, assignment="hard", seed=0).fit_batches(pieces, **options)
+    rest = EM(model, init=dict(found.params), assignment="hard").fit(x, **options)
+    assert float(rest.history[-1]) == pytest.approx(float(found.history[-1]), rel=1e-9)
+    with pytest.raises(ValueError, match="its assignment was 'hard' and is 'soft' now"):
+        EM(model, init=start, seed=0).fit_batches(pieces, resume=path, **options)
+
+
 class Once:
     """Rows that can be read once."""
 
@@ -204,7 +232,9 @@ def test_refusals_come_before_any_work() -> None:
     with pytest.raises(ValueError, match="prior of 'mean' depends on the rows"):
         EM(scaled_by_hand).fit_batches([x[:30, 0], x[30:, 0]])
     with pytest.raises(ValueError, match="assignment='hard' needs all rows"):
-        EM(gaussian_mixture, assignment="hard").fit_batches([x], components=2)
+        EM(gaussian_mixture, assignment="hard").fit_online([x], components=2)
+    with pytest.raises(ValueError, match="escape='split-merge' needs all rows"):
+        EM(gaussian_mixture, escape="split-merge").fit_batches([x], components=2)
     grouped = [{"y": a, "groups": a.long() % 5} for a in x[:, 0].split(20)]
     with pytest.raises(ValueError, match="is shared by several rows"):
         EM(linear_mixed_model).fit_batches(grouped)

@@ -114,10 +114,12 @@ def test_refusals() -> None:
 # -- several processes of one group ------------------------------------------------------------
 
 SCRIPT = """
-import os, sys, time, warnings
+import dataclasses, os, sys, time, warnings
+from datetime import timedelta
 import torch
 from torch import distributed
 from ember.inference import EM, chunks
+from ember.inference.streaming import ranks
 from ember.models import gaussian_mixture
 
 folder, how = sys.argv[1], sys.argv[2]
@@ -142,6 +144,16 @@ em = EM(gaussian_mixture, seed=0, accelerate=None if how != "whole" else "auto",
 fit = em.fit_batches(Share(), components=2, checkpoint=folder + "/fit.ckpt", checkpoint_every=0.0)
 torch.save((dict(fit.params), fit.history, fit.log_posterior, fit.warning, fit.n_observations),
            f"{folder}/{how}-{rank}")
+if how == "whole":
+    torch.save((fit.standard_errors(), fit.standard_errors(robust=True)), f"{folder}/errors-{rank}")
+    ranks.MEETING = timedelta(seconds=1)
+    if rank:
+        time.sleep(3)
+        sys.exit()
+    try:
+        dataclasses.replace(fit).standard_errors()
+    except ValueError as error:
+        torch.save(str(error), f"{folder}/alone")
 """
 
 
@@ -196,6 +208,12 @@ def test_two_processes_give_the_fit_of_one(tmp_path: Path) -> None:
     for name, value in alone.params.items():
         assert torch.equal(params[name], again[name])
         assert torch.allclose(params[name], value, rtol=1e-10, atol=1e-10)
+    expected = alone.standard_errors(), alone.standard_errors(robust=True)
+    for rank in range(2):
+        for own, other in zip(result(tmp_path, f"errors-{rank}"), expected, strict=True):
+            for name, value in other.items():
+                assert torch.allclose(own[name], value, rtol=1e-6)
+    assert "some do not ask for them; ask in every process" in result(tmp_path, "alone")
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def derivatives(function: Callable[[Params], Tensor], information: ObservedInfor
 
     if not len(places):
         return numbers(point).unsqueeze(-1)[:, :0]
-    around = steps_around(numbers, point, places, steps)
+    around = steps_around(lambda vectors: map(numbers, vectors), point, places, steps)
     return torch.stack([(up - down) / width for up, down, width in around], -1)
 
 

@@ -1,7 +1,8 @@
 r"""The observed information: minus the Hessian of the objective at the estimates.
 
 By Fisher's identity the gradient of the objective at any parameters costs one E-step, whatever the
-latents, so two E-steps for each free parameter :math:`u_i` give a column of
+latents, so two E-steps for each free parameter :math:`u_i`, which may share a pass over the data,
+give a column of
 
 .. math:: I_{ij} = -\frac{\partial^2}{\partial u_i \, \partial u_j}
           \log p(x, \hat\theta(u)) \approx
@@ -17,26 +18,25 @@ Reference: Jamshidian & Jennrich (2000), *Standard errors for EM estimation*, JR
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.inputs.progress import counted
 from ember.inference.maximisation.objective import expected_log_joint, score
 from ember.inference.numerics.log_space import IMPOSSIBLE
-from ember.inference.optimality.curvature import evaluated
 from ember.inference.optimality.vanishing import off_zero
 from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.plan.plan import Params, Plan
+from ember.inference.plan.plan import Params
 from ember.inference.plan.statistics import Statistics
 from ember.inference.queries.uncertainty.boundaries import (
     are_logarithms,
     at_boundary,
     on_their_way,
 )
+from ember.inference.queries.uncertainty.passes import Passes
 
 __all__ = ["ObservedInformation", "observed_information", "steps_around"]
 
@@ -86,24 +86,29 @@ class ObservedInformation:
     noise: float
 
 
+Several = Callable[[Iterable[Tensor]], Iterable[Tensor]]  # a function, at one place after another
+
+
 def observed_information(
-    plan: Plan, params: Params, is_infinite: bool = False
+    data: Passes, params: Params, is_infinite: bool = False
 ) -> ObservedInformation:
     """The observed information at the estimates, by two E-steps for each free parameter.
 
     Args:
-        plan: The plan of model and data.
+        data: The data, with the plan of the model.
         params: The estimates.
         is_infinite: Whether the fit has found some of them to run to infinity.
 
     Raises:
         ValueError: If the objective has no finite curvature there, or parameters are too many.
     """
-    coordinates, e_step = Coordinates(plan.structure.parameters), LogEvidence.of(plan).statistics
-    estimates = e_step(params)
+    plan, e_step = data.plan, data.statistics
+    coordinates, estimates = Coordinates(plan.structure.parameters), e_step(params)
     if not math.isfinite(estimates.objective) or estimates.objective <= 0.1 * IMPOSSIBLE:
         raise ValueError(NO_CURVATURE)
-    current = e_step(off_zero(plan, estimates))
+    away = off_zero(plan, estimates)
+    moved = any(not torch.equal(away[name], value) for name, value in estimates.params.items())
+    current = e_step(away) if moved else estimates
     point, slopes = coordinates.flatten(current.params), score(current, coordinates)
     held = at_boundary(plan, e_step, coordinates, estimates, is_infinite)
     held &= coordinates.independent(point.nan_to_num())
@@ -112,14 +117,14 @@ def observed_information(
         raise ValueError(TOO_MANY.format(len(places), MOST))
     complete = _complete_information(coordinates, current, point, places)
 
-    def derivative(vector: Tensor) -> Tensor:
-        found = evaluated(e_step, coordinates.unflatten(vector))
-        if found is None:
-            raise ValueError(NO_CURVATURE)
-        return score(found, coordinates)[places]
+    def derivatives(vectors: Iterable[Tensor]) -> Iterator[Tensor]:
+        for found in data.statistics_at(map(coordinates.unflatten, vectors)):
+            if found is None:
+                raise ValueError(NO_CURVATURE)
+            yield score(found, coordinates)[places]
 
     steps = _steps(coordinates, point, slopes, places, complete)
-    matrix, steps, noise = _differences(derivative, coordinates, point, places, steps)
+    matrix, steps, noise = _differences(derivatives, coordinates, point, places, steps)
     if not bool(matrix.isfinite().all()) or not bool(slopes[places].isfinite().all()):
         raise ValueError(NO_CURVATURE)
     gone = on_their_way(e_step, coordinates, current, places, slopes[places], matrix.diagonal())
@@ -138,7 +143,7 @@ def observed_information(
 
 
 def _differences(
-    derivative: Callable[[Tensor], Tensor],
+    derivatives: Several,
     coordinates: Coordinates,
     point: Tensor,
     places: Tensor,
@@ -151,7 +156,7 @@ def _differences(
     """
 
     def columns(which: Tensor) -> Tensor:
-        found = steps_around(derivative, point, places[which], steps[which])
+        found = steps_around(derivatives, point, places[which], steps[which])
         each = [(down - up) / width for up, down, width in found]
         return torch.stack(each) if each else point.new_zeros(0, len(places))
 
@@ -173,18 +178,22 @@ def _differences(
 
 
 def steps_around(
-    function: Callable[[Tensor], Tensor], point: Tensor, places: Tensor, steps: Tensor
+    function: Several, point: Tensor, places: Tensor, steps: Tensor
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """A function one step up and one step down each coordinate, and how far apart these are."""
-    found = []
-    pairs = list(zip(places.tolist(), steps.tolist(), strict=True))
-    for place, step in counted(pairs, "derivatives"):
-        up, down = point.clone(), point.clone()
-        up[place] += step
-        down[place] -= step
-        # Large numbers move by whole roundings: by how much is what counts.
-        found.append((function(up), function(down), up[place] - down[place]))
-    return found
+    pairs, widths = list(zip(places.tolist(), steps.tolist(), strict=True)), list[Tensor]()
+
+    def vectors() -> Iterator[Tensor]:
+        for place, step in counted(pairs, "derivatives"):
+            up, down = point.clone(), point.clone()
+            up[place] += step
+            down[place] -= step
+            # Large numbers move by whole roundings: by how much is what counts.
+            widths.append(up[place] - down[place])
+            yield from (up, down)
+
+    values = list(function(vectors()))
+    return list(zip(values[::2], values[1::2], widths, strict=True))
 
 
 def _complete_information(

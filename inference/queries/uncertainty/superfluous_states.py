@@ -5,14 +5,19 @@ curvature says of their other parameters depends on the shares that they happen 
 nothing; and nothing it says of a state that explains no row.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ember.inference.plan.plan import Params, Plan
-from ember.inference.queries.coincidence import coinciding_states
+from ember.inference.queries.coincidence import coinciding_pairs
 from ember.inference.queries.component_axes import component_axes, numberings
 from ember.inference.queries.relabelling import explained
 from ember.inference.queries.uncertainty.entries import Entries
+from ember.inference.queries.uncertainty.passes import Passes
 
 __all__ = ["superfluous_states"]
 
@@ -30,14 +35,43 @@ EMPTY = (
 )
 
 
-def superfluous_states(plan: Plan, params: Params, entries: Entries) -> tuple[Tensor, list[str]]:
+@dataclass(frozen=True)
+class _Use:
+    """What some rows need the states for.
+
+    Attributes:
+        explained: By latent site, how many rows each state explains, ``(K,)``.
+        pairs: Every two states that coincide, with their latent site.
+    """
+
+    explained: dict[str, Tensor]
+    pairs: frozenset[tuple[str, int, int]]
+
+    def __add__(self, other: _Use) -> _Use:
+        together = {n: count + other.explained[n] for n, count in self.explained.items()}
+        return _Use(together, self.pairs & other.pairs)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The question for it, at some parameters."""
+
+    params: Params
+
+    def __call__(self, plan: Plan) -> _Use:
+        counts = {name: explained(plan, self.params, name) for name in numberings(plan)}
+        return _Use(counts, frozenset(coinciding_pairs(plan, self.params, SAME)))
+
+
+def superfluous_states(data: Passes, params: Params, entries: Entries) -> tuple[Tensor, list[str]]:
     """Which entries belong to such states, ``(E,)``, and a sentence for each kind of them."""
     marked = {n: torch.zeros(s, dtype=torch.bool) for n, s in entries.shapes.items()}
-    sentences = []
-    coinciding = coinciding_states(plan, params, SAME)
+    plan, sentences = data.plan, list[str]()
+    use = data.total(_Asked(params), _Use.__add__)
     for latent in numberings(plan):
-        empty = (explained(plan, params, latent) < NOTHING).nonzero()[:, 0].tolist()
-        merged = sorted(coinciding.get(latent, set()).difference(empty))
+        empty = (use.explained[latent] < NOTHING).nonzero()[:, 0].tolist()
+        alike = {state for label, *pair in use.pairs if label == latent for state in pair}
+        merged = sorted(alike.difference(empty))
         for states, sentence in ((empty, EMPTY), (merged, MERGED)):
             if not states:
                 continue

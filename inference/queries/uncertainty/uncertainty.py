@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ember.inference.plan.plan import Params, Plan
+from ember.inference.plan.plan import Params
 from ember.inference.queries.uncertainty.entries import Entries, derivatives, entries_of
 from ember.inference.queries.uncertainty.identification import Identification, identification
 from ember.inference.queries.uncertainty.intervals import Interval, between_bounds
@@ -14,6 +14,7 @@ from ember.inference.queries.uncertainty.observed_information import (
     ObservedInformation,
     observed_information,
 )
+from ember.inference.queries.uncertainty.passes import Passes
 from ember.inference.queries.uncertainty.sandwich import spread_of_scores
 from ember.inference.queries.uncertainty.superfluous_states import superfluous_states
 
@@ -30,7 +31,7 @@ class Uncertainty:
     """The information at estimates, and what follows from it.
 
     Args:
-        plan: The plan of model and data.
+        data: The data, with the plan of the model.
         params: The estimates.
         is_infinite: Whether the fit has found some of them to run to infinity.
 
@@ -43,15 +44,15 @@ class Uncertainty:
         ValueError: If the objective has no finite curvature at the estimates.
     """
 
-    def __init__(self, plan: Plan, params: Params, is_infinite: bool = False) -> None:
-        self._plan, self._params = plan, dict(params)
-        self._information: ObservedInformation = observed_information(plan, params, is_infinite)
+    def __init__(self, data: Passes, params: Params, is_infinite: bool = False) -> None:
+        self._data, self._params = data, dict(params)
+        self._information: ObservedInformation = observed_information(data, params, is_infinite)
         self._identified: Identification = identification(self._information)
-        self.entries: Entries = entries_of(plan, params, self._information)
+        self.entries: Entries = entries_of(data.plan, params, self._information)
         idle = self._identified.is_idle(self.entries.jacobian)
         nothing, sentences = idle & False, list[str]()
         if bool((idle | self.entries.at_boundary).any()):
-            nothing, sentences = superfluous_states(plan, params, self.entries)
+            nothing, sentences = superfluous_states(data, params, self.entries)
         self._unknown = self.entries.at_boundary | idle | nothing
         self.notes = (*sentences, *self._noted(~nothing, idle))
 
@@ -72,7 +73,7 @@ class Uncertainty:
     @property
     def _is_drawn(self) -> bool:
         """Whether the estimates are from draws of latents."""
-        return any(component.monte_carlo is not None for component in self._plan.units)
+        return any(component.monte_carlo is not None for component in self._data.plan.units)
 
     def vcov(self, robust: bool = False) -> Tensor:
         """The covariance of all entries, ``(E, E)``; NaN where it is not known."""
@@ -116,7 +117,7 @@ class Uncertainty:
     @functools.cached_property
     def _robust_covariance(self) -> Tensor:
         bread = self._identified.covariance
-        return bread @ spread_of_scores(self._plan, self._params, self._information) @ bread
+        return bread @ spread_of_scores(self._data, self._params, self._information) @ bread
 
     def _noted(self, among: Tensor, idle: Tensor) -> Iterator[str]:
         """A sentence for each thing that an analyst should know of some entries."""
