@@ -19,6 +19,7 @@ from ember.inference.inputs.arguments import Model, prepare
 from ember.inference.inputs.frames import names_columns, take
 from ember.inference.inputs.options import check_choice
 from ember.inference.iteration.progress import progress_bar
+from ember.inference.numerics.draws import Draws
 from ember.inference.plan.plan import Plan
 from ember.inference.reports.drawing.picture import Picture
 
@@ -202,7 +203,7 @@ def _held_out(
     given = prepare(*take(method.model, args, options)[:2])
     rows = _row_count(given.args)
     fold = torch.arange(rows) % folds
-    fold = fold[torch.randperm(rows, generator=torch.Generator().manual_seed(method.seed or 0))]
+    fold = fold[Draws(method.seed or 0, fold.device).permutation(rows)]
     total = 0.0
     for i in range(folds):
         inside, outside = (

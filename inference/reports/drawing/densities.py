@@ -21,11 +21,11 @@ def draw_density(axes: Axes, emission: Emission, column: int) -> None:
     """A histogram with a line for every component, weighted by its share, and one for the sum."""
     shown = ~emission.rows[:, column].isnan()
     values = emission.rows[shown, column]
-    weights = None if emission.weights is None else emission.weights[shown].numpy()
+    weights = None if emission.weights is None else emission.weights[shown].cpu().numpy()
     discrete = emission.kind == "counts"
     grid, bins = _grid(values, discrete, weights is not None)
     axes.hist(
-        values.numpy(), bins=bins, weights=weights, density=True, color="0.88", edgecolor="white",
+        values.cpu().numpy(), bins=bins, weights=weights, density=True, color="0.88", edgecolor="white",
         linewidth=0.5, zorder=1,
     )  # fmt: skip
     parts = emission.shares.unsqueeze(-1) * component_densities(emission, column, grid)

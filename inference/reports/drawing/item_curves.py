@@ -121,9 +121,14 @@ def _curves(
         if sure is not None:
             half = INTERVAL * sure.errors_of(expected)
             ends = torch.stack([table - half, table + half])
-            band = (ends.sigmoid() if is_logit else ends).reshape(2, len(nodes.values), -1).numpy()
+            band = (
+                (ends.sigmoid() if is_logit else ends)
+                .reshape(2, len(nodes.values), -1)
+                .cpu()
+                .numpy()
+            )
         table = (table.sigmoid() if is_logit else table).reshape(len(nodes.values), -1)
-    return nodes.values.numpy(), table.numpy(), band, kind
+    return nodes.values.cpu().numpy(), table.cpu().numpy(), band, kind
 
 
 def _item_names(fit: Fitted, site: str, count: int) -> list[str]:

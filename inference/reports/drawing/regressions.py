@@ -138,10 +138,10 @@ def _draw_panel(axes: Axes, emission: Emission, covariate: Covariate, adjusted: 
     known = thinned((~y.isnan()).nonzero().reshape(-1))
     for k, colour in enumerate(state_colours(states)):
         rows = known[best[known] == k]
-        x, shown = covariate.values[rows].numpy(), y[rows].numpy()
+        x, shown = covariate.values[rows].cpu().numpy(), y[rows].cpu().numpy()
         if adjusted:
-            fitted = row_means[min(k, len(row_means) - 1)][rows].numpy()
-            shown = shown - fitted + np.interp(x, grid.numpy(), means[k].numpy())
+            fitted = row_means[min(k, len(row_means) - 1)][rows].cpu().numpy()
+            shown = shown - fitted + np.interp(x, grid.cpu().numpy(), means[k].cpu().numpy())
         axes.plot(
             x, shown, "o", color=colour, markersize=3.5, markeredgewidth=0.0,
             alpha=crowding(len(known)), zorder=1,
