@@ -1,8 +1,8 @@
 """A stand-in for an accelerator: a device whose tensors can be told from those of the CPU.
 
-Continuous integration has no GPU, and code that makes a tensor in the wrong place runs there all the
-same. On this device it fails. Its tensors say that they are on "meta", the one device of torch that
-needs no driver; they hold their numbers on the CPU, where each operation is done. What an
+Continuous integration has no GPU, and code that makes a tensor in the wrong place runs there all
+the same. On this device it fails. Its tensors say that they are on "meta", the one device of torch
+that needs no driver; they hold their numbers on the CPU, where each operation is done. What an
 accelerator refuses is refused here:
 
 * an operation on tensors of both sides, but for numbers (tensors without dims) in elementwise ones;
@@ -10,7 +10,7 @@ accelerator refuses is refused here:
 * a generator of random numbers of the CPU.
 
 Sums come out as on the CPU, to the last bit, so that results can be compared. What it cannot show:
-speed, an operation that the accelerator lacks, and forward-mode derivatives (Ember uses none).
+speed, sums in another order, and an operation that the accelerator lacks.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -47,17 +47,17 @@ class Away(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor) -> "Away":
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Away = Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
             dtype=held.dtype, layout=held.layout, device=DEVICE,
         )  # fmt: skip
         made.held = held
-        return made  # type: ignore[no-any-return]
+        return made
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         return _done(func, args, kwargs or {})
@@ -65,12 +65,29 @@ class Away(Tensor):
     def tolist(self) -> Any:
         return self.held.tolist()  # torch itself copies to the CPU first, but not of a subclass
 
-    def new_tensor(self, data: Any, *, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
-        made = torch.tensor(data, dtype=dtype or self.dtype, device="cpu")
-        return made.to(device or DEVICE)
+    def new_tensor(self, data: Any, **options: Any) -> Tensor:  # type: ignore[override]
+        return torch.tensor(data, **{"dtype": self.dtype, "device": DEVICE, **options})
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __getitem__(self, index: Any) -> Tensor:
+        return super().__getitem__(_listed(index))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(_listed(index), value)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.held, spec)
+
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"away: {self.held!r}"
+
+
+def _listed(index: Any) -> Any:
+    """An index with its lists as tensors."""
+    if isinstance(index, tuple):
+        return tuple(map(_listed, index))
+    if isinstance(index, list):
+        return torch.tensor(index, dtype=None if index else torch.long, device=DEVICE)
+    return index
 
 
 class _Dispatch(TorchDispatchMode):
@@ -102,7 +119,7 @@ def stand_in_device() -> Iterator[torch.device]:
         patch.setattr(torch, DEVICE.type, module, raising=False)
         for make in (torch.tensor, torch.as_tensor):
             patch.setattr(torch, make.__name__, _of_numbers(make))
-        with _Dispatch():
+        with _Dispatch():  # type: ignore[no-untyped-call]
             yield DEVICE
 
 
@@ -120,6 +137,9 @@ def _done(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object
         kwargs = {**kwargs, "device": torch.device("cpu")}
     if there and kwargs.get("generator") is not None:
         raise RuntimeError(f"{func}: a generator of the CPU for a tensor of the device.")
+    func = (
+        ATEN.zeros.default if func is ATEN._efficientzerotensor.default else func
+    )  # holds nothing
     found = func(*tree_map(_held, args), **tree_map(_held, dict(kwargs)))
     if func is ATEN._local_scalar_dense.default or not there:
         return found

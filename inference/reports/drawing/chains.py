@@ -85,7 +85,7 @@ def _means_along(emission: Emission, sequences: int, steps: int) -> Tensor:
 def _draw_steps(axes: Axes, values: Tensor, path: Tensor, means: Tensor) -> None:
     """One column over time: points, and the mean of the state that each step is in."""
     steps, colours = np.arange(len(values)), state_colours(len(means))
-    axes.plot(steps, values, color="0.75", linewidth=0.7, zorder=1)
+    axes.plot(steps, values.cpu(), color="0.75", linewidth=0.7, zorder=1)
     sparse = len(values) <= 400
     for k, colour in enumerate(colours):
         inside = (path == k).cpu().numpy()

@@ -201,8 +201,8 @@ def _draw_density(
         with torch.no_grad():
             density = _mixture_density(fits[name].plan, params[name], grid)
         axes.plot(
-            grid.cpu().numpy(), density.cpu().numpy(), **method_style(i), marker="o" if discrete else "",
-            markersize=4, zorder=2 + i,
+            grid.cpu().numpy(), density.cpu().numpy(), **method_style(i),
+            marker="o" if discrete else "", markersize=4, zorder=2 + i,
         )  # fmt: skip
     axes.set(xlabel=labels[0], ylabel="relative frequency" if discrete else "density")
     axes.xaxis.set_major_locator(MaxNLocator(integer=discrete))
