@@ -16,6 +16,7 @@ from torch import Tensor
 from ember.inference.em import EM
 from ember.inference.fit import Fit
 from ember.inference.inputs.arguments import Model, prepare
+from ember.inference.inputs.devices import device_of
 from ember.inference.inputs.frames import names_columns, take
 from ember.inference.inputs.options import check_choice
 from ember.inference.iteration.progress import progress_bar
@@ -202,7 +203,7 @@ def _held_out(
     """Mean log likelihood of a row under the model fitted without its fold."""
     given = prepare(*take(method.model, args, options)[:2])
     rows = _row_count(given.args)
-    fold = torch.arange(rows) % folds
+    fold = torch.arange(rows, device=device_of(given)) % folds
     fold = fold[Draws(method.seed or 0, fold.device).permutation(rows)]
     total = 0.0
     for i in range(folds):

@@ -9,7 +9,7 @@ accelerator refuses is refused here:
 * ``numpy()``, and any other look at memory from outside, before ``cpu()``;
 * a generator of random numbers of the CPU.
 
-Sums come out as on the CPU, to the last bit, so that results can be compared. What it cannot show:
+It notes what is copied from the device, so that a test can see that rows stay there. Sums come out as on the CPU, to the last bit, so that results can be compared. What it cannot show:
 speed, sums in another order, and an operation that the accelerator lacks.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["DEVICE", "Away", "stand_in_device"]
+__all__ = ["DEVICE", "Away", "copied_from", "stand_in_device"]
 
 DEVICE = torch.device("meta")
 
@@ -38,6 +38,8 @@ NUMBERS = {  # not elementwise by name, and content with a number of the CPU
     ATEN.index_put.default, ATEN.index_put_.default, ATEN._index_put_impl_.default,
     ATEN.index_fill.int_Tensor, ATEN.index_fill_.int_Tensor,
 }  # fmt: skip
+
+_copied: list[list[int]] = []
 
 
 class Away(Tensor):
@@ -63,6 +65,7 @@ class Away(Tensor):
         return _done(func, args, kwargs or {})
 
     def tolist(self) -> Any:
+        _note(self)
         return self.held.tolist()  # torch itself copies to the CPU first, but not of a subclass
 
     def new_tensor(self, data: Any, **options: Any) -> Tensor:  # type: ignore[override]
@@ -97,6 +100,22 @@ class _Dispatch(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         return _done(func, args, kwargs or {})
+
+
+@contextmanager
+def copied_from() -> Iterator[list[int]]:
+    """The sizes of the tensors that its body copies from the device to the CPU."""
+    sizes: list[int] = []
+    _copied.append(sizes)
+    try:
+        yield sizes
+    finally:
+        _copied.remove(sizes)
+
+
+def _note(tensor: Tensor) -> None:
+    for sizes in _copied:
+        sizes.append(tensor.numel())
 
 
 def _of_numbers(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -142,6 +161,8 @@ def _done(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> object
     )  # holds nothing
     found = func(*tree_map(_held, args), **tree_map(_held, dict(kwargs)))
     if func is ATEN._local_scalar_dense.default or not there:
+        for each in tensors if away else ():
+            _note(each)
         return found
     out = tree_map(lambda each: Away(each) if isinstance(each, Tensor) else each, found)
     return return_and_correct_aliasing(func, args, dict(kwargs), out) if away else out
