@@ -90,5 +90,5 @@ CASES = {
         linear_mixed_model, (IN_GROUPS, LINE.unsqueeze(-1)), {"groups": GROUPS},
         {"objective": "mle"},
     ),
-    "a series": Case(local_level, (ON_LINES[:12],)),
+    "a series": Case(local_level, (ON_LINES[:8],)),
 }  # fmt: skip

@@ -9,8 +9,9 @@ accelerator refuses is refused here:
 * ``numpy()``, and any other look at memory from outside, before ``cpu()``;
 * a generator of random numbers of the CPU.
 
-It notes what is copied from the device, so that a test can see that rows stay there. Sums come out as on the CPU, to the last bit, so that results can be compared. What it cannot show:
-speed, sums in another order, and an operation that the accelerator lacks.
+It notes what is copied from the device, so that a test can see that rows stay there. Sums come out
+as on the CPU, to the last bit, so that results can be compared. What it cannot show: speed, sums in
+another order, and an operation that the accelerator lacks.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
