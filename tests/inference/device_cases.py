@@ -1,7 +1,7 @@
 """Fits that must come out alike wherever their data are."""
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ LEVELS = torch.stack([(FIRST.long() + (torch.arange(ROWS) % k == 0)) % 3 for k i
 LINE = torch.arange(ROWS, dtype=torch.float64) % 18 / 4.0
 ON_LINES = torch.where(FIRST, 1.0 + 2.0 * LINE, 9.0 - LINE) + 0.3 * _normal(ROWS)
 GROUPS = torch.arange(ROWS) % 6
-IN_GROUPS = ON_LINES + 2.0 * cast(Tensor, _normal(6))[GROUPS]
+IN_GROUPS = ON_LINES + 2.0 * _normal(6)[GROUPS]
 FACTORS = _normal(ROWS, 1) * torch.tensor([1.0, -2.0, 0.5, 1.0]).double() + 0.5 * _normal(ROWS, 4)
 
 TWO: dict[str, Any] = {"components": 2}

@@ -253,7 +253,7 @@ def test_arrays_go_to_the_default_device(device: torch.device) -> None:
 
 
 def test_data_on_two_devices_are_refused(device: torch.device) -> None:
-    other = Tensor._make_wrapper_subclass(Away, (2,), device="xpu")
+    other = Tensor._make_wrapper_subclass(Away, (2,), device=torch.device("xpu"))
     with pytest.raises(ValueError, match="several devices, meta and xpu"):
         device_of((on(device, POINTS), {"x": [other]}))
 
