@@ -67,7 +67,7 @@ def _disagreement(reference: Fit, plan: Plan, params: Params, latent: str) -> np
     wanted = _posterior(reference.plan, reference.params, numberings(reference.plan)[latent])
     given = _posterior(plan, params, numberings(plan)[latent])
     if wanted.shape == given.shape and _same_data(reference.plan, plan):
-        return -(wanted.T @ given).numpy()
+        return -(wanted.T @ given).cpu().numpy()
     cost = torch.zeros(given.shape[1], given.shape[1], dtype=torch.float64)
     for name, axes in component_axes(plan, latent).items():
         other = reference.params.get(name)
@@ -76,7 +76,7 @@ def _disagreement(reference: Fit, plan: Plan, params: Params, latent: str) -> np
         left, right = (v.movedim(axes[0], 0).reshape(len(cost), -1) for v in (other, params[name]))
         spread = left.std(0, correction=0) + torch.finfo(left.dtype).tiny
         cost += torch.cdist(left / spread, right / spread).square()
-    return cost.nan_to_num(nan=0.0, posinf=1e300).numpy() if bool((cost > 0).any()) else None
+    return cost.nan_to_num(nan=0.0, posinf=1e300).cpu().numpy() if bool((cost > 0).any()) else None
 
 
 def _same_data(one: Plan, two: Plan) -> bool:

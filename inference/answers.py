@@ -80,7 +80,7 @@ class Answers(Exports):
         Raises:
             ValueError: If no latent site has this name.
         """
-        with sheltered(data=(self._data, args)):
+        with sheltered(data=self._data, beside=args):
             plan, params = self._for_latents(args, kwargs)
             continuous = gaussian_posterior(plan, params, name)
             found = (
@@ -122,7 +122,7 @@ class Answers(Exports):
         Raises:
             ValueError: If the site is not the state of a chain.
         """
-        with sheltered(data=(self._data, args)):
+        with sheltered(data=self._data, beside=args):
             plan, params = self._for_latents(args, kwargs)
             if isinstance(name, tuple):
                 return pair_covariances(plan, params, name)
@@ -161,7 +161,7 @@ class Answers(Exports):
         Raises:
             ValueError: If the site belongs to no chain, or its emissions vary in time.
         """
-        with sheltered(data=(self._data, args)):
+        with sheltered(data=self._data, beside=args):
             plan = self.plan_for(args, kwargs)
             ahead = forecasting.forecast(plan, self.params, name)
             states = ahead if isinstance(ahead, dist.Categorical) else ahead.mixture_distribution
@@ -188,7 +188,7 @@ class Answers(Exports):
         Warns:
             RuntimeWarning: If data have probability zero at the estimates.
         """
-        with sheltered(data=(self._data, args)):
+        with sheltered(data=self._data, beside=args):
             plan, params = self._for_latents(args, kwargs)
             values = prediction.predict(plan, params)
             warn_if_impossible(plan, params, values)
@@ -232,7 +232,7 @@ class Answers(Exports):
             >>> [round(value, 3) for value in new.stddev.tolist()]
             [0.203, 0.203, 0.831]
         """
-        with sheltered(data=(self._data, args)), torch.no_grad():
+        with sheltered(data=self._data, beside=args), torch.no_grad():
             if not args and not kwargs:
                 return predictive(self.plan, self.params)
             args, kwargs = take_again(self._model, self.recipe, args, kwargs, True)
@@ -246,7 +246,7 @@ class Answers(Exports):
         plate gives one number. What stands outside that plate, such as a ``pyro.factor`` on
         parameters, belongs to no row: it counts in ``fit.log_likelihood`` alone.
         """
-        with sheltered(data=(self._data, args)), torch.no_grad():
+        with sheltered(data=self._data, beside=args), torch.no_grad():
             return LogEvidence.of(self.plan_for(args, kwargs)).rows(self.params)
 
     def impute(
@@ -288,7 +288,7 @@ class Answers(Exports):
         """
         if draws is not None:
             check_count("draws", draws)
-        with sheltered(fresh_seed(seed) if draws else seed, (self._data, args)):
+        with sheltered(fresh_seed(seed) if draws else seed, self._data, args):
             plan = self.plan_for(args, kwargs)
             filled = imputation.impute(plan, self.params, draws)
             warn_if_impossible(plan, self.params, filled)
@@ -329,7 +329,7 @@ class Answers(Exports):
             torch.Size([100, 6])
         """
         check_count("n", n)
-        with sheltered(fresh_seed(seed), (self._data, args)):
+        with sheltered(fresh_seed(seed), self._data, args):
             plan, params = self._for_latents(args, kwargs)
             return prediction.latent_samples(plan, params, n)
 
@@ -357,4 +357,4 @@ class Answers(Exports):
 
 def fresh_seed(seed: int | None) -> int:
     """The seed, or a new one at each call from torch's global random state."""
-    return int(torch.randint(2**31, ())) if seed is None else seed
+    return int(torch.randint(2**31, (), device="cpu")) if seed is None else seed

@@ -144,7 +144,7 @@ class Certainty(Answers):
         found = self._warned_uncertainty()
         with self._asking():
             labels = found.labels
-            return pd.DataFrame(found.vcov(robust).numpy(), index=labels, columns=labels)
+            return pd.DataFrame(found.vcov(robust).cpu().numpy(), index=labels, columns=labels)
 
     def laplace_samples(self, n: int, seed: int | None = None) -> dict[str, Tensor]:
         """Draws ``n`` values of the parameters from the normal approximation at the estimates.

@@ -68,7 +68,7 @@ class Comparison:
 
     def plot(self) -> Figure:
         """One picture of all fits: data with components where they can be drawn, and progress."""
-        with sheltered():
+        with sheltered(data=next(iter(self.fits.values()))._data):
             return draw_fits(self.fits, self.params, self.columns)
 
     def marginals(self) -> Marginals:
@@ -137,7 +137,7 @@ def compare(methods: Sequence[Method], *args: object, **kwargs: object) -> Compa
     if not fits:
         raise next(iter(failures.values()))
     reference = next(iter(fits.values()))
-    with sheltered():
+    with sheltered(data=reference._data):
         params = {
             name: fit.params if fit is reference else align(reference, fit)
             for name, fit in fits.items()

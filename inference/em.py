@@ -235,7 +235,7 @@ class EM(Batches):
                 stacklevel=2,
             )
         rows = [piece.factors.structure.arguments for piece in stats.opaque]
-        with sheltered(self.seed, rows):
+        with sheltered(self.seed, stats.params, rows):
             return stats.m_step(stats)
 
     def converged(self, history: Sequence[Statistics]) -> bool:

@@ -159,9 +159,9 @@ class Fit(Certainty):
         with self._asking():
             lower, upper = found.intervals(level, robust)
             return frame.assign(
-                **{"std. error": found.standard_errors(robust).numpy()},
-                lower=lower.numpy(),
-                upper=upper.numpy(),
+                **{"std. error": found.standard_errors(robust).cpu().numpy()},
+                lower=lower.cpu().numpy(),
+                upper=upper.cpu().numpy(),
             )
 
     def plot(self, errors: bool = False) -> Figure:

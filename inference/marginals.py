@@ -128,7 +128,7 @@ def _draws(fit: Fit, params: Params) -> dict[str, Tensor] | None:
     """Draws of the parameters numbered as ``params``; None where there is none to be had."""
     if fit.has_posterior:
         every = fit.posterior_draws()
-        with sheltered():
+        with sheltered(data=fit._data):
             return relabelled(fit.plan, {name: every[name] for name in params}, params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ember.inference.answers import fresh_seed
 from ember.inference.fit import Fit
 from ember.inference.inputs.options import check_count
+from ember.inference.numerics.draws import Draws
 from ember.inference.queries.relabelling import permute
 from ember.inference.reports.summary import entry_values
 from ember.inference.sampling.diagnostics import FEWEST, effective_size, r_hat
@@ -54,13 +55,13 @@ class SampledFit(Fit):
         if n is None:
             return every
         check_count("n", n)
-        generator = torch.Generator().manual_seed(fresh_seed(seed))
+        draws = Draws(fresh_seed(seed), self.heights.device)
         total = self.heights.numel()
         if n == total:
             return every
-        picked = torch.randperm(total, generator=generator)[:n]
+        picked = draws.permutation(total)[:n]
         if n > total:
-            picked = torch.randint(total, (n,), generator=generator)
+            picked = draws.below(total, (n,))
         return {name: value[picked] for name, value in every.items()}
 
     def _draws_by_chain(self, n: int, seed: int) -> dict[str, Tensor]:

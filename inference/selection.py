@@ -16,9 +16,11 @@ from torch import Tensor
 from ember.inference.em import EM
 from ember.inference.fit import Fit
 from ember.inference.inputs.arguments import Model, prepare
+from ember.inference.inputs.devices import device_of
 from ember.inference.inputs.frames import names_columns, take
 from ember.inference.inputs.options import check_choice
 from ember.inference.iteration.progress import progress_bar
+from ember.inference.numerics.draws import Draws
 from ember.inference.plan.plan import Plan
 from ember.inference.reports.drawing.picture import Picture
 
@@ -201,8 +203,8 @@ def _held_out(
     """Mean log likelihood of a row under the model fitted without its fold."""
     given = prepare(*take(method.model, args, options)[:2])
     rows = _row_count(given.args)
-    fold = torch.arange(rows) % folds
-    fold = fold[torch.randperm(rows, generator=torch.Generator().manual_seed(method.seed or 0))]
+    fold = torch.arange(rows, device=device_of(given)) % folds
+    fold = fold[Draws(method.seed or 0, fold.device).permutation(rows)]
     total = 0.0
     for i in range(folds):
         inside, outside = (

@@ -145,7 +145,7 @@ class VBEM:
         """The posteriors that maximise the bound given what is expected of the latents."""
         if not isinstance(stats, Statistics) or stats.m_step is None:
             raise TypeError(f"m_step takes what e_step returns, not {type(stats).__name__}.")
-        with sheltered(self.seed):
+        with sheltered(self.seed, stats.params):
             return stats.m_step(stats)
 
     # -- the loop -------------------------------------------------------------------------------

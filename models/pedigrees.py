@@ -189,7 +189,8 @@ class Pedigree:
 
     def inbreeding(self) -> Tensor:
         """The inbreeding coefficient of each animal (n,), computed once for a pedigree."""
-        known = _inbreeding(*(p.cpu().numpy().tobytes() for p in (self.sire, self.dam)))
+        with torch.device("cpu"):
+            known = _inbreeding(*(p.cpu().numpy().tobytes() for p in (self.sire, self.dam)))
         return known.to(self.sire.device)
 
     def mendelian(self, inbreeding: Tensor) -> Tensor:

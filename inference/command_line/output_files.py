@@ -95,7 +95,7 @@ def predicted_rows(fit: Fit, table: pd.DataFrame, args: tuple[object, ...]) -> p
     out = _with_latents(fit, table, args)
     log_prob = fit.log_prob(*args)
     if log_prob.shape == (len(table),):
-        out[_unused("log_prob", table)] = log_prob.numpy()
+        out[_unused("log_prob", table)] = log_prob.cpu().numpy()
     if len(out.columns) == len(table.columns):
         raise UsageError("the model has nothing to say of single rows of the table.")
     return out
@@ -120,9 +120,9 @@ def _with_latents(fit: Fit, table: pd.DataFrame, args: tuple[object, ...]) -> pd
             _add_means(out, column, found)
         elif values.shape == (len(table),) and found.probs.dim() == 2:
             whole = bool(values.isfinite().all()) and not bool((values % 1).any())
-            out[column] = (values.long() if whole else values).numpy()
+            out[column] = (values.long() if whole else values).cpu().numpy()
             for state in range(found.probs.shape[1]):
-                out[f"{column}_probability_{state}"] = found.probs[:, state].numpy()
+                out[f"{column}_probability_{state}"] = found.probs[:, state].cpu().numpy()
     return out
 
 
@@ -138,12 +138,12 @@ def _add_means(out: pd.DataFrame, column: str, found: Continuous) -> None:
     if found.batch_shape != (len(out),):
         return
     if found.mean.dim() == 1:
-        out[column], out[f"{column}_stddev"] = found.mean.numpy(), found.stddev.numpy()
+        out[column], out[f"{column}_stddev"] = found.mean.cpu().numpy(), found.stddev.cpu().numpy()
         return
     means, deviations = found.mean.flatten(1), found.stddev.flatten(1)
     for k in range(means.shape[1]):
-        out[f"{column}_{k}"] = means[:, k].numpy()
-        out[f"{column}_{k}_stddev"] = deviations[:, k].numpy()
+        out[f"{column}_{k}"] = means[:, k].cpu().numpy()
+        out[f"{column}_{k}_stddev"] = deviations[:, k].cpu().numpy()
 
 
 def _as_whole(column: pd.Series) -> pd.Series:

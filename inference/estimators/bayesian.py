@@ -129,7 +129,7 @@ class BayesianGaussianMixture(Gaps, sklearn.mixture.BayesianGaussianMixture):  #
 
     def _take_defaults(self, rows: Array, weights: torch.Tensor | None) -> None:
         """Defaults that weigh the rows, and a covariance that is none too near to singular."""
-        counts = np.ones(len(rows)) if weights is None else weights.numpy()
+        counts = np.ones(len(rows)) if weights is None else weights.cpu().numpy()
         mean = np.average(rows, axis=0, weights=counts)
         if self.mean_prior is None:
             self.mean_prior_ = mean

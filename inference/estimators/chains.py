@@ -67,7 +67,7 @@ class _Chain:
 
     def _take(self, params: Mapping[str, Tensor]) -> None:
         for site, attribute in self.sites.values():
-            self._set(attribute, params[site].numpy())
+            self._set(attribute, params[site].cpu().numpy())
 
     def _warn_of_ignored(self) -> None:
         for letter, (_, attribute) in self.sites.items():

@@ -87,8 +87,8 @@ class _Mixture(DensityMixin, BaseEstimator):  # type: ignore[misc]
                 data, components=self.n_components, prior=self.prior, frequency=weights, **options
             )
         )
-        self.weights_ = fit.params["weights"].numpy()
-        self._take({name: value.numpy() for name, value in fit.params.items()})
+        self.weights_ = fit.params["weights"].cpu().numpy()
+        self._take({name: value.cpu().numpy() for name, value in fit.params.items()})
         self.lower_bound_ = fit.log_likelihood / float(fit.n_observations)
         self.n_iter_, self.converged_ = fit.iterations, fit.converged
         self.stop_reason_ = fit.stop_reason

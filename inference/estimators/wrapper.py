@@ -88,17 +88,19 @@ class ModelEstimator(BaseEstimator):  # type: ignore[misc]
         """The most probable value of the latent for each row; of a continuous one the mean."""
         found = self.fit_for(X).predict(self._new_rows(X))
         values = found[self._latent()] if isinstance(found, Mapping) else found
-        labels: Array = values.numpy()
+        labels: Array = values.cpu().numpy()
         return labels
 
     def predict_proba(self, X: object) -> Array:
         """The probability of each state of the latent for each row, ``(N, K)``."""
-        probs: Array = self.fit_for(X).posterior(self._latent(), self._new_rows(X)).probs.numpy()
+        probs: Array = (
+            self.fit_for(X).posterior(self._latent(), self._new_rows(X)).probs.cpu().numpy()
+        )
         return probs
 
     def score_samples(self, X: object) -> Array:
         """The log likelihood of each row, latents integrated out."""
-        scores: Array = self.fit_for(X).log_prob(self._new_rows(X)).numpy()
+        scores: Array = self.fit_for(X).log_prob(self._new_rows(X)).cpu().numpy()
         return scores
 
     def score(self, X: object, y: object = None) -> float:

@@ -42,8 +42,8 @@ def cluster(data: Tensor, states: int, how: str, tries: int = 1) -> Tensor:
     Returns:
         Labels ``(N,)`` below ``states``; some may be missing where rows are few or alike.
     """
-    generator = np.random.default_rng(int(torch.randint(2**31, ())))
-    rows = data.numpy()
+    generator = np.random.default_rng(int(torch.randint(2**31, (), device="cpu")))
+    rows = data.cpu().numpy()
     match how:
         case "kmeans" | "windows":
             labels = _kmeans(rows, states, tries, generator)
@@ -51,7 +51,7 @@ def cluster(data: Tensor, states: int, how: str, tries: int = 1) -> Tensor:
             labels = _nearest(rows, _points(_some(rows, ROWS, generator), states, generator))
         case _:
             labels = _nearest(rows, _ward(_some(rows, WARD_ROWS, generator), states))
-    return torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(labels.astype(np.int64)).to(data.device)
 
 
 def levels(data: Tensor, states: int, varied: bool = False) -> Tensor:
@@ -68,8 +68,8 @@ def levels(data: Tensor, states: int, varied: bool = False) -> Tensor:
     Returns:
         Labels ``(N,)`` below ``states``.
     """
-    generator = np.random.default_rng(int(torch.randint(2**31, ())))
-    rows = data.numpy()
+    generator = np.random.default_rng(int(torch.randint(2**31, (), device="cpu")))
+    rows = data.cpu().numpy()
     count, columns = rows.shape
     last = [columns - 1, columns - 1]
     _, component = scipy.linalg.eigh(rows.T @ rows, subset_by_index=last)
@@ -79,7 +79,7 @@ def levels(data: Tensor, states: int, varied: bool = False) -> Tensor:
         shares = generator.dirichlet(np.full(states, EVENNESS))
     labels = np.empty(count, dtype=np.int64)
     labels[order] = np.searchsorted(shares.cumsum()[:-1], (np.arange(count) + 0.5) / count)
-    return torch.from_numpy(labels)
+    return torch.from_numpy(labels).to(data.device)
 
 
 def standardise(data: Tensor) -> Tensor:

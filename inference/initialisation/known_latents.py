@@ -48,5 +48,5 @@ def _agreeing(plan: Plan, channel: str, latent: str, soft: Tensor) -> Tensor:
     known = over_plates(torch.ones((), dtype=torch.bool) if site.mask is None else site.mask)
     exact = torch.nn.functional.one_hot(codes, soft.shape[-1]).to(soft.dtype)
     overlap = exact[known].T @ soft[known]
-    order = scipy.optimize.linear_sum_assignment(-overlap.numpy())[1]
+    order = scipy.optimize.linear_sum_assignment(-overlap.cpu().numpy())[1]
     return torch.where(known.unsqueeze(-1), exact, soft[..., torch.as_tensor(order)])

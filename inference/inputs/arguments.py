@@ -10,6 +10,8 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from ember.inference.inputs.devices import device_of
+
 __all__ = ["Arguments", "Model", "prepare"]
 
 
@@ -42,20 +44,29 @@ class Arguments(NamedTuple):
         return tensors
 
 
-def prepare(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Arguments:
-    """Converts arrays and data frames to tensors and floating-point data to float64.
+def prepare(
+    args: tuple[object, ...], kwargs: Mapping[str, object], device: torch.device | None = None
+) -> Arguments:
+    """Converts arrays and data frames to tensors and floating-point data to float64, in one place.
 
     Masked entries of an array, and pandas' own missing values, become NaN. Integers, booleans,
     strings and everything else pass through unchanged. EM sums over the data and asks that the
     objective never falls by more than rounding; float32 cannot hold that promise, so float32 data
     is computed in float64.
 
+    Args:
+        args: The arguments of the model.
+        kwargs: Its keyword arguments.
+        device: Where they are brought; by default where the tensors among them are.
+
     Raises:
         TypeError: If a data frame or array holds something other than numbers.
+        ValueError: If they are on several accelerators.
     """
+    device = device_of((args, kwargs)) if device is None else device
     return Arguments(
-        tuple(_convert(_listed(v, i), f"argument {i + 1}") for i, v in enumerate(args)),
-        {name: _convert(value, f"argument '{name}'") for name, value in kwargs.items()},
+        tuple(_convert(_listed(v, i), f"argument {i + 1}", device) for i, v in enumerate(args)),
+        {name: _convert(value, f"argument '{name}'", device) for name, value in kwargs.items()},
     )
 
 
@@ -75,7 +86,7 @@ def _listed(value: object, position: int) -> object:
     return array
 
 
-def _convert(value: object, where: str) -> object:
+def _convert(value: object, where: str, device: torch.device) -> object:
     if isinstance(value, pd.api.extensions.ExtensionArray):
         value = pd.Series(value)
     if isinstance(value, (pd.DataFrame, pd.Series)):
@@ -95,13 +106,13 @@ def _convert(value: object, where: str) -> object:
         # Data are constants, with respect to which no gradient is recorded; and what was read from
         # them must go with them, whatever the user does to his own tensor later.
         kind = torch.float64 if value.is_floating_point() else value.dtype
-        return value.detach().to(kind, copy=True)
+        return value.detach().to(device, kind, copy=True)
     if type(value) is dict:
-        return {key: _convert(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {key: _convert(item, f"{where}[{key!r}]", device) for key, item in value.items()}
     if type(value) is list:
-        return [_convert(item, where) for item in value]
+        return [_convert(item, where, device) for item in value]
     if type(value) is tuple:
-        return tuple(_convert(item, where) for item in value)
+        return tuple(_convert(item, where, device) for item in value)
     return value
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 from torch.overrides import TorchFunctionMode
 
+from ember.inference.inputs.devices import device_of, on_device
+
 __all__ = ["Promoted", "declare_from_outside", "one_thread", "sheltered", "threads_for"]
 
 
@@ -66,22 +68,24 @@ def _may_hold_narrow(value: object) -> bool:
 
 
 @contextlib.contextmanager
-def sheltered(seed: int | None = None, data: object = ()) -> Iterator[None]:
-    """Runs its body in float64, with its own random state and parameter store.
+def sheltered(seed: int | None = None, data: object = (), beside: object = ()) -> Iterator[None]:
+    """Runs its body in float64, where the data are, with its own random state and parameter store.
 
     Whatever the body draws or stores, the caller's default dtype, global random state and Pyro
     parameter store are as before afterwards. Without a ``seed`` the body starts from the
     caller's random state, so ``pyro.set_rng_seed`` still governs it. On small ``data`` it runs on
     one thread: operations on small tensors are over before a second thread has woken up, and on
-    a busy machine waiting for it costs many times the work.
+    a busy machine waiting for it costs many times the work. What comes ``beside`` the data counts
+    with them, but they alone decide where the work is done.
     """
-    dtype = torch.get_default_dtype()
+    dtype, device = torch.get_default_dtype(), device_of(data)
     store = pyro.get_param_store()
     _outside.append((store._params, store._constraints))
-    with torch.random.fork_rng(devices=[]), store.scope(), threads_for(data):
+    own_state = torch.random.fork_rng(devices=[])
+    with own_state, on_device(device), store.scope(), threads_for((data, beside)):
         torch.set_default_dtype(torch.float64)
         if seed is not None:
-            _sow(seed)
+            _sow(seed, device)
         try:
             yield
         finally:
@@ -108,15 +112,16 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _sow(seed: int) -> None:
-    """Seeds what draws; without a device that is the one generator.
+def _sow(seed: int, device: torch.device) -> None:
+    """Seeds what draws: the CPU's generator, and that of the device.
 
-    For devices that might still come, torch keeps a record of each call, stack and all.
+    Not ``torch.manual_seed``: it seeds the other devices too, which are the caller's, and of those
+    that might still come torch keeps a record of each call, stack and all.
     """
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(int(seed))
+    torch.default_generator.manual_seed(int(seed))
+    if device.type != "cpu":
+        generators = getattr(torch, device.type).default_generators
+        generators[device.index or 0].manual_seed(int(seed))
 
 
 # The parameter stores that are sheltered, outermost first: unconstrained values and constraints.

@@ -98,10 +98,11 @@ class Adaptive:
         return " x ".join([str(nodes)] * dims) if dims in GAUSS_HERMITE else f"{nodes} Sobol"
 
     def points(self, dims: int) -> tuple[Tensor, Tensor]:
-        """The nodes ``z (Q, dims)``, and the logarithms of their weights ``(Q,)``."""
+        """The nodes ``z (Q, dims)``, and the logarithms of their weights ``(Q,)``, on the CPU."""
         nodes = self.for_dims(dims).nodes
         assert nodes is not None
-        return _gauss_hermite(nodes, dims) if dims in GAUSS_HERMITE else _sobol(nodes, dims)
+        with torch.device("cpu"):  # they are kept, whatever device a later fit is on
+            return _gauss_hermite(nodes, dims) if dims in GAUSS_HERMITE else _sobol(nodes, dims)
 
 
 @functools.lru_cache(maxsize=16)

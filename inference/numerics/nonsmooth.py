@@ -18,6 +18,8 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
+from ember.inference.numerics.draws import Draws
+
 __all__ = ["Derivative", "descend", "search"]
 
 
@@ -120,14 +122,18 @@ def _updated(inverse: Tensor, step: Tensor, change: Tensor) -> Tensor:
     factor = (1.0 + float(change @ along) / product) / product
     cross = torch.outer(along, step) / product
     updated: Tensor = inverse + factor * torch.outer(step, step) - cross - cross.mT
-    return updated if bool(updated.isfinite().all()) else torch.eye(len(step), dtype=step.dtype)
+    return (
+        updated
+        if bool(updated.isfinite().all())
+        else torch.eye(len(step), dtype=step.dtype, device=step.device)
+    )
 
 
 def _sampled(function: Derivative, point: _Point) -> _Point:
     """A lower point along directions sampled nearby, or the same one."""
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0, point.x.device)
     for radius in RADII:
-        for direction in _directions(function, point, radius, generator):
+        for direction in _directions(function, point, radius, draws):
             length = radius
             for _ in range(4):
                 moved = _point_at(function, point.x + length * direction)
@@ -138,20 +144,20 @@ def _sampled(function: Derivative, point: _Point) -> _Point:
 
 
 def _directions(
-    function: Derivative, point: _Point, radius: float, generator: torch.Generator
+    function: Derivative, point: _Point, radius: float, draws: Draws
 ) -> Iterator[Tensor]:
     """Unit vectors: down the hull of gradients nearby, down each of them, and the coordinates."""
     count = len(point.x)
     gradients = [point.gradient]
     for _ in range(min(2 * count, SAMPLES)):
-        step = torch.randn(count, generator=generator, dtype=point.x.dtype)
+        step = draws.normal((count,))
         moved = _point_at(function, point.x + radius * step / math.sqrt(count))
         if math.isfinite(moved.value):
             gradients.append(moved.gradient)
     for candidate in (_shortest(torch.stack(gradients)), point.gradient):
         if float(candidate.norm()) > 0.0:
             yield -candidate / candidate.norm()
-    for axis in torch.eye(count, dtype=point.x.dtype):
+    for axis in torch.eye(count, dtype=point.x.dtype, device=point.x.device):
         yield axis
         yield -axis
 
@@ -163,7 +169,9 @@ def _shortest(gradients: Tensor) -> Tensor:
     ones = 1e3 * torch.ones(len(rows), 1, dtype=rows.dtype)
     target = torch.cat([rows.new_zeros(rows.shape[1]), ones[0]])
     try:
-        weights = scipy.optimize.nnls(torch.cat([rows, ones], 1).mT.numpy(), target.numpy())[0]
+        weights = scipy.optimize.nnls(
+            torch.cat([rows, ones], 1).mT.cpu().numpy(), target.cpu().numpy()
+        )[0]
     except RuntimeError:  # too many iterations
         return gradients[0]
     shares = torch.from_numpy(weights).to(rows)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ember.inference.maximisation.objective import expected_log_joint, score
 from ember.inference.numerics import nonsmooth
+from ember.inference.numerics.draws import Draws
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.statistics import Statistics
@@ -336,8 +337,7 @@ def _steepest(
     """
     start = curvature.scaled(curvature.gradient)
     basis, images = [*known[0]], [*known[1]]
-    generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(start.shape, generator=generator, dtype=start.dtype)
+    vector = Draws(0, start.device).normal(start.shape)
     vector = torch.where(curvature.curved, vector, 0.0)
     found = _largest(basis, images) if basis else None
     for _ in range(min(PRODUCTS, int(curvature.curved.sum())) - len(known[0])):
@@ -394,12 +394,11 @@ def rounding(
         jitters: How often they are moved.
         by: By how much, relative.
     """
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0)
     values = [statistics.objective]
     for _ in range(jitters):
         moved = {
-            name: value
-            * (1.0 + by * torch.randn(value.shape, generator=generator, dtype=value.dtype))
+            name: value * (1.0 + by * draws.normal(value.shape))
             for name, value in statistics.params.items()
         }
         found = evaluated(e_step, moved)
@@ -478,10 +477,10 @@ def _equilibrated(
 
     Reference: Bradley & Murray (2011), *Matrix-free approximate equilibration*, arXiv:1110.2805.
     """
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0, active.device)
     units = active.to(torch.float64)
     for _ in range(PROBES):
-        signs = torch.randint(2, active.shape, generator=generator)
+        signs = draws.below(2, active.shape)
         probe = 2.0 * signs.to(units.dtype) - 1.0
         length = (units * product(units * probe)).abs()
         if not bool(length.isfinite().all()):

@@ -29,7 +29,7 @@ class Matrix:
             return bool((weights >= 0).all())
         if isinstance(self.matrix, Tensor):
             return bool((self.scale[:, None] * self.matrix >= 0).all())
-        scale = np.repeat(self.scale.numpy(), np.diff(self.matrix.indptr))
+        scale = np.repeat(self.scale.cpu().numpy(), np.diff(self.matrix.indptr))
         return bool((scale * self.matrix.data >= 0).all())
 
     def times(self, values: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class Matrix:
         if isinstance(self.matrix, Tensor):
             product = self.matrix @ values
         else:
-            product = torch.from_numpy(self.matrix @ values.numpy())
+            product = torch.from_numpy(self.matrix @ values.cpu().numpy()).to(values.device)
         return product if self.scale is None else self.scale * product
 
     def transposed_times(self, weights: Tensor) -> Tensor:
@@ -45,14 +45,15 @@ class Matrix:
         weights = weights if self.scale is None else self.scale * weights
         if isinstance(self.matrix, Tensor):
             return self.matrix.T @ weights
-        return torch.from_numpy(self.matrix.T @ weights.numpy())
+        return torch.from_numpy(self.matrix.T @ weights.cpu().numpy()).to(weights.device)
 
 
 def as_matrix(tensor: Tensor) -> Matrix:
     """A tensor of any layout as a matrix whose two products are fast.
 
     PyTorch transposes a sparse tensor anew in each backward pass, which takes 50 to 100 times as
-    long as the product; SciPy's compressed rows serve both directions as they are.
+    long as the product; SciPy's compressed rows serve both directions as they are. They lie on the
+    CPU, and so is the product done there, whatever the device of the vector.
     """
     tensor = tensor.detach()
     shape = (tensor.shape[0], tensor.shape[1])
@@ -60,12 +61,12 @@ def as_matrix(tensor: Tensor) -> Matrix:
         return Matrix(tensor)
     if tensor.layout is torch.sparse_csr:
         parts = (tensor.values(), tensor.col_indices(), tensor.crow_indices())
-        data, columns, starts = (part.numpy() for part in parts)
+        data, columns, starts = (part.cpu().numpy() for part in parts)
         return Matrix(scipy.sparse.csr_matrix((data, columns, starts), shape))
     coordinates = tensor if tensor.layout is torch.sparse_coo else tensor.to_sparse_coo()
     coordinates = coordinates.coalesce()
-    rows, columns = coordinates.indices().numpy()
-    data = coordinates.values().numpy()
+    rows, columns = coordinates.indices().cpu().numpy()
+    data = coordinates.values().cpu().numpy()
     return Matrix(scipy.sparse.csr_matrix((data, (rows, columns)), shape))
 
 

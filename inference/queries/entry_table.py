@@ -29,4 +29,4 @@ def entry_table(
     elif sides:
         index = pd.MultiIndex.from_product(sides)
     values = {"mean": mean, "std. dev.": deviation}
-    return pd.DataFrame({n: t.reshape(-1).numpy() for n, t in values.items()}, index=index)
+    return pd.DataFrame({n: t.reshape(-1).cpu().numpy() for n, t in values.items()}, index=index)

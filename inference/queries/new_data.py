@@ -9,6 +9,7 @@ from pyro import validation_enabled
 from torch import Tensor
 
 from ember.inference.inputs.arguments import Arguments, Model, prepare
+from ember.inference.inputs.devices import device_of
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.rebinding import rebound
@@ -48,7 +49,7 @@ def plan_for(
     others = {name: value for name, value in old.kwargs.items() if name not in names}
     if args and all(_length(value) != rows for value in kept):
         others = _without_rows(model, others, rows)
-    arguments = prepare((*args, *kept), {**others, **kwargs})
+    arguments = prepare((*args, *kept), {**others, **kwargs}, device_of(old))
     _check_complete(model, arguments)
     return _read_again(plan, params, arguments)
 
@@ -111,7 +112,7 @@ def plan_beside(
     before = {**dict(zip(names, old.args, strict=False)), **old.kwargs}
     data = next(iter(before))
     rows = _rows_of(before[data])
-    prepared = prepare(args, kwargs)
+    prepared = prepare(args, kwargs, device_of(old))
     given = {**dict(zip(names, prepared.args, strict=False)), **prepared.kwargs}
     counts = {n for name, new in given.items() for n in _new_rows(before.get(name), new, rows)}
     if len(counts) != 1:

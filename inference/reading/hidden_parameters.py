@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.families.discrete import COUNTED
+from ember.inference.numerics.draws import Draws
 from ember.inference.numerics.shapes import broadcast_shapes, unexpanded
 from ember.inference.parameters.affine_map import AffineMap
 from ember.inference.parameters.argument_map import ArgumentMap
@@ -182,8 +183,7 @@ def _differs(run: _Run, functions: Iterator[tuple[Tensor, Tensor | None, float]]
         actual = unexpanded(actual)
         if mapped is not None:
             actual, mapped = torch.broadcast_tensors(actual, mapped)
-        generator = torch.Generator().manual_seed(0)
-        weights = torch.rand(actual.shape, generator=generator, dtype=torch.float64) + 0.5
+        weights = Draws(0).uniform(actual.shape) + 0.5
         slopes = _slopes((weights * actual).sum(), run.free)
         if mapped is None:
             slopes_of_map: Sequence[Tensor | None] = [None] * len(slopes)

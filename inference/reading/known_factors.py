@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ember.inference.numerics.draws import Draws
+
 __all__ = ["KnownFactors", "Remembered"]
 
 
@@ -34,8 +36,7 @@ class Remembered:
 
     def factor(self, matrix: Tensor) -> Tensor:
         """The Cholesky factor of a matrix, from memory if it is a multiple of one there."""
-        generator = torch.Generator().manual_seed(0)
-        vectors = torch.rand(len(matrix), 2, generator=generator, dtype=torch.float64)
+        vectors = Draws(0, matrix.device).uniform((len(matrix), 2))
         products = matrix @ vectors.to(matrix)
         for i, (known, factor) in enumerate(self.known):
             if known.shape != products.shape:

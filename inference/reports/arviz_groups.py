@@ -60,7 +60,7 @@ def arviz_data(fit: Fitted, draws: Values) -> Any:
         arviz,
         {
             **{group: _by_chain(values, chains) for group, values in groups.items()},
-            "observed_data": {name: value.numpy() for name, value in observed.items()},
+            "observed_data": {name: value.cpu().numpy() for name, value in observed.items()},
         },
         named,
     )
@@ -69,7 +69,8 @@ def arviz_data(fit: Fitted, draws: Values) -> Any:
 def _by_chain(values: Values, chains: int) -> dict[str, Any]:
     """Draws ``(chains * n, ...)`` as ``(chains, n, ...)``."""
     return {
-        name: value.detach().unflatten(0, (chains, -1)).numpy() for name, value in values.items()
+        name: value.detach().unflatten(0, (chains, -1)).cpu().numpy()
+        for name, value in values.items()
     }
 
 

@@ -133,7 +133,7 @@ def _show(value: Tensor, axes: Axes) -> str:
     if value.numel() and any(axis != WHOLE for axis in axes):
         return _indented(_table(value, axes))
     numbers = value.detach().to(torch.float64) if value.is_floating_point() else value
-    lines = np.array2string(numbers.numpy(), precision=6, suppress_small=True)
+    lines = np.array2string(numbers.cpu().numpy(), precision=6, suppress_small=True)
     return f" {lines}" if "\n" not in lines else _indented(lines)
 
 
@@ -141,7 +141,7 @@ def _table(value: Tensor, axes: Axes) -> str:
     """Entries below the names of their columns, and beside the numbers of their states."""
     *rows, last = (list(axes.get(axis, range(size))) for axis, size in enumerate(value.shape))
     index = pd.MultiIndex.from_product(rows) if rows else pd.Index([""])
-    flat = value.detach().reshape(-1, value.shape[-1]).to(torch.float64).numpy()
+    flat = value.detach().reshape(-1, value.shape[-1]).to(torch.float64).cpu().numpy()
     frame = pd.DataFrame(flat, index=index, columns=list(map(str, last)))
     return frame.to_string(float_format="{:.6g}".format, line_width=100)
 

@@ -110,7 +110,7 @@ class _Potential:
 
 
 def _key(z: Tensor) -> bytes:
-    return z.detach().numpy().tobytes()
+    return z.detach().cpu().numpy().tobytes()
 
 
 class _Energy(torch.autograd.Function):

@@ -52,7 +52,7 @@ def _costs(plan: Plan, latent: str, draws: Params, reference: Params) -> np.ndar
         total = cost if total is None else total + cost
     if total is None:
         return np.zeros((0, 0, 0))
-    return total.nan_to_num(nan=0.0, posinf=1e300).numpy()
+    return total.nan_to_num(nan=0.0, posinf=1e300).cpu().numpy()
 
 
 def _spread(drawn: Tensor, known: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.inputs.arguments import Arguments, Model, prepare
+from ember.inference.inputs.devices import device_of
 from ember.inference.inputs.frames import Recipe, take
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.convergence import StopReason
@@ -140,7 +141,11 @@ def read_fit(
     args, kwargs, recipe = take(model, args, kwargs)
     if recipe.names or recipe.formula is not None:
         stored.fit["recipe"] = recipe
+    device = device_of((args, kwargs))
     arguments = given_again(stored.arguments, prepare(args, kwargs), argument_names(model))
+    if device.type != "cpu":  # a file knows none: what it holds comes to the data that are given
+        arguments = prepare(*arguments, device)
+        stored.fit["params"] = {n: v.to(device) for n, v in stored.fit["params"].items()}
     if holds_left_out(arguments):
         bare = PlanWithoutData(model, arguments, stored.plan)
         return stored.kind, {**stored.fit, **_guide(stored, None), "plan": bare}

@@ -244,9 +244,9 @@ class _Run:
         """The prediction at the start of every block and the future past its end, ``(B, K)``."""
         rows, states = first.shape
         # numpy takes a microsecond for an operation on so few numbers, torch several.
-        transfer = self.transfer().reshape(self.blocks.count, rows, states, states).numpy()
+        transfer = self.transfer().reshape(self.blocks.count, rows, states, states).cpu().numpy()
         with np.errstate(invalid="ignore"):  # impossible data give NaN, which counts as lost
-            now = first.numpy()[:, None, :]
+            now = first.cpu().numpy()[:, None, :]
             predicted = [now / now.sum(-1, keepdims=True)]
             for block in transfer[:-1]:
                 now = predicted[-1] @ block
@@ -257,8 +257,8 @@ class _Run:
                 after = block @ beyond[-1]
                 after = after / after.max(-2, keepdims=True)
                 beyond.append(np.maximum(after, SEAM) if self.near_zero else after)
-        starts = torch.from_numpy(np.concatenate(predicted)[:, 0])
-        ends = torch.from_numpy(np.concatenate(beyond[::-1])[:, :, 0])
+        starts = torch.from_numpy(np.concatenate(predicted)[:, 0]).to(first)
+        ends = torch.from_numpy(np.concatenate(beyond[::-1])[:, :, 0]).to(first)
         # The given initial probabilities may be zero; what was computed may not.
         if not self.near_zero:
             self.seen += [starts[rows:].amin(), ends.amin()]

@@ -126,16 +126,18 @@ def as_pencil(whole: LinkedComponent, natural: Sequence[Natural]) -> PencilCompo
         (a, first), (b, second) = groups[other], groups[one]
         try:
             values, vectors = scipy.linalg.eigh(
-                dense(whole.pattern, first).numpy(), dense(whole.pattern, second).numpy()
+                dense(whole.pattern, first).cpu().numpy(),
+                dense(whole.pattern, second).cpu().numpy(),
             )
         except np.linalg.LinAlgError:
             continue  # the second one is not positive definite
-        turn, log_det = torch.from_numpy(vectors), float(np.linalg.slogdet(vectors)[1])
+        turn, log_det = torch.from_numpy(vectors).to(first), float(np.linalg.slogdet(vectors)[1])
+        roots = torch.from_numpy(values).to(first)
         places = (form.linear != 0).any(-1).nonzero().squeeze(-1)
         return PencilComponent(
             whole.factor, whole.latents, whole.states, whole.rows, whole.sites, whole, keys,
             form.constant, form.linear[places] @ turn, places,
-            (form.offset[0], form.offset[1] @ turn), (a, b), torch.from_numpy(values), log_det,
+            (form.offset[0], form.offset[1] @ turn), (a, b), roots, log_det,
         )  # fmt: skip
     return None
 

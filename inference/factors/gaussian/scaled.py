@@ -148,7 +148,7 @@ def compile_scaled(
             residual.new_zeros(()), weight.new_ones(()), root, form.is_precision
         )
         precision = part.precisions if bool(shown.all()) else _of_shown(part, shown)
-        events.add(own, _sparse(precision), design[shown.numpy()], shown)
+        events.add(own, _sparse(precision), design[shown.cpu().numpy()], shown)
     states = [full[i] for i in ahead]
     by_state = arranged(
         index.expand([full[i] if i in ahead else -1 for i in range(rank)]), full, ahead, 0
@@ -192,8 +192,8 @@ def _columns(columns: Sequence[Tensor]) -> scipy.sparse.csr_array:
     )
     values = torch.cat([column[place] for column, place in zip(columns, places, strict=True)])
     shape = (len(columns[0]), len(columns))
-    where = (torch.cat(places).numpy(), of.numpy())
-    return scipy.sparse.csr_array((values.numpy(), where), shape=shape)
+    where = (torch.cat(places).cpu().numpy(), of.cpu().numpy())
+    return scipy.sparse.csr_array((values.cpu().numpy(), where), shape=shape)
 
 
 def _of_shown(part: ScaledStatistics, shown: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ def _sparse(precision: Tensor) -> scipy.sparse.csr_array:
     """A precision without the entries that are there by rounding alone."""
     size = precision.diagonal().sqrt()
     kept = precision.abs() > NOTHING * size.unsqueeze(-1) * size
-    return scipy.sparse.csr_array(torch.where(kept, precision, 0.0).numpy())
+    return scipy.sparse.csr_array(torch.where(kept, precision, 0.0).cpu().numpy())
 
 
 class _Events:
@@ -240,11 +240,13 @@ class _Events:
             matrix = design.T @ turned
         residual = self.residual[own][:, shown]
         if bool((residual != 0).any()):
-            values = torch.from_numpy(turned.T @ residual.numpy().T).T * weight.unsqueeze(-1)
+            values = torch.from_numpy(turned.T @ residual.cpu().numpy().T).T.to(
+                weight
+            ) * weight.unsqueeze(-1)
             self._linear.append((read.reshape(-1), values.reshape(-1), _of_each(own, read)))
         lower = scipy.sparse.tril(matrix, format="coo")
-        one, other = (torch.from_numpy(each.astype(np.int64)) for each in lower.coords)
-        values = torch.from_numpy(lower.data) * weight.unsqueeze(-1)
+        one, other = (torch.from_numpy(each.astype(np.int64)).to(read) for each in lower.coords)
+        values = torch.from_numpy(lower.data).to(weight) * weight.unsqueeze(-1)
         first, second = read[:, one], read[:, other]
         # Two slots that read one entry stand for its square twice over.
         values = torch.where((first == second) & (one != other), 2.0 * values, values)

@@ -163,7 +163,7 @@ class UnitComponent:
         rule = rule or self.rule
         found, roots = modes(lambda v: self.on_line(natural, params, v[None])[0], self._start())
         self.memory["modes"] = found
-        points, log_weights = rule.points(self.dims)
+        points, log_weights = (each.to(found) for each in rule.points(self.dims))
         line = found + (points[:, None, None, :] * roots).sum(-1)
         values, slopes = self.values_of(line)
         volume = roots.diagonal(dim1=-2, dim2=-1).log().sum(-1)

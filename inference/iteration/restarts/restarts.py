@@ -205,13 +205,15 @@ def _recorded(attempts: Sequence[_Attempt], tolerance: float, interrupted: bool)
     last = best.way.history[-1]
     ends = [each.way.history[-1] if each.is_possible else -math.inf for each in attempts]
     starts = Starts(
-        torch.tensor(ends).double(),
+        torch.tensor(ends, dtype=torch.float64, device="cpu"),
         tuple(each.carried for each in attempts),
         tuple(each.kind for each in attempts),
         tuple(each.degenerate for each in attempts),
         last,
         tolerance * (1.0 + abs(last)),
-        tuple(torch.tensor(each.way.history).double() for each in attempts),
+        tuple(
+            torch.tensor(each.way.history, dtype=torch.float64, device="cpu") for each in attempts
+        ),
     )
     stop = StopReason.INTERRUPTED if interrupted else best.run.stop
     warning = "" if interrupted else best.run.warning

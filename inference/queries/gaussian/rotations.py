@@ -91,7 +91,7 @@ def _idle(plan: Plan, component: GaussianComponent, name: str) -> int:
     nodes, loadings = torch.cat(edges, -1)
     first = int(nodes.max()) + 1
     graph = scipy.sparse.coo_array(
-        (np.ones(len(nodes)), (nodes.numpy(), (first + loadings).numpy())),
+        (np.ones(len(nodes)), (nodes.cpu().numpy(), (first + loadings).cpu().numpy())),
         shape=(first + int(loadings.max()) + 1,) * 2,
     )
     _, label = connected_components(graph, directed=False)

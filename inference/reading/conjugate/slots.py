@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ember.inference.families.conjugate_latents import ConjugateFamily, conjugate_family
 from ember.inference.numerics.distribution import Distribution
+from ember.inference.numerics.draws import Draws
 from ember.inference.numerics.shapes import append_dims, compact
 from ember.inference.reading.gaussian.reads import NotIntegrable
 from ember.inference.reading.gaussian.tangents import Params, arguments_at, readers
@@ -170,10 +171,10 @@ def _confirm(
     families: Mapping[str, ConjugateFamily],
 ) -> None:
     """Checks at random values of all latents that each argument is what has been read off it."""
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0)
     latents = {}
     for name, value in structure.conjugate.items():
-        drawn = 0.1 + torch.rand(value.shape, generator=generator, dtype=value.dtype)
+        drawn = 0.1 + draws.uniform(value.shape)
         if families[name].is_vector:
             drawn = drawn / drawn.sum(-1, keepdim=True)
         elif not families[name].power:

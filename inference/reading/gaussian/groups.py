@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference.numerics.draws import Draws
 from ember.inference.reading.gaussian.tangents import Tangents
 
 __all__ = ["EntryGroup", "SeveralRead", "entries_moved", "groups_of", "moved_by", "rounds_of"]
@@ -248,14 +249,14 @@ def colours_of(
 
 def _halves(count: int) -> Iterator[Tensor]:
     """Masks of members: the bits of their numbers, any two of which differ in one; then random."""
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0)
     members = torch.arange(count)
     bits = (count - 1).bit_length()
     for i in range(MOST_MASKS):
         if i < bits:
             yield (members >> i) % 2 == 1
         else:
-            yield torch.rand(count, generator=generator) < 0.5
+            yield draws.uniform((count,)) < 0.5
 
 
 def _moved_by_half(

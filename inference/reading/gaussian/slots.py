@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference.numerics.draws import Draws
 from ember.inference.numerics.shapes import append_dims
 from ember.inference.reading.gaussian.groups import (
     EntryGroup,
@@ -261,11 +262,8 @@ def _confirm(
     moved: Mapping[str, Sequence[_Seen]],
 ) -> None:
     """Checks at random values of all latents that each location is what has been read off it."""
-    generator = torch.Generator().manual_seed(0)
-    latents = {
-        name: torch.randn(shape, generator=generator, dtype=torch.float64)
-        for name, shape in structure.gaussian.items()
-    }
+    draws = Draws(0)
+    latents = {name: draws.normal(shape) for name, shape in structure.gaussian.items()}
     before, after = arguments_in(trace, reading), arguments_at(structure, params, latents, reading)
     for name in reading:
         for argument, value in after[name].items():  # the other may hold more forms of a matrix

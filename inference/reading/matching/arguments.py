@@ -21,6 +21,7 @@ from pyro.distributions.constraints import positive_ordered_vector
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
+from ember.inference.numerics.draws import Draws
 from ember.inference.numerics.shapes import unexpanded
 from ember.inference.parameters.argument_map import ON, ArgumentMap, ParameterRows, row_count
 from ember.inference.parameters.parameter import Parameter
@@ -53,12 +54,12 @@ def probe_values(structure: Structure, seed: int) -> dict[str, Tensor]:
     sorts its parameters, or branches on their signs, gives itself away.
     """
     sign = -1.0 if seed == PROBES - 1 else 1.0
-    generator = torch.Generator().manual_seed(0 if seed == PROBES - 1 else seed)
+    draws = Draws(0 if seed == PROBES - 1 else seed)
     values = {}
     for name, parameter in structure.parameters.items():
         free = transform_to(parameter.support).inverse_shape(parameter.shape)
         size = sign * _spread(parameter)
-        noise = size * torch.randn(free, generator=generator, dtype=torch.float64)
+        noise = size * draws.normal(free)
         values[name] = parameter.to_constrained(noise).expand(parameter.shape).clone()
     return values
 

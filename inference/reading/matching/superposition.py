@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
+from ember.inference.numerics.draws import Draws
 from ember.inference.numerics.shapes import varies_outside_plates
 from ember.inference.parameters.affine_map import joined
 from ember.inference.parameters.matrices import Matrix, MatrixOperator, as_matrix
@@ -157,7 +158,7 @@ def _has_one_gradient(
     traced: TracedOperator, offset: Tensor, points: Sequence[Tensor], rates: Sequence[Tensor]
 ) -> bool:
     """Whether the gradient at one point gives the rates at all points, as that of a line does."""
-    weights = torch.rand(len(offset), generator=torch.Generator().manual_seed(0))
+    weights = Draws(0).uniform((len(offset),))
     back = traced.transpose(weights)
     return all(
         _agree(back @ point, weights @ (rate - offset))
@@ -206,8 +207,8 @@ def _operand(
     image: Callable[[Tensor], Tensor], size: int, operands: Sequence[Tensor]
 ) -> Matrix | None:
     """The matrix, of those the model used, that maps the source as the model does."""
-    generator = torch.Generator().manual_seed(1)
-    one, two = (torch.rand(size, generator=generator) + 0.1 for _ in range(2))
+    draws = Draws(1)
+    one, two = (draws.uniform((size,)) + 0.1 for _ in range(2))
     first, second = image(one), image(two)
     shape = (len(first), size)
     for operand in operands:
@@ -229,7 +230,7 @@ def _looks_non_negative(traced: TracedOperator, rays: int) -> bool:
 
     The weights of a single ray are one row of the map; those of all rays are its column sums.
     """
-    generator = torch.Generator().manual_seed(2)
+    draws = Draws(2)
     total = traced.transpose(torch.ones(rays))
     if bool((total < 0).any()):
         return False
@@ -237,7 +238,7 @@ def _looks_non_negative(traced: TracedOperator, rays: int) -> bool:
     for i in range(ROUNDS):
         weights = torch.zeros(rays)
         count = 1 if i % 2 else max(1, int(rays ** (i / ROUNDS)))
-        weights[torch.randperm(rays, generator=generator)[:count]] = 1.0
+        weights[draws.permutation(rays)[:count]] = 1.0
         if bool((traced.transpose(weights) < floor).any()):
             return False
     return True

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ember.inference.numerics.draws import Draws
 from ember.inference.numerics.forward_derivative import ForwardDerivatives
 from ember.inference.numerics.shapes import prepend_dims
 from ember.inference.reading.opaque import model_log_prob
@@ -142,12 +143,12 @@ class _Run:
     @staticmethod
     def of(structure: Structure, params: Params, far: float, seed: int) -> "_Run":
         """A run so far from the origin: there a density may be flat, or none at all."""
-        generator = torch.Generator().manual_seed(seed)
+        draws = Draws(seed)
         with torch.enable_grad():
             leaves = {}
             for name, latent in structure.units.items():
                 free = latent.transform.inv(latent.origin.double())
-                noise = torch.randn(free.shape, generator=generator, dtype=torch.float64)
+                noise = draws.normal(free.shape)
                 leaves[name] = latent.transform(free + far * noise).detach().requires_grad_()
             return _Run(leaves, structure.trace({**params, **leaves}))
 
@@ -156,11 +157,11 @@ class _Run:
         with torch.enable_grad():
             rows = [model_log_prob(site, self.trace) for site in sites.values()]
         derivatives = ForwardDerivatives(rows, list(self.leaves.values()))
-        generator = torch.Generator().manual_seed(1)
+        draws = Draws(1)
         steps = []
         for name in self.leaves:
             latent = structure.units[name]
-            each = 0.5 + torch.rand(latent.event, generator=generator, dtype=torch.float64)
+            each = 0.5 + draws.uniform(latent.event)
             numbers = torch.arange(1.0, latent.batch.numel() + 1.0, dtype=torch.float64)
             numbers = numbers.reshape(*latent.batch, *(1,) * len(latent.event))
             steps.append([each * numbers**power for power in (0, 1, 2)])

@@ -85,18 +85,18 @@ def _means_along(emission: Emission, sequences: int, steps: int) -> Tensor:
 def _draw_steps(axes: Axes, values: Tensor, path: Tensor, means: Tensor) -> None:
     """One column over time: points, and the mean of the state that each step is in."""
     steps, colours = np.arange(len(values)), state_colours(len(means))
-    axes.plot(steps, values, color="0.75", linewidth=0.7, zorder=1)
+    axes.plot(steps, values.cpu(), color="0.75", linewidth=0.7, zorder=1)
     sparse = len(values) <= 400
     for k, colour in enumerate(colours):
-        inside = (path == k).numpy()
+        inside = (path == k).cpu().numpy()
         axes.plot(
-            steps[inside], values.numpy()[inside], "o", color=colour, markeredgewidth=0.0,
+            steps[inside], values.cpu().numpy()[inside], "o", color=colour, markeredgewidth=0.0,
             markersize=4.0 if sparse else 2.0, zorder=2,
         )  # fmt: skip
         for run in np.split(steps[inside], np.flatnonzero(np.diff(steps[inside]) > 1) + 1):
             if len(run):  # a line as long as the stay, half a step to both sides
                 edges = np.concatenate([[run[0] - 0.5], run, [run[-1] + 0.5]])
-                level = means[k].numpy()[np.concatenate([[run[0]], run, [run[-1]]])]
+                level = means[k].cpu().numpy()[np.concatenate([[run[0]], run, [run[-1]]])]
                 axes.plot(edges, level, color=colour, linewidth=2.2, alpha=0.9, zorder=3)
     axes.margins(x=0.01)
 
@@ -104,7 +104,7 @@ def _draw_steps(axes: Axes, values: Tensor, path: Tensor, means: Tensor) -> None
 def _draw_raster(axes: Axes, values: Tensor, names: Sequence[str]) -> None:
     """Many items over time: a row for each, the darker the higher its level."""
     axes.imshow(
-        values.T.numpy(), aspect="auto", cmap="Greys", interpolation="nearest",
+        values.T.cpu().numpy(), aspect="auto", cmap="Greys", interpolation="nearest",
         extent=(-0.5, len(values) - 0.5, len(names) - 0.5, -0.5),
         vmin=0.0,
     )  # fmt: skip
@@ -118,7 +118,7 @@ def _draw_probabilities(axes: Axes, posterior: Tensor) -> None:
     steps = np.arange(len(posterior) + 1) - 0.5
     lower = np.zeros(len(posterior))
     for k, colour in enumerate(state_colours(posterior.shape[-1])):
-        upper = lower + posterior[:, k].numpy()
+        upper = lower + posterior[:, k].cpu().numpy()
         axes.fill_between(
             steps, np.append(lower, lower[-1]), np.append(upper, upper[-1]), step="post",
             color=colour, linewidth=0.0, alpha=0.85,

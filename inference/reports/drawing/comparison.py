@@ -149,14 +149,14 @@ def _draw_ellipses(
     labels: Sequence[str],
 ) -> None:
     axes.plot(
-        *data.T.numpy(), ".", color="0.55", markersize=4, alpha=_crowding(len(data)), zorder=1
+        *data.T.cpu().numpy(), ".", color="0.55", markersize=4, alpha=_crowding(len(data)), zorder=1
     )
     for i, name in enumerate(fits):
         with torch.no_grad():
             components = _components(fits[name].plan, params[name])
         style = method_style(i)
         for mean, covariance in zip(components.means, components.covariances, strict=True):
-            variances, directions = np.linalg.eigh(covariance.numpy())
+            variances, directions = np.linalg.eigh(covariance.cpu().numpy())
             width, height = 2.0 * DEVIATIONS * np.sqrt(np.maximum(variances, 0.0))
             angle = float(np.degrees(np.arctan2(directions[1, 0], directions[0, 0])))
             ellipse = Ellipse(
@@ -166,7 +166,7 @@ def _draw_ellipses(
             )  # fmt: skip
             axes.add_patch(ellipse)
         axes.plot(
-            *components.means.T.numpy(), "+", color=style["color"], markersize=10,
+            *components.means.T.cpu().numpy(), "+", color=style["color"], markersize=10,
             markeredgewidth=style["linewidth"], alpha=style["alpha"], zorder=2 + i,
         )  # fmt: skip
     axes.autoscale_view()
@@ -184,9 +184,9 @@ def _draw_density(
 ) -> None:
     site = plan.sites[plan.structure.observed[0]]
     assert site.density is not None
-    values = data[:, 0].numpy()
+    values = data[:, 0].cpu().numpy()
     scale = plan.scales[site.name]
-    weights = None if scale is None else scale.tensor.expand(len(values)).numpy()
+    weights = None if scale is None else scale.tensor.expand(len(values)).cpu().numpy()
     discrete = bool(site.density.base.support.is_discrete)
     low, high = float(values.min()), float(values.max())
     if discrete:
@@ -201,8 +201,8 @@ def _draw_density(
         with torch.no_grad():
             density = _mixture_density(fits[name].plan, params[name], grid)
         axes.plot(
-            grid.numpy(), density.numpy(), **method_style(i), marker="o" if discrete else "",
-            markersize=4, zorder=2 + i,
+            grid.cpu().numpy(), density.cpu().numpy(), **method_style(i),
+            marker="o" if discrete else "", markersize=4, zorder=2 + i,
         )  # fmt: skip
     axes.set(xlabel=labels[0], ylabel="relative frequency" if discrete else "density")
     axes.xaxis.set_major_locator(MaxNLocator(integer=discrete))

@@ -21,14 +21,15 @@ def draw_density(axes: Axes, emission: Emission, column: int) -> None:
     """A histogram with a line for every component, weighted by its share, and one for the sum."""
     shown = ~emission.rows[:, column].isnan()
     values = emission.rows[shown, column]
-    weights = None if emission.weights is None else emission.weights[shown].numpy()
+    weights = None if emission.weights is None else emission.weights[shown].cpu().numpy()
     discrete = emission.kind == "counts"
     grid, bins = _grid(values, discrete, weights is not None)
     axes.hist(
-        values.numpy(), bins=bins, weights=weights, density=True, color="0.88", edgecolor="white",
-        linewidth=0.5, zorder=1,
+        values.cpu().numpy(), bins=bins, weights=weights, density=True, color="0.88",
+        edgecolor="white", linewidth=0.5, zorder=1,
     )  # fmt: skip
-    parts = emission.shares.unsqueeze(-1) * component_densities(emission, column, grid)
+    parts = (emission.shares.unsqueeze(-1) * component_densities(emission, column, grid)).cpu()
+    grid = grid.cpu()
     marker = "o" if discrete and len(grid) < 40 else ""
     if emission.states > 1:
         axes.plot(grid, parts.sum(0), color="0.25", linewidth=1.2, linestyle=DASHES, zorder=2)
@@ -56,7 +57,7 @@ def _grid(values: Tensor, discrete: bool, weighted: bool) -> tuple[Tensor, list[
         return grid, np.arange(low - 0.5, high + width + 0.5, width).tolist()
     margin = 0.06 * (high - low) or 1.0
     grid = torch.linspace(low - margin, high + margin, POINTS, dtype=torch.float64)
-    return grid, 30 if weighted else min(len(np.histogram_bin_edges(values, "auto")), 60)
+    return grid, 30 if weighted else min(len(np.histogram_bin_edges(values.cpu(), "auto")), 60)
 
 
 def component_densities(emission: Emission, column: int, grid: Tensor) -> Tensor:

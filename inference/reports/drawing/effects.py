@@ -43,7 +43,7 @@ def draw_effects(
     panels = figure.subplots(1, effects, sharey=True, squeeze=False)[0]
     places = np.arange(levels)
     for k, axes in enumerate(panels):
-        centre, half = mean[order, k].numpy(), INTERVAL * deviation[order, k].numpy()
+        centre, half = mean[order, k].cpu().numpy(), INTERVAL * deviation[order, k].cpu().numpy()
         axes.axvline(0.0, color="0.8", linewidth=1.0, zorder=1)
         width = 1.6 if levels <= 100 else 0.6
         axes.hlines(places, centre - half, centre + half, color=GREY, linewidth=width, zorder=2)
@@ -70,7 +70,7 @@ def draw_fitted(axes: Axes, names: Sequence[str], data: Tensor, fitted: Tensor) 
     """The data against what is expected of them, effects included; a line where they are equal."""
     shown = ~data.isnan()
     rows = thinned(shown.nonzero().reshape(-1))
-    expected, seen = fitted[rows].numpy(), data[rows].numpy()
+    expected, seen = fitted[rows].cpu().numpy(), data[rows].cpu().numpy()
     axes.plot(
         expected, seen, "o", color=STATES[0], markersize=4.0, markeredgewidth=0.0,
         alpha=crowding(len(rows)),

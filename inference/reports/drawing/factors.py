@@ -52,13 +52,13 @@ def draw_scores(
         axes.legend(handles=state_handles(states), loc="best", fontsize=8, frameon=False)
     own = torch.zeros(len(scores), dtype=torch.long) if state is None else state
     if scores.shape[1] == 1:
-        parts = [scores[own == k, 0].numpy() for k in range(len(colours))]
+        parts = [scores[own == k, 0].cpu().numpy() for k in range(len(colours))]
         axes.hist(parts, bins=30, stacked=True, color=colours)
         axes.set(xlabel=f"{name}: posterior mean", ylabel="rows")
         return
     rows = thinned(torch.arange(len(scores)))
     for k, colour in enumerate(colours):
-        inside = scores[rows][own[rows] == k].numpy()
+        inside = scores[rows][own[rows] == k].cpu().numpy()
         axes.plot(
             inside[:, 0], inside[:, 1], "o", color=colour, markersize=4.0, markeredgewidth=0.0,
             alpha=crowding(len(rows)),

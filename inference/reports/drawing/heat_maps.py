@@ -78,7 +78,7 @@ def _draw(
 ) -> None:
     low, high = limits
     colours = "Blues" if low >= 0.0 else "RdBu_r"
-    image = axes.imshow(table.numpy(), cmap=colours, vmin=low, vmax=high, aspect="auto")
+    image = axes.imshow(table.cpu().numpy(), cmap=colours, vmin=low, vmax=high, aspect="auto")
     few = len(states) <= FLAT
     axes.set_xticks(
         range(len(states)), [state.replace(" (", "\n(") if few else state for state in states],
@@ -89,8 +89,8 @@ def _draw(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if len(states) <= READABLE and len(names) <= MOST_ROWS:
-        dark = np.abs(table.numpy()) > 0.6 * max(abs(low), abs(high))
-        for (i, k), value in np.ndenumerate(table.numpy()):
+        dark = np.abs(table.cpu().numpy()) > 0.6 * max(abs(low), abs(high))
+        for (i, k), value in np.ndenumerate(table.cpu().numpy()):
             axes.text(
                 k, i, texts[i][k] if texts else f"{value:.2f}",
                 ha="center", va="center", fontsize=8, color="white" if dark[i, k] else "black",

@@ -82,8 +82,8 @@ def draw_item_curves(figure: FigureBase, fit: Fitted, sure: Sure | None = None) 
 def draw_positions(figure: FigureBase, fit: Fitted) -> None:
     """The posterior means of the rows in the plane of a latent of two dims."""
     (latent,) = fit.plan.structure.nodes
-    axes, means = figure.subplots(), torch.as_tensor(_means(fit)).reshape(-1, 2)
-    shown = means[thinned(torch.arange(len(means)))]
+    axes, means = figure.subplots(), _means(fit).reshape(-1, 2)
+    shown = means[thinned(torch.arange(len(means))).cpu().numpy()]
     axes.plot(
         shown[:, 0], shown[:, 1], "o", color=state_colours(1)[0], markersize=4,
         markeredgewidth=0.0, alpha=crowding(len(shown)),
@@ -121,9 +121,10 @@ def _curves(
         if sure is not None:
             half = INTERVAL * sure.errors_of(expected)
             ends = torch.stack([table - half, table + half])
-            band = (ends.sigmoid() if is_logit else ends).reshape(2, len(nodes.values), -1).numpy()
+            ends = (ends.sigmoid() if is_logit else ends).reshape(2, len(nodes.values), -1)
+            band = ends.cpu().numpy()
         table = (table.sigmoid() if is_logit else table).reshape(len(nodes.values), -1)
-    return nodes.values.numpy(), table.numpy(), band, kind
+    return nodes.values.cpu().numpy(), table.cpu().numpy(), band, kind
 
 
 def _item_names(fit: Fitted, site: str, count: int) -> list[str]:
@@ -137,7 +138,7 @@ def _means(fit: Fitted) -> np.ndarray:
     """The posterior mean of each row."""
     found = prediction.predict(fit.plan, fit.params)
     assert isinstance(found, Tensor)
-    return np.asarray(found.reshape(-1, 2) if has_positions(fit) else found.reshape(-1))
+    return (found.reshape(-1, 2) if has_positions(fit) else found.reshape(-1)).cpu().numpy()
 
 
 def _bins(values: np.ndarray, line: np.ndarray) -> np.ndarray:

@@ -55,7 +55,7 @@ def draw_marginals(
 def _draw(axes: Axes, draws: Tensor | None, point: float, i: int) -> None:
     """The density of one method in one panel."""
     style = method_style(i)
-    values = None if draws is None else draws.detach().double().numpy()
+    values = None if draws is None else draws.detach().double().cpu().numpy()
     if values is None or not np.isfinite(values).all() or _is_still(values):
         axes.axvline(point, **style)
         return

@@ -32,13 +32,13 @@ def draw_paths(
     panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     steps = np.arange(mean.shape[1])
     for i, axes in enumerate(panels):
-        centre, half = mean[i].numpy(), INTERVAL * deviation[i].numpy()
+        centre, half = mean[i].cpu().numpy(), INTERVAL * deviation[i].cpu().numpy()
         label = names[i]
         if i in data:
             site, values = data[i]
             sparse = len(steps) <= 400
             axes.plot(
-                steps, values.numpy(), "o", color=GREY, markersize=3.5 if sparse else 1.5,
+                steps, values.cpu().numpy(), "o", color=GREY, markersize=3.5 if sparse else 1.5,
                 markeredgewidth=0.0, zorder=1,
             )  # fmt: skip
             label = f"{site} (points), {label}"

@@ -57,7 +57,7 @@ def draw_progress(axes: Axes, fits: Mapping[str, Fitted]) -> None:
     alone = len(fits) == 1
     for i, (name, fit) in enumerate(fits.items()):
         gap = np.maximum(best[_objective(fit)] - curves[name].values, curves[name].floor)
-        along = np.arange(len(gap)) if alone else fit.times.numpy()
+        along = np.arange(len(gap)) if alone else fit.times.cpu().numpy()
         marker = "o" if alone and len(gap) <= 50 else ""
         axes.plot(along, gap, **method_style(i), marker=marker, markersize=5, zorder=2 + i)
         axes.plot(
@@ -108,7 +108,7 @@ class Curve:
 
 
 def _curve(fit: Fitted) -> Curve:
-    history = fit.history.numpy()
+    history = fit.history.cpu().numpy()
     if _is_exact(fit) or len(history) < 20:
         return Curve(history, float(history.max()), SMALLEST_GAP)
     # A bound estimated from draws: a running mean shows its course. Its last values say where it

@@ -131,16 +131,18 @@ def draw_lines(figure: FigureBase, emission: Emission, covariates: list[Covariat
 def _draw_panel(axes: Axes, emission: Emission, covariate: Covariate, adjusted: bool) -> None:
     y, states = emission.rows[:, 0], emission.states
     assert covariate.curve is not None
-    grid, means, band = covariate.curve.grid, covariate.curve.means, covariate.curve.band
+    grid, means, band = (
+        covariate.curve.grid.cpu(), covariate.curve.means.cpu(), covariate.curve.band
+    )  # fmt: skip
     best = emission.row_posterior.argmax(-1)
     row_means = emission.means.expand(-1, *emission.values.shape)
     row_means = row_means.reshape(len(emission.means), -1)
     known = thinned((~y.isnan()).nonzero().reshape(-1))
     for k, colour in enumerate(state_colours(states)):
         rows = known[best[known] == k]
-        x, shown = covariate.values[rows].numpy(), y[rows].numpy()
+        x, shown = covariate.values[rows].cpu().numpy(), y[rows].cpu().numpy()
         if adjusted:
-            fitted = row_means[min(k, len(row_means) - 1)][rows].numpy()
+            fitted = row_means[min(k, len(row_means) - 1)][rows].cpu().numpy()
             shown = shown - fitted + np.interp(x, grid.numpy(), means[k].numpy())
         axes.plot(
             x, shown, "o", color=colour, markersize=3.5, markeredgewidth=0.0,
@@ -148,7 +150,7 @@ def _draw_panel(axes: Axes, emission: Emission, covariate: Covariate, adjusted: 
         )  # fmt: skip
     for k, colour in enumerate(state_colours(states)):
         if band is not None:
-            low, high = band.lower[k], band.upper[k]
+            low, high = band.lower[k].cpu(), band.upper[k].cpu()
             axes.fill_between(grid, low, high, color=colour, alpha=BAND, linewidth=0.0, zorder=2)
         axes.plot(grid, means[k], color="white", linewidth=3.6, zorder=2)
         axes.plot(grid, means[k], color=colour, linewidth=2.0, zorder=3)
@@ -213,7 +215,7 @@ def draw_expected(axes: Axes, emission: Emission) -> None:
     for k, colour in enumerate(state_colours(emission.states)):
         entries = known[best[known] == k]
         axes.plot(
-            fitted[entries], observed[entries], "o", color=colour, markersize=3.5,
+            fitted[entries].cpu(), observed[entries].cpu(), "o", color=colour, markersize=3.5,
             markeredgewidth=0.0, alpha=crowding(len(known)), zorder=2,
         )  # fmt: skip
     limits = [float(f(torch.cat([fitted[known], observed[known]]))) for f in (torch.min, torch.max)]

@@ -34,7 +34,7 @@ def _against_expected(axes: Axes, site: Residuals) -> None:
     rows = thinned((~site.values.isnan()).nonzero().reshape(-1))
     axes.axhline(0.0, color=GREY, linewidth=1.0, zorder=1)
     axes.plot(
-        site.expected[rows].numpy(), site.values[rows].numpy(), "o", color=STATES[0],
+        site.expected[rows].cpu().numpy(), site.values[rows].cpu().numpy(), "o", color=STATES[0],
         markersize=4.0, markeredgewidth=0.0, alpha=crowding(len(rows)), zorder=2,
     )  # fmt: skip
     axes.set(xlabel=f"expected {site.name}", ylabel="residual, in standard deviations")
@@ -42,7 +42,7 @@ def _against_expected(axes: Axes, site: Residuals) -> None:
 
 def _quantiles(axes: Axes, site: Residuals) -> None:
     """Sorted residuals against those of a normal, with the band in which 95 % of each lie."""
-    values = np.sort(site.values[~site.values.isnan()].numpy())
+    values = np.sort(site.values[~site.values.isnan()].cpu().numpy())
     count = len(values)
     place = np.arange(1, count + 1)
     normal = scipy.stats.norm.ppf((place - 0.5) / count)
@@ -59,7 +59,7 @@ def _quantiles(axes: Axes, site: Residuals) -> None:
 def _calibration(axes: Axes, site: Residuals) -> None:
     """The share of yes among rows of like probability, with Wilson's 95 % intervals."""
     known = ~site.data.isnan()
-    expected, seen = site.expected[known].numpy(), site.data[known].numpy()
+    expected, seen = site.expected[known].cpu().numpy(), site.data[known].cpu().numpy()
     bins = max(min(BINS, len(seen) // LEAST), 1)
     groups = np.array_split(np.argsort(expected, kind="stable"), bins)
     at = [expected[rows].mean() for rows in groups]

@@ -40,19 +40,19 @@ def _draw(axes: Axes, x: Tensor, posterior: Tensor, means: Tensor, spread: Tenso
     states = posterior.shape[-1]
     colours = np.array(state_colours(states), dtype=object)
     complete = thinned((~x.isnan().any(-1)).nonzero().reshape(-1))
-    best = posterior[complete].argmax(-1).numpy()
+    best = posterior[complete].argmax(-1).cpu().numpy()
     # One call for each state, the largest first: no point hides a smaller group by its order.
     for k in sorted(range(states), key=lambda k: -int((best == k).sum())):
         rows = x[complete][best == k]
         axes.plot(
-            *rows.T.numpy(), "o", color=colours[k], markersize=3.5, markeredgewidth=0.0,
+            *rows.T.cpu().numpy(), "o", color=colours[k], markersize=3.5, markeredgewidth=0.0,
             alpha=crowding(len(complete)), zorder=1,
         )  # fmt: skip
     for k in range(states):
         if spread is not None:
             _draw_ellipse(axes, means[k], spread[k], colours[k])
         axes.plot(
-            *means[k].reshape(2, 1).numpy(), "P", color=colours[k], markersize=8,
+            *means[k].reshape(2, 1).cpu().numpy(), "P", color=colours[k], markersize=8,
             markeredgecolor="white", markeredgewidth=1.0, zorder=4,
         )  # fmt: skip
     axes.autoscale_view()
@@ -61,7 +61,7 @@ def _draw(axes: Axes, x: Tensor, posterior: Tensor, means: Tensor, spread: Tenso
 
 
 def _draw_ellipse(axes: Axes, mean: Tensor, covariance: Tensor, colour: ColorType) -> None:
-    variances, directions = np.linalg.eigh(covariance.numpy())
+    variances, directions = np.linalg.eigh(covariance.cpu().numpy())
     width, height = 2.0 * DEVIATIONS * np.sqrt(np.maximum(variances, 0.0))
     angle = float(np.degrees(np.arctan2(directions[1, 0], directions[0, 0])))
     centre = (float(mean[0]), float(mean[1]))

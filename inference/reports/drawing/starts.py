@@ -36,7 +36,7 @@ def draw_starts(starts: Starts) -> Figure:
             continue  # the data have no finite density there
         label, (colour, dashes, width) = _style(starts, i)
         shown[label] = (colour, dashes, width)
-        gap = np.maximum(starts.best - history.numpy(), SMALLEST)
+        gap = np.maximum(starts.best - history.cpu().numpy(), SMALLEST)
         axes.plot(gap, color=colour, linestyle=dashes, linewidth=width, alpha=0.8)
         axes.plot(len(gap) - 1, gap[-1], "o", color=colour, markersize=4, clip_on=False)
     axes.set(yscale="log", xlabel="step", ylabel="objective: distance below the best (nats)")
