@@ -29,7 +29,7 @@ from ember.inference.numerics.replay.recording import (
 __all__ = ["Elsewhere", "Program", "compiled"]
 
 
-KINDS = (torch.float64, torch.float32, torch.int64, torch.int32, torch.bool)
+KINDS = frozenset({torch.float64, torch.float32, torch.int64, torch.int32, torch.bool})
 Program = Callable[..., tuple[Tensor, ...] | None]
 
 
@@ -104,8 +104,10 @@ class _Writer:
         return made
 
     def _is_numpy(self, step: Step) -> bool:
-        every = [*step.given, *step.results]
-        return all(x.numel() <= LARGE and x.dtype in KINDS for x in every)
+        for x in (*step.given, *step.results):
+            if x.numel() > LARGE or x.dtype not in KINDS:
+                return False
+        return True
 
     def _in_numpy(self, step: Step) -> bool:
         made = self._expression(step)
@@ -116,9 +118,7 @@ class _Writer:
 
     def _append(self, kind: str, step: Step, made: str) -> None:
         """The line of an operation, unless its result is known."""
-        lasts = step.outputs and not any(
-            memory(x) in self.changed for x in (*step.given, *step.results)
-        )
+        lasts = step.outputs and not (self.changed and self._changes(step))
         if lasts and made in self.known:
             self.alias.update(zip(step.outputs, self.known[made], strict=True))
             return
@@ -126,6 +126,10 @@ class _Writer:
             self.known[made] = step.outputs
         self.lines.append(self._results(kind, step) + made)
         (self.arrays if kind == "a" else self.tensors).update(step.outputs)
+
+    def _changes(self, step: Step) -> bool:
+        """Whether what is read or made here changes at some time."""
+        return any(memory(x) in self.changed for x in (*step.given, *step.results))
 
     def _expression(self, step: Step) -> str | None:
         """What numpy computes, if there is such an expression."""

@@ -8,10 +8,10 @@ has made itself.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,8 +54,7 @@ class Slot:
     index: int
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """An operation.
 
     Attributes:
@@ -83,8 +82,7 @@ class Step:
     is_one: bool = True
 
 
-@dataclass(frozen=True)
-class Condition:
+class Condition(NamedTuple):
     """What the function saw: an operation whose result is true or false."""
 
     step: Step
@@ -193,9 +191,8 @@ class _Recorder(Observer):
         seen, constants = list[Tensor](), list[Tensor]()
         own_args = [self._slotted(value, seen, constants) for value in args]
         own_kwargs = {n: self._slotted(value, seen, constants) for n, value in kwargs.items()}
-        if torch.Tag.nondeterministic_seeded in function.tags or not self._may_change(
-            function, args, kwargs
-        ):
+        facts = _facts_of(function)
+        if facts.is_random or (facts.is_mutable and not self._may_change(function, args, kwargs)):
             self.is_broken = True
         if not seen or self.is_broken:
             return function(*args, **kwargs)
@@ -204,12 +201,18 @@ class _Recorder(Observer):
         except Exception:  # the function may catch it, and go another way
             self.is_broken = True
             raise
-        if has_shape_by_value(function, seen):
+        if facts.has_varying_shape and has_shape_by_value(function, seen):
             self.is_broken = True
             return result
-        name, mutable = str(function).removeprefix("aten."), function._schema.is_mutable
-        reads = self._places(seen)
-        step = Step(name, function._op, mutable, own_args, own_kwargs, reads, tuple(seen))
+        step = Step(
+            facts.name,
+            function._op,
+            facts.is_mutable,
+            own_args,
+            own_kwargs,
+            self._places(seen),
+            tuple(seen),
+        )
         self._note(step, constants, result)
         return result
 
@@ -231,8 +234,6 @@ class _Recorder(Observer):
 
         A constant may be filled with constants until it is read.
         """
-        if not function._schema.is_mutable:
-            return True
         every = [*args, *kwargs.values()]
         for i, argument in enumerate(function._schema.arguments):
             if argument.alias_info is None or not argument.alias_info.is_write:
@@ -266,11 +267,8 @@ class _Recorder(Observer):
         self.slots += len(results)
         for place, out in zip(places, results, strict=True):
             self.known[id(out)] = (Slot(place), out)
-        self.steps.append(
-            dataclasses.replace(
-                step, results=results, outputs=tuple(places), is_one=isinstance(result, Tensor)
-            )
-        )
+        is_one = isinstance(result, Tensor)
+        self.steps.append(step._replace(results=results, outputs=tuple(places), is_one=is_one))
 
     def record(self, found: Sequence[Tensor] | None) -> Record:
         """The record without what leads nowhere."""
@@ -281,6 +279,25 @@ class _Recorder(Observer):
                 self.known[id(value)][0] if id(value) in self.known else value for value in found
             )
         return Record(_leading_to(self.steps, outputs or ()), outputs)
+
+
+class _Facts(NamedTuple):
+    """What is to be known of one of torch's operations."""
+
+    name: str
+    is_mutable: bool
+    is_random: bool
+    has_varying_shape: bool
+
+
+@functools.cache
+def _facts_of(function: Any) -> _Facts:
+    return _Facts(
+        str(function).removeprefix("aten."),
+        function._schema.is_mutable,
+        torch.Tag.nondeterministic_seeded in function.tags,
+        torch.Tag.dynamic_output_shape in function.tags,
+    )
 
 
 def _leading_to(
