@@ -8,11 +8,8 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from tests.benchmarks import bench_chains, bench_mixture
-
-T = TypeVar("T")
 
 PAGE = Path(__file__).parents[2] / "tutorials" / "reference.md"
 BEGIN, END = "<!-- speed: written by `make speed` -->\n", "<!-- speed: end -->\n"
@@ -31,9 +28,8 @@ def main() -> None:
     """Measure, and write the page."""
     if bench_mixture.competitors() != ["torch", "compiled"]:
         sys.exit("the table has columns for the extra `fast`: install it first")
-    mixtures, chains = list(map(of_mixture, shown(bench_mixture.lines()))), []
-    for size, found in shown(bench_chains.lines()):
-        chains.append([", ".join(f"{n:,}" for n in size), *rounded(bench_chains.ratios(found))])
+    mixtures = list(shown(map(of_mixture, bench_mixture.lines())))
+    chains = list(shown(map(of_chain, bench_chains.lines())))
     empty = [""] * 3
     rows = [
         [*left, "", *right]
@@ -51,16 +47,22 @@ def of_mixture(line: bench_mixture.Line) -> list[str]:
     return [size if covariance == "full" else f"diagonal: {size}", *rounded(line.ratios)]
 
 
+def of_chain(line: tuple[tuple[int, ...], dict[str, bench_chains.Times]]) -> list[str]:
+    """The size of chains, and their ratios."""
+    size, found = line
+    return [", ".join(f"{n:,}" for n in size), *rounded(bench_chains.ratios(found))]
+
+
 def rounded(ratios: dict[str, float]) -> list[str]:
     """Two digits of each."""
     return [f"{ratio:.1f}" if ratio < 9.95 else f"{ratio:.0f}" for ratio in ratios.values()]
 
 
-def shown(lines: Iterable[T]) -> Iterator[T]:
-    """The lines, each printed as it comes."""
-    for line in lines:
-        print(line, flush=True)
-        yield line
+def shown(cells: Iterable[list[str]]) -> Iterator[list[str]]:
+    """Cells of the table, each line printed as it comes."""
+    for each in cells:
+        print(*each, sep=" | ", flush=True)
+        yield each
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ On a stand-in for a device, which refuses what a real one refuses; ``test_gpu.py
 """
 
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,9 @@ from ember.models import (
 )
 from tests.inference.device_cases import CASES, COUNTS, GROUPS, LEVELS, LINE, POINTS, Case, on
 from tests.inference.stand_in_device import DEVICE, Away, copied_from, stand_in_device
+
+# Fits are cut short here, as each of their operations takes ten times as long.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 TOLERANCE = 1e-9
 
@@ -73,12 +75,7 @@ def same(there: Any, here: Any) -> None:
 # -- fits ---------------------------------------------------------------------------------------
 
 
-SLOW = ("factors", "a series")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
-)
+@pytest.mark.parametrize("name", CASES)
 def test_a_fit_is_the_same(name: str, device: torch.device) -> None:
     here, there = fit_here(name), fit_there(name)
     same(there.params, here.params)
@@ -174,22 +171,23 @@ def test_rows_for_a_fit_on_the_cpu_are_brought_there(device: torch.device) -> No
 
 
 METHODS: dict[str, Any] = {
-    "VBEM": VBEM(gaussian_mixture, seed=0),
+    "VBEM": VBEM(gaussian_mixture, seed=0, max_iter=5),
     "SVI": SVI(gaussian_mixture, steps=10, seed=0),
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_other_methods_work_there(method: str, device: torch.device) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # so few steps do not suffice
-        here = METHODS[method].fit(POINTS, components=2)
-        there = METHODS[method].fit(on(device, POINTS), components=2)
+    here = METHODS[method].fit(POINTS, components=2)
+    there = METHODS[method].fit(on(device, POINTS), components=2)
     same(there.params, here.params)
 
 
 def test_fits_are_compared(device: torch.device) -> None:
-    methods = [EM(gaussian_mixture, seed=0), EM(gaussian_mixture, accelerate=None, seed=0)]
+    methods = [
+        EM(gaussian_mixture, seed=0, accelerate=accelerate, max_iter=3)
+        for accelerate in ("auto", None)
+    ]
     here = compare(methods, POINTS, components=2)
     there = compare(methods, on(device, POINTS), components=2)
     assert not there.errors
@@ -203,7 +201,7 @@ def test_components_are_chosen_by_rows_held_out(device: torch.device) -> None:
         "components": [1, 2],
         "criterion": "held_out",
         "folds": 2,
-        "em": {"seed": 0},
+        "em": {"seed": 0, "max_iter": 2},
     }
     here = select(gaussian_mixture, POINTS, **options)
     there = select(gaussian_mixture, on(device, POINTS), **options)
@@ -227,7 +225,7 @@ def test_rows_stay_there(name: str, device: torch.device) -> None:
     # A start by clusters looks at the rows once, on the CPU; a model without states has none.
     assert len(large) == (name == "full covariances")
     with copied_from() as sizes:
-        EM(case.model, init=fit.params, seed=0).fit(
+        EM(case.model, init=fit.params, seed=0, max_iter=3).fit(
             *on(device, case.args), **on(device, case.kwargs)
         )
     assert max(sizes) < rows
@@ -237,17 +235,18 @@ def test_the_other_arguments_follow_the_data(device: torch.device) -> None:
     here = CASES["weights and a prior"]
     frequency = here.kwargs["frequency"].numpy()
     prior = {"concentration": [2.0, 3.0]}
-    there = EM(gaussian_mixture, seed=0).fit(
+    there = EM(gaussian_mixture, seed=0, **here.options).fit(
         on(device, POINTS), **{**here.kwargs, "frequency": frequency, "prior": prior}
     )
     same(there.params, fit_here("weights and a prior").params)
 
 
 def test_arrays_go_to_the_default_device(device: torch.device) -> None:
-    here = EM(gaussian_mixture, seed=0).fit(POINTS.numpy(), components=2)
+    em = EM(gaussian_mixture, seed=0, max_iter=3)
+    here = em.fit(POINTS.numpy(), components=2)
     with device:
-        there = EM(gaussian_mixture, seed=0).fit(POINTS.numpy(), components=2)
-        on_the_cpu = EM(gaussian_mixture, seed=0).fit(POINTS, components=2)
+        there = em.fit(POINTS.numpy(), components=2)
+        on_the_cpu = em.fit(POINTS, components=2)
     same(there.params, here.params)
     assert not any(isinstance(value, Away) for value in on_the_cpu.params.values())
 
