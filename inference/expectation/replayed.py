@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
-from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.numerics.replay.replayed import Replayed
+from ember.inference.plan.of_statistics import Reads
 from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["ReplayedEStep"]
+__all__ = ["ReplayedEStep", "reads_of"]
+
+
+def reads_of(plan: Plan) -> Reads | None:
+    """What the statistics of a plan's E-step read; None if they are not always the same."""
+    return LogEvidence.of(plan).plan.once(Reads.of_plan)
 
 
 class ReplayedEStep:
@@ -28,14 +34,13 @@ class ReplayedEStep:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._evidence = LogEvidence.of(plan)
-        self._names = tuple(plan.structure.parameters)
-        asks = plan.opaque.asks_the_model or plan.prior.opaque
-        moves = any(plan.dependencies(name) for name in plan.structure.nodes)
-        self._is_arithmetic = not (asks or moves or plan.units)
-        self._opaque = (*plan.opaque.members, *plan.opaque.factors)
-        self._placed: Plan | None = None
-        self._replayed = Replayed(self._arithmetic)
+        self._evidence, self._reads = LogEvidence.of(plan), reads_of(plan)
+        self._replayed: Replayed | None = None
+        if self._reads is not None:
+            own = self._evidence.plan  # a copy, which does not keep this object
+            start = {name: p.start for name, p in own.structure.parameters.items()}
+            at = placed(own, start)
+            self._replayed = Replayed(partial(_arithmetic, self._evidence, at, self._reads))
 
     @staticmethod
     def of(plan: Plan) -> ReplayedEStep:
@@ -44,31 +49,26 @@ class ReplayedEStep:
 
     def __call__(self, params: Mapping[str, Tensor]) -> Statistics:
         """The statistics at some parameters."""
-        values = [params[name] for name in self._names]
-        found = self._replayed(*values) if self._is_arithmetic else None
+        if self._replayed is None or self._reads is None:
+            return self._evidence.statistics(params)
+        fixed = {name: params[name].detach() for name in self._reads.names}
+        found = self._replayed(*fixed.values())
         if found is None:
             return self._evidence.statistics(params)
-        plan, (log_likelihood, log_prior, *rest) = self._plan(params), found
-        each = iter(rest)
-        sums = {key: (tied, next(each)) for key, tied in plan.tied.items()}
-        weights = {name: next(each) for name in self._opaque}
-        opaque = (OpaquePosterior(plan.opaque, weights),) if weights else ()
-        fixed = {name: params[name].detach() for name in params}
-        return Statistics(float(log_likelihood), float(log_prior), fixed, sums, opaque, plan.prior)
+        log_likelihood, log_prior, *rest = found
+        return self._reads.statistics(
+            [*fixed.values(), *rest], float(log_likelihood), float(log_prior)
+        )
 
-    def _arithmetic(self, *values: Tensor) -> Sequence[Tensor] | None:
-        """Log likelihood, log prior and all statistics; None where digits are lost."""
-        params = dict(zip(self._names, values, strict=True))
-        plan = self._plan(params)
-        found = self._evidence.by_natural_parameters(plan, params)
-        if found is None:
-            return None
-        total, sums, weights = found
-        each = [*(sums[key] for key in plan.tied), *(weights[name] for name in self._opaque)]
-        return total, plan.prior.log_prob(params), *each
 
-    def _plan(self, params: Mapping[str, Tensor]) -> Plan:
-        """The plan with its nodes in their places, of which it has none that move."""
-        if self._placed is None:
-            self._placed = placed(self._evidence.plan, params)
-        return self._placed
+def _arithmetic(
+    evidence: LogEvidence, plan: Plan, reads: Reads, *values: Tensor
+) -> Sequence[Tensor] | None:
+    """Log likelihood, log prior, statistics and weights; None where digits are lost."""
+    params = dict(zip(reads.names, values, strict=True))
+    found = evidence.by_natural_parameters(plan, params)
+    if found is None:
+        return None
+    total, sums, weights = found
+    each = [*(sums[key] for key in reads.keys), *(weights[name] for name in reads.weights)]
+    return total, plan.prior.log_prob(params), *each

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
+from ember.inference.expectation.replayed import reads_of
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.objective import score
-from ember.inference.maximisation.of_statistics import OfStatistics, given
 from ember.inference.maximisation.replayed_search import ReplayedSearches
 from ember.inference.numerics.replay.replayed import Replayed
 from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.of_statistics import OfStatistics, given
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 
@@ -31,9 +33,10 @@ class ReplayedMStep:
     def __init__(self, plan: Plan) -> None:
         self._m_step = MStep.of(plan)
         self._names = tuple(plan.structure.parameters)
-        self._replayed = OfStatistics(self._values)
+        reads = reads_of(plan)
+        self._replayed = OfStatistics(partial(_values, self._m_step, self._names), reads)
         if self._m_step.is_numerical:
-            self._m_step = self._m_step.searching(ReplayedSearches(self._m_step.plan))
+            self._m_step = self._m_step.searching(ReplayedSearches(reads))
 
     @staticmethod
     def of(plan: Plan) -> ReplayedMStep:
@@ -47,9 +50,10 @@ class ReplayedMStep:
         found = self._replayed(statistics)
         return {**statistics.params, **dict(zip(self._names, found, strict=True))}
 
-    def _values(self, statistics: Statistics) -> Sequence[Tensor]:
-        params = self._m_step(statistics)
-        return [params[name] for name in self._names]
+
+def _values(m_step: MStep, names: Sequence[str], statistics: Statistics) -> Sequence[Tensor]:
+    params = m_step(statistics)
+    return [params[name] for name in names]
 
 
 class ReplayedCoordinates(Coordinates):
@@ -62,12 +66,13 @@ class ReplayedCoordinates(Coordinates):
     def __init__(self, plan: Plan) -> None:
         parameters, roots = plan.structure.parameters, plan.superposed_parameters()
         super().__init__(parameters, roots)
-        self._names, plain = tuple(parameters), Coordinates(parameters, roots)
+        names, plain = tuple(parameters), Coordinates(parameters, roots)
+        self._names = names
         self._flat = Replayed(
-            lambda *values: [plain.flatten(dict(zip(self._names, values, strict=True)))]
+            lambda *values: [plain.flatten(dict(zip(names, values, strict=True)))]
         )
         self._unflat = Replayed(lambda vector: list(plain.unflatten(vector).values()))
-        self._score = OfStatistics(lambda statistics: [score(statistics, plain)])
+        self._score = OfStatistics(lambda statistics: [score(statistics, plain)], reads_of(plan))
 
     @staticmethod
     def of(plan: Plan) -> ReplayedCoordinates:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ember.inference.maximisation.numerical import Search
 from ember.inference.maximisation.objective import expected_log_joint
-from ember.inference.maximisation.of_statistics import OfStatistics
 from ember.inference.maximisation.parameter_plan import ParameterPlan
 from ember.inference.numerics import newton
 from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.of_statistics import OfStatistics, Reads
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["ReplayedSearches"]
@@ -23,11 +24,11 @@ class ReplayedSearches:
     """Makes the searches of one plan, which share what was written down.
 
     Args:
-        plan: The plan.
+        reads: What the plan's statistics read; None if nothing can be played back.
     """
 
-    def __init__(self, plan: ParameterPlan) -> None:
-        self._plan = plan
+    def __init__(self, reads: Reads | None) -> None:
+        self._reads = reads
         self._functions: dict[tuple[str, ...], _Functions] = {}
 
     def __call__(
@@ -38,47 +39,56 @@ class ReplayedSearches:
         params: dict[str, Tensor],
     ) -> Search:
         """The search for some parameters."""
+        if self._reads is None:
+            return Search(plan, names, statistics, params)
         key = tuple(names)
         if key not in self._functions:
-            self._functions[key] = _Functions(
-                Coordinates({name: plan.parameters[name] for name in names})
-            )
+            coordinates = Coordinates({name: plan.parameters[name] for name in names})
+            self._functions[key] = _Functions(coordinates, self._reads)
         return _ReplayedSearch(self._functions[key], plan, names, statistics, params)
 
 
 class _Functions:
     """The negative expected log joint along a way, and its derivatives."""
 
-    def __init__(self, coordinates: Coordinates) -> None:
-        self._coordinates = coordinates
-        self.value = OfStatistics(lambda s, way, *line: [self._at(s, way, *line)])
-        self.slope = OfStatistics(self._slope)
-        self.derivatives = OfStatistics(self._derivatives)
+    def __init__(self, coordinates: Coordinates, reads: Reads) -> None:
+        along: Callable[..., Tensor] = partial(_along, coordinates)
+        self._along, self._reads = along, reads
+        self.value = OfStatistics(lambda s, way, *line: [along(s, *line, way)], reads)
+        self.slope = OfStatistics(partial(_slope, along), reads)
+        self.derivatives = OfStatistics(
+            lambda s, way, *line: newton.derivatives(lambda at: along(s, *line, at), way), reads
+        )
         self._of_blocks: OfStatistics | None = None
-
-    def _at(self, statistics: Statistics, way: Tensor, start: Tensor, along: Tensor) -> Tensor:
-        moved = {**statistics.params, **self._coordinates.unflatten(start + along @ way)}
-        return -expected_log_joint(statistics, moved) + 0.0 * way.sum()
-
-    def _slope(self, statistics: Statistics, way: Tensor, *line: Tensor) -> Sequence[Tensor]:
-        with torch.enable_grad():
-            free = way.detach().requires_grad_()
-            value = self._at(statistics, free, *line)
-            (gradient,) = torch.autograd.grad(value, free)
-        return [value.detach(), gradient]
-
-    def _derivatives(self, statistics: Statistics, way: Tensor, *line: Tensor) -> Sequence[Tensor]:
-        return newton.derivatives(lambda at: self._at(statistics, at, *line), way.detach())
 
     def block_derivatives(self, places: Tensor, inside: Tensor) -> OfStatistics:
         """The same in blocks, which are those of the plan: the first that are asked for stay."""
         if self._of_blocks is None:
+            along = self._along
             self._of_blocks = OfStatistics(
                 lambda s, way, *line: newton.block_derivatives(
-                    lambda at: self._at(s, at, *line), way.detach(), places, inside
-                )
+                    lambda at: along(s, *line, at), way, places, inside
+                ),
+                self._reads,
             )
         return self._of_blocks
+
+
+def _along(
+    coordinates: Coordinates, statistics: Statistics, start: Tensor, along: Tensor, way: Tensor
+) -> Tensor:
+    moved = {**statistics.params, **coordinates.unflatten(start + along @ way)}
+    return -expected_log_joint(statistics, moved) + 0.0 * way.sum()
+
+
+def _slope(
+    function: Callable[..., Tensor], statistics: Statistics, way: Tensor, *line: Tensor
+) -> Sequence[Tensor]:
+    with torch.enable_grad():
+        free = way.detach().requires_grad_()
+        value = function(statistics, *line, free)
+        (gradient,) = torch.autograd.grad(value, free)
+    return [value.detach(), gradient]
 
 
 class _ReplayedSearch(Search):
@@ -114,7 +124,10 @@ class _ReplayedSearch(Search):
 
     def derivatives(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """See ``newton``."""
-        gradient, hessian = self._functions.derivatives(self._at, at, self._start, self._along)
+        try:
+            gradient, hessian = self._functions.derivatives(self._at, at, self._start, self._along)
+        except ValueError:  # rounding has taken a value to the edge of its prior's support
+            return newton.derivatives(super().__call__, at)
         return gradient, hessian
 
     def block_derivatives(
@@ -122,5 +135,8 @@ class _ReplayedSearch(Search):
     ) -> tuple[Tensor, Tensor]:
         """See ``newton``."""
         quick = self._functions.block_derivatives(places, inside)
-        gradient, hessian = quick(self._at, at, self._start, self._along)
+        try:
+            gradient, hessian = quick(self._at, at, self._start, self._along)
+        except ValueError:
+            return newton.block_derivatives(super().__call__, at, places, inside)
         return gradient, hessian

@@ -22,6 +22,7 @@ PEEKS: tuple[Any, ...] = (
     Tensor.untyped_storage,
     Tensor.__dlpack__,
     Tensor.storage,
+    Tensor.__deepcopy__,
 )
 
 

@@ -1,7 +1,11 @@
 """Steps that are played back give what the steps themselves give; and what may not be is not."""
 
+import copy
 import dataclasses
+import gc
 import itertools
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +22,7 @@ from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.objective import score
 from ember.inference.numerics.replay.recording import LARGE, as_one_step
 from ember.inference.numerics.replay.replayed import Replayed
-from ember.models import gaussian_mixture
+from ember.models import gaussian_mixture, item_response
 from tests.inference.catalogue import CASES, INTEGRATED, NUMERICAL, Case, case_id, model_of
 from tests.inference.examples import EXAMPLES, Example
 
@@ -57,7 +61,7 @@ def check_steps(em: EM, plan: Any) -> None:
     place = 1e-6 if MStep.of(plan).is_numerical else 1e-9
     with sheltered(0):
         statistics = plain.e_step(em.initialise(plan))
-        for _ in range(3):
+        for _ in range(2):
             again = quick.e_step(statistics.params)
             assert again.objective == pytest.approx(statistics.objective, rel=1e-10, abs=1e-10)
             assert again.log_prior == pytest.approx(statistics.log_prior, rel=1e-10, abs=1e-10)
@@ -119,13 +123,42 @@ def test_a_long_way_and_a_short_one_agree() -> None:
     assert quick.replayed() is not quick
 
 
-def test_the_same_fit_twice_is_the_same_to_the_bit() -> None:
+@pytest.mark.parametrize(
+    ("model", "data", "options"),
+    [
+        (gaussian_mixture, torch.cat([draw(60, 2), 1.5 + draw(60, 2, seed=1)]), {"components": 3}),
+        (item_response, (draw(60, 4) > 0.0).double(), {"model": "1pl"}),
+    ],
+)
+def test_a_second_run_of_a_plan_is_the_first_to_the_bit(
+    model: Any, data: Tensor, options: dict[str, Any]
+) -> None:
     """The first records its steps, the second finds them recorded."""
-    x = torch.cat([draw(60, 2), 1.5 + draw(60, 2, seed=1)])
-    em = EM(gaussian_mixture, seed=0)
-    first, second = (em.fit(x, components=3) for _ in range(2))
+    em = EM(model, seed=0)
+    plan = em.plan(data, **options)
+    with sheltered(0):
+        start = em.initialise(plan)
+        first, second = (Loop(plan, EMMap.of(plan), None)(Trajectory(start), 20) for _ in range(2))
     assert torch.equal(first.history, second.history)
     assert all(torch.equal(first.params[name], second.params[name]) for name in first.params)
+
+
+def test_a_plan_is_gone_with_all_that_was_written_down() -> None:
+    """Nothing keeps itself: rows are not held until the garbage collector comes by."""
+    em = EM(gaussian_mixture, seed=0)
+    plan = em.plan(torch.cat([draw(60, 2), 1.5 + draw(60, 2, seed=1)]), components=3)
+    with sheltered(0):
+        Loop(plan, EMMap.of(plan), None)(Trajectory(em.initialise(plan)), 20)
+    (columns,) = EMMap.of(plan).replayed().e_step._evidence.kernel.rows.columns  # type: ignore
+    rows = weakref.ref(columns)
+    em._plan = None  # type: ignore[attr-defined]
+    gc.collect()
+    gc.disable()
+    try:
+        del plan, em, columns
+        assert rows() is None
+    finally:
+        gc.enable()
 
 
 def arithmetic(x: Tensor, y: Tensor) -> list[Tensor]:
@@ -205,6 +238,70 @@ def test_each_way_that_a_function_goes_is_recorded() -> None:
     assert len(calls) == 7 + 3
 
 
+def test_views_of_what_changes_are_those_of_torch() -> None:
+    """Where numpy would copy, or refuse to write."""
+
+    def first(x: Tensor) -> list[Tensor]:
+        z = x.clone()
+        z[0] = torch.where(x[1] > 0.0, x[0], 7.0)
+        z[1].clamp_(min=0.0)
+        return [z * 2.0]
+
+    def second(x: Tensor) -> list[Tensor]:
+        z = x.outer(x)
+        z.diagonal().clamp_(min=0.5)
+        y = x * 1.0
+        wide = y.expand(2, 3)
+        y.clamp_(min=0.0)
+        return [z, wide * 1.5]
+
+    for function in (first, second):
+        replayed = Replayed(function)
+        for x in (torch.ones(3).double(), torch.tensor([2.0, -3.0, 0.1]).double()):
+            found = replayed(x)
+            assert found is not None
+            assert all(itertools.starmap(torch.equal, zip(found, function(x), strict=True)))
+
+
+def test_what_is_given_away_may_be_changed() -> None:
+    replayed = Replayed(lambda x: [torch.ones(2), x + 1.0, x + 1.0])
+    x = torch.zeros(2, dtype=torch.float64)
+    for _ in range(3):
+        found = replayed(x)
+        assert found is not None
+        assert [each.tolist() for each in found] == [[1.0, 1.0]] * 3
+        found[0].mul_(5.0)
+        found[1].mul_(5.0)
+
+
+def test_recording_sees_its_own_thread_alone() -> None:
+    """Another thread's operations are neither recorded nor do they hide anything."""
+    stop = threading.Event()
+
+    def other() -> None:
+        while not stop.is_set():
+            as_one_step(lambda a: a * 2.0, torch.ones(3))
+
+    def function(x: Tensor) -> list[Tensor]:
+        for _ in range(100):
+            x = x.sin() + 0.5 * x
+        return [x]
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    try:
+        for seed in range(10):
+            replayed = Replayed(function)
+            replayed(draw(3, seed=seed))
+            x = draw(3, seed=seed + 20)
+            found = replayed(x)
+            assert found is not None
+            assert close(found[0], function(x)[0])
+    finally:
+        stop.set()
+        thread.join()
+
+
 def number_seen(x: Tensor) -> list[Tensor]:
     return [x * float(x.sum())]
 
@@ -229,7 +326,20 @@ def of_any_size(x: Tensor) -> list[Tensor]:
     return [x[x > 0.0]]
 
 
-@pytest.mark.parametrize("function", [number_seen, peeked_at, drawn, refilled, of_any_size])
+def written_at_an_index(x: Tensor) -> list[Tensor]:
+    z = torch.zeros(3, dtype=torch.float64)
+    z[x.argmax().unsqueeze(0)] = 1.0
+    return [z * 2.0]
+
+
+def copied_deeply(x: Tensor) -> list[Tensor]:
+    return [copy.deepcopy(x * 1.0) * 2.0]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [number_seen, peeked_at, drawn, refilled, of_any_size, written_at_an_index, copied_deeply],
+)
 def test_what_operations_do_not_tell_is_not_played_back(
     function: Callable[[Tensor], Sequence[Tensor]],
 ) -> None:

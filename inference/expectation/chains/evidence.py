@@ -69,17 +69,19 @@ class _Evidence(torch.autograd.Function):
         ctx: Any, initial: Tensor, transition: Tensor, emission: Tensor, lengths: Tensor | None
     ) -> Tensor:
         ctx.both = _Both(lengths)
-        ctx.save_for_backward(initial, transition, emission)
         evidence: Tensor = as_one_step(ctx.both.forward, initial, transition, emission)
+        ctx.save_for_backward(initial, transition, emission, evidence)
         return evidence
 
     @staticmethod
     def backward(ctx: Any, weights: Tensor) -> tuple[Tensor | None, ...]:
-        initial, transition, emission = ctx.saved_tensors
+        initial, transition, emission, evidence = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated itself
             chains = Potentials(initial, transition, emission, ctx.both.lengths)
             return *_gradient(chains, weights, ctx.needs_input_grad), None
-        marginals, pairs = as_one_step(ctx.both.backward, initial, transition, emission, weights)
+        marginals, pairs = as_one_step(
+            ctx.both.backward, evidence, initial, transition, emission, weights
+        )
         return marginals[0], pairs, marginals, None
 
 
@@ -96,12 +98,18 @@ class _Both:
         return self._smoother.log_evidence
 
     def backward(
-        self, initial: Tensor, transition: Tensor, emission: Tensor, weights: Tensor
+        self,
+        evidence: Tensor,
+        initial: Tensor,
+        transition: Tensor,
+        emission: Tensor,
+        weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Marginals and expected transitions."""
-        assert self._smoother is not None
+        """Marginals and expected transitions; the evidence says that ``forward`` comes first."""
         chains = Potentials(initial, transition, emission, self.lengths)
-        return self._smoother.expectations(chains, weights)
+        found = self._smoother or smoother(chains)
+        self._smoother = None  # its messages are as large as all marginals
+        return found.expectations(chains, weights)
 
 
 def _gradient(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.kernels.compiled_sweep import compiled_sweep, is_worth_compiled
-from ember.inference.expectation.kernels.sweep import Rows, sweep
+from ember.inference.expectation.kernels.sweep import Rows, sweep, sweep_at_once
 from ember.inference.factors.exponential import ExponentialFactor, at_cells
 from ember.inference.factors.factor import CompiledFactor, Factor, same_scale
 from ember.inference.factors.tied import TieKey
@@ -56,8 +56,10 @@ class MixtureKernel:
         prior_key, prior = self.prior
         gradients = {key: torch.zeros_like(eta) for key, eta in natural.items()}
         for (key, form), block in zip(self.data, sums.split(widths, 2), strict=True):
-            _scatter(gradients[key], form, form.columns.joined(counts, block))
-        _scatter(gradients[prior_key], prior, counts.unsqueeze(1) @ prior.columns.matrix.T)
+            joined = form.columns.joined(counts, block)
+            gradients[key] = _scattered(gradients[key], form, joined)
+        by_prior = counts.unsqueeze(1) @ prior.columns.matrix.T
+        gradients[prior_key] = _scattered(gradients[prior_key], prior, by_prior)
         return total, gradients
 
     def counts(self, natural: Natural) -> Tensor:
@@ -74,20 +76,19 @@ class MixtureKernel:
             constant = constant if added is None else constant + added
             lefts.append(left)
         left = lefts[0] if len(lefts) == 1 else torch.cat(lefts, 2)
-        swept = compiled_sweep if is_worth_compiled(self.rows, left) else sweep
-        is_large = len(self.rows) * max(left.shape[1:]) > LARGE
-        found = (
-            as_one_step(functools.partial(swept, self.rows), left, constant)
-            if is_large
-            else swept(self.rows, left, constant)
-        )
+        if len(self.rows) * max(left.shape[0] * left.shape[1], left.shape[2]) <= LARGE:
+            found = sweep_at_once(self.rows, left, constant)
+        else:
+            swept = compiled_sweep if is_worth_compiled(self.rows, left) else sweep
+            found = as_one_step(functools.partial(swept, self.rows), left, constant)
         return *found, [each.shape[2] for each in lefts]
 
 
-def _scatter(gradient: Tensor, form: ExponentialFactor, block: Tensor) -> None:
-    """Adds blocks ``(R, rows, cells * P)`` to the cells they came from."""
+def _scattered(gradient: Tensor, form: ExponentialFactor, block: Tensor) -> Tensor:
+    """With blocks ``(R, rows, cells * P)`` added to the cells they came from."""
     cells = form.cells
-    gradient.index_add_(1, cells.reshape(-1), block.reshape(len(block), cells.numel(), -1))
+    each = block.reshape(len(block), cells.numel(), -1)
+    return gradient.index_add(1, cells.reshape(-1), each)
 
 
 def mixture_kernel(

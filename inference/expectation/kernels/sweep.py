@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ember.inference.factors.columns import NOTHING, Columns
 
-__all__ = ["CHUNK_BYTES", "Rows", "Swept", "sweep"]
+__all__ = ["CHUNK_BYTES", "Rows", "Swept", "sweep", "sweep_at_once"]
 
 
 Swept = tuple[Tensor, Tensor, Tensor]
@@ -76,7 +76,7 @@ class Rows:
     def chunks(self, width: int) -> Iterator[tuple[slice, Tensor]]:
         """Some rows after the other, with their features ``(F, n)``, for as long as none follow."""
         if len(self) <= width and 8 * self.features * width <= CHUNK_BYTES:
-            yield slice(0, len(self)), self._whole
+            yield slice(0, len(self)), self.whole
             return
         if len(self.columns) == 1 and type(self.columns[0]) is Columns:
             held = self.columns[0].data
@@ -91,7 +91,7 @@ class Rows:
             yield slice(start, stop), out
 
     @functools.cached_property
-    def _whole(self) -> Tensor:
+    def whole(self) -> Tensor:
         """The features of all rows, kept where they are few."""
         out = self.columns[0].data.new_empty(self.features, len(self))
         self.form(0, len(self), out)
@@ -132,3 +132,23 @@ def sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
         sums.addmm_(stacked, chunk.T)
         counts += stacked.sum(1)
     return total, sums.view(left.shape), counts.view(batch, components)
+
+
+def sweep_at_once(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
+    """The same for few rows, without changing anything in place: see ``numerics/replay``."""
+    batch, components, _ = left.shape
+    stacked = torch.addmm(constant.reshape(-1, 1), left.flatten(0, 1), rows.whole)
+    joint = stacked.view(batch, components, -1)
+    top = joint.amax(1, keepdim=True)
+    density = (joint - top).exp()
+    evidence = density.sum(1)
+    row = evidence.log() + top.squeeze(1)
+    if rows.base is not None:
+        row = row + rows.base
+    if rows.weights is None:
+        share = evidence.reciprocal()
+    else:
+        row, share = row * rows.weights, rows.weights / evidence
+    posterior = density * share.unsqueeze(1)
+    sums = posterior.flatten(0, 1) @ rows.whole.T
+    return row.sum(1), sums.view(left.shape), posterior.sum(2)

@@ -39,7 +39,6 @@ class EMMap:
         classification: Whether the E-step takes the latents' most probable joint value. The
             objective has no curvature then.
         plan: The plan, where these are its plain steps: they can be written down.
-        plan: The plan whose plain steps these are, if they are.
     """
 
     e_step: Callable[[Mapping[str, Tensor]], Statistics]

@@ -29,7 +29,7 @@ from ember.inference.numerics.replay.recording import (
 __all__ = ["Elsewhere", "Program", "compiled"]
 
 
-KINDS = frozenset({torch.float64, torch.float32, torch.int64, torch.int32, torch.bool})
+KINDS = frozenset({torch.float64, torch.int64, torch.int32, torch.bool})
 Program = Callable[..., tuple[Tensor, ...] | None]
 
 
@@ -89,25 +89,25 @@ class _Writer:
 
     def program(self, outputs: Sequence[Slot | Tensor] | None) -> Program:
         """The program, with the outputs given back."""
-        if outputs is None:
-            given = "None"
-        else:
-            each = [
-                self._tensor(out.index) if isinstance(out, Slot) else self._constant(out)
-                for out in outputs
-            ]
-            given = f"({', '.join(each)},)"
+        each = []
+        for out in outputs or ():
+            name = self._tensor(out.index) if isinstance(out, Slot) else self._constant(out)
+            # What is given away may be changed: a constant and what is given twice are copies.
+            own = isinstance(out, Slot) and name not in each
+            each.append(name if own else f"{name}.clone()")
+        given = "None" if outputs is None else f"({', '.join([*each, ''])})"
         body = "".join(f"    {line}\n" for line in [*self.lines, f"return {given}"])
         text = f"def program({', '.join(self.inputs)}):\n{body}"
         exec(_code(text), self.names)
-        made: Program = self.names["program"]  # type: ignore[assignment]
+        made: Program = self.names.pop("program")  # type: ignore[assignment]
         return made
 
     def _is_numpy(self, step: Step) -> bool:
+        """Whether numpy may compute it: where memory changes its views are not those of torch."""
         for x in (*step.given, *step.results):
             if x.numel() > LARGE or x.dtype not in KINDS:
                 return False
-        return True
+        return not (self.changed and self._changes(step))
 
     def _in_numpy(self, step: Step) -> bool:
         made = self._expression(step)
@@ -200,7 +200,9 @@ class _Writer:
     def _constant(self, value: object) -> str:
         if value is None or isinstance(value, (bool, int)):
             return repr(value)
-        if isinstance(value, np.ndarray):  # equal ones are one
+        if isinstance(value, (tuple, float, np.dtype)):  # equal ones are one
+            value = self.equal.setdefault(repr(value).encode(), value)
+        elif isinstance(value, np.ndarray):
             key = f"{value.dtype}{value.shape}".encode() + value.tobytes()
             value = self.equal.setdefault(key, value)
         # The value is kept with the name: another may otherwise come to have its id.

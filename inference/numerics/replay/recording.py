@@ -9,6 +9,7 @@ has made itself.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -125,7 +126,7 @@ def record(function: Function, inputs: Sequence[Tensor]) -> tuple[Record, Sequen
 
 def is_recording() -> bool:
     """Whether a function is being recorded: then nothing may be hidden from the recorder."""
-    return _Recorder.active is not None
+    return _active() is not None
 
 
 def as_one_step(function: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -135,13 +136,19 @@ def as_one_step(function: Callable[..., Any], *inputs: Tensor) -> Any:
         function: Computes tensors from tensors, without conditions and without changing any.
         inputs: Its arguments.
     """
-    recorder = _Recorder.active
+    recorder = _active()
     return function(*inputs) if recorder is None else recorder.whole(function, inputs)
 
 
-class _Recorder(Observer):
-    active: _Recorder | None = None
+_here = threading.local()  # a mode sees the operations of its own thread
 
+
+def _active() -> _Recorder | None:
+    found: _Recorder | None = getattr(_here, "recorder", None)
+    return found
+
+
+class _Recorder(Observer):
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # The tensors are kept, so that their ids stay theirs.
@@ -153,11 +160,11 @@ class _Recorder(Observer):
         self.is_broken = self.is_paused = False
 
     def __enter__(self) -> Any:
-        _Recorder.active = self
+        _here.recorder = self
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: object) -> None:
-        _Recorder.active = None
+        _here.recorder = None
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def knows(self, value: object) -> bool:
@@ -192,7 +199,9 @@ class _Recorder(Observer):
         own_args = [self._slotted(value, seen, constants) for value in args]
         own_kwargs = {n: self._slotted(value, seen, constants) for n, value in kwargs.items()}
         facts = _facts_of(function)
-        if facts.is_random or (facts.is_mutable and not self._may_change(function, args, kwargs)):
+        if facts.is_random or (
+            facts.is_mutable and not self._may_change(function, args, kwargs, seen)
+        ):
             self.is_broken = True
         if not seen or self.is_broken:
             return function(*args, **kwargs)
@@ -229,23 +238,19 @@ class _Recorder(Observer):
     def _places(self, seen: Sequence[Tensor]) -> tuple[int, ...]:
         return tuple([self.known[id(value)][0].index for value in seen])
 
-    def _may_change(self, function: Any, args: Any, kwargs: Any) -> bool:
+    def _may_change(self, function: Any, args: Any, kwargs: Any, seen: Sequence[Tensor]) -> bool:
         """Whether what an operation changes, if anything, is the function's own.
 
         A constant may be filled with constants until it is read.
         """
-        every = [*args, *kwargs.values()]
-        for i, argument in enumerate(function._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            if not isinstance(value, Tensor):
-                continue
-            if memory(value) in self.fixed:
-                return False
-            if not self.knows(value) and any(self.knows(each) for each in every):
-                return False
-        return True
+        written = [
+            args[i] if i < len(args) else kwargs.get(argument.name)
+            for i, argument in enumerate(function._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        if any(memory(value) in self.fixed for value in written if isinstance(value, Tensor)):
+            return False
+        return not seen or all(map(self.knows, written))
 
     def _note(self, step: Step, constants: Sequence[Tensor], result: Any) -> None:
         """Writes an operation down."""

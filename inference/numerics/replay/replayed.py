@@ -10,14 +10,20 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.replay.program import Elsewhere, Program, compiled
-from ember.inference.numerics.replay.recording import NotRecordable, is_recording, record
+from ember.inference.numerics.replay.recording import (
+    NotRecordable,
+    Record,
+    is_recording,
+    record,
+)
 
 __all__ = ["Replayed"]
 
 
 WAYS = 4  # that a function may go before it is no longer recorded
 CLOSE = 1e-9  # relative: what a program may differ by from what it was made of
-ROUNDING = 1e-12  # relative to the largest input: a sum of nothing but rounding tells nothing
+ROUNDING = 1e-12  # the same, relative to the largest input: of large numbers little may be left
+COARSE = 1e-3  # relative: it differs by no more for that
 FAILURES = (ArithmeticError, RuntimeError, TypeError, ValueError)
 
 
@@ -45,6 +51,7 @@ class Replayed:
             self._shapes = shapes
         if is_recording() or shapes != self._shapes or _wants_gradients(inputs):
             return self.function(*inputs)
+        inputs = tuple([x.detach() for x in inputs])
         with torch.no_grad(), np.errstate(all="ignore"):
             for i, program in enumerate(self._programs):
                 try:
@@ -60,25 +67,31 @@ class Replayed:
 
     def _recorded(self, inputs: Sequence[Tensor]) -> Sequence[Tensor] | None:
         """What the function gives, written down for the next time."""
-        inputs = [x.detach() for x in inputs]
         try:
             with torch.no_grad():
-                found = record(self.function, inputs)
+                written, found = record(self.function, inputs)
         except NotRecordable:
             self._is_open = False
             return self.function(*inputs)
-        try:
-            program = compiled(found[0], len(inputs))
-            with torch.no_grad(), np.errstate(all="ignore"):
-                again = program(*inputs)
-        except (Elsewhere, *FAILURES):
-            again = None
-        if not _agree(found[1], again, ROUNDING * max(map(_size, inputs), default=0.0)):
+        program, again = _tried(written, inputs)
+        if program is None or not _agree(found, again, ROUNDING * max(map(_size, inputs))):
             self._is_open = False
-            return found[1]
+            return found
         self._programs.insert(0, program)
         self._is_open = len(self._programs) < WAYS
         return again
+
+
+def _tried(
+    written: Record, inputs: Sequence[Tensor]
+) -> tuple[Program | None, Sequence[Tensor] | None]:
+    """The program, and what it gives; none where it fails in any way."""
+    try:
+        program = compiled(written, len(inputs))
+        with torch.no_grad(), np.errstate(all="ignore"):
+            return program, program(*inputs)
+    except Exception:  # whatever goes wrong here, the function itself is still there
+        return None, None
 
 
 def _wants_gradients(inputs: Sequence[Tensor]) -> bool:
@@ -95,11 +108,17 @@ def _agree(one: Sequence[Tensor] | None, other: Sequence[Tensor] | None, roundin
     return all(
         x.shape == y.shape
         and x.dtype == y.dtype
-        and torch.allclose(x, y, rtol=CLOSE, atol=CLOSE * _size(x) + rounding, equal_nan=True)
+        and torch.allclose(
+            x,
+            y,
+            rtol=CLOSE,
+            atol=CLOSE * _size(x) + min(rounding, COARSE * _size(x)),
+            equal_nan=True,
+        )
         for x, y in zip(one, other, strict=True)
     )
 
 
 def _size(x: Tensor) -> float:
-    finite = x[x.isfinite()] if x.is_floating_point() else x
+    finite = x[x.isfinite()] if x.is_floating_point() else x.double()
     return float(finite.abs().max()) if finite.numel() else 0.0

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import scipy.special
+import torch
 
 from ember.inference.numerics.replay.in_numpy.operands import (
     Expression,
@@ -31,8 +32,25 @@ def infix(sign: str) -> Expression:
 
 
 def prefix(function: str) -> Expression:
-    """A function of one array."""
-    return lambda making, x: f"{function}({x})"
+    """A function of one array of real numbers."""
+
+    def expression(making: Making, x: Operand) -> str:
+        if not x.like.is_floating_point():
+            raise NotImplementedError
+        return f"{function}({x})"
+
+    return expression
+
+
+def logical(sign: str) -> Expression:
+    """A statement about statements."""
+
+    def expression(making: Making, *operands: Operand) -> str:
+        if any(x.like.dtype is not torch.bool for x in operands):
+            raise NotImplementedError
+        return f" {sign} ".join(operands) if len(operands) > 1 else f"{sign}{operands[0]}"
+
+    return expression
 
 
 def of_two(function: str) -> Expression:
@@ -106,17 +124,15 @@ def log_sum_exp(x: Any, axes: Any, keepdims: bool = False) -> Any:
     return found if keepdims else np.squeeze(found, axes)
 
 
-FUNCTIONS = "abs exp expm1 isinf isnan log log1p reciprocal sign sqrt tanh"
+FUNCTIONS = "abs exp expm1 isinf isnan log log1p reciprocal sqrt tanh"
 HELPERS: dict[str, object] = {
     **{name: getattr(np, name) for name in FUNCTIONS.split()},
     "add_up": np.add.reduce,
     "all_of": np.logical_and.reduce,
     "any_of": np.logical_or.reduce,
     "array_equal": np.array_equal,
-    "digamma": scipy.special.psi,
     "greatest": np.maximum.reduce,
     "least": np.minimum.reduce,
-    "lgamma": scipy.special.gammaln,
     "log_sum_exp": log_sum_exp,
     "maximum": np.maximum,
     "minimum": np.minimum,
@@ -137,8 +153,6 @@ INFIX = {
     "bitwise_or.Tensor": "|",
     "bitwise_or.Scalar": "|",
     "bitwise_and.Tensor": "&",
-    "logical_or.default": "|",
-    "logical_and.default": "&",
     "bmm.default": "@",
     "mm.default": "@",
     "mv.default": "@",
@@ -166,17 +180,16 @@ EXPRESSIONS: dict[str, Expression] = {
     **{name: infix(sign) for name, sign in INFIX.items()},
     **{name: of_two(function) for name, function in OF_TWO.items()},
     **{name: reduced(function) for name, function in REDUCTIONS.items()},
-    **{
-        f"{name}.default": prefix(name)
-        for name in [*FUNCTIONS.split(), "digamma", "lgamma", "sigmoid"]
-    },
+    **{f"{name}.default": prefix(name) for name in [*FUNCTIONS.split(), "sigmoid"]},
     **{f"{n}_.{k}": in_place(infix(s)) for n, s in SIGNS.items() for k in ("Tensor", "Scalar")},
     **{f"{name}_.default": in_place(prefix(name)) for name in ("exp", "log", "reciprocal", "sqrt")},
     "sigmoid_backward.default": lambda making, x, y: f"{x} * {y} * (1.0 - {y})",
     "rsub.Scalar": lambda making, x, y: f"{number(making, y)} - {x}",
     "neg.default": lambda making, x: f"-{x}",
     "bitwise_not.default": lambda making, x: f"~{x}",
-    "logical_not.default": lambda making, x: f"~{x}",
+    "logical_not.default": logical("~"),
+    "logical_or.default": logical("|"),
+    "logical_and.default": logical("&"),
     "pow.Tensor_Scalar": power,
     "pow.Tensor_Tensor": power,
     "addmm.default": product_added,

@@ -172,6 +172,8 @@ def full(making: Making, x: Operand, *args: Any, **kwargs: object) -> str:
 def joined(making: Making, each: Sequence[Operand], dim: int = 0) -> str:
     """Arrays one after the other."""
     every = [x for x in each if tuple(x.like.shape) != (0,)]  # torch leaves these out
+    if not every:
+        raise NotImplementedError
     return f"joined(({', '.join(every)},), {dim})"
 
 

@@ -39,14 +39,13 @@ def solved(
     left: bool = True,
     unitriangular: bool = False,
 ) -> str:
-    """Division by a triangular matrix, whose other half is empty: then any solver will do."""
-    full = matrix.like.detach()
-    other = torch.tril(full, -1) if upper else torch.triu(full, 1)
-    if unitriangular or right.like.dim() < 2 or bool(other.any()):
+    """Division by a triangular matrix: the other half emptied, any solver will do."""
+    if unitriangular or right.like.dim() < 2:
         raise NotImplementedError
+    half = of_triangle("triu" if upper else "tril")(making, matrix)
     if left:
-        return f"solve({matrix}, {right})"
-    return f"solve({matrix}.swapaxes(-1, -2), {right}.swapaxes(-1, -2)).swapaxes(-1, -2)"
+        return f"solve({half}, {right})"
+    return f"solve(({half}).swapaxes(-1, -2), {right}.swapaxes(-1, -2)).swapaxes(-1, -2)"
 
 
 def divided(
@@ -58,14 +57,17 @@ def divided(
         raise NotImplementedError
     if right.like.dim() == matrix.like.dim():
         return f"(solve({matrix}, {right}), None, None, {fine})"
+    if right.like.dim() != matrix.like.dim() - 1:
+        raise NotImplementedError
     return f"(solve({matrix}, {right}[..., None])[..., 0], None, None, {fine})"
 
 
 def inverted(making: Making, factor: Operand, upper: bool = False) -> str:
     """The inverse of a matrix from its Cholesky factor."""
-    if upper or bool(torch.triu(factor.like.detach(), 1).any()):
+    if upper:
         raise NotImplementedError
-    return f"squared({factor}, {making.constant(np.eye(factor.like.shape[-1]))})"
+    one = making.constant(np.eye(factor.like.shape[-1]))
+    return f"squared({of_triangle('tril')(making, factor)}, {one})"
 
 
 def onto_diagonal(
@@ -76,7 +78,8 @@ def onto_diagonal(
         raise NotImplementedError
     if size[-1] != size[-2]:
         raise NotImplementedError
-    return f"{x}[..., None] * {making.constant(np.eye(size[-1]))}"
+    on = making.constant(np.eye(size[-1], dtype=bool))
+    return f"where({on}, {x}[..., None], {making.dtype}.type(0))"
 
 
 def diagonal_matrix(
@@ -86,9 +89,15 @@ def diagonal_matrix(
     return onto_diagonal(making, x, making.shape, offset, dim1, dim2)
 
 
-def nothing_wrong(making: Making, *args: object, **kwargs: object) -> str:
-    """A check of errors, of which numpy has made an exception."""
-    return "None"
+def checked(making: Making, codes: Operand, *args: object, **kwargs: object) -> str:
+    """A check of the codes that torch gives next to factors."""
+    return f"check({codes})"
+
+
+def check(codes: np.ndarray) -> None:
+    """Ends the program where a factor was not found."""
+    if np.any(codes):
+        raise np.linalg.LinAlgError
 
 
 def inverse_squared(factor: np.ndarray, one: np.ndarray) -> np.ndarray:
@@ -98,6 +107,7 @@ def inverse_squared(factor: np.ndarray, one: np.ndarray) -> np.ndarray:
 
 
 HELPERS: dict[str, object] = {
+    "check": check,
     "cholesky": np.linalg.cholesky,
     "solve": np.linalg.solve,
     "squared": inverse_squared,
@@ -112,5 +122,5 @@ EXPRESSIONS: dict[str, Expression] = {
     "cholesky_inverse.default": inverted,
     "diag_embed.default": diagonal_matrix,
     "diagonal_backward.default": onto_diagonal,
-    "_linalg_check_errors.default": nothing_wrong,
+    "_linalg_check_errors.default": checked,
 }
