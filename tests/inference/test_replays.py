@@ -220,6 +220,57 @@ def test_a_function_is_played_back(function: Callable[..., list[Tensor]]) -> Non
     assert len(calls) == 1
 
 
+ONE, THREE = torch.tensor([1, 1, 3]), torch.tensor([0, 2, 0])
+
+EXPRESSIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "maximum": lambda x: torch.maximum(x, x.flip(-1)),
+    "clamp": lambda x: x.clamp(-1.0, 1.0) + x.clamp_min(0.5) + x.clamp_max(x[0, 0]),
+    "amax": lambda x: x.amax(-1, keepdim=True) + x.amin((0, 1)),
+    "logsumexp": lambda x: x.logsumexp(1) + x.logsumexp((0, 1)),
+    "xlogy": lambda x: torch.xlogy(x, x.abs()) + torch.xlogy(x, 2.0),
+    "where": lambda x: torch.where(x > 0.0, x, 1.0) + x.masked_fill(x.isnan(), -2.0),
+    "sums": lambda x: x.sum() + x.sum(0).sum(-1) + x.sum([], keepdim=True) + x.sum((0, 1)),
+    "truths": lambda x: ((x > 0).any(1) | (x < 1).all(1)).double() + (~(x == 1)).sum(1),
+    "powers": lambda x: x**2 + x**3.0 + x.abs().sqrt() + 1.0 / x + 2.0 - x.reciprocal(),
+    "functions": lambda x: x.exp() + x.abs().log() + x.log1p() + x.expm1() + x.sigmoid(),
+    "places": lambda x: x[:, 1:3] + x[:, -3:-1] + x[torch.tensor([1, 0])][:, [0, 2]] + x[0, 1],
+    "some places": lambda x: (
+        x[:, None, torch.tensor([2, 0, 1])].squeeze(1) + x.index_select(1, ONE)
+    ),
+    "diagonals": lambda x: torch.diag_embed(x) + x[:, :3].diagonal(1).sum() + torch.diag_embed(x),
+    "triangles": lambda x: (x.T @ x).tril(-1) + (x.T @ x).triu(),
+    "pieces": lambda x: torch.cat([a * b for a, b in itertools.combinations(x.split(2, 1), 2)]),
+    "stacks": lambda x: torch.stack([x, 2.0 * x], 1).flatten(1) + torch.stack([x.sum()] * 8),
+    "added": lambda x: torch.ones(2, 4).double().index_add(1, THREE, x[:, :3], alpha=2.0),
+    "products": lambda x: torch.addmm(x, x[:, :2], x[:, 2:].T @ x, beta=0.5, alpha=2.0),
+    "expanded": lambda x: x.unsqueeze(0).expand(3, -1, 4).permute(2, 0, 1) * x[:, 0],
+    "halves": lambda x: torch.linalg.solve_triangular(square_of(x), x.T, upper=False),
+    "solved": lambda x: torch.linalg.solve(square_of(x), x[0]),
+    "inverted": lambda x: torch.cholesky_inverse(square_of(x)),
+    "whole numbers": lambda x: (x > 0).sum().double() / 2 + (x > 0).long().sum(1) * x[:, 0],
+}
+EXTREMES = torch.tensor([[torch.nan, torch.inf, -torch.inf, -0.0], [0.0, 1.0, 2.5, -3.0]]).double()
+
+
+def square_of(x: Tensor) -> Tensor:
+    """A matrix that is triangular where ``x`` is not positive."""
+    return 3.0 * torch.eye(4).double() + torch.where(x[0] > 0.0, x[0], 0.0) * x[1].unsqueeze(-1)
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_an_expression_is_that_of_torch(name: str) -> None:
+    """Also where the numbers are others than those that were recorded."""
+    function = EXPRESSIONS[name]
+    replayed = Replayed(lambda x: [function(x)])
+    at = [-draw(2, 4).abs(), draw(2, 4, seed=1), draw(2, 4, seed=2), 100.0 * draw(2, 4, seed=3)]
+    for x in at if name in ("halves", "solved", "inverted") else [*at, EXTREMES, EXTREMES.flip(0)]:
+        found, expected = replayed(x), function(x)
+        assert found is not None
+        assert found[0].dtype == expected.dtype
+        assert torch.allclose(found[0], expected, rtol=1e-10, atol=1e-10, equal_nan=True)
+    assert replayed._programs
+
+
 def test_each_way_that_a_function_goes_is_recorded() -> None:
     calls = []
 
