@@ -7,13 +7,12 @@ from functools import partial
 
 from torch import Tensor
 
-from ember.inference.expectation.replayed import reads_of
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.objective import score
 from ember.inference.maximisation.replayed_search import ReplayedSearches
 from ember.inference.numerics.replay.replayed import Replayed
 from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.plan.of_statistics import OfStatistics, given
+from ember.inference.plan.of_statistics import OfStatistics, Reads, given
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 
@@ -28,20 +27,20 @@ class ReplayedMStep:
 
     Args:
         plan: The plan.
+        reads: What its statistics read; None if nothing can be played back.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, reads: Reads | None) -> None:
         self._m_step = MStep.of(plan)
         self._names = tuple(plan.structure.parameters)
-        reads = reads_of(plan)
         self._replayed = OfStatistics(partial(_values, self._m_step, self._names), reads)
         if self._m_step.is_numerical:
             self._m_step = self._m_step.searching(ReplayedSearches(reads))
 
     @staticmethod
-    def of(plan: Plan) -> ReplayedMStep:
+    def of(plan: Plan, reads: Reads | None) -> ReplayedMStep:
         """That of a plan, which keeps it."""
-        return plan.once(ReplayedMStep)
+        return plan.once(ReplayedMStep, reads)
 
     def __call__(self, statistics: Statistics) -> dict[str, Tensor]:
         """The parameters; see ``MStep``."""
@@ -61,9 +60,10 @@ class ReplayedCoordinates(Coordinates):
 
     Args:
         plan: The plan.
+        reads: What its statistics read; None if nothing can be played back.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, reads: Reads | None) -> None:
         parameters, roots = plan.structure.parameters, plan.superposed_parameters()
         super().__init__(parameters, roots)
         names, plain = tuple(parameters), Coordinates(parameters, roots)
@@ -72,12 +72,12 @@ class ReplayedCoordinates(Coordinates):
             lambda *values: [plain.flatten(dict(zip(names, values, strict=True)))]
         )
         self._unflat = Replayed(lambda vector: list(plain.unflatten(vector).values()))
-        self._score = OfStatistics(lambda statistics: [score(statistics, plain)], reads_of(plan))
+        self._score = OfStatistics(lambda statistics: [score(statistics, plain)], reads)
 
     @staticmethod
-    def of(plan: Plan) -> ReplayedCoordinates:
+    def of(plan: Plan, reads: Reads | None) -> ReplayedCoordinates:
         """Those of a plan, which keeps them."""
-        return plan.once(ReplayedCoordinates)
+        return plan.once(ReplayedCoordinates, reads)
 
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """See ``Coordinates``."""

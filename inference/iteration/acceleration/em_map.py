@@ -9,7 +9,7 @@ from typing import Protocol, Self, TypeVar
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
-from ember.inference.expectation.replayed import ReplayedEStep
+from ember.inference.expectation.replayed import ReplayedEStep, reads_of
 from ember.inference.initialisation.starting_params import starting_params
 from ember.inference.iteration.trajectory import Movement, Trajectory
 from ember.inference.maximisation.expanded import expanded_m_step
@@ -70,11 +70,12 @@ class EMMap:
         """The same map written down, so that each of many iterations takes less time."""
         if self.plan is None:
             return self
+        reads = reads_of(self.plan)
         return dataclasses.replace(
             self,
             e_step=ReplayedEStep.of(self.plan),
-            m_step=ReplayedMStep.of(self.plan),
-            coordinates=ReplayedCoordinates.of(self.plan),
+            m_step=ReplayedMStep.of(self.plan, reads),
+            coordinates=ReplayedCoordinates.of(self.plan, reads),
         )
 
     def tried(self, params: Mapping[str, Tensor]) -> Statistics | None:
