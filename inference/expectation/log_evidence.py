@@ -174,12 +174,12 @@ class LogEvidence:
             params: The parameters.
         """
         natural = self._natural(plan, params)
-        if natural is None:
-            return None
+        if natural is None or not isinstance(self.kernel, (MixtureKernel, type(None))):
+            return None  # a kernel of one's own gives numbers, not tensors
         weights: dict[str, Tensor] = {}
         if self.on_nodes is not None:
             total, gradient = self.on_nodes.at(plan.compiled).swept(natural)
-        elif self.kernel is not None:
+        elif isinstance(self.kernel, MixtureKernel):
             totals, each = self.kernel.batched({k: eta.unsqueeze(0) for k, eta in natural.items()})
             total, gradient = totals[0], {key: own[0] for key, own in each.items()}
         else:
