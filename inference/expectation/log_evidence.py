@@ -154,15 +154,17 @@ class LogEvidence:
             values = values_of(plan, params)
             natural = natural_parameters(plan, values)
             near = plan.residuals.needed(plan.tied, values)
-            kernel: MixtureKernel | NodeKernel | None = self.kernel
-            if self.on_nodes is not None:
-                kernel = self.on_nodes.at(plan.compiled)
+            kernel = self._kernel_at(plan)
             if kernel is not None and not near and temper == 1.0 and not maximum:
                 total, gradient = kernel(natural)
                 sums = {key: (tied, gradient[key]) for key, tied in plan.tied.items()}
                 if not plan.residuals.lost(sums):
                     return self._statistics(plan, params, total, sums, {})
         return self._by_elimination(plan, params, natural, near, temper, maximum, expanded)
+
+    def _kernel_at(self, plan: Plan) -> MixtureKernel | NodeKernel | None:
+        """The kernel with the nodes of a plan, if there is one."""
+        return self.kernel if self.on_nodes is None else self.on_nodes.at(plan.compiled)
 
     def by_natural_parameters(
         self, plan: Plan, params: Params
@@ -173,15 +175,14 @@ class LogEvidence:
             plan: The plan with its nodes in their places.
             params: The parameters.
         """
-        natural = self._natural(plan, params)
-        if natural is None or not isinstance(self.kernel, (MixtureKernel, type(None))):
-            return None  # a kernel of one's own gives numbers, not tensors
+        natural, kernel = self._natural(plan, params), self._kernel_at(plan)
+        if natural is None:
+            return None
         weights: dict[str, Tensor] = {}
-        if self.on_nodes is not None:
-            total, gradient = self.on_nodes.at(plan.compiled).swept(natural)
-        elif isinstance(self.kernel, MixtureKernel):
-            totals, each = self.kernel.batched({k: eta.unsqueeze(0) for k, eta in natural.items()})
-            total, gradient = totals[0], {key: own[0] for key, own in each.items()}
+        if isinstance(kernel, (MixtureKernel, NodeKernel)):
+            total, gradient = kernel.swept(natural)
+        elif kernel is not None:
+            return None  # one of the user's own gives a number, not a tensor
         else:
             with torch.no_grad():
                 other = plan.opaque.factor_log_probs(params)

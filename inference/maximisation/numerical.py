@@ -1,5 +1,6 @@
 """Numerical updates: Newton or L-BFGS on the expected log joint, in unconstrained space."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.supports import all_within
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["Search", "SearchOf", "numerical_update"]
+__all__ = ["Search", "SearchOf", "along", "numerical_update"]
 
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -60,6 +61,15 @@ def numerical_update(
     return {**params, **{name: value.detach().clone() for name, value in moved.items()}}
 
 
+def along(
+    coordinates: Coordinates, statistics: Statistics, start: Tensor, directions: Tensor, way: Tensor
+) -> Tensor:
+    """The negative expected log joint at the end of a way from ``statistics.params``."""
+    moved = {**statistics.params, **coordinates.unflatten(start + directions @ way)}
+    # A flat prior, where that is all a parameter enters, has no gradient but zero.
+    return -expected_log_joint(statistics, moved) + 0.0 * way.sum()
+
+
 class Search:
     """The negative expected log joint as a function of the way from the present parameters."""
 
@@ -71,7 +81,7 @@ class Search:
         params: dict[str, Tensor],
     ) -> None:
         self._plan, self._names = plan, names
-        self._statistics, self._params = statistics, params
+        self._statistics, self._here = statistics, dataclasses.replace(statistics, params=params)
         self._coordinates = Coordinates({name: plan.parameters[name] for name in names})
         start = self._coordinates.flatten(params).detach()
         self._start = start.nan_to_num(posinf=50.0, neginf=-50.0)
@@ -88,9 +98,7 @@ class Search:
 
     def __call__(self, way: Tensor) -> Tensor:
         try:
-            # A flat prior, where that is all a parameter enters, has no gradient but zero.
-            moved = {**self._params, **self.at(way)}
-            return -expected_log_joint(self._statistics, moved) + 0.0 * way.sum()
+            return along(self._coordinates, self._here, self._start, self._along, way)
         except ValueError:  # rounding has taken a value to the edge of its prior's support
             return way.sum() * 0.0 + torch.inf
 

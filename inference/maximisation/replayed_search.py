@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ember.inference.maximisation.numerical import Search
-from ember.inference.maximisation.objective import expected_log_joint
+from ember.inference.maximisation.numerical import Search, along
 from ember.inference.maximisation.parameter_plan import ParameterPlan
 from ember.inference.numerics import newton
 from ember.inference.parameters.coordinates import Coordinates
@@ -52,43 +50,28 @@ class _Functions:
     """The negative expected log joint along a way, and its derivatives."""
 
     def __init__(self, coordinates: Coordinates, reads: Reads) -> None:
-        along: Callable[..., Tensor] = partial(_along, coordinates)
-        self._along, self._reads = along, reads
-        self.value = OfStatistics(lambda s, way, *line: [along(s, *line, way)], reads)
-        self.slope = OfStatistics(partial(_slope, along), reads)
+        function: Callable[..., Tensor] = partial(along, coordinates)
+        self._function, self._reads = function, reads
+        self.value = OfStatistics(lambda s, way, *line: [function(s, *line, way)], reads)
+        self.slope = OfStatistics(
+            lambda s, way, *line: newton.slope(lambda at: function(s, *line, at), way), reads
+        )
         self.derivatives = OfStatistics(
-            lambda s, way, *line: newton.derivatives(lambda at: along(s, *line, at), way), reads
+            lambda s, way, *line: newton.derivatives(lambda at: function(s, *line, at), way), reads
         )
         self._of_blocks: OfStatistics | None = None
 
     def block_derivatives(self, places: Tensor, inside: Tensor) -> OfStatistics:
         """The same in blocks, which are those of the plan: the first that are asked for stay."""
         if self._of_blocks is None:
-            along = self._along
+            function = self._function
             self._of_blocks = OfStatistics(
                 lambda s, way, *line: newton.block_derivatives(
-                    lambda at: along(s, *line, at), way, places, inside
+                    lambda at: function(s, *line, at), way, places, inside
                 ),
                 self._reads,
             )
         return self._of_blocks
-
-
-def _along(
-    coordinates: Coordinates, statistics: Statistics, start: Tensor, along: Tensor, way: Tensor
-) -> Tensor:
-    moved = {**statistics.params, **coordinates.unflatten(start + along @ way)}
-    return -expected_log_joint(statistics, moved) + 0.0 * way.sum()
-
-
-def _slope(
-    function: Callable[..., Tensor], statistics: Statistics, way: Tensor, *line: Tensor
-) -> Sequence[Tensor]:
-    with torch.enable_grad():
-        free = way.detach().requires_grad_()
-        value = function(statistics, *line, free)
-        (gradient,) = torch.autograd.grad(value, free)
-    return [value.detach(), gradient]
 
 
 class _ReplayedSearch(Search):
@@ -102,14 +85,14 @@ class _ReplayedSearch(Search):
         statistics: Statistics,
         params: dict[str, Tensor],
     ) -> None:
-        self._functions, self._at = functions, dataclasses.replace(statistics, params=params)
+        self._functions = functions
         super().__init__(plan, names, statistics, params)
 
     def __call__(self, way: Tensor) -> Tensor:
         if torch.is_grad_enabled() and way.requires_grad:
             return super().__call__(way)
         try:
-            (value,) = self._functions.value(self._at, way, self._start, self._along)
+            (value,) = self._functions.value(self._here, way, self._start, self._along)
         except ValueError:
             return super().__call__(way)
         return value
@@ -117,15 +100,16 @@ class _ReplayedSearch(Search):
     def value_and_slope(self, at: Tensor) -> tuple[float, Tensor]:
         """See ``newton``."""
         try:
-            value, gradient = self._functions.slope(self._at, at, self._start, self._along)
+            value, gradient = self._functions.slope(self._here, at, self._start, self._along)
         except ValueError:
             value, gradient = super().__call__(at), torch.zeros_like(at)
         return float(value), gradient
 
     def derivatives(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """See ``newton``."""
+        quick = self._functions.derivatives
         try:
-            gradient, hessian = self._functions.derivatives(self._at, at, self._start, self._along)
+            gradient, hessian = quick(self._here, at, self._start, self._along)
         except ValueError:  # rounding has taken a value to the edge of its prior's support
             return newton.derivatives(super().__call__, at)
         return gradient, hessian
@@ -136,7 +120,7 @@ class _ReplayedSearch(Search):
         """See ``newton``."""
         quick = self._functions.block_derivatives(places, inside)
         try:
-            gradient, hessian = quick(self._at, at, self._start, self._along)
+            gradient, hessian = quick(self._here, at, self._start, self._along)
         except ValueError:
             return newton.block_derivatives(super().__call__, at, places, inside)
         return gradient, hessian

@@ -21,6 +21,7 @@ __all__ = [
     "derivatives",
     "minimise",
     "minimise_blocks",
+    "slope",
     "value_and_slope",
 ]
 
@@ -172,11 +173,17 @@ def value_and_slope(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[f
     """The value and the gradient."""
     if isinstance(function, Quick):
         return function.value_and_slope(at)
+    value, gradient = slope(function, at)
+    return float(value), gradient
+
+
+def slope(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+    """The value and the gradient by automatic differentiation, as tensors."""
     with torch.enable_grad():
         free = at.clone().requires_grad_()
         value = function(free)
         (gradient,) = torch.autograd.grad(value, free)
-    return float(value.detach()), gradient
+    return value.detach(), gradient
 
 
 def _shortened(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Observer", "Watch", "has_shape_by_value", "listed", "mapped"]
+__all__ = ["Observer", "Slot", "Watch", "has_shape_by_value", "listed", "mapped"]
 
 
 # Ways to look at numbers that are no tensor operations.
@@ -26,8 +27,33 @@ PEEKS: tuple[Any, ...] = (
 )
 
 
+@dataclass(frozen=True)
+class Slot:
+    """The place of a tensor that the inputs determine."""
+
+    index: int
+
+
 class Observer(TorchDispatchMode):
-    """A mode that sees each of torch's operations."""
+    """A mode that sees each of torch's operations.
+
+    Args:
+        inputs: The tensors from which it follows what becomes of them.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # The tensors are kept, so that their ids stay theirs.
+        self.known = {id(value): (Slot(i), value) for i, value in enumerate(inputs)}
+        self.is_broken = False
+
+    def knows(self, value: object) -> bool:
+        """Whether a tensor follows from the inputs."""
+        return id(value) in self.known
+
+    def break_off(self) -> None:
+        """Gives up: something was seen that no operation shows."""
+        self.is_broken = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

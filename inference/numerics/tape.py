@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ember.inference.numerics.operations import Observer, Watch, has_shape_by_value, listed, mapped
+from ember.inference.numerics.operations import (
+    Observer,
+    Slot,
+    Watch,
+    has_shape_by_value,
+    listed,
+    mapped,
+)
 
 __all__ = ["Tape", "record"]
 
 
 Params = Mapping[str, Tensor]
 Compute = Callable[[Params], dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """The place of a computed tensor on the tape."""
-
-    index: int
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Tape:
 
     inputs: tuple[str, ...]
     instructions: tuple[_Instruction, ...]
-    outputs: Mapping[str, _Slot | Tensor]
+    outputs: Mapping[str, Slot | Tensor]
 
     def __call__(self, params: Params) -> dict[str, Tensor]:
         """The same tensors at other parameters."""
         values: dict[int, Tensor] = {i: params[name] for i, name in enumerate(self.inputs)}
 
         def filled(value: Any) -> Any:
-            return values[value.index] if isinstance(value, _Slot) else value
+            return values[value.index] if isinstance(value, Slot) else value
 
         for step in self.instructions:
             result = step.function(*mapped(step.args, filled), **mapped(step.kwargs, filled))
@@ -85,7 +85,7 @@ class Tape:
         used = set[int]()
 
         def note(value: Any) -> Any:
-            used.update([value.index] if isinstance(value, _Slot) else [])
+            used.update([value.index] if isinstance(value, Slot) else [])
             return value
 
         for step in self.instructions:
@@ -123,22 +123,9 @@ class _NotRecordable(Exception):
 
 class _Recorder(Observer):
     def __init__(self, params: Params) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(list(params.values()))
         self.names = tuple(params)
-        # The tensors are kept, so that their ids stay theirs.
-        self.known: dict[int, tuple[_Slot, Tensor]] = {
-            id(value): (_Slot(i), value) for i, value in enumerate(params.values())
-        }
         self.instructions: list[_Instruction] = []
-        self.is_broken = False
-
-    def knows(self, value: object) -> bool:
-        """Whether a tensor follows from the parameters."""
-        return id(value) in self.known
-
-    def break_off(self) -> None:
-        """Gives up: something was seen that no operation shows."""
-        self.is_broken = True
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -169,7 +156,7 @@ class _Recorder(Observer):
             raise _NotRecordable
         places = []
         for out in results:
-            slot = _Slot(len(self.known))
+            slot = Slot(len(self.known))
             self.known[id(out)] = (slot, out)
             places.append(slot.index)
         self.instructions.append(_Instruction(function, own_args, own_kwargs, tuple(places)))
@@ -185,14 +172,14 @@ class _Recorder(Observer):
 
 
 def _leading_to(
-    instructions: Sequence[_Instruction], outputs: Mapping[str, _Slot | Tensor]
+    instructions: Sequence[_Instruction], outputs: Mapping[str, Slot | Tensor]
 ) -> tuple[_Instruction, ...]:
     """The instructions without those that lead nowhere."""
-    wanted = {out.index for out in outputs.values() if isinstance(out, _Slot)}
+    wanted = {out.index for out in outputs.values() if isinstance(out, Slot)}
     kept: list[_Instruction] = []
 
     def want(value: Any) -> Any:
-        if isinstance(value, _Slot):
+        if isinstance(value, Slot):
             wanted.add(value.index)
         return value
 

@@ -40,8 +40,13 @@ class MixtureKernel:
 
     def __call__(self, natural: Natural) -> tuple[float, dict[TieKey, Tensor]]:
         """Log evidence, and its gradient by the natural parameters of all tied factors."""
+        total, gradient = self.swept(natural)
+        return float(total), gradient
+
+    def swept(self, natural: Natural) -> tuple[Tensor, dict[TieKey, Tensor]]:
+        """The same, the log evidence as a tensor."""
         total, gradients = self.batched({key: eta.unsqueeze(0) for key, eta in natural.items()})
-        return float(total), {key: gradient[0] for key, gradient in gradients.items()}
+        return total[0], {key: gradient[0] for key, gradient in gradients.items()}
 
     def batched(self, natural: Natural) -> tuple[Tensor, dict[TieKey, Tensor]]:
         """The same at several parameter values.

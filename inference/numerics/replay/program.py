@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ember.inference.numerics.operations import Slot
 from ember.inference.numerics.replay.in_numpy.expressions import EXPRESSIONS, HELPERS
 from ember.inference.numerics.replay.in_numpy.operands import Making, Operand
 from ember.inference.numerics.replay.recording import (
     LARGE,
     Condition,
     Record,
-    Slot,
     Step,
     memory,
 )
@@ -137,7 +137,7 @@ class _Writer:
         if name not in EXPRESSIONS:
             return None
         making = Making(step.results, tuple(i in self.read for i in step.outputs), self._constant)
-        given, written = iter(step.given), len(self.lines)
+        given = iter(step.given)
 
         def operand(value: Any) -> Any:
             kind = type(value)
@@ -159,7 +159,6 @@ class _Writer:
             kwargs = {name: operand(value) for name, value in step.kwargs.items()}
             return EXPRESSIONS[name](making, *args, **kwargs)
         except (NotImplementedError, TypeError):
-            del self.lines[written:]
             return None
 
     def _by_torch(self, step: Step) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ember.inference.numerics.operations import (
     Observer,
+    Slot,
     Watch,
     has_shape_by_value,
     listed,
@@ -29,7 +30,6 @@ __all__ = [
     "Condition",
     "NotRecordable",
     "Record",
-    "Slot",
     "Step",
     "as_one_step",
     "is_recording",
@@ -46,13 +46,6 @@ Function = Callable[..., Sequence[Tensor] | None]
 
 class NotRecordable(Exception):
     """The function does what no list of operations says."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """The place of a tensor that the inputs determine."""
-
-    index: int
 
 
 class Step(NamedTuple):
@@ -150,14 +143,12 @@ def _active() -> _Recorder | None:
 
 class _Recorder(Observer):
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        # The tensors are kept, so that their ids stay theirs.
-        self.known = {id(value): (Slot(i), value) for i, value in enumerate(inputs)}
+        super().__init__(inputs)
         # What stays as it is: the memory of the inputs, and of constants that were read.
         self.fixed = {memory(value): value for value in inputs}
         self.slots, self.size = len(inputs), 0
         self.steps: list[Step | Condition] = []
-        self.is_broken = self.is_paused = False
+        self.is_paused = False
 
     def __enter__(self) -> Any:
         _here.recorder = self
@@ -166,10 +157,6 @@ class _Recorder(Observer):
     def __exit__(self, *error: object) -> None:
         _here.recorder = None
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-
-    def knows(self, value: object) -> bool:
-        """Whether a tensor follows from the inputs."""
-        return id(value) in self.known
 
     def break_off(self) -> None:
         """Gives up: something was seen that no operation shows."""

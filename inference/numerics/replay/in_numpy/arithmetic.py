@@ -12,7 +12,6 @@ from ember.inference.numerics.replay.in_numpy.operands import (
     Expression,
     Making,
     Operand,
-    in_place,
     number,
 )
 
@@ -181,8 +180,6 @@ EXPRESSIONS: dict[str, Expression] = {
     **{name: of_two(function) for name, function in OF_TWO.items()},
     **{name: reduced(function) for name, function in REDUCTIONS.items()},
     **{f"{name}.default": prefix(name) for name in [*FUNCTIONS.split(), "sigmoid"]},
-    **{f"{n}_.{k}": in_place(infix(s)) for n, s in SIGNS.items() for k in ("Tensor", "Scalar")},
-    **{f"{name}_.default": in_place(prefix(name)) for name in ("exp", "log", "reciprocal", "sqrt")},
     "sigmoid_backward.default": lambda making, x, y: f"{x} * {y} * (1.0 - {y})",
     "rsub.Scalar": lambda making, x, y: f"{number(making, y)} - {x}",
     "neg.default": lambda making, x: f"-{x}",
@@ -193,7 +190,6 @@ EXPRESSIONS: dict[str, Expression] = {
     "pow.Tensor_Scalar": power,
     "pow.Tensor_Tensor": power,
     "addmm.default": product_added,
-    "addmm_.default": in_place(product_added),
     "clamp.default": clamped,
     "clamp.Tensor": clamped,
     "where.self": lambda making, c, x, y: f"where({c}, {number(making, x)}, {number(making, y)})",

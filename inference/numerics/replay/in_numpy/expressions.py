@@ -1,7 +1,7 @@
 """All of them."""
 
 from ember.inference.numerics.replay.in_numpy import arithmetic, layout, matrices
-from ember.inference.numerics.replay.in_numpy.operands import Expression, written
+from ember.inference.numerics.replay.in_numpy.operands import Expression
 
 __all__ = ["EXPRESSIONS", "HELPERS"]
 
@@ -15,5 +15,4 @@ HELPERS: dict[str, object] = {
     **arithmetic.HELPERS,
     **layout.HELPERS,
     **matrices.HELPERS,
-    "written": written,
 }

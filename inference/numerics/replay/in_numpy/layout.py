@@ -13,7 +13,6 @@ from ember.inference.numerics.replay.in_numpy.operands import (
     Making,
     Operand,
     dtype_of,
-    in_place,
     number,
 )
 
@@ -112,19 +111,12 @@ def indexed(making: Making, x: Operand, indices: Sequence[Operand | None]) -> st
     return f"{x}[{each}]"
 
 
-def added_at(making: Making, x: Operand, dim: int, index: Operand, source: Operand) -> str:
+def added(making: Making, x: Operand, dim: int, index: Operand, source: Operand) -> str:
     """Sums at places along the first dim, or the second."""
     at = str(index) if dim % x.like.dim() == 0 else f"(every, {index})"
     if dim % x.like.dim() > 1:
         raise NotImplementedError
-    return f"added_at({x}, {at}, {source})"
-
-
-def added_to_copy(making: Making, x: Operand, dim: int, index: Operand, source: Operand) -> str:
-    """The same, of a copy."""
-    copy = Operand(f"{x}.copy()")
-    copy.like = x.like
-    return added_at(making, copy, dim, index, source)
+    return f"added_at({x}.copy(), {at}, {source})"
 
 
 def put_back(index: str) -> Expression:
@@ -211,14 +203,13 @@ HELPERS: dict[str, object] = {
     "one": one,
 }
 
-RESHAPES = ("view", "_unsafe_view", "unsqueeze", "squeeze", "squeeze_", "reshape")
+RESHAPES = ("view", "_unsafe_view", "unsqueeze", "squeeze", "reshape")
 EXPRESSIONS: dict[str, Expression] = {
     **{f"{name}.{kind}": reshaped for name in RESHAPES for kind in ("default", "dim", "dims")},
     "detach.default": same,
     "alias.default": same,
     "clone.default": copied,
     "_to_copy.default": converted,
-    "copy_.default": in_place(lambda making, x, y, non_blocking=False: number(making, y)),
     "expand.default": expanded,
     "permute.default": permuted,
     "transpose.int": swapped,
@@ -230,8 +221,7 @@ EXPRESSIONS: dict[str, Expression] = {
     "diagonal.default": diagonal,
     "index_select.default": looked_up,
     "index.Tensor": indexed,
-    "index_add.default": added_to_copy,
-    "index_add_.default": added_at,
+    "index_add.default": added,
     "slice_backward.default": put_back("slice"),
     "select_backward.default": put_back("select"),
     "index_put.default": put,

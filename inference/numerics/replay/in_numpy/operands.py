@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Expression", "Making", "Operand", "dtype_of", "in_place", "number", "written"]
+__all__ = ["Expression", "Making", "Operand", "dtype_of", "number"]
 
 
 Expression = Callable[..., str]
@@ -60,19 +60,3 @@ def number(making: Making, value: object) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return making.constant(value)
     return f"({value!r})"
-
-
-def in_place(expression: Expression) -> Expression:
-    """The result written where the first operand is."""
-
-    def change(making: Making, x: Operand, *args: object, **kwargs: object) -> str:
-        made = expression(making, x, *args, **kwargs)
-        return f"written({x}, {made})" if x.like.dim() else made
-
-    return change
-
-
-def written(where: np.ndarray, value: object) -> np.ndarray:
-    """Writes an array's numbers."""
-    where[...] = value
-    return where
