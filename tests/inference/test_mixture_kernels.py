@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
-from ember.inference.expectation.kernels import compiled_sweep as threads
+from ember.inference.expectation.kernels import compiled_sweep as by_threads
 from ember.inference.expectation.kernels import mixture, sweep
 from ember.inference.expectation.kernels.compiled_sweep import compiled_sweep, is_worth_compiled
 from ember.inference.expectation.kernels.mixture import MixtureKernel
@@ -25,6 +25,7 @@ from ember.inference.inputs.shelter import sheltered
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.numerics.compiled import use_compiled
 from ember.inference.numerics.log_space import IMPOSSIBLE
+from ember.inference.numerics.threads import in_threads
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.potentials import natural_parameters, values_of
@@ -272,18 +273,44 @@ def test_chunks_of_any_size(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
         close(found, wanted, 1e-12)
 
 
-@compiled_alone
+@pytest.fixture
+def threads_of_torch() -> Iterator[Callable[[int], None]]:
+    """Sets the number of torch's threads for a test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@each_way
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_any_number_of_threads(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "ALONE", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
-    arguments = swept(data(2000, 4).T.contiguous())
-    first = compiled_sweep(*arguments)
-    for found, again, wanted in zip(
-        first, compiled_sweep(*arguments), sweep.sweep(*arguments), strict=True
-    ):
+def test_any_number_of_threads(
+    way: Way,
+    count: int,
+    threads_of_torch: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_threads, "ALONE", 1)
+    monkeypatch.setattr(sweep, "ALONE", 1)
+    weights = 1.0 + torch.arange(2000.0).double() % 3
+    arguments = swept(data(2000, 4).T.contiguous(), weights=weights)
+    alone = way(*arguments)
+    threads_of_torch(count)
+    first = way(*arguments)
+    for found, again, wanted in zip(first, way(*arguments), alone, strict=True):
         assert torch.equal(found, again)  # whichever thread is done first
         close(found, wanted, 1e-12)
+    assert torch.get_num_threads() == count
+
+
+def test_torch_computes_alone_in_each_thread(threads_of_torch: Callable[[int], None]) -> None:
+    def own(part: int) -> tuple[int, bool]:
+        return torch.get_num_threads(), torch.is_grad_enabled()
+
+    threads_of_torch(3)
+    assert in_threads(own, range(6)) == [(1, False)] * 6
+    threads_of_torch(2)
+    assert in_threads(own, range(6)) == [(1, False)] * 6
+    assert torch.get_num_threads() == 2
 
 
 @compiled_alone

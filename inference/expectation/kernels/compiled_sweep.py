@@ -6,34 +6,26 @@ so that the result does not depend on which thread was done first.
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from ember.inference.expectation.kernels.sweep import Rows, Swept
+from ember.inference.expectation.kernels.sweep import Rows, Swept, work_of
 from ember.inference.numerics.compiled import use_compiled
-from ember.inference.numerics.threads import in_threads
+from ember.inference.numerics.threads import bounds_of, in_threads
 
 __all__ = ["compiled_sweep", "is_worth_compiled"]
 
 
 WORTH = 4_000_000  # products of a sweep; of fewer, a whole fit is done while numba is loaded
 ALONE = 50_000  # products that one thread does while another is woken
-FEW_FEATURES = 16  # which the exponential of a component costs as much time as
 
 
 def is_worth_compiled(rows: Rows, left: Tensor) -> bool:
     """Whether there are compiled loops for such rows, and enough of them to be worth loading."""
-    if _work(rows, left) < WORTH or not use_compiled():
+    if work_of(rows, left) < WORTH or not use_compiled():
         return False
     return left.dtype == torch.float64 and left.device.type == "cpu"
-
-
-def _work(rows: Rows, left: Tensor) -> int:
-    batch, components, features = left.shape
-    return len(rows) * batch * components * (features + FEW_FEATURES)
 
 
 def compiled_sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
@@ -55,11 +47,8 @@ def compiled_sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
         sweep_rows(data, weights, factors, filled, start, *bounds, total, sums, counts)
         return total, sums, counts
 
-    blocks = -(-len(rows) // WIDTH)
-    parts = max(1, min(torch.get_num_threads(), blocks, _work(rows, left) // ALONE))
-    bounds = [min(len(rows), WIDTH * (blocks * i // parts)) for i in range(parts + 1)]
-    bounds[-1] = len(rows)
-    found = in_threads(part, itertools.pairwise(bounds))
+    bounds = bounds_of(len(rows), WIDTH, work_of(rows, left) // ALONE)
+    found = in_threads(part, bounds)
     total, sums, counts = (torch.from_numpy(sum(each)) for each in zip(*found, strict=True))
     if rows.base is not None:
         total += (rows.base if rows.weights is None else rows.base * rows.weights).sum()

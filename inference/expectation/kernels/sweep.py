@@ -3,9 +3,9 @@ r"""One sweep over the rows of a mixture, in torch.
 .. math:: G = c + A\,F, \qquad R = \operatorname{softmax}_k(G), \qquad S = R\,F^\top
 
 with the features ``F (F, N)`` of the rows, formed in chunks of columns that fit the cache, in one
-buffer: nothing of size ``N K`` or ``N F`` is ever stored. Several parameter values go through
-together: their ``A`` are stacked, and the softmax runs within each block of ``K`` rows. What one
-sweep reads, and what it costs to start, is then shared by all of them.
+buffer for each thread: nothing of size ``N K`` or ``N F`` is ever stored. Several parameter values
+go through together: their ``A`` are stacked, and the softmax runs within each block of ``K`` rows.
+What one sweep reads, and what it costs to start, is then shared by all of them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.columns import NOTHING, Columns
+from ember.inference.numerics.threads import bounds_of, in_threads
 
-__all__ = ["CHUNK_BYTES", "Rows", "Swept", "sweep", "sweep_at_once"]
+__all__ = ["CHUNK_BYTES", "Rows", "Swept", "sweep", "sweep_at_once", "work_of"]
 
 
 Swept = tuple[Tensor, Tensor, Tensor]
 """Log evidence ``(R,)``, sums of features ``(R, K, F)`` and expected counts ``(R, K)``."""
 
 CHUNK_BYTES = 4_000_000  # of features; the chunk and its log joint then stay in the cache
+FEW_FEATURES = 16  # which the exponential of a component costs as much time as
+ALIGNED = 256  # rows: a chunk has a multiple of so many
+ALONE = 1_000_000  # products that one thread does while another is woken
 
 
 @dataclass(frozen=True)
@@ -73,22 +77,29 @@ class Rows:
             each.form(start, stop, out[place : place + each.features])
             place += each.features
 
-    def chunks(self, width: int) -> Iterator[tuple[slice, Tensor]]:
+    def chunks(self, start: int, stop: int, width: int) -> Iterator[tuple[slice, Tensor]]:
         """Some rows after the other, with their features ``(F, n)``, for as long as none follow."""
-        if len(self) <= width and 8 * self.features * width <= CHUNK_BYTES:
-            yield slice(0, len(self)), self.whole
+        held = self.held
+        places = range(start, stop, width)
+        if held is not None:
+            for first in places:
+                chosen = slice(first, min(first + width, stop))
+                yield chosen, held[:, chosen]
             return
-        if len(self.columns) == 1 and type(self.columns[0]) is Columns:
-            held = self.columns[0].data
-            for start in range(0, len(self), width):
-                yield slice(start, start + width), held[:, start : start + width]
-            return
-        room = self.columns[0].data.new_empty(self.features * min(width, len(self)))
-        for start in range(0, len(self), width):
-            stop = min(start + width, len(self))
-            out = room[: self.features * (stop - start)].view(self.features, -1)
-            self.form(start, stop, out)
-            yield slice(start, stop), out
+        room = self.columns[0].data.new_empty(self.features * min(width, stop - start))
+        for first in places:
+            last = min(first + width, stop)
+            out = room[: self.features * (last - first)].view(self.features, -1)
+            self.form(first, last, out)
+            yield slice(first, last), out
+
+    @functools.cached_property
+    def held(self) -> Tensor | None:
+        """The features of all rows, if they are few, or held as they are."""
+        if 8 * self.features * len(self) <= CHUNK_BYTES:
+            return self.whole
+        is_one = len(self.columns) == 1 and type(self.columns[0]) is Columns
+        return self.columns[0].data if is_one else None
 
     @functools.cached_property
     def whole(self) -> Tensor:
@@ -96,6 +107,12 @@ class Rows:
         out = self.columns[0].data.new_empty(self.features, len(self))
         self.form(0, len(self), out)
         return out
+
+
+def work_of(rows: Rows, left: Tensor) -> int:
+    """The products of a sweep, its exponentials counted as some."""
+    batch, components, features = left.shape
+    return len(rows) * batch * components * (features + FEW_FEATURES)
 
 
 def sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
@@ -106,15 +123,27 @@ def sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
         left: What each feature counts for in each component, ``(R, K, F)``.
         constant: What each component begins with, its log weight among it, ``(R, K)``.
     """
+    most = work_of(rows, left) // ALONE if left.device.type == "cpu" else 1
+    each = in_threads(
+        functools.partial(_swept, rows, left, constant), bounds_of(len(rows), ALIGNED, most)
+    )
+    total, sums, counts = (functools.reduce(torch.add, part) for part in zip(*each, strict=True))
+    return total, sums, counts
+
+
+def _swept(rows: Rows, left: Tensor, constant: Tensor, bounds: tuple[int, int]) -> Swept:
+    """What some of the rows contribute."""
     batch, components, features = left.shape
     flat, start = left.flatten(0, 1), constant.reshape(-1, 1)
     # One value's log joint is small beside the features; that of many must fit as well.
     widest = features if batch == 1 else max(features, len(flat))
-    width = max(256, CHUNK_BYTES // (8 * widest))
+    width = max(1, CHUNK_BYTES // (8 * widest * ALIGNED)) * ALIGNED
     sums, counts = torch.zeros_like(flat), left.new_zeros(len(flat))
     total = left.new_zeros(batch)
-    for chosen, chunk in rows.chunks(width):
-        stacked = torch.addmm(start, flat, chunk)
+    room = left.new_empty(len(flat) * min(width, bounds[1] - bounds[0]))
+    for chosen, chunk in rows.chunks(*bounds, width):
+        stacked = room[: len(flat) * chunk.shape[1]].view(len(flat), -1)
+        torch.addmm(start, flat, chunk, out=stacked)
         joint = stacked.view(batch, components, -1)
         top = joint.amax(1)
         joint.sub_(top.unsqueeze(1)).exp_()
