@@ -6,7 +6,7 @@ from pathlib import Path
 
 INFERENCE = Path(__file__).parents[1] / "inference"
 ROOMS = [
-    *("inputs", "numerics", "parameters", "families", "reading", "factors", "plan"),
+    *("numerics", "inputs", "parameters", "families", "reading", "factors", "plan"),
     *("maximisation", "expectation", "optimality", "queries", "initialisation", "variational"),
     *("variational_bayes", "sampling", "iteration", "reports", "storage", "streaming", "exports"),
     *("answers", "certainty", "fit"),

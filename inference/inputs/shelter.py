@@ -12,8 +12,9 @@ from torch.distributions import constraints, transform_to
 from torch.overrides import TorchFunctionMode
 
 from ember.inference.inputs.devices import device_of, on_device
+from ember.inference.numerics.threads import one_thread
 
-__all__ = ["Promoted", "declare_from_outside", "one_thread", "sheltered", "threads_for"]
+__all__ = ["Promoted", "declare_from_outside", "sheltered", "threads_for"]
 
 
 ONE_THREAD = 300_000  # numbers; with fewer, threads cost more than they bring
@@ -96,20 +97,6 @@ def sheltered(seed: int | None = None, data: object = (), beside: object = ()) -
 def threads_for(data: object) -> contextlib.AbstractContextManager[None]:
     """Runs its body on one thread if the data are few, and as it was otherwise."""
     return one_thread(_elements(data) < ONE_THREAD)
-
-
-@contextlib.contextmanager
-def one_thread(wanted: bool = True) -> Iterator[None]:
-    """Has torch use one thread: to wake others takes longer than many a small product."""
-    threads = torch.get_num_threads()
-    if not wanted or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _sow(seed: int, device: torch.device) -> None:

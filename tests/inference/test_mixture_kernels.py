@@ -25,7 +25,7 @@ from ember.inference.inputs.shelter import sheltered
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.numerics.compiled import use_compiled
 from ember.inference.numerics.log_space import IMPOSSIBLE
-from ember.inference.numerics.threads import in_threads
+from ember.inference.numerics.threads import bounds_of, in_threads, one_thread
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.potentials import natural_parameters, values_of
@@ -310,6 +310,11 @@ def test_torch_computes_alone_in_each_thread(threads_of_torch: Callable[[int], N
     assert in_threads(own, range(6)) == [(1, False)] * 6
     threads_of_torch(2)
     assert in_threads(own, range(6)) == [(1, False)] * 6
+    assert torch.get_num_threads() == 2
+    with one_thread():  # which torch has for itself; the others are set aside for parts
+        assert torch.get_num_threads() == 1
+        assert in_threads(own, range(6)) == [(1, False)] * 6
+        assert bounds_of(100, 10, 9) == [(0, 50), (50, 100)]
     assert torch.get_num_threads() == 2
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.chains.blocks import Blocks, Potentials, counted, cut, past
-from ember.inference.inputs.shelter import one_thread
+from ember.inference.numerics.threads import one_thread
 
 __all__ = ["SHARE", "Scaling", "Smoothed", "scaled_forward_backward"]
 
