@@ -27,7 +27,8 @@ Places = NDArray[np.int64]
 
 WIDTH = 256  # rows at a time
 BLOCK = 64  # features at a time
-TILE = 4  # components, and features, whose products are held in registers
+TILE = 4  # features whose products with two components are held in registers, which are sixteen
+TOGETHER = 32  # rows whose evidence, each at most the number of components, is multiplied
 _W = np.uint64(WIDTH)
 _W2 = np.uint64(2 * WIDTH)
 _W3 = np.uint64(3 * WIDTH)
@@ -137,24 +138,20 @@ def _form(
 def _multiply(
     joint: Floats, features: Floats, a: Floats, components: int, first: int, count: int
 ) -> None:
-    """``joint += a @ features``, four components and four features at a time."""
-    whole = components - components % TILE
+    """``joint += a @ features``, two components and four features at a time."""
+    whole = components - components % 2
     for f in range(0, count, TILE):
         i = first + f
         x = np.uint64(f) * _W
-        for k in range(0, whole, TILE):
+        for k in range(0, whole, 2):
             a00, a01, a02, a03 = a[k, i], a[k, i + 1], a[k, i + 2], a[k, i + 3]
             a10, a11, a12, a13 = a[k + 1, i], a[k + 1, i + 1], a[k + 1, i + 2], a[k + 1, i + 3]
-            a20, a21, a22, a23 = a[k + 2, i], a[k + 2, i + 1], a[k + 2, i + 2], a[k + 2, i + 3]
-            a30, a31, a32, a33 = a[k + 3, i], a[k + 3, i + 1], a[k + 3, i + 2], a[k + 3, i + 3]
             y = np.uint64(k) * _W
             for j in range(_W):
                 x0, x1 = features[x + j], features[x + _W + j]
                 x2, x3 = features[x + _W2 + j], features[x + _W3 + j]
                 joint[y + j] += a00 * x0 + a01 * x1 + a02 * x2 + a03 * x3
                 joint[y + _W + j] += a10 * x0 + a11 * x1 + a12 * x2 + a13 * x3
-                joint[y + _W2 + j] += a20 * x0 + a21 * x1 + a22 * x2 + a23 * x3
-                joint[y + _W3 + j] += a30 * x0 + a31 * x1 + a32 * x2 + a33 * x3
         for k in range(whole, components):
             a00, a01, a02, a03 = a[k, i], a[k, i + 1], a[k, i + 2], a[k, i + 3]
             y = np.uint64(k) * _W
@@ -168,20 +165,18 @@ def _multiply(
 def _gather(
     sums: Floats, features: Floats, joint: Floats, components: int, first: int, count: int
 ) -> None:
-    """``sums += joint @ features'``, four components and four features at a time."""
-    whole = components - components % TILE
+    """``sums += joint @ features'``, two components and four features at a time."""
+    whole = components - components % 2
     for f in range(0, count, TILE):
         i = first + f
         x = np.uint64(f) * _W
-        for k in range(0, whole, TILE):
+        for k in range(0, whole, 2):
             y = np.uint64(k) * _W
             s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = 0.0
-            s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = 0.0
             for j in range(_W):
                 x0, x1 = features[x + j], features[x + _W + j]
                 x2, x3 = features[x + _W2 + j], features[x + _W3 + j]
                 y0, y1 = joint[y + j], joint[y + _W + j]
-                y2, y3 = joint[y + _W2 + j], joint[y + _W3 + j]
                 s00 += y0 * x0
                 s01 += y0 * x1
                 s02 += y0 * x2
@@ -190,18 +185,8 @@ def _gather(
                 s11 += y1 * x1
                 s12 += y1 * x2
                 s13 += y1 * x3
-                s20 += y2 * x0
-                s21 += y2 * x1
-                s22 += y2 * x2
-                s23 += y2 * x3
-                s30 += y3 * x0
-                s31 += y3 * x1
-                s32 += y3 * x2
-                s33 += y3 * x3
             _add(sums, k, i, s00, s01, s02, s03)
             _add(sums, k + 1, i, s10, s11, s12, s13)
-            _add(sums, k + 2, i, s20, s21, s22, s23)
-            _add(sums, k + 3, i, s30, s31, s32, s33)
         for k in range(whole, components):
             y = np.uint64(k) * _W
             s00 = s01 = s02 = s03 = 0.0
@@ -224,7 +209,13 @@ def _add(sums: Floats, k: int, i: int, a: float, b: float, c: float, d: float) -
 
 @_compiled("contract", "reassoc", "nsz")
 def _normalise(
-    joint: Floats, counts: Floats, weights: Floats, top: Floats, evidence: Floats, rows: int
+    joint: Floats,
+    counts: Floats,
+    weights: Floats,
+    top: Floats,
+    evidence: Floats,
+    rows: int,
+    is_weighted: bool,
 ) -> float:
     """Log joint ``(K, W)`` to weights of the components in place; returns the log evidence.
 
@@ -235,6 +226,7 @@ def _normalise(
         top: Room for a number for each row.
         evidence: The same.
         rows: How many rows there are.
+        is_weighted: Whether some row counts otherwise than once.
     """
     components = len(joint)
     for j in range(WIDTH):
@@ -249,8 +241,16 @@ def _normalise(
             joint[k, j] = e
             evidence[j] += e
     total = 0.0
-    for j in range(rows):
-        total += weights[j] * (top[j] + _logarithm(evidence[j]))
+    if is_weighted:
+        for j in range(rows):
+            total += weights[j] * (top[j] + _logarithm(evidence[j]))
+    else:
+        for first in range(0, rows, TOGETHER):
+            product = 1.0
+            for j in range(first, min(first + TOGETHER, rows)):
+                total += top[j]
+                product *= evidence[j]
+            total += _logarithm(product)
     for j in range(WIDTH):
         evidence[j] = weights[j] / evidence[j]
     for k in range(components):
@@ -292,6 +292,7 @@ def sweep_rows(
         counts: Expected counts ``(R, K)``.
     """
     batch, components, width = left.shape
+    is_weighted = len(weights) > 0
     rows = np.empty(len(data) * WIDTH)
     features = np.empty(min(width, BLOCK) * WIDTH)
     joint = np.empty((components, WIDTH))
@@ -306,7 +307,7 @@ def sweep_rows(
                 rows[m * WIDTH + j] = 0.0
         for j in range(WIDTH):
             weight[j] = 1.0 if j < n else 0.0
-        if len(weights) > 0:
+        if is_weighted:
             for j in range(n):
                 weight[j] = weights[begin + j]
         for r in range(batch):
@@ -318,7 +319,7 @@ def sweep_rows(
                 if width > BLOCK or r == 0:
                     _form(features, rows, factors[0], factors[1], first, count)
                 _multiply(flat, features, left[r], components, first, count)
-            total[r] += _normalise(joint, counts[r], weight, top, evidence, n)
+            total[r] += _normalise(joint, counts[r], weight, top, evidence, n, is_weighted)
             for first in range(0, width, BLOCK):
                 count = min(BLOCK, width - first)
                 if width > BLOCK:
