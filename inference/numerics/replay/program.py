@@ -236,7 +236,7 @@ def _read(record: Record) -> frozenset[int]:
 def _tensor(array: Any) -> Tensor:
     """An array, or a number, as a tensor."""
     if type(array) is not np.ndarray:
-        return torch.as_tensor(array)
+        return torch.from_numpy(np.array(array))
     if not array.flags.writeable or min(array.strides, default=0) < 0:
         array = array.copy()
     return torch.from_numpy(array)

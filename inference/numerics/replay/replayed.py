@@ -51,7 +51,7 @@ class Replayed:
             self._shapes = shapes
         if is_recording() or shapes != self._shapes or _wants_gradients(inputs):
             return self.function(*inputs)
-        inputs = tuple([x.detach() for x in inputs])
+        inputs = tuple([x.detach() if x.requires_grad else x for x in inputs])
         with torch.no_grad(), np.errstate(all="ignore"):
             for i, program in enumerate(self._programs):
                 try:
