@@ -48,7 +48,9 @@ def main() -> None:
         )
         print(f"{name:32} {plain:>10} {quick:>10} {plain / quick:>6.1f}x", flush=True)
     print(f"\n{'value and gradient, ms':32} {'Pyro':>10} {'Ember':>10} {'ratio':>7}")
-    for name, model, x, options in found:
+    large = ("overlapping, 100,000 x 8, eight", gaussian_mixture, overlapping(100_000, 8, 8),
+             {"components": 8})  # fmt: skip
+    for name, model, x, options in [*found, large]:
         theirs, ours = gradients(model, x, options)
         print(f"{name:32} {theirs:>10.2f} {ours:>10.2f} {theirs / ours:>6.1f}x", flush=True)
     print(f"\n{'seconds to 1e-6 of the optimum':32} {'SVI':>10} {'EM':>10} {'ratio':>7}")
