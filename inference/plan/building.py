@@ -57,7 +57,9 @@ def build_plan(
     while True:
         structure, trace = with_loops(*read_structure(model, arguments, wishes, start))
         try:
-            return _plan(structure, trace, objective, probing, misread, unconstrained)
+            plan = _plan(structure, trace, objective, probing, misread, unconstrained)
+            structure.remembered.results = None
+            return plan
         except NotIntegrable:
             chains = [chain.latent for chain in structure.gaussian_chains]
             if not structure.found and not chains:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ember.inference.numerics.draws import Draws
+from ember.inference.reading.known_results import Result
 
 __all__ = ["KnownFactors", "Remembered"]
 
@@ -23,13 +24,19 @@ ROUNDING = 1e-13  # of a product with random vectors, relative to the largest
 
 
 class Remembered:
-    """The factors of matrices, and what tells each of them; a pickle leaves them behind.
+    """What runs of a model share; a pickle leaves it behind.
 
     Two matrices that give the same products with random vectors are the same but for rounding.
+
+    Attributes:
+        known: The factors of matrices, and what tells each of them.
+        results: What was computed of the data alone, while a model is read; None before and after,
+            as that may be as large as they are.
     """
 
     def __init__(self) -> None:
         self.known: list[tuple[Tensor, Tensor]] = []  # products and factor, the last used first
+        self.results: list[Result] | None = None
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[()]]:
         return Remembered, ()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ember.inference.inputs.shelter import Promoted
 from ember.inference.reading.known_factors import KnownFactors, Remembered
+from ember.inference.reading.known_results import KnownResults
 
 __all__ = ["Modes", "Watch"]
 
@@ -35,6 +36,8 @@ class Modes:
                 stack.enter_context(Promoted())
             if self.remembers:
                 stack.enter_context(KnownFactors(remembered))
+            if remembered.results is not None:
+                stack.enter_context(KnownResults(remembered.results))
             yield
 
 
@@ -42,11 +45,12 @@ class Watch:
     """All modes, around a first run; afterwards ``modes`` says which of them it had a use for.
 
     Attributes:
-        remembered: The factors of its large matrices.
+        remembered: The factors of its large matrices, and what it computes of its data alone.
     """
 
     def __init__(self) -> None:
         self.remembered = Remembered()
+        self.remembered.results = []
         self._promoted, self._known = Promoted(), KnownFactors(self.remembered)
 
     @property
@@ -57,5 +61,6 @@ class Watch:
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """Runs its body under all of them."""
-        with self._promoted, self._known:
+        assert self.remembered.results is not None
+        with self._promoted, self._known, KnownResults(self.remembered.results):
             yield

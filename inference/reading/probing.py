@@ -25,6 +25,7 @@ from ember.inference.reading.computed import computed_form, is_below_nodes
 from ember.inference.reading.distributions import Alternatives, arguments_of
 from ember.inference.reading.gaussian.slices import few_rows
 from ember.inference.reading.hidden_parameters import Gradients
+from ember.inference.reading.known_results import same_value
 from ember.inference.reading.masks import (
     full_mask,
     masked_log_prob,
@@ -215,7 +216,7 @@ def _family(
     if len({type(u.base) for u in unwrapped}) > 1:
         return None, None, "its family changes with the parameters"
     if name not in structure.parameters and not all(
-        _same_value(site["value"], sites[0]["value"]) for site in sites[1:]
+        same_value(site["value"], sites[0]["value"]) for site in sites[1:]
     ):
         return None, None, "its value depends on parameters"
     if is_below_nodes(name, structure, probes.traces[0].nodes):
@@ -332,14 +333,6 @@ def _match_scaled(
 
 def _doubled(values: list[Tensor]) -> list[Tensor]:
     return [value.double() for value in values]
-
-
-def _same_value(left: Tensor, right: Tensor) -> bool:
-    if left is right or (left.shape == right.shape and left.data_ptr() == right.data_ptr()):
-        return True
-    return left.shape == right.shape and bool(
-        ((left == right) | (left.isnan() & right.isnan())).all()
-    )
 
 
 def _rebuilds(

@@ -55,6 +55,9 @@ class _Answering(Messenger):
         if known is not None:
             msg["value"], msg["done"] = known, True
 
+    def _pyro_of_data(self, msg: Message[..., object]) -> None:
+        msg["stop"] = True  # what follows from these moments is not of the rows at hand alone
+
 
 class Pooled:
     """A model that takes its defaults from known moments.

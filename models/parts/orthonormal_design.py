@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.models.parts.of_data import of_data
+
 __all__ = ["Design", "has_level", "orthonormal"]
 
 
@@ -47,6 +49,7 @@ class Design:
         return y
 
 
+@of_data
 def orthonormal(design: Tensor, frequency: Tensor) -> Design:
     """The coordinates of a design (N, F), its rows counted by frequency (N,)."""
     x, counted = design.double(), (frequency > 0).unsqueeze(-1)
@@ -76,6 +79,7 @@ def orthonormal(design: Tensor, frequency: Tensor) -> Design:
     return Design(inverse, rows, level)
 
 
+@of_data
 def has_level(design: Tensor, frequency: Tensor) -> bool:
     """Whether a column of a design is the same number, not zero, in all rows that count."""
     return _constant_column(design, frequency) is not None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ember.models.parts.moments import Moments, moments
+from ember.models.parts.of_data import of_data
 
 __all__ = [
     "HALF_COUNT",
@@ -113,6 +114,7 @@ def count_mean(rows: Tensor, frequency: Tensor) -> Tensor:
     return torch.maximum(found.mean, 0.5 / found.total.clamp_min(0.5))
 
 
+@of_data
 def default_variance(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
     """The variance (D,) of each column, shared out among the components."""
     found = moments(rows, frequency, "variance")
@@ -121,6 +123,7 @@ def default_variance(rows: Tensor, frequency: Tensor, components: int) -> Tensor
     return variance / _shrinkage(rows, components)
 
 
+@of_data
 def default_scale(rows: Tensor, frequency: Tensor, components: int) -> Tensor:
     """The covariance (D, D) of the rows, shared out among the components.
 

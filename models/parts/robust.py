@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ember.models.parts.of_data import of_data
 from ember.models.parts.priors import Hyperparameters, default_variance, weighted_mean
 
 __all__ = [
@@ -55,6 +56,7 @@ def weight_site(df: Tensor) -> Tensor:
     return weight
 
 
+@of_data
 def middle(rows: Tensor, frequency: Tensor) -> Tensor:
     """The median (D,) of each column (N, D), row n counted frequency[n] times, NaN left out."""
     columns = []
@@ -72,6 +74,7 @@ def _after(share: Tensor, half: Tensor) -> int:
     return int((share > half).nonzero()[0])
 
 
+@of_data
 def spread(rows: Tensor, frequency: Tensor) -> Tensor:
     """The variance (D,) of each column by its median absolute deviation.
 
@@ -84,6 +87,7 @@ def spread(rows: Tensor, frequency: Tensor) -> Tensor:
     return torch.where(variance > 0, variance, default_variance(rows, frequency, 1))
 
 
+@of_data
 def left_scale(y: Tensor, design: Tensor, frequency: Tensor) -> Tensor:
     """The variance that the line of least absolute deviations leaves, by the median of the rest.
 
