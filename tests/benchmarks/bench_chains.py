@@ -33,7 +33,8 @@ SIZES = [
 FEATURES = 2
 SECONDS = 6.0  # for each size, from which on no further round begins
 ROUNDS = 2  # at least
-ITERATIONS = 4
+STEPS = 600_000  # of sequences, that all iterations of a run read together
+FEWEST, MOST = 4, 40  # iterations of a run
 
 Start = dict[str, torch.Tensor]
 Run = Callable[[np.ndarray, Start], tuple[list[float], float]]
@@ -134,6 +135,11 @@ def starting_point(x: np.ndarray, states: int) -> Start:
     return {name: torch.tensor(value) for name, value in values.items()}
 
 
+def iterations(x: np.ndarray) -> int:
+    """How many iterations a run takes."""
+    return min(MOST, max(FEWEST, STEPS // (x.shape[0] * x.shape[1])))
+
+
 def rival(x: np.ndarray, start: Start) -> tuple[list[float], float]:
     """Seconds of hmmlearn's iterations but the first, and the log likelihood after the last."""
     model = GaussianHMM(
@@ -142,7 +148,7 @@ def rival(x: np.ndarray, start: Start) -> tuple[list[float], float]:
         min_covar=0.0,
         covars_prior=0.0,
         covars_weight=0.0,
-        n_iter=ITERATIONS + 1,  # its history holds the value before each M-step
+        n_iter=iterations(x) + 1,  # its history holds the value before each M-step
         tol=-np.inf,
         init_params="",
         implementation="scaling",
@@ -151,7 +157,7 @@ def rival(x: np.ndarray, start: Start) -> tuple[list[float], float]:
     model.transmat_ = start["transition"].numpy()
     model.means_ = start["locs"].numpy()
     model.covars_ = np.linalg.inv(start["precisions"].numpy())
-    model.monitor_ = Clock(-np.inf, ITERATIONS + 1, False)
+    model.monitor_ = Clock(-np.inf, iterations(x) + 1, False)
     with threadpool_limits(1):  # its products are small: more threads only wait for each other
         model.fit(x.reshape(-1, FEATURES), [x.shape[1]] * len(x))
     return list(np.diff(model.monitor_.times)), float(model.monitor_.history[-1])
@@ -177,7 +183,7 @@ def ember(x: np.ndarray, start: Start) -> tuple[list[float], float]:
         init=start,
         accelerate=None,
         tol=1e-300,
-        max_iter=ITERATIONS,
+        max_iter=iterations(x),
     )
     fit = em.fit(x, states=len(start["initial"]))
     return fit.times.diff()[1:].tolist(), fit.log_likelihood
