@@ -19,19 +19,24 @@ MODELS ?= 1000
 DATA_SETS ?= 500
 JOBS   ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: test processors demo lint tutorials bench speed fuzz coverage clean
+.PHONY: test thorough processors demo lint tutorials bench speed fuzz coverage clean
 .DEFAULT_GOAL := test
 
 # One thread for each worker: the tensors of the tests are small, and the workers fill the cores.
+# A worker that has run out of tests takes some of another's.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
+
+# The same with further cases, and with all tutorials.
+thorough: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal -m 'thorough or not thorough'
 
 # The tests once more as other processors would run them: without vector instructions, with those
 # of another kernel of OpenBLAS, and with two threads for each operation.
 processors: $(READY)
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default OPENBLAS_CORETYPE=Haswell \
-	    $(RUN) pytest -q -n auto --maxprocesses 8
-	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 $(RUN) pytest -q -n auto --maxprocesses 8
+	    $(RUN) pytest -q -n auto --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 $(RUN) pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 demo: $(READY)
 	.venv/bin/ember demo

@@ -43,7 +43,9 @@ def every_path(chains: Potentials, r: int) -> tuple[list[tuple[int, ...]], Tenso
 
 
 @pytest.mark.parametrize("in_log_space", [False, True])
-@pytest.mark.parametrize("blocks", [1, 2, 3, 6])
+@pytest.mark.parametrize(
+    "blocks", [1, 3, *(pytest.param(b, marks=pytest.mark.thorough) for b in (2, 6))]
+)
 @pytest.mark.parametrize("lengths", [None, torch.tensor([6, 3, 1])])
 @pytest.mark.parametrize("own", [1, R])
 @pytest.mark.parametrize("times", [1, T - 1])

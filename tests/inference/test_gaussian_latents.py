@@ -15,6 +15,7 @@ from tests.inference.gaussian_fits import TOLERANCE, close, em_of, fit_at, fitte
 from tests.inference.gaussian_models import CASES, Case
 
 each_case = pytest.mark.parametrize("name", CASES)
+ALONE = ("squarem", "lbfgs")  # which "auto" puts together
 each_seed = pytest.mark.parametrize("seed", [1, 2])
 # The oracle's own search takes a minute there; the gradient at EM's optimum is tested instead.
 MIXTURES = ("factor mixture", "intercept mixture")
@@ -177,7 +178,9 @@ def slope_at(case: Case, params: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return slope, total.detach()
 
 
-@pytest.mark.parametrize("accelerate", [None, "auto", "squarem", "lbfgs"])
+@pytest.mark.parametrize(
+    "accelerate", [None, "auto", *(pytest.param(a, marks=pytest.mark.thorough) for a in ALONE)]
+)
 @each_case
 def test_the_objective_never_falls(name: str, accelerate: str | None) -> None:
     case = CASES[name]

@@ -31,7 +31,7 @@ STEPS = [
     (split_merge, "params_from"),
 ]
 
-MOMENTS = 20  # spread over each fit, and all at its end
+MOMENTS = 8  # spread over each fit, and all at its end
 
 
 def regression(x: Tensor, y: Tensor) -> None:

@@ -97,7 +97,7 @@ def test_earthquakes(reference_data: Any, states: int) -> None:
     assert fit.log_likelihood == pytest.approx(PUBLISHED[states], abs=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.thorough)])
 def test_earthquakes_by_several_starts(reference_data: Any, seed: int) -> None:
     counts = torch.tensor(reference_data("earthquakes")["count"].tolist())
     em = EM(hidden_markov_poisson, "mle", restarts=3, seed=seed)
