@@ -241,7 +241,7 @@ def test_numerical_updates_converge_at_default_settings() -> None:
     for model, data, _ in NUMERICAL.values():
         fit = EM(model, seed=1).fit(*data)
         assert fit.converged, fit.stop_reason
-        truth = EM(model, init=fit.params, tol=1e-13, max_iter=3000).fit(*data)
+        truth = EM(model, init=fit.params, tol=1e-13, max_iter=1000).fit(*data)
         assert truth.log_posterior - fit.log_posterior <= 1e-5 * (1.0 + abs(fit.log_posterior))
 
 
