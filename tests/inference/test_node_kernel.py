@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
+from ember.inference.expectation.kernels import sweep
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.objective import expected_log_joint
 from ember.inference.maximisation.separable import blocks_of
 from ember.inference.numerics import newton
+from ember.inference.plan.potentials import natural_parameters, values_of
 from ember.inference.queries.on_nodes import node_gaps
 from ember.models import item_response
 
@@ -57,6 +59,31 @@ def test_it_is_the_general_elimination(answers: Tensor, case: str, gaps: bool) -
     assert swept.log_likelihood == pytest.approx(general.log_likelihood, rel=1e-13)
     for key, (_, sums) in swept.sums.items():
         assert torch.allclose(sums, general.sums[key][1], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", ["groups", "weights", "vectors"])
+def test_parts_of_the_rows_add_up(
+    answers: Tensor, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence, params = evidence_of(answers, OPTIONS[case])
+    assert evidence.on_nodes is not None
+    kernel, plan = evidence.on_nodes, evidence.plan
+    blocks, by_node = kernel._laid_out(natural_parameters(plan, values_of(plan, params)))
+    left, rows = torch.cat(blocks, 1), kernel.statistics.shape[1]
+    whole = kernel._part(left, by_node, (0, rows))
+    parts = [kernel._part(left, by_node, bounds) for bounds in ((0, 7), (7, rows))]
+    for found, one, other in zip(whole, *parts, strict=True):
+        torch.testing.assert_close(one + other, found, rtol=1e-12, atol=1e-12)
+    monkeypatch.setattr(sweep, "ALONE", 1)
+    monkeypatch.setattr(sweep, "ALIGNED", 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        again = kernel._sweep(left, by_node)
+    finally:
+        torch.set_num_threads(before)
+    for found, wanted in zip(again, whole, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_gaps_row_by_row(answers: Tensor) -> None:

@@ -23,7 +23,7 @@ ALONE = 50_000  # products that one thread does while another is woken
 
 def is_worth_compiled(rows: Rows, left: Tensor) -> bool:
     """Whether there are compiled loops for such rows, and enough of them to be worth loading."""
-    if work_of(rows, left) < WORTH or not use_compiled():
+    if work_of(len(rows), left) < WORTH or not use_compiled():
         return False
     return left.dtype == torch.float64 and left.device.type == "cpu"
 
@@ -47,7 +47,7 @@ def compiled_sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
         sweep_rows(data, weights, factors, filled, start, *bounds, total, sums, counts)
         return total, sums, counts
 
-    bounds = bounds_of(len(rows), WIDTH, work_of(rows, left) // ALONE)
+    bounds = bounds_of(len(rows), WIDTH, work_of(len(rows), left) // ALONE)
     found = in_threads(part, bounds)
     total, sums, counts = (torch.from_numpy(sum(each)) for each in zip(*found, strict=True))
     if rows.base is not None:

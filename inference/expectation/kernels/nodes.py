@@ -13,13 +13,14 @@ It is that of a plain mixture whose components are the nodes (``mixture.py``), b
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ember.inference.expectation.kernels.sweep import CHUNK_BYTES
+from ember.inference.expectation.kernels.sweep import CHUNK_BYTES, by_parts
 from ember.inference.factors.exponential import ExponentialFactor, at_cells
 from ember.inference.factors.factor import CompiledFactor, Factor, same_scale
 from ember.inference.factors.tied import TieKey
@@ -62,6 +63,11 @@ class NodeKernel:
     weights: Tensor | None
     first: Tensor | None = None
 
+    @property
+    def _all(self) -> tuple[int, int]:
+        """The first row, and the one after the last."""
+        return 0, self.statistics.shape[1]
+
     def at(self, compiled: Compiled) -> NodeKernel:
         """The same with nodes in other places."""
         key, prior = compiled[self.latent]
@@ -78,8 +84,10 @@ class NodeKernel:
         blocks, by_node = self._laid_out(natural)
         left = torch.cat(blocks, 1)
         is_large = max(self.statistics.numel(), len(left) * self.statistics.shape[1]) > LARGE
-        swept = as_one_step(self._sweep, left, by_node) if is_large else self._sweep(left, by_node)
-        total, sums, counts = swept
+        if is_large:
+            total, sums, counts = as_one_step(self._sweep, left, by_node)
+        else:
+            total, sums, counts = self._part(left, by_node, self._all)
         return total, self._scattered(natural, sums, counts)
 
     def completed(
@@ -94,16 +102,17 @@ class NodeKernel:
         blocks, by_node = self._laid_out(natural)
         left = torch.cat(blocks, 1)
         sums, counts = torch.zeros_like(left), torch.zeros_like(by_node)
-        for start, stop in self._chunks(left):
+        for start, stop in self._chunks(left, self._all):
             rows = slice(start, stop) if self.first is None else self.first[start:stop]
             each = weights(rows).T
             if self.weights is not None:
                 each = each * self.weights[start:stop]
             self._collect(each, sums, counts, start, stop)
-        return self._scattered(natural, sums, counts.T)
+        return self._scattered(natural, sums, counts)
 
     def _scattered(self, natural: Natural, sums: Tensor, counts: Tensor) -> dict[TieKey, Tensor]:
-        """Expected statistics ``(Q, F)`` and counts ``(G, Q)``, cell by cell."""
+        """Expected statistics ``(Q, F)`` and counts ``(Q, G)``, cell by cell."""
+        counts = counts.T
         prior_key, prior = self.prior
         gradients = {key: torch.zeros_like(eta) for key, eta in natural.items()}
         widths = [
@@ -133,7 +142,7 @@ class NodeKernel:
         left, largest = torch.cat(blocks, 1), 0.0
         even = is_even.to(left)
         sides = torch.stack([even, 1.0 - even])
-        for start, stop in self._chunks(left):
+        for start, stop in self._chunks(left, self._all):
             joint, _ = self._joint(left, by_node, start, stop)
             apart = (sides @ joint).log().diff(dim=0).abs()
             largest = max(largest, float(apart.nan_to_num(nan=0.0).max()))
@@ -157,11 +166,11 @@ class NodeKernel:
             log_prior = log_prior + prior.base
         return blocks, (log_prior + shift).T.contiguous()
 
-    def _chunks(self, left: Tensor) -> list[tuple[int, int]]:
-        """Where chunks of rows begin and end, which fit the cache."""
-        features, rows = self.statistics.shape
-        width = max(256, CHUNK_BYTES // (8 * max(features, len(left))))
-        return [(start, start + width) for start in range(0, rows, width)]
+    def _chunks(self, left: Tensor, bounds: tuple[int, int]) -> list[tuple[int, int]]:
+        """Where chunks of some rows begin and end, which fit the cache."""
+        width = max(256, CHUNK_BYTES // (8 * max(len(self.statistics), len(left))))
+        first, last = bounds
+        return [(start, min(start + width, last)) for start in range(first, last, width)]
 
     def _joint(self, left: Tensor, by_node: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Of a chunk the density at each node over that at the best, ``(Q, n)``, and its log."""
@@ -171,10 +180,16 @@ class NodeKernel:
         return joint.sub_(top).exp_(), top
 
     def _sweep(self, left: Tensor, by_node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log evidence, sums ``(Q, F)``, and the expected count ``(G, Q)`` of each node."""
+        """Log evidence, sums ``(Q, F)``, and the expected count ``(Q, G)`` of each node."""
+        return by_parts(functools.partial(self._part, left, by_node), self._all[1], left)
+
+    def _part(
+        self, left: Tensor, by_node: Tensor, bounds: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What some of the rows contribute."""
         sums, counts = torch.zeros_like(left), torch.zeros_like(by_node)
         total = left.new_zeros(())
-        for start, stop in self._chunks(left):
+        for start, stop in self._chunks(left, bounds):
             joint, top = self._joint(left, by_node, start, stop)
             evidence = joint.sum(0)
             row = evidence.log().add_(top)
@@ -187,7 +202,7 @@ class NodeKernel:
             total += row.sum()
             joint.mul_(share)
             self._collect(joint, sums, counts, start, stop)
-        return total, sums, counts.T
+        return total, sums, counts
 
     def _collect(
         self, weights: Tensor, sums: Tensor, counts: Tensor, start: int, stop: int

@@ -11,7 +11,7 @@ What one sweep reads, and what it costs to start, is then shared by all of them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from ember.inference.factors.columns import NOTHING, Columns
 from ember.inference.numerics.threads import bounds_of, in_threads
 
-__all__ = ["CHUNK_BYTES", "Rows", "Swept", "sweep", "sweep_at_once", "work_of"]
+__all__ = ["CHUNK_BYTES", "Rows", "Swept", "by_parts", "sweep", "sweep_at_once", "work_of"]
 
 
 Swept = tuple[Tensor, Tensor, Tensor]
@@ -109,10 +109,14 @@ class Rows:
         return out
 
 
-def work_of(rows: Rows, left: Tensor) -> int:
-    """The products of a sweep, its exponentials counted as some."""
-    batch, components, features = left.shape
-    return len(rows) * batch * components * (features + FEW_FEATURES)
+def work_of(rows: int, left: Tensor) -> int:
+    """The products of a sweep, its exponentials counted as some.
+
+    Args:
+        rows: The number of rows.
+        left: What each feature counts for, ``(..., F)``.
+    """
+    return rows * (left.numel() + left.shape[:-1].numel() * FEW_FEATURES)
 
 
 def sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
@@ -123,10 +127,19 @@ def sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
         left: What each feature counts for in each component, ``(R, K, F)``.
         constant: What each component begins with, its log weight among it, ``(R, K)``.
     """
+    return by_parts(functools.partial(_swept, rows, left, constant), len(rows), left)
+
+
+def by_parts(swept: Callable[[tuple[int, int]], Swept], rows: int, left: Tensor) -> Swept:
+    """What all rows contribute, parts of them in threads where these are worth it.
+
+    Args:
+        swept: What the rows from one to before another contribute.
+        rows: The number of rows.
+        left: What each feature counts for.
+    """
     most = work_of(rows, left) // ALONE if left.device.type == "cpu" else 1
-    each = in_threads(
-        functools.partial(_swept, rows, left, constant), bounds_of(len(rows), ALIGNED, most)
-    )
+    each = in_threads(swept, bounds_of(rows, ALIGNED, most))
     total, sums, counts = (functools.reduce(torch.add, part) for part in zip(*each, strict=True))
     return total, sums, counts
 
