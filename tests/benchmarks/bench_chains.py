@@ -137,7 +137,7 @@ def starting_point(x: np.ndarray, states: int) -> Start:
 
 def iterations(x: np.ndarray) -> int:
     """How many iterations a run takes."""
-    return min(MOST, max(FEWEST, STEPS // (x.shape[0] * x.shape[1])))
+    return min(MOST, max(FEWEST, STEPS // int(np.prod(x.shape[:2]))))
 
 
 def rival(x: np.ndarray, start: Start) -> tuple[list[float], float]:
