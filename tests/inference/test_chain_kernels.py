@@ -15,6 +15,7 @@ from ember.inference.expectation.chains.blocks import Potentials
 from ember.inference.expectation.chains.evidence import chain_log_evidence
 from ember.inference.expectation.chains.step import ChainStep
 from ember.inference.factors.chain import Chain
+from tests.further import further
 from tests.inference.chain_checks import fifty_digits, in_blocks, only_log_space
 from tests.inference.random_chains import K, R, T, random_chains
 
@@ -43,9 +44,7 @@ def every_path(chains: Potentials, r: int) -> tuple[list[tuple[int, ...]], Tenso
 
 
 @pytest.mark.parametrize("in_log_space", [False, True])
-@pytest.mark.parametrize(
-    "blocks", [1, 3, *(pytest.param(b, marks=pytest.mark.thorough) for b in (2, 6))]
-)
+@pytest.mark.parametrize("blocks", [1, 3, *further(2, 6)])
 @pytest.mark.parametrize("lengths", [None, torch.tensor([6, 3, 1])])
 @pytest.mark.parametrize("own", [1, R])
 @pytest.mark.parametrize("times", [1, T - 1])

@@ -24,6 +24,7 @@ from ember.models import (
     generalised_linear_mixed_model,
     item_response,
 )
+from tests.further import with_further
 from tests.inference.device_cases import CASES, COUNTS, GROUPS, LEVELS, LINE, POINTS, Case, on
 from tests.inference.stand_in_device import DEVICE, Away, copied_from, stand_in_device
 
@@ -75,7 +76,13 @@ def same(there: Any, here: Any) -> None:
 # -- fits ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+FURTHER = (  # the stand-in takes its time
+    *("diagonal covariances", "spheres", "one covariance", "maximum likelihood"),
+    *("weights and a prior", "several starts", "chains", "a series"),
+)
+
+
+@pytest.mark.parametrize("name", with_further(CASES, FURTHER))
 def test_a_fit_is_the_same(name: str, device: torch.device) -> None:
     here, there = fit_here(name), fit_there(name)
     same(there.params, here.params)

@@ -109,6 +109,7 @@ def test_half_of_what_hangs_together_cannot_be_covered() -> None:
         SVI(linear_mixed_model, guide, steps=1).fit(Y, groups=groups)
 
 
+@pytest.mark.thorough
 def test_rows_that_count_twice_are_as_good_as_two_rows() -> None:
     twice, weight = torch.cat([ROWS, ROWS]), torch.full((20,), 2.0)
     prior = {"mean": torch.zeros(4), "deviation": torch.ones(4), "loading": 1.0, "scale": 1.0}

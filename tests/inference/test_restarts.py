@@ -37,6 +37,7 @@ from ember.models import (
     hidden_markov_poisson,
     poisson_mixture,
 )
+from tests.further import further
 from tests.inference.catalogue import CASES, NUMERICAL, case_id, model_of
 from tests.inference.examples import EXAMPLES
 
@@ -106,7 +107,7 @@ def plan_of(model: Any, args: Any, kwargs: Any, objective: str = "map") -> Plan:
     return build_plan(model, prepare(args, kwargs), objective)
 
 
-@pytest.mark.parametrize("objective", ["map", pytest.param("mle", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("objective", ["map", *further("mle")])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_batch_takes_the_steps_of_each_start_alone(name: str, objective: str) -> None:
     model, args, kwargs = MODELS[name]

@@ -12,6 +12,7 @@ from ember.inference.initialisation.starting_params import STAY, start_kinds, st
 from ember.inference.iteration.restarts import starting_points
 from ember.inference.plan.plan import Plan
 from ember.models import gaussian_mixture, hidden_markov_gaussian, hidden_markov_poisson
+from tests.further import further
 
 PUBLISHED = {2: -342.3183, 3: -329.4603, 4: -327.8316}  # Zucchini, MacDonald & Langrock (2016)
 
@@ -97,7 +98,7 @@ def test_earthquakes(reference_data: Any, states: int) -> None:
     assert fit.log_likelihood == pytest.approx(PUBLISHED[states], abs=1e-4)
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("seed", [0, *further(1)])
 def test_earthquakes_by_several_starts(reference_data: Any, seed: int) -> None:
     counts = torch.tensor(reference_data("earthquakes")["count"].tolist())
     em = EM(hidden_markov_poisson, "mle", restarts=3, seed=seed)

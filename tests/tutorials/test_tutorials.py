@@ -13,30 +13,17 @@ from matplotlib import pyplot as plt
 
 from ember.inference import EM
 from ember.models import gaussian_mixture
+from tests.further import with_further
 
 TUTORIALS = Path(__file__).parents[2] / "tutorials"
 SCRIPTS = sorted(TUTORIALS.glob("*.py"))
-QUICK = {  # in ten seconds or so; the others are run by `make thorough`
-    "csv_to_report",
-    "em_in_80_lines",
-    "em_in_four_steps",
-    "large_data",
-    "missing_data",
-    "mixture_three_ways",
-}
+QUICK = {"csv_to_report", "em_in_80_lines", "em_in_four_steps", "large_data"}
+LONG = [path for path in SCRIPTS if path.stem not in QUICK]
 PERCENT = [path for path in SCRIPTS if "\n# %%" in path.read_text(encoding="utf-8")]
 
 
 def by_name(paths: list[Path]) -> list[Any]:
     return [pytest.param(path, id=path.stem) for path in paths]
-
-
-def quick_first(paths: list[Path]) -> list[Any]:
-    """Those that take long are marked so."""
-    return [
-        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.thorough)
-        for path in sorted(paths, key=lambda path: path.stem not in QUICK)
-    ]
 
 
 @pytest.fixture
@@ -54,7 +41,7 @@ def test_there_are_tutorials() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_headless")
-@pytest.mark.parametrize("script", quick_first(SCRIPTS))
+@pytest.mark.parametrize("script", with_further(SCRIPTS, LONG), ids=lambda path: path.stem)
 def test_the_script_runs_and_keeps_its_promises(script: Path) -> None:
     runpy.run_path(str(script), run_name="__main__")
 
