@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 RUN    := .venv/bin/python -m
-PIP    := $(RUN) pip install --no-input --disable-pip-version-check --quiet -c constraints.txt
+# What is never imported need not be compiled.
+PIP    := $(RUN) pip install --no-input --no-compile --disable-pip-version-check --quiet -c constraints.txt
 
 # The editable install links file by file, so a new, renamed or deleted file needs another one.  The
 # stamp's name therefore holds a digest of the list of files, and of what decides the installation.
