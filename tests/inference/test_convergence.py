@@ -22,6 +22,7 @@ from ember.inference.plan.priors import Prior
 from ember.inference.plan.statistics import Statistics
 from ember.inference.queries.relabelling import in_canonical_order
 from ember.models import hidden_markov_poisson
+from tests.further import further
 from tests.inference import brute_force
 from tests.inference.brute_force import Free
 from tests.inference.examples import EXAMPLES, mixture, mixture_full
@@ -204,7 +205,7 @@ def test_the_result_belongs_to_its_parameters() -> None:
 SLOW = ["poisson", "binomial", "normal, normal-gamma", "normal, scale", "categorical, probs"]
 
 
-@pytest.mark.parametrize("accelerate", [None, "auto"])
+@pytest.mark.parametrize("accelerate", ["auto", *further(None)])
 @pytest.mark.parametrize("name", SLOW)
 def test_a_few_more_iterations_change_nothing_that_is_printed(
     name: str, accelerate: str | None

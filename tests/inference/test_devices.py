@@ -203,6 +203,7 @@ def test_fits_are_compared(device: torch.device) -> None:
     assert there.plot().axes
 
 
+@pytest.mark.thorough
 def test_components_are_chosen_by_rows_held_out(device: torch.device) -> None:
     options: dict[str, Any] = {
         "components": [1, 2],

@@ -196,6 +196,7 @@ def test_a_scale_that_goes_to_zero_is_named() -> None:
     assert bool(fit.history.isfinite().all())
 
 
+@pytest.mark.thorough
 def test_two_scales_that_meet_are_no_nan() -> None:
     def horseshoe(x: Tensor, y: Tensor) -> None:
         whole = pyro.sample("whole", dist.HalfCauchy(1.0))

@@ -66,6 +66,7 @@ def test_where_no_start_is_possible_one_sentence_says_why(
     assert "Trace Shapes" not in str(e.value)
 
 
+@pytest.mark.thorough
 def test_draws_from_a_prior_that_allows_too_much_leave_the_others() -> None:
     """Most draws of this prior are no correlation; neither are most random parameters."""
     fit = EM(correlated, init="prior", restarts=6, seed=0).fit(rows(), spread=3.0)

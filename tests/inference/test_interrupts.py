@@ -17,6 +17,7 @@ from ember.inference.iteration.restarts.batched_steps import BatchedSteps
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.reading.structure import Structure
 from ember.models import gaussian_mixture
+from tests.further import with_further
 from tests.inference.examples import EXAMPLES
 
 E_STEPS = [(LogEvidence, "statistics"), (BatchedSteps, "e_step")]
@@ -77,7 +78,7 @@ FITS: dict[str, tuple[Any, dict[str, Any], tuple[Any, ...], dict[str, Any]]] = {
 
 
 @pytest.mark.filterwarnings("ignore:.*max_iter:RuntimeWarning")
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize("name", with_further(FITS, ("chain",)))
 def test_an_interrupt_at_any_step_keeps_the_best(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -189,6 +189,7 @@ def test_a_seed_makes_draws_repeatable_and_leaves_the_global_state() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.thorough
 def test_a_short_warm_up_finds_a_step_size() -> None:
     """It leaves widths at those of the approximation; to learn them too is too much."""
     x = torch.randn(80, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -288,6 +289,7 @@ def test_a_renumbered_fit_takes_its_draws_along() -> None:
     torch.testing.assert_close(moved.standard_errors()["rates"], errors)
 
 
+@pytest.mark.thorough
 def test_a_renumbered_guide_draws_in_the_new_order(tmp_path: Path) -> None:
     x = torch.randn(80, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x[10:] = 6.0 + 2.0 * x[10:]

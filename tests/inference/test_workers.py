@@ -218,7 +218,10 @@ def test_two_processes_give_the_fit_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [("dies", "no longer answers"), ("fails", "process 1: .*the file is cut short")],
+    [
+        ("dies", "no longer answers"),
+        pytest.param("fails", "process 1: .*the file is cut short", marks=pytest.mark.thorough),
+    ],
 )
 def test_one_process_that_stops_ends_the_run_of_all(tmp_path: Path, how: str, said: str) -> None:
     shared(tmp_path)

@@ -296,6 +296,7 @@ def test_counts_without_overdispersion_end_at_the_poisson(zeros: str | None) -> 
 
 
 @pytest.mark.filterwarnings("ignore:.*is at infinity:RuntimeWarning")  # Poisson counts
+@pytest.mark.thorough
 def test_zero_inflation_is_no_worse_than_none_from_any_start() -> None:
     """A drawn share of structural zeros must not outweigh what the positive counts say."""
     generator = torch.Generator().manual_seed(0)

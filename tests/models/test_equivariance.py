@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
+from tests.further import further
 from tests.inference.catalogue import (
     CASES,
     INTEGRATED,
@@ -96,7 +97,9 @@ def jacobian(case: Case, data: Any, params: dict[str, Tensor], factor: float) ->
     return (entries - 2.0 * free) * math.log(factor)
 
 
-@pytest.mark.parametrize("move", MOVES, ids=lambda m: f"{m[0]:.0e}x{m[1]:+.0e}")
+@pytest.mark.parametrize(
+    "move", [*MOVES[1:3], *further(MOVES[0], MOVES[3])], ids=lambda m: f"{m[0]:.0e}x{m[1]:+.0e}"
+)
 @pytest.mark.parametrize("case", GAUSSIAN, ids=case_id)
 def test_units_and_origin_of_the_data_do_not_matter(case: Case, move: tuple[float, float]) -> None:
     factor, shift = move
