@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 RUN    := .venv/bin/python -m
+# A worker that has run out of tests takes some of another's.
+PYTEST := $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
 # What is never imported need not be compiled.
 PIP    := $(RUN) pip install --no-input --no-compile --disable-pip-version-check --quiet -c constraints.txt
 
@@ -24,20 +26,19 @@ JOBS   ?= $(shell nproc 2>/dev/null || echo 1)
 .DEFAULT_GOAL := test
 
 # One thread for each worker: the tensors of the tests are small, and the workers fill the cores.
-# A worker that has run out of tests takes some of another's.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal
+	OMP_NUM_THREADS=1 $(PYTEST)
 
 # The same with further cases, and with all tutorials.
 thorough: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --maxprocesses 8 --dist worksteal -m 'thorough or not thorough'
+	OMP_NUM_THREADS=1 $(PYTEST) -m 'thorough or not thorough'
 
 # The tests once more as other processors would run them: without vector instructions, with those
 # of another kernel of OpenBLAS, and with two threads for each operation.
 processors: $(READY)
 	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default OPENBLAS_CORETYPE=Haswell \
-	    $(RUN) pytest -q -n auto --maxprocesses 8 --dist worksteal
-	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 $(RUN) pytest -q -n auto --maxprocesses 8 --dist worksteal
+	    $(PYTEST) -q
+	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -q
 
 demo: $(READY)
 	.venv/bin/ember demo

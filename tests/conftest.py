@@ -23,13 +23,15 @@ settings.load_profile("ember")
 
 @pytest.fixture(autouse=True)
 def _clean_global_state() -> Iterator[None]:
-    dtype = torch.get_default_dtype()
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     pyro.clear_param_store()
     pyro.set_rng_seed(0)  # torch, numpy and random
     yield
     plt.close("all")
     pyro.clear_param_store()
     torch.set_default_dtype(dtype)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -15,5 +15,5 @@ def further(*values: Any) -> list[Any]:
 
 def with_further(values: Collection[Any], names: Collection[Any]) -> list[Any]:
     """All values, some of them left out unless asked for."""
-    left = [value for value in values if value in {*names}]
+    left = [value for value in values if value in names]
     return [*(value for value in values if value not in left), *further(*left)]

@@ -56,13 +56,10 @@ class KnownResults(Messenger):
             if function is msg["fn"] and _all_same(known, given):
                 msg["value"], msg["done"] = value, True
                 return
-
-    def _pyro_post_of_data(self, msg: Message[..., Any]) -> None:
-        given = _given(msg)
         if not any(isinstance(x, Tensor) and x.requires_grad for x in given):
-            known = any(msg["value"] is result.value for result in self._results)
-            if not known:
-                self._new.append(Result(msg["fn"], given, msg["value"]))
+            msg["continuation"] = lambda done: self._new.append(
+                Result(done["fn"], given, done["value"])
+            )
 
 
 def _given(msg: Message[..., Any]) -> tuple[object, ...]:
@@ -82,10 +79,10 @@ def _same(one: object, other: object) -> bool:
 
 def same_value(left: Tensor, right: Tensor) -> bool:
     """Whether two tensors hold the same numbers, NaN in the same places."""
-    if left is right or (left.shape == right.shape and left.data_ptr() == right.data_ptr()):
-        return True
     if left.shape != right.shape:
         return False
+    if left.data_ptr() == right.data_ptr() and left.stride() == right.stride():
+        return True
     return torch.equal(left, right) or bool(
         ((left == right) | (left.isnan() & right.isnan())).all()
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ember.inference.inputs.shelter import Promoted
 from ember.inference.reading.known_factors import KnownFactors, Remembered
-from ember.inference.reading.known_results import KnownResults
+from ember.inference.reading.known_results import KnownResults, Result
 
 __all__ = ["Modes", "Watch"]
 
@@ -50,8 +50,10 @@ class Watch:
 
     def __init__(self) -> None:
         self.remembered = Remembered()
-        self.remembered.results = []
+        results: list[Result] = []
+        self.remembered.results = results
         self._promoted, self._known = Promoted(), KnownFactors(self.remembered)
+        self._results = KnownResults(results)
 
     @property
     def modes(self) -> Modes:
@@ -61,6 +63,5 @@ class Watch:
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """Runs its body under all of them."""
-        assert self.remembered.results is not None
-        with self._promoted, self._known, KnownResults(self.remembered.results):
+        with self._promoted, self._known, self._results:
             yield

@@ -20,7 +20,7 @@ from ember.models.parts.checks import (
 )
 from ember.models.parts.emissions import Emission, beside, select
 from ember.models.parts.of_data import of_data
-from ember.models.parts.orthonormal_design import has_level, orthonormal
+from ember.models.parts.orthonormal_design import Design, has_level, orthonormal
 from ember.models.parts.priors import Hyperparameters, default_variance, weighted_mean
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "row_offset",
     "stepwise_emission",
     "usual_height",
+    "variance_beside",
 ]
 
 COEFFICIENT_KEYS = ("mean", "deviation")
@@ -263,8 +264,13 @@ def usual_height(
 @of_data
 def left_variance(y: Tensor, design: Tensor, frequency: Tensor, components: int) -> Tensor:
     """The variance that one regression leaves, shared out among the components."""
+    return variance_beside(orthonormal(design, frequency), y, frequency) / components**2
+
+
+def variance_beside(design: Design, y: Tensor, frequency: Tensor) -> Tensor:
+    """The variance that the best line of a design leaves of a response (N,)."""
     overall = weighted_mean((y - weighted_mean(y, frequency)).square(), frequency)
-    rest = orthonormal(design, frequency).left(y, frequency).to(y)
+    rest = design.left(y, frequency).to(y)
     left = weighted_mean(rest.square(), frequency)
     least = torch.where(overall > 0, 1e-4 * overall, 1.0)
-    return torch.maximum(left, least) / components**2
+    return torch.maximum(left, least)

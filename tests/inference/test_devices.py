@@ -209,7 +209,7 @@ def test_components_are_chosen_by_rows_held_out(device: torch.device) -> None:
         "components": [1, 2],
         "criterion": "held_out",
         "folds": 2,
-        "em": {"seed": 0, "max_iter": 1},
+        "em": {"seed": 0, "max_iter": 2},
     }
     here = select(gaussian_mixture, POINTS, **options)
     there = select(gaussian_mixture, on(device, POINTS), **options)

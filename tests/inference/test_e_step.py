@@ -19,14 +19,14 @@ from ember.inference.inputs.shelter import sheltered
 from ember.inference.maximisation.objective import expected_log_joint
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
-from tests.further import further
+from tests.further import with_further
 from tests.inference import brute_force
 from tests.inference.examples import EXAMPLES, Example
 
 TOLERANCE = 1e-10
 SEEDS = (1, 2)
 each_example = pytest.mark.parametrize("name", EXAMPLES)
-each_seed = pytest.mark.parametrize("seed", [SEEDS[0], *further(*SEEDS[1:])])
+each_seed = pytest.mark.parametrize("seed", with_further(SEEDS, SEEDS[1:]))
 
 
 def plan_of(example: Example) -> Plan:

@@ -17,7 +17,7 @@ from ember.inference.iteration.restarts.batched_steps import BatchedSteps
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.reading.structure import Structure
 from ember.models import gaussian_mixture
-from tests.further import with_further
+from tests.further import further, with_further
 from tests.inference.examples import EXAMPLES
 
 E_STEPS = [(LogEvidence, "statistics"), (BatchedSteps, "e_step")]
@@ -31,8 +31,6 @@ STEPS = [
     (split_merge, "marginals"),
     (split_merge, "params_from"),
 ]
-
-MOMENTS = 8  # spread over each fit, and all at its end
 
 
 def regression(x: Tensor, y: Tensor) -> None:
@@ -79,8 +77,9 @@ FITS: dict[str, tuple[Any, dict[str, Any], tuple[Any, ...], dict[str, Any]]] = {
 
 @pytest.mark.filterwarnings("ignore:.*max_iter:RuntimeWarning")
 @pytest.mark.parametrize("name", with_further(FITS, ("chain",)))
+@pytest.mark.parametrize("moments", [8, *further(20)])  # over each fit, beside all at its end
 def test_an_interrupt_at_any_step_keeps_the_best(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, moments: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, options, args, kwargs = FITS[name]
     calls: list[str] = []
@@ -105,7 +104,7 @@ def test_an_interrupt_at_any_step_keeps_the_best(
     every = list(calls)
     first = next(i for i, what in enumerate(every) if what in dict(E_STEPS).values())
     ordered = len(every) - 1 - every[::-1].index("in_canonical_order")
-    some = range(first + 1, ordered, 1 + (ordered - first) // MOMENTS)
+    some = range(first + 1, ordered, 1 + (ordered - first) // moments)
     for wanted in (*some, *range(ordered - 2, len(every))):
         try:
             found = fit()

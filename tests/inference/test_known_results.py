@@ -81,10 +81,21 @@ def test_gaps_are_the_same_gaps() -> None:
     x[3, 1] = torch.nan
     assert same_value(x, x.clone())
     assert not same_value(x, X)
+    square = X[:2]
+    assert not same_value(square, square.mT)  # one memory, read in another order
     scale = mock.Mock(side_effect=torch.linalg.eigvalsh)
     with mock.patch.object(torch.linalg, "eigvalsh", scale):
         plan_of(gaussian_mixture, x, components=2)
     assert scale.call_count <= 2
+
+
+def test_yes_and_no_are_results_too() -> None:
+    results: list[Result] = []
+    columns = torch.ones(60, 1, dtype=torch.float64), torch.ones(50, 1, dtype=torch.float64)
+    for _ in range(2):
+        with KnownResults(results):
+            assert all(orthonormal_design.has_level(x, x[:, 0]) for x in columns)
+    assert [result.value for result in results] == [True, True]
 
 
 calls: list[Tensor] = []

@@ -273,28 +273,15 @@ def test_chunks_of_any_size(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
         close(found, wanted, 1e-12)
 
 
-@pytest.fixture
-def threads_of_torch() -> Iterator[Callable[[int], None]]:
-    """Sets the number of torch's threads for a test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @each_way
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_any_number_of_threads(
-    way: Way,
-    count: int,
-    threads_of_torch: Callable[[int], None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_any_number_of_threads(way: Way, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(by_threads, "ALONE", 1)
     monkeypatch.setattr(sweep, "ALONE", 1)
     weights = 1.0 + torch.arange(2000.0).double() % 3
     arguments = swept(data(2000, 4).T.contiguous(), weights=weights)
     alone = way(*arguments)
-    threads_of_torch(count)
+    torch.set_num_threads(count)
     first = way(*arguments)
     for found, again, wanted in zip(first, way(*arguments), alone, strict=True):
         assert torch.equal(found, again)  # whichever thread is done first
@@ -302,13 +289,13 @@ def test_any_number_of_threads(
     assert torch.get_num_threads() == count
 
 
-def test_torch_computes_alone_in_each_thread(threads_of_torch: Callable[[int], None]) -> None:
+def test_torch_computes_alone_in_each_thread() -> None:
     def own(part: int) -> tuple[int, bool]:
         return torch.get_num_threads(), torch.is_grad_enabled()
 
-    threads_of_torch(3)
+    torch.set_num_threads(3)
     assert in_threads(own, range(6)) == [(1, False)] * 6
-    threads_of_torch(2)
+    torch.set_num_threads(2)
     assert in_threads(own, range(6)) == [(1, False)] * 6
     assert torch.get_num_threads() == 2
     with one_thread():  # which torch has for itself; the others are set aside for parts

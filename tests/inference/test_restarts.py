@@ -37,7 +37,7 @@ from ember.models import (
     hidden_markov_poisson,
     poisson_mixture,
 )
-from tests.further import further
+from tests.further import further, with_further
 from tests.inference.catalogue import CASES, NUMERICAL, case_id, model_of
 from tests.inference.examples import EXAMPLES
 
@@ -108,7 +108,7 @@ def plan_of(model: Any, args: Any, kwargs: Any, objective: str = "map") -> Plan:
 
 
 @pytest.mark.parametrize("objective", ["map", *further("mle")])
-@pytest.mark.parametrize("name", [*[*MODELS][::2], *further(*[*MODELS][1::2])])
+@pytest.mark.parametrize("name", with_further(MODELS, [*MODELS][1::2]))
 def test_the_batch_takes_the_steps_of_each_start_alone(name: str, objective: str) -> None:
     model, args, kwargs = MODELS[name]
     with sheltered(3, (args, kwargs)):

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ember.inference.expectation.kernels.sweep import Rows, Swept, work_of
+from ember.inference.expectation.kernels.sweep import Rows, Swept, by_parts, work_of
 from ember.inference.numerics.compiled import use_compiled
-from ember.inference.numerics.threads import bounds_of, in_threads
 
 __all__ = ["compiled_sweep", "is_worth_compiled"]
 
@@ -30,7 +29,7 @@ def is_worth_compiled(rows: Rows, left: Tensor) -> bool:
 
 def compiled_sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
     """What ``sweep`` gives for the same arguments, to rounding."""
-    from ember.inference.expectation.kernels.loops import TILE, WIDTH, sweep_rows
+    from ember.inference.expectation.kernels.loops import TILE, sweep_rows
 
     batch, components, features = left.shape
     padded = -(-features // TILE) * TILE
@@ -41,15 +40,13 @@ def compiled_sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
     data = rows.data.numpy()
     weights = np.empty(0) if rows.weights is None else rows.weights.numpy()
 
-    def part(bounds: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def part(bounds: tuple[int, int]) -> Swept:
         total, counts = np.zeros(batch), np.zeros((batch, components))
         sums = np.zeros((batch, components, padded))
         sweep_rows(data, weights, factors, filled, start, *bounds, total, sums, counts)
-        return total, sums, counts
+        return torch.from_numpy(total), torch.from_numpy(sums), torch.from_numpy(counts)
 
-    bounds = bounds_of(len(rows), WIDTH, work_of(len(rows), left) // ALONE)
-    found = in_threads(part, bounds)
-    total, sums, counts = (torch.from_numpy(sum(each)) for each in zip(*found, strict=True))
+    total, sums, counts = by_parts(part, len(rows), left, ALONE)
     if rows.base is not None:
         total += (rows.base if rows.weights is None else rows.base * rows.weights).sum()
     return total, sums[..., :features], counts

@@ -20,7 +20,7 @@ from torch import Tensor
 from ember.inference.factors.columns import NOTHING, Columns
 from ember.inference.numerics.threads import bounds_of, in_threads
 
-__all__ = ["CHUNK_BYTES", "Rows", "Swept", "by_parts", "sweep", "sweep_at_once", "work_of"]
+__all__ = ["ALONE", "CHUNK_BYTES", "Rows", "Swept", "by_parts", "sweep", "sweep_at_once", "work_of"]
 
 
 Swept = tuple[Tensor, Tensor, Tensor]
@@ -28,7 +28,7 @@ Swept = tuple[Tensor, Tensor, Tensor]
 
 CHUNK_BYTES = 4_000_000  # of features; the chunk and its log joint then stay in the cache
 FEW_FEATURES = 16  # which the exponential of a component costs as much time as
-ALIGNED = 256  # rows: a chunk has a multiple of so many
+ALIGNED = 256  # rows: a chunk, and a part, has a multiple of so many
 ALONE = 1_000_000  # products that one thread does while another is woken
 
 
@@ -127,18 +127,21 @@ def sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
         left: What each feature counts for in each component, ``(R, K, F)``.
         constant: What each component begins with, its log weight among it, ``(R, K)``.
     """
-    return by_parts(functools.partial(_swept, rows, left, constant), len(rows), left)
+    return by_parts(functools.partial(_swept, rows, left, constant), len(rows), left, ALONE)
 
 
-def by_parts(swept: Callable[[tuple[int, int]], Swept], rows: int, left: Tensor) -> Swept:
+def by_parts(
+    swept: Callable[[tuple[int, int]], Swept], rows: int, left: Tensor, alone: int
+) -> Swept:
     """What all rows contribute, parts of them in threads where these are worth it.
 
     Args:
         swept: What the rows from one to before another contribute.
         rows: The number of rows.
         left: What each feature counts for.
+        alone: Products that one thread does while another is woken.
     """
-    most = work_of(rows, left) // ALONE if left.device.type == "cpu" else 1
+    most = work_of(rows, left) // alone if left.device.type == "cpu" else 1
     each = in_threads(swept, bounds_of(rows, ALIGNED, most))
     total, sums, counts = (functools.reduce(torch.add, part) for part in zip(*each, strict=True))
     return total, sums, counts
