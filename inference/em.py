@@ -104,8 +104,9 @@ class EM(Batches):
         escape: None, or "split-merge": after convergence, try for a better optimum by merging two
             components and splitting a third (plain mixtures; Ueda et al. 2000, Neural
             Computation 12, 2109-2128).
-        accelerate: "auto" (SQUAREM, taking turns with L-BFGS in long runs), None (plain EM, iterate
-            for iterate), "squarem", "lbfgs" or "anderson".
+        accelerate: "auto" (SQUAREM, in long runs Newton's method for plain mixtures with few
+            parameters, and taking turns with L-BFGS for others), None (plain EM, iterate for
+            iterate), "squarem", "lbfgs" or "anderson".
         tol: Tolerance on what is still to gain, relative to the objective; 0 runs ``max_iter``
             iterations.
         max_iter: The largest number of iterations for each start.
@@ -346,12 +347,14 @@ class EM(Batches):
         draws = rule_of_draws(plan)
         if draws is not None:
             return by_draws(plan, way, draws, self.name)
+        em_map = EMMap.of(plan, self._classification, self.accelerate is not None)
+        accelerate = None if self._classification else self.accelerate
         with progress_bar(self.progress, limit, self.name) as tick:
             loop = Loop(
                 plan,
-                EMMap.of(plan, self._classification, self.accelerate is not None),
+                em_map,
                 self._stopping_rule,
-                scheme_for(None if self._classification else self.accelerate, plan),
+                scheme_for(accelerate, plan, informed=em_map.missing is not None),
                 on_step=lambda way: tick(way.history[-1]),
                 method=self.name,
             )

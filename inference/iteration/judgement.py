@@ -129,7 +129,7 @@ class Judge:
             return None
         if self._curved is None or self._curved[0] is not current:
             try:
-                found = Curvature.at(self.em.coordinates, current)
+                found = Curvature.at(self.em.coordinates, current, missing=self.em.missing)
             except (RuntimeError, ValueError):  # a model without derivatives has no certificate
                 found = None
             self._curved = current, found

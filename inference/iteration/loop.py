@@ -177,10 +177,12 @@ class _Ascent:
         """E-step, M-step, check convergence."""
         loop, judge = self.loop, self.judge
         state, leaps = self.place or Place(loop.accelerate.init(self.current))
+        replayed = False
         for i in range(limit):
             if i:
                 loop.keep(self.way, Place(state, leaps))
-            if i == MANY:
+            if i >= MANY and not replayed and state.is_quick:
+                replayed = True
                 self.em = judge.em = loop.em_map.replayed().counted(self.way)
             try:
                 state, movement = loop.accelerate.step(self.em, state)

@@ -1,13 +1,15 @@
-r"""The observed information where latents of units have weights at nodes (Louis 1982).
+r"""The observed information where what the latents hide of it is at hand (Louis 1982).
 
 .. math:: I = -\nabla^2 Q(\theta) - \sum_g \operatorname{Var}_q [s_{gq}]
 
 with the expected log joint :math:`Q`, and :math:`s_{gq}` the gradient of the log density of unit
-:math:`g` at node :math:`q`, which has a posterior weight.
+:math:`g` at node :math:`q`, which has a posterior weight. Those of a plain mixture are its rows,
+each with the components for nodes.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,16 +19,21 @@ from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.factors.tied import TiedFactors
 from ember.inference.factors.units.component import UnitComponent
 from ember.inference.maximisation.objective import expected_log_joint
+from ember.inference.numerics.batched_derivatives import products
 from ember.inference.numerics.forward_derivative import ForwardDerivatives, jacobian
 from ember.inference.numerics.newton import derivatives
+from ember.inference.numerics.threads import one_thread
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["MOST_PARAMETERS", "Information", "unit_scores"]
+__all__ = ["MOST_PARAMETERS", "CompleteInformation", "Information", "Missing", "unit_scores"]
 
 
 MOST_PARAMETERS = 30  # derivatives take as many backward passes, twice
 CURVED = 1e-10  # share of the largest eigenvalue of the complete information that is no rounding
+
+Missing = Callable[[Coordinates, Tensor], Tensor | None]
+"""The missing information at some free reals ``(P,)``, ``(P, P)``; None where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +78,48 @@ class Information:
             return None
         return cls(point, gradient, complete, complete - missing, by_node)
 
+    @classmethod
+    def with_missing(
+        cls, coordinates: Coordinates, statistics: Statistics, missing: Missing
+    ) -> "Information | None":
+        """The information where what is missing has a closed form; None where it is not finite.
+
+        Coordinates at rest carry none.
+        """
+        point = coordinates.flatten(statistics.params)
+        active = ~coordinates.at_rest(point) & point.isfinite()
+        near = torch.where(active, point, coordinates.inside(point))
+        with one_thread():
+            hidden = missing(coordinates, near)
+            if hidden is None:
+                return None
+            of_complete = CompleteInformation(coordinates, statistics, active)
+            gradient, complete = of_complete.gradient, of_complete.matrix()
+        hidden = torch.where(active & active.unsqueeze(-1), hidden, 0.0)
+        if not bool(torch.isfinite(complete + hidden).all() and torch.isfinite(gradient).all()):
+            return None
+        return cls(point, gradient, complete, complete - hidden, hidden.new_zeros(len(point), 1))
+
     def ascent(self, least: float) -> Tensor | None:
         """Newton's step, no eigenvalue relative to the complete information below ``least``.
 
         None where the complete information is not positive. Directions along which nothing is
         curved, as in a matrix of more coordinates than it has entries, stay as they are.
         """
+        if self._principal is None:
+            return None
+        units, rates = self._principal
+        step: Tensor = units @ ((units.mT @ self.gradient) / rates.abs().clamp_min(least))
+        return step
+
+    @functools.cached_property
+    def _principal(self) -> tuple[Tensor, Tensor] | None:
+        """Directions in which both are diagonal, a column each, and the rates along them."""
         units = self._units(self.complete)
         if units is None:
             return None
         rates, turned = torch.linalg.eigh(units.mT @ self.observed @ units)
-        units = units @ turned
-        step: Tensor = units @ ((units.mT @ self.gradient) / rates.abs().clamp_min(least))
-        return step
+        return units @ turned, rates
 
     def inverse(self) -> Tensor | None:
         """That of the observed information, zero along what is not curved; None if negative."""
@@ -100,6 +136,44 @@ class Information:
         curved = values > CURVED * values[-1]
         units: Tensor = vectors[:, curved] / values[curved].sqrt() * inverse.unsqueeze(-1)
         return units
+
+
+class CompleteInformation:
+    """Minus the Hessian of the expected log joint: no pass over the data.
+
+    Args:
+        coordinates: The free reals of the parameters.
+        statistics: Of the place.
+        active: By which coordinates to differentiate, ``(P,)``; it is 0 by the others.
+    """
+
+    def __init__(self, coordinates: Coordinates, statistics: Statistics, active: Tensor) -> None:
+        point = coordinates.flatten(statistics.params)
+        self._active, self._together = active, not statistics.opaque
+        with torch.enable_grad():
+            self._free = torch.where(active, point, coordinates.inside(point)).requires_grad_()
+            value = expected_log_joint(statistics, coordinates.unflatten(self._free))
+            (self._slope,) = torch.autograd.grad(value, self._free, create_graph=True)
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient of the expected log joint, which is that of the objective, ``(P,)``."""
+        return torch.where(self._active, self._slope.detach(), 0.0)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """The products with some vectors ``(B, P)``.
+
+        Raises:
+            RuntimeError: If an operation cannot be differentiated twice.
+        """
+        found = products(self._slope, self._free, vectors, self._together)
+        return torch.where(self._active, -found, 0.0)
+
+    def matrix(self) -> Tensor:
+        """All of it, ``(P, P)``; raises what ``products`` raises."""
+        places, count = self._active.nonzero()[:, 0], len(self._active)
+        eye = torch.eye(count, dtype=self._free.dtype, device=self._free.device)
+        return torch.zeros_like(eye).index_copy(0, places, self.products(eye[places]))
 
 
 def _missing(weights: Tensor, scores: Tensor) -> Tensor:

@@ -16,15 +16,14 @@ Reference: Lanczos (1950), *An iteration method for the solution of the eigenval
 of Research of the National Bureau of Standards 45, 255-282.
 """
 
-import contextlib
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ember.inference.maximisation.information import CompleteInformation, Missing
 from ember.inference.maximisation.objective import expected_log_joint, score
 from ember.inference.numerics import nonsmooth
 from ember.inference.numerics.draws import Draws
@@ -80,6 +79,7 @@ class Curvature:
         curved: Along which directions the expected log joint is curved at all. The others change
             nothing, as the sum of a simplex's log-ratios does, or the data leave them open.
         matrix: ``B``, of shape ``(P, P)``, where it is known as a whole.
+        missing: The information that the latents hide, ``(P, P)``, where it has a closed form.
     """
 
     point: Tensor
@@ -87,10 +87,15 @@ class Curvature:
     units: Tensor
     curved: Tensor
     matrix: Tensor | None
+    missing: Tensor | None = None
 
     @classmethod
     def at(
-        cls, coordinates: Coordinates, statistics: Statistics, among: Tensor | None = None
+        cls,
+        coordinates: Coordinates,
+        statistics: Statistics,
+        among: Tensor | None = None,
+        missing: Missing | None = None,
     ) -> "Curvature | None":
         """The curvature at the statistics' own parameters; None where it is not finite.
 
@@ -99,6 +104,7 @@ class Curvature:
             statistics: Of the place.
             among: The coordinates that count; of those that are not at rest, one for each dimension
                 of the parameters, unless given.
+            missing: The information that the latents hide, where there is a closed form of it.
         """
         point = coordinates.flatten(statistics.params)
         among = coordinates.independent(point.nan_to_num()) if among is None else among
@@ -106,8 +112,11 @@ class Curvature:
         gradient = torch.where(active, score(statistics, coordinates), 0.0)
         if not bool(active.any()) or not bool(gradient.isfinite().all()):
             return None
-        found = _units(coordinates, statistics, active)
-        return None if found is None else cls(point, gradient, *found)
+        hidden = None
+        if missing is not None:
+            hidden = missing(coordinates, torch.where(active, point, coordinates.inside(point)))
+        found = _units(coordinates, statistics, active, hidden is not None)
+        return None if found is None else cls(point, gradient, *found, hidden)
 
     def direction(self, scaled: Tensor) -> Tensor:
         """From units of standard deviation to free reals."""
@@ -211,12 +220,14 @@ class Certificate:
 
     Both are in units of the complete data: a unit of length is one standard deviation of the
     estimates if nothing were latent. With more than 48 free reals each has a unit of its own, as
-    if the others were known, and the numbers are rough.
+    if the others were known, and the numbers are rough, unless what the latents hide has a closed
+    form.
 
     Attributes:
         gradient: The length of the objective's gradient.
-        curvature: The least curvature that a few steps of Lanczos found: 1 if nothing is latent,
-            and 0 along a direction that the data do not identify. One less it is EM's rate of
+        curvature: The least curvature, or what a few steps of Lanczos found of it where what the
+            latents hide has no closed form: 1 if nothing is latent, and 0 along a direction that
+            the data do not identify. One less it is EM's rate of
             convergence, and the share of the information that is missing (Dempster, Laird & Rubin
             1977). None if there was none to be found.
     """
@@ -268,8 +279,9 @@ def steepest_rise(
 ) -> Rise:
     """The direction along which the objective is curved upwards most, by Lanczos.
 
-    Of few parameters the whole Hessian is found: what the way here has not shown of it, by a pass
-    each. Where that is not clearly negative, nothing but passes counts.
+    Where what the latents hide has a closed form, the whole Hessian is known. Else that of few
+    parameters is found: what the way here has not shown of it, by a pass each. Where that is not
+    clearly negative, nothing but passes counts.
 
     Args:
         e_step: One pass over the data.
@@ -279,15 +291,28 @@ def steepest_rise(
     """
     if not bool(curvature.curved.any()):
         return Rise(None, None)
+    if curvature.missing is not None and curvature.matrix is not None:
+        return _of_hessian(curvature, curvature.missing - curvature.matrix)
     known = _known(curvature, seen)
     if known[0] and int(curvature.curved.sum()) <= PRODUCTS:
         found = _steepest(e_step, coordinates, curvature, known, -MARGIN)
         if found is not None and found[0] < -MARGIN:
             return Rise(found[0], None)
     found = _steepest(e_step, coordinates, curvature, ([], []), POSITIVE)
-    if found is None:
-        return Rise(None, None)
-    return Rise(found[0], curvature.direction(found[1]) if found[0] > POSITIVE else None)
+    return Rise(None, None) if found is None else _rise(curvature, *found)
+
+
+def _rise(curvature: Curvature, largest: float, scaled: Tensor) -> Rise:
+    return Rise(largest, curvature.direction(scaled) if largest > POSITIVE else None)
+
+
+def _of_hessian(curvature: Curvature, hessian: Tensor) -> Rise:
+    """The same where the whole Hessian is known."""
+    units = torch.where(curvature.curved, curvature.units, 0.0)
+    found = units.mT @ hessian @ units
+    found = torch.where(curvature.curved, found, -torch.eye(len(found), dtype=found.dtype))
+    values, vectors = torch.linalg.eigh((found + found.mT) / 2.0)
+    return _rise(curvature, float(values[-1]), vectors[:, -1])
 
 
 def _known(curvature: Curvature, seen: Sequence[Seen]) -> tuple[list[Tensor], list[Tensor]]:
@@ -407,19 +432,20 @@ def rounding(
 
 
 def _units(
-    coordinates: Coordinates, statistics: Statistics, active: Tensor
+    coordinates: Coordinates, statistics: Statistics, active: Tensor, whole: bool
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """``T`` with ``T' B T = I`` over the active coordinates, which are curved, and ``B``."""
+    """``T`` with ``T' B T = I`` over the active coordinates, which are curved, and ``B``.
+
+    Of more than a few coordinates ``B`` is found only where it is wanted as a ``whole``.
+    """
     point = coordinates.flatten(statistics.params)
-    product = _information(coordinates, statistics, active)
     count = int(active.sum())
     places = active.nonzero()[:, 0]
-    full = torch.zeros(len(point), len(point), dtype=point.dtype)
     try:
-        if count > DENSE:
-            return _equilibrated(product, active)
-        unit = torch.eye(len(point), dtype=point.dtype)[places]
-        full[places] = _rows(product, unit, not statistics.opaque)
+        information = CompleteInformation(coordinates, statistics, active)
+        if count > DENSE and not whole:
+            return _equilibrated(information, active)
+        full = information.matrix()
     except RuntimeError:  # an operation that cannot be differentiated twice
         return None
     matrix = full[places][:, places]
@@ -436,42 +462,8 @@ def _units(
     return units, curved, full
 
 
-def _rows(product: Callable[[Tensor], Tensor], vectors: Tensor, together: bool) -> Tensor:
-    """The products with several vectors, in one go where every operation allows that."""
-    if together:
-        with contextlib.suppress(RuntimeError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about operations that it does in turn
-            return product(vectors)
-    return torch.stack([product(vector) for vector in vectors])
-
-
-def _information(
-    coordinates: Coordinates, statistics: Statistics, active: Tensor
-) -> Callable[[Tensor], Tensor]:
-    """Products with minus the Hessian of the expected log joint: no pass over the data.
-
-    They are of a vector ``(P,)``, or of several, ``(B, P)``.
-    """
-    point = coordinates.flatten(statistics.params)
-    with torch.enable_grad():
-        free = torch.where(active, point, coordinates.inside(point)).requires_grad_()
-        value = expected_log_joint(statistics, coordinates.unflatten(free))
-        (gradient,) = torch.autograd.grad(value, free, create_graph=True)
-
-    def product(vector: Tensor) -> Tensor:
-        if not gradient.requires_grad:
-            return torch.zeros_like(vector)
-        (found,) = torch.autograd.grad(
-            gradient, free, vector, retain_graph=True, allow_unused=True,
-            is_grads_batched=vector.dim() > 1,
-        )  # fmt: skip
-        return torch.zeros_like(vector) if found is None else torch.where(active, -found, 0.0)
-
-    return product
-
-
 def _equilibrated(
-    product: Callable[[Tensor], Tensor], active: Tensor
+    information: CompleteInformation, active: Tensor
 ) -> tuple[Tensor, Tensor, None] | None:
     """A diagonal ``T`` that gives the rows of ``T B T`` about equal lengths.
 
@@ -482,7 +474,7 @@ def _equilibrated(
     for _ in range(PROBES):
         signs = draws.below(2, active.shape)
         probe = 2.0 * signs.to(units.dtype) - 1.0
-        length = (units * product(units * probe)).abs()
+        length = (units * information.products((units * probe).unsqueeze(0))[0]).abs()
         if not bool(length.isfinite().all()):
             return None
         units = torch.where(length > 0.0, units / length.sqrt(), units)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.kernels.compiled_sweep import compiled_sweep, is_worth_compiled
-from ember.inference.expectation.kernels.sweep import Rows, sweep, sweep_at_once
+from ember.inference.expectation.kernels.sweep import Rows, spread, sweep, sweep_at_once
 from ember.inference.factors.exponential import ExponentialFactor, at_cells
 from ember.inference.factors.factor import CompiledFactor, Factor, same_scale
 from ember.inference.factors.tied import TieKey
@@ -73,13 +73,7 @@ class MixtureKernel:
 
     def _swept(self, natural: Natural) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """One sweep: the log evidence, the statistics, the counts, and each form's features."""
-        prior_key, prior = self.prior
-        constant, lefts = prior.log_prob(natural[prior_key]), []
-        for key, form in self.data:
-            eta = at_cells(natural[key], form.cells).flatten(2)
-            added, left = form.columns.parted(eta)
-            constant = constant if added is None else constant + added
-            lefts.append(left)
+        constant, lefts = self._parted(natural)
         left = lefts[0] if len(lefts) == 1 else torch.cat(lefts, 2)
         if len(self.rows) * max(left.shape[0] * left.shape[1], left.shape[2]) <= LARGE:
             found = sweep_at_once(self.rows, left, constant)
@@ -87,6 +81,31 @@ class MixtureKernel:
             swept = compiled_sweep if is_worth_compiled(self.rows, left) else sweep
             found = as_one_step(functools.partial(swept, self.rows), left, constant)
         return *found, [each.shape[2] for each in lefts]
+
+    def _parted(self, natural: Natural) -> tuple[Tensor, list[Tensor]]:
+        """What components begin with, ``(R, K)``, and for each form what its features count for."""
+        prior_key, prior = self.prior
+        constant, lefts = prior.log_prob(natural[prior_key]), []
+        for key, form in self.data:
+            eta = at_cells(natural[key], form.cells).flatten(2)
+            added, left = form.columns.parted(eta)
+            constant = constant if added is None else constant + added
+            lefts.append(left)
+        return constant, lefts
+
+    @property
+    def width(self) -> int:
+        """The number of numbers that ``affine`` gives."""
+        return self.prior[1].shape[0] * (1 + self.rows.features)
+
+    def affine(self, natural: Natural) -> Tensor:
+        """Of each component what it begins with, then what features count for, ``(K, 1 + F)``."""
+        constant, lefts = self._parted({key: eta.unsqueeze(0) for key, eta in natural.items()})
+        return torch.cat([constant.unsqueeze(2), *lefts], 2)[0]
+
+    def spread(self, affine: Tensor) -> Tensor:
+        """How uncertain the rows leave what ``affine`` is multiplied by; see ``sweep.spread``."""
+        return spread(self.rows, affine)
 
 
 def _scattered(gradient: Tensor, form: ExponentialFactor, block: Tensor) -> Tensor:

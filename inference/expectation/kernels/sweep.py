@@ -20,7 +20,17 @@ from torch import Tensor
 from ember.inference.factors.columns import NOTHING, Columns
 from ember.inference.numerics.threads import bounds_of, in_threads
 
-__all__ = ["ALONE", "CHUNK_BYTES", "Rows", "Swept", "by_parts", "sweep", "sweep_at_once", "work_of"]
+__all__ = [
+    "ALONE",
+    "CHUNK_BYTES",
+    "Rows",
+    "Swept",
+    "by_parts",
+    "spread",
+    "sweep",
+    "sweep_at_once",
+    "work_of",
+]
 
 
 Swept = tuple[Tensor, Tensor, Tensor]
@@ -197,3 +207,43 @@ def sweep_at_once(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
     posterior = density * share.unsqueeze(1)
     sums = posterior.flatten(0, 1) @ rows.whole.T
     return row.sum(1), sums.view(left.shape), posterior.sum(2)
+
+
+def spread(rows: Rows, affine: Tensor) -> Tensor:
+    r"""The covariance of each row's statistics given the row, summed over rows.
+
+    With the features :math:`f_n` of a row, a one before them, and :math:`z_n` its component in one
+    of K places,
+
+    .. math:: \sum_n w_n \operatorname{Cov}(z_n \otimes f_n) = \sum_n w_n
+              \left[\operatorname{diag}(r_n) - r_n r_n^\top\right] \otimes f_n f_n^\top,
+
+    the Hessian of the log evidence by what features count for in each component.
+
+    Args:
+        rows: The rows.
+        affine: What each component begins with, then what features count for, ``(K, 1 + F)``.
+
+    Returns:
+        The covariance ``(K (1 + F), K (1 + F))``.
+    """
+    most = len(rows) * affine.numel() ** 2 // ALONE if affine.device.type == "cpu" else 1
+    each = in_threads(functools.partial(_spread, rows, affine), bounds_of(len(rows), ALIGNED, most))
+    return functools.reduce(torch.add, each)
+
+
+def _spread(rows: Rows, affine: Tensor, bounds: tuple[int, int]) -> Tensor:
+    """What some of the rows contribute."""
+    components, features = affine.shape
+    width = max(1, CHUNK_BYTES // (8 * affine.numel() * ALIGNED)) * ALIGNED
+    own = affine.new_zeros(components, features, features)
+    together = affine.new_zeros(affine.numel(), affine.numel())
+    for chosen, chunk in rows.chunks(*bounds, width):
+        posterior = torch.addmm(affine[:, :1], affine[:, 1:], chunk).softmax(0)
+        known = torch.cat([torch.ones_like(chunk[:1]), chunk])
+        each = posterior.unsqueeze(1) * known
+        counted = each if rows.weights is None else each * rows.weights[chosen]
+        own += counted @ known.T
+        together.addmm_(counted.flatten(0, 1), each.flatten(0, 1).T)
+    covariance: Tensor = torch.block_diag(*own) - together
+    return covariance

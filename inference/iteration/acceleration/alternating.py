@@ -18,6 +18,11 @@ class AlternatingState(State):
     iteration: int = 0
     inner: State | None = None
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether the iterations of the scheme whose turn it was are."""
+        return self.inner is None or self.inner.is_quick
+
 
 @dataclass(frozen=True)
 class Alternating:

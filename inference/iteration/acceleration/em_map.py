@@ -9,10 +9,12 @@ from typing import Protocol, Self, TypeVar
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.expectation.missing_information import MissingInformation
 from ember.inference.expectation.replayed import ReplayedEStep, reads_of
 from ember.inference.initialisation.starting_params import starting_params
 from ember.inference.iteration.trajectory import Movement, Trajectory
 from ember.inference.maximisation.expanded import expanded_m_step
+from ember.inference.maximisation.information import Missing
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.replayed import ReplayedCoordinates, ReplayedMStep
 from ember.inference.parameters.coordinates import Coordinates
@@ -39,6 +41,7 @@ class EMMap:
         classification: Whether the E-step takes the latents' most probable joint value. The
             objective has no curvature then.
         plan: The plan, where these are its plain steps: they can be written down.
+        missing: The information that the latents hide, where there is a closed form of it.
     """
 
     e_step: Callable[[Mapping[str, Tensor]], Statistics]
@@ -47,6 +50,7 @@ class EMMap:
     start: Callable[[str], Params]
     classification: bool = False
     plan: Plan | None = None
+    missing: Missing | None = None
 
     @classmethod
     def of(cls, plan: Plan, classification: bool = False, expanded: bool = False) -> Self:
@@ -64,6 +68,7 @@ class EMMap:
             functools.partial(starting_params, plan, varied=True),
             classification,
             None if classification or expanded or loadings else plan,
+            None if classification else plan.once(MissingInformation.of),
         )
 
     def replayed(self) -> Self:
@@ -113,6 +118,11 @@ class State:
     def is_stuck(self) -> bool:
         """Whether the scheme gets nowhere, and another had better go on."""
         return False
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether an iteration's time is that of the map's steps."""
+        return True
 
 
 S = TypeVar("S", bound=State)

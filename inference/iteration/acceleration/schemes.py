@@ -7,6 +7,7 @@ from ember.inference.iteration.acceleration.anderson import Anderson
 from ember.inference.iteration.acceleration.em_map import Scheme
 from ember.inference.iteration.acceleration.lbfgs import Lbfgs
 from ember.inference.iteration.acceleration.louis import Louis
+from ember.inference.iteration.acceleration.newton import Newton
 from ember.inference.iteration.acceleration.plain import Plain
 from ember.inference.iteration.acceleration.squarem import Squarem
 from ember.inference.maximisation.information import MOST_PARAMETERS
@@ -31,22 +32,32 @@ FEW_STEPS = 10  # that are remembered where steps of the past soon mislead
 RIDGES = Alternating((Squarem(), Lbfgs(memory=FEW_STEPS)))
 INFORMED = Alternating((Lbfgs(informed=True, memory=FEW_STEPS), Squarem()))
 GRADIENTS = Alternating((Lbfgs(), Squarem()), turns=(120, 40))
+MIXTURE = Alternating((Squarem(), Newton(), Lbfgs(), Squarem(), Lbfgs()), turns=(10, 40, 120, 40))
 INFORMATION = Alternating((Louis(), Lbfgs(), Squarem()))
 
 
-def scheme_for(name: str | None, plan: Plan) -> Scheme[Any]:
+def scheme_for(name: str | None, plan: Plan, informed: bool = False) -> Scheme[Any]:
     """The scheme of a name for one plan; that of ``"auto"`` depends on what is latent.
+
+    Where there is a closed form of what latents hide, Newton's steps end the long way of SQUAREM.
 
     Where all that is latent is Gaussian, with known coefficients, the objective is smooth, and has
     a single top as a rule.
     With latents of units an M-step takes many passes over the rows, and where each unit says much
     about its own latents, EM moves what they share slowly. So "auto" begins with Newton's steps
     there if these units alone are latent and parameters few, and else with gradients.
+
+    Args:
+        name: The name.
+        plan: The plan.
+        informed: Whether the map of the plan knows the information that the latents hide.
     """
     count = sum(parameter.shape.numel() for parameter in plan.structure.parameters.values())
     if name != "auto":
         return SCHEMES[name]
     discrete = plan.structure.latent or plan.conjugate
+    if informed:
+        return MIXTURE
     if plan.units:
         others = discrete or plan.components or plan.has_gaps
         return GRADIENTS if others or count > MOST_PARAMETERS else INFORMATION

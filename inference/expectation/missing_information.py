@@ -1,0 +1,72 @@
+r"""The information that the latents of a plain mixture hide, in closed form.
+
+With what each component begins with and what features count for in it, :math:`A(u)`, as a function
+of the free reals of the parameters, the log evidence is one of :math:`A` alone, and
+
+.. math:: -\nabla^2 \log p(x \mid u) = -\nabla^2 Q(u) - J^\top C J, \qquad
+          J = \frac{\partial A}{\partial u},
+
+with EM's :math:`Q` at its own parameters, and the covariance :math:`C` of the rows' statistics
+given the rows (Louis 1982): one pass over the data, whatever the number of parameters.
+
+Reference: Louis (1982), *Finding the observed information matrix when using the EM algorithm*, JRSS
+B 44, 226-233.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ember.inference.expectation.kernels.mixture import MixtureKernel
+from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.numerics.batched_derivatives import rows_of_derivative
+from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.plan.plan import Plan
+from ember.inference.plan.potentials import natural_parameters, values_of
+
+__all__ = ["MissingInformation"]
+
+
+WIDEST = 150  # numbers of all components, and free reals: their squares are to be cheap
+PRODUCTS = 4e8  # of the numbers of all components with each other, in all rows
+
+
+class MissingInformation:
+    """Compiled for a plan; see ``of``."""
+
+    def __init__(self, plan: Plan, kernel: MixtureKernel) -> None:
+        self._plan, self._kernel = plan, kernel
+
+    @staticmethod
+    def of(plan: Plan) -> MissingInformation | None:
+        """That of a plan; None where it has no closed form, or would cost more than it is worth."""
+        evidence = LogEvidence.of(plan)
+        kernel, entries = (
+            evidence.kernel,
+            sum(parameter.shape.numel() for parameter in plan.structure.parameters.values()),
+        )
+        if not isinstance(kernel, MixtureKernel) or max(entries, kernel.width) > WIDEST:
+            return None
+        if len(kernel.rows) * kernel.width**2 > PRODUCTS:
+            return None
+        return MissingInformation(evidence.plan, kernel)
+
+    def __call__(self, coordinates: Coordinates, point: Tensor) -> Tensor | None:
+        """The missing information at some free reals, ``(P, P)``; None where digits are lost.
+
+        Args:
+            coordinates: The free reals of the parameters.
+            point: Where, ``(P,)``.
+        """
+        plan = self._plan
+        with torch.enable_grad():
+            free = point.detach().clone().requires_grad_()
+            values = values_of(plan, coordinates.unflatten(free))
+            if plan.residuals.needed(plan.tied, values):
+                return None
+            affine = self._kernel.affine(natural_parameters(plan, values))
+        jacobian = rows_of_derivative(affine.flatten(), free)
+        with torch.no_grad():
+            spread = self._kernel.spread(affine.detach())
+            return jacobian.mT @ spread @ jacobian
