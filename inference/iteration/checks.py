@@ -163,10 +163,11 @@ def _is_of_rows(plan: Plan, name: str) -> bool:
 
 def warn_of_cuts(plan: Plan, stacklevel: int) -> None:
     """Warns of parameters that act by their values, but are cut off from the gradient."""
-    for name, site in cut_parameters(
-        plan.structure,
-        {n: plan.site(n) for n in plan.factor_and_prior_names() if not plan.is_computed(n)},
-    ).items():
+    if plan.reached is None:
+        return
+    names = [n for n in plan.factor_and_prior_names() if not plan.is_computed(n)]
+    cut = cut_parameters(plan.structure, {n: plan.site(n) for n in names}, plan.reached)
+    for name, site in cut.items():
         asked = plan.site(site).density is None
         what = "it is not estimated there" if asked else "it is estimated there all the same"
         warnings.warn(

@@ -66,6 +66,7 @@ class Reading:
     unconstrained: bool = False
     misread: frozenset[str] = frozenset()
     idle: frozenset[str] = frozenset()
+    reached: Mapping[str, frozenset[str]] | None = None
 
 
 def priors_of(
@@ -127,6 +128,7 @@ def assembled(reading: Reading) -> Plan:
     sizes.update({c.previous: sizes[c.state] for c in chains.values()})
     return Plan(
         structure=structure,
+        reached=reading.reached,
         objective=reading.objective,
         sites=sites,
         factors=factors,

@@ -77,7 +77,11 @@ def _plan(
     unconstrained: bool,
 ) -> Plan:
     """The plan of a model whose sites have their roles; the arguments are those of the reading."""
-    probes = probe(structure) if probing else Probes([], [], "the reference path looks for no maps")
+    probes = (
+        probe(structure, trace)
+        if probing
+        else Probes([], [], "the reference path looks for no maps")
+    )
     unread = Probes([], [], MISREAD)
     by_site = {n: unread if n in misread else probes for n in structure.plates}
     idle = idle_entries(structure, probes.traces)
@@ -91,6 +95,7 @@ def _plan(
     reading = Reading(
         structure, trace, sites, priors, probes.params, objective, unconstrained,
         frozenset(misread), frozenset(idle),
+        None if probes.gradients is None else probes.gradients.reached([*sites, *priors]),
     )  # fmt: skip
     return assembled(reading)
 

@@ -72,6 +72,8 @@ class Plan(Memo):
             completes its rows.
         idle: Latents of which some entries are left out, because nothing depends on them.
         node_cells: For each latent on nodes in exponential-family form, the cells of its entries.
+        reached: The parameters that each site's arguments depend on by the gradient; None if the
+            model has none at random parameters.
         starts: How many values of every parameter it is for, along a leading dim if several.
     """
 
@@ -98,6 +100,7 @@ class Plan(Memo):
     starting_eta: dict[TieKey, Tensor]
     idle: frozenset[str]
     node_cells: dict[str, SiteCells] = field(default_factory=dict)
+    reached: Mapping[str, frozenset[str]] | None = None
     starts: int = 1
 
     def batched(self, count: int) -> "Plan":

@@ -136,11 +136,13 @@ def _exchangeable(plan: Plan, label: str, near: Near) -> bool:
     numbers = sum(math.prod(plan.sizes[d] for d in f.dims) for f in plan.factors)
     points, every = (_probe(plan), near.params), list(range(states))
     with torch.no_grad():
-        return states < 2 or numbers > MOST_NUMBERS or all(
-            is_same_density(plan, point, permute(plan, point, label, order))
-            for order in ([1, 0, *every[2:]], [*every[1:], 0])
+        if states < 2 or numbers > MOST_NUMBERS:
+            return True
+        orders = [[1, 0, *every[2:]], [*every[1:], 0]][: states - 1]
+        return all(
+            is_same_density(plan, point, *(permute(plan, point, label, o) for o in orders))
             for point in points
-        )  # fmt: skip
+        )
 
 
 def _probe(plan: Plan) -> Params:
@@ -195,19 +197,20 @@ def asked_order(
     return latent, [int(state) for state in order]
 
 
-def is_same_density(plan: Plan, before: Params, after: Params) -> bool:
-    """Whether renumbering left the log joint as it was, as it must for exchangeable states.
+def is_same_density(plan: Plan, before: Params, *renumbered: Params) -> bool:
+    """Whether renumberings left the log joint as it was, as they must for exchangeable states.
 
     A density may go on outside the support (that of ordered locations does), where no fit may end.
     Where the model cannot be evaluated, nothing is known, and the numbers stay.
     """
-    if not all_within(plan.structure.parameters, after):
+    if not all(all_within(plan.structure.parameters, after) for after in renumbered):
         return False
     with torch.no_grad():
         try:
-            old, new = (
-                float(LogEvidence.of(plan)(p) + plan.prior.log_prob(p)) for p in (before, after)
+            old, *new = (
+                float(LogEvidence.of(plan)(p) + plan.prior.log_prob(p))
+                for p in (before, *renumbered)
             )
         except (RuntimeError, ArithmeticError):
             return False
-    return abs(new - old) <= 1e-9 * (1.0 + abs(old)) or (old == new)
+    return all(abs(each - old) <= 1e-9 * (1.0 + abs(old)) or (old == each) for each in new)

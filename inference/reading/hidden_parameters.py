@@ -4,12 +4,13 @@ Maps are read off values. In ``a + b * x`` with ``x`` of :math:`5 \cdot 10^9` a 
 in the rounding of ``b * x``, and a map without it agrees with every run. The gradient keeps them
 apart: each entry of a parameter has a number of its own there, however small it is beside the
 others. So the derivatives of a sum of the argument's entries, unevenly weighted, are compared with
-those of the map. What the model cuts off from the gradient is not judged.
+those of the map. What the model cuts off from the gradient is not judged here, but told apart
+(``reached``).
 """
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,8 +23,9 @@ from ember.inference.parameters.argument_map import ArgumentMap
 from ember.inference.parameters.scaled_matrix import ScaledMatrix
 from ember.inference.parameters.supports import is_real
 from ember.inference.reading.graphs import leaves_of
+from ember.inference.reading.matching.arguments import free_probe
 from ember.inference.reading.structure import Structure
-from ember.inference.reading.trace import TraceNode
+from ember.inference.reading.trace import Trace, TraceNode
 from ember.inference.reading.unwrapping import MATRICES, given_arguments, unwrap
 
 __all__ = ["Gradients"]
@@ -43,7 +45,11 @@ class _Run:
 
     free: dict[str, Tensor]
     params: dict[str, Tensor]
-    nodes: Mapping[str, TraceNode]
+    trace: Trace
+
+    @property
+    def nodes(self) -> Mapping[str, TraceNode]:
+        return self.trace.nodes
 
 
 class Gradients:
@@ -55,17 +61,28 @@ class Gradients:
     Args:
         structure: The model.
         few: The model on a few rows, enough for maps that are the same in all of them.
-        at: The random point.
     """
 
-    def __init__(self, structure: Structure, few: Structure, at: Params) -> None:
+    def __init__(self, structure: Structure, few: Structure) -> None:
         self.structure, self.few = structure, few
-        parameters = structure.parameters
-        free = {n: parameters[n].to_unconstrained(v).detach() for n, v in at.items()}
+        parameters, free = structure.parameters, free_probe(structure, 0)
         real = {n: torch.zeros_like(v) for n, v in free.items() if is_real(parameters[n].support)}
         least = {n: torch.full_like(v, LEAST) for n, v in free.items()}
         self.points = (free, {**free, **real}, {**least, **real})
         self._done: dict[tuple[int, bool], _Run | None] = {}
+
+    @property
+    def trace(self) -> Trace | None:
+        """A run on a few rows at the first of the random parameters; None if there is none."""
+        run = self._run(0, few=True)
+        return None if run is None else run.trace
+
+    def reached(self, sites: Iterable[str]) -> dict[str, frozenset[str]] | None:
+        """The parameters in the graph of each site's arguments; None if there is no run."""
+        run = self._run(0, few=True)
+        if run is None:
+            return None
+        return {site: frozenset(_reached(run, site)) for site in sites}
 
     def hides(self, site: str, argument: str, by: str, argument_map: Map) -> bool:
         """Whether an argument depends on the parameters in other ways than its map says.
@@ -108,7 +125,7 @@ def _made(structure: Structure, point: Params) -> _Run | None:
             for name, parameter in structure.parameters.items()
         }
         try:
-            return _Run(free, params, structure.trace(params).nodes)
+            return _Run(free, params, structure.trace(params))
         except (RuntimeError, ArithmeticError, ValueError, IndexError):
             return None
 
@@ -123,21 +140,29 @@ def _fits(argument_map: Map, run: _Run, site: str, by: str) -> bool:
         return False
 
 
-def _reached(run: _Run, site: str, argument: str) -> set[str]:
-    """The parameters in the graph of an argument, whatever it was given as."""
-    given = given_arguments(unwrap(run.nodes[site]["fn"]).base)
-    names = ALTERNATIVES.get(argument, (argument,))
-    leaves = leaves_of(*(value for name, (_, value) in given.items() if name in names))
+def _reached(run: _Run, site: str, argument: str = "") -> set[str]:
+    """The parameters in the graph of an argument, whatever it was given as; of all if of none."""
+    node = run.nodes[site]
+    given = given_arguments(unwrap(node["fn"]).base)
+    names = ALTERNATIVES.get(argument, (argument,)) if argument else given
+    tensors = [value for name, (_, value) in given.items() if name in names]
+    if not argument and "_matrix" in node["infer"]:
+        tensors.append(node["infer"]["_matrix"])
+    leaves = leaves_of(*tensors)
     return {name for name, value in run.free.items() if id(value) in leaves}
 
 
 def _is_plain(argument_map: Map) -> bool:
-    """Whether a map gathers the entries of one parameter as they are: the common case."""
+    """Whether a map gathers the entries of one parameter, not enlarged: the common case.
+
+    What its values do not show is then small beside the parameter.
+    """
     if argument_map.is_constant:
         return True
     if not isinstance(argument_map, ArgumentMap) or len(argument_map.sources) > 1:
         return False
-    return bool((argument_map.coefficient == 1.0).all()) and not bool(argument_map.offset.any())
+    enlarged = bool((argument_map.coefficient.abs() > 1.0).any())
+    return not enlarged and not bool(argument_map.offset.any())
 
 
 def _functions(

@@ -66,8 +66,12 @@ class Probes:
     gradients: Gradients | None = None
 
 
-def probe(structure: Structure) -> Probes:
+def probe(structure: Structure, start: Trace) -> Probes:
     """Runs the model at a few random valid parameter values.
+
+    Args:
+        structure: The model.
+        start: A run at its default parameters.
 
     Raises:
         ValueError: If sites or shapes change with the parameters, or with nothing at all, or
@@ -78,19 +82,41 @@ def probe(structure: Structure) -> Probes:
     for values in params:
         try:
             traces.append(structure.trace(values))
-        except ValueError as error:
+        except (ValueError, RuntimeError, ArithmeticError, IndexError) as error:
             if "structure depends on parameter values" in str(error):
+                free = dataclasses.replace(structure, signature=())
+                check_repeatable(free.trace(values), free.trace(values))
                 raise
-            return Probes([], [], f"the model fails at random parameters ({error})")
-        except (RuntimeError, ArithmeticError, IndexError) as error:
+            at_start = {name: p.start for name, p in structure.parameters.items()}
+            check_repeatable(start, structure.trace(at_start))
             return Probes([], [], f"the model fails at random parameters ({error})")
     few = few_rows(structure)
-    # At the start noise may be multiplied by zero, here it is not.
     first = traces[0] if few is structure else few.trace(params[0])
-    check_repeatable(first, few.trace(params[0]))
+    gradients = Gradients(structure, few)
+    _check_repeatable(few, params[0], first, gradients.trace)
     check_each_value(structure, params[0], traces[0])
-    moves, gradients = Moves(structure, params, traces), Gradients(structure, few, params[0])
-    return Probes(params, traces, moves=moves, gradients=gradients)
+    return Probes(params, traces, moves=Moves(structure, params, traces), gradients=gradients)
+
+
+def _check_repeatable(
+    structure: Structure, params: Mapping[str, Tensor], first: Trace, second: Trace | None
+) -> None:
+    """Refuses a model of which another run says something else.
+
+    At random parameters, as at the start noise may be multiplied by zero.
+
+    Args:
+        structure: The model.
+        params: Of the first run.
+        first: The run.
+        second: One that has recorded its graph, which may compute in another way; or None.
+    """
+    if second is not None:
+        try:
+            return check_repeatable(first, second)
+        except ValueError:
+            pass
+    return check_repeatable(first, structure.trace(params))
 
 
 def read_site(

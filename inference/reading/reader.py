@@ -12,7 +12,6 @@ from ember.inference.numerics.shapes import broadcast_shapes
 from ember.inference.parameters.parameter import Parameter
 from ember.inference.reading.checks.dims import check_room, check_scope
 from ember.inference.reading.checks.enumeration import check_data, check_dims, check_presence
-from ember.inference.reading.checks.repeatability import check_repeatable
 from ember.inference.reading.checks.sites import (
     check_declared,
     check_given,
@@ -51,8 +50,6 @@ def read_structure(
     given: tuple[str, ...] = (),
 ) -> tuple[Structure, Trace]:
     """Runs the model plainly, then enumerated, and assigns a role to every site.
-
-    A third run, at the same parameters, must say what the second one said.
 
     Args:
         model: A Pyro function.
@@ -126,8 +123,7 @@ def _checked_run(structure: Structure, plain: Trace) -> Trace:
         )
     at_start = {name: p.start for name, p in structure.parameters.items()}
     with enumeration_errors(structure.model):
-        trace, again = structure.trace(at_start), structure.trace(at_start)
-    check_repeatable(trace, again)
+        trace = structure.trace(at_start)
     check_presence((*structure.plain_factors, *structure.parameters), trace)
     check_local(plain, trace, structure.parameters)
     if structure.steps:

@@ -10,13 +10,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ember.inference.reading.gaussian.slices import few_rows
-from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.matching.arguments import probe_values
 from ember.inference.reading.opaque import model_log_prob
 from ember.inference.reading.site import Site
 from ember.inference.reading.structure import Structure
-from ember.inference.reading.unwrapping import given_arguments, unwrap
 
 __all__ = ["cut_parameters"]
 
@@ -27,38 +24,27 @@ SLACK = 1e-3  # relative error of a difference quotient
 NOISE = 1e-12  # of a log probability, relative
 
 
-def cut_parameters(structure: Structure, sites: Mapping[str, Site]) -> dict[str, str]:
+def cut_parameters(
+    structure: Structure, sites: Mapping[str, Site], reached: Mapping[str, frozenset[str]]
+) -> dict[str, str]:
     """Parameters with a site that depends on their values, but not by the gradient.
 
     Args:
         structure: The roles of all sites.
         sites: All sites with a density; what only the model can evaluate is differenced.
+        reached: The parameters that each site depends on by the gradient.
 
     Returns:
         Name of a parameter to that of the first such site.
     """
-    at, toward = probe_values(structure, 0), probe_values(structure, 1)
-    leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
-    try:
-        with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own complaints of float(parameter)
-            nodes = few_rows(structure).trace(leaves).nodes
-    except (RuntimeError, ArithmeticError, ValueError):
-        return {}  # the model cannot be evaluated at random parameters
-    names = {id(value): name for name, value in leaves.items()}
     cut: dict[str, str] = {}
-    asked: dict[str, Site] = {}
+    asked = {name: site for name, site in sites.items() if site.density is None}
     for name, site in sites.items():
-        if site.density is None:
-            asked[name] = site
-            continue
-        tensors = [value for _, value in given_arguments(unwrap(nodes[name]["fn"]).base).values()]
-        if "_matrix" in nodes[name]["infer"]:
-            tensors.append(nodes[name]["infer"]["_matrix"])
-        reached = {names.get(leaf) for leaf in leaves_of(*tensors)}
-        for _, argument in site.density.maps.values():
-            for source in set(argument.sources) - reached:
+        maps = {} if site.density is None else site.density.maps
+        for _, argument in maps.values():
+            for source in set(argument.sources) - reached[name]:
                 cut.setdefault(source, name)
+    at, toward = probe_values(structure, 0), probe_values(structure, 1)
     if asked and _errs(structure, asked, at, toward, list(at)):
         for name, site in asked.items():
             for parameter in at:

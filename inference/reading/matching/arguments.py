@@ -28,7 +28,7 @@ from ember.inference.parameters.parameter import Parameter
 from ember.inference.parameters.supports import base_support
 from ember.inference.reading.structure import Structure
 
-__all__ = ["ArgumentValues", "match_argument", "probe_values"]
+__all__ = ["ArgumentValues", "free_probe", "match_argument", "probe_values"]
 
 
 PROBES = 5
@@ -48,7 +48,16 @@ class ArgumentValues:
 
 
 def probe_values(structure: Structure, seed: int) -> dict[str, Tensor]:
-    """A random valid value of every parameter, its entries distinct almost surely.
+    """A random valid value of every parameter, its entries distinct almost surely."""
+    free = free_probe(structure, seed)
+    return {
+        name: parameter.to_constrained(free[name]).expand(parameter.shape).clone()
+        for name, parameter in structure.parameters.items()
+    }
+
+
+def free_probe(structure: Structure, seed: int) -> dict[str, Tensor]:
+    """The free coordinates of random values.
 
     The last probe mirrors the first: entries that were large are small, so that a model that
     sorts its parameters, or branches on their signs, gives itself away.
@@ -58,9 +67,7 @@ def probe_values(structure: Structure, seed: int) -> dict[str, Tensor]:
     values = {}
     for name, parameter in structure.parameters.items():
         free = transform_to(parameter.support).inverse_shape(parameter.shape)
-        size = sign * _spread(parameter)
-        noise = size * draws.normal(free)
-        values[name] = parameter.to_constrained(noise).expand(parameter.shape).clone()
+        values[name] = sign * _spread(parameter) * draws.normal(free)
     return values
 
 
