@@ -32,7 +32,7 @@ FEW_STEPS = 10  # that are remembered where steps of the past soon mislead
 RIDGES = Alternating((Squarem(), Lbfgs(memory=FEW_STEPS)))
 INFORMED = Alternating((Lbfgs(informed=True, memory=FEW_STEPS), Squarem()))
 GRADIENTS = Alternating((Lbfgs(), Squarem()), turns=(120, 40))
-MIXTURE = Alternating((Squarem(), Newton(), Lbfgs(), Squarem(), Lbfgs()), turns=(10, 40, 120, 40))
+MIXTURE = Alternating((Squarem(), Newton(), Lbfgs(), Squarem(), Lbfgs()), turns=(6, 40, 120, 40))
 INFORMATION = Alternating((Louis(), Lbfgs(), Squarem()))
 
 
