@@ -19,9 +19,10 @@ from ember.models.parts.checks import (
     parameter_dtype,
 )
 from ember.models.parts.emissions import Emission, beside, select
-from ember.models.parts.of_data import of_data
-from ember.models.parts.orthonormal_design import Design, has_level, orthonormal
+from ember.models.parts.moments import moments
+from ember.models.parts.orthonormal_design import has_level, left_variance, orthonormal
 from ember.models.parts.priors import Hyperparameters, default_variance, weighted_mean
+from ember.models.parts.triangles import log_sum
 
 __all__ = [
     "called",
@@ -29,14 +30,12 @@ __all__ = [
     "check_response",
     "coefficients_site",
     "design_matrix",
-    "left_variance",
     "precisions_site",
     "regression_emission",
     "regression_keys",
     "row_offset",
     "stepwise_emission",
     "usual_height",
-    "variance_beside",
 ]
 
 COEFFICIENT_KEYS = ("mean", "deviation")
@@ -199,7 +198,9 @@ def precisions_site(
     """Declare the `precisions` of Gaussian noise, of each component or one for all."""
     tied = scale == "tied"
     df = prior.above("df", () if tied else (components,), 3.0)
-    rate = prior.above("scale", df.shape, lambda: left_variance(y, design, frequency, components))
+    rate = prior.above(
+        "scale", df.shape, lambda: left_variance(y, design, frequency) / components**2
+    )
     with nullcontext() if tied else plate:
         precisions: Tensor = pyro.sample("precisions", dist.Gamma(df / 2, rate / 2))
     return precisions
@@ -245,13 +246,13 @@ def usual_height(
 
     The units of an offset (the logarithm of an exposure) move the height as those of `y` do.
     """
-    total = frequency.sum()
-    if family == "poisson":
-        exposure = torch.logsumexp(offset + frequency.log(), 0)
-        return (frequency @ y + 0.5).log() - exposure, 1.0
-    if family == "logistic":
-        share = (frequency @ y + 0.5) / (total + 1.0)
-        return torch.logit(share) - frequency @ offset / total, 1.0
+    if family in ("poisson", "logistic"):
+        responses = moments(y, frequency)
+        events = responses.total * responses.mean + 0.5
+        if family == "poisson":
+            return events.log() - log_sum(offset, frequency).value, 1.0
+        share = events / (responses.total + 1.0)
+        return torch.logit(share) - weighted_mean(offset, frequency), 1.0
     height = weighted_mean(y - offset, frequency)
     with called("y"):
         deviation = default_variance((y - offset).unsqueeze(-1), frequency, 1)[0].sqrt()
@@ -259,18 +260,3 @@ def usual_height(
         # A line through the origin must reach the response itself.
         return height, (deviation.square() + height.square()).sqrt()
     return height, deviation
-
-
-@of_data
-def left_variance(y: Tensor, design: Tensor, frequency: Tensor, components: int) -> Tensor:
-    """The variance that one regression leaves, shared out among the components."""
-    return variance_beside(orthonormal(design, frequency), y, frequency) / components**2
-
-
-def variance_beside(design: Design, y: Tensor, frequency: Tensor) -> Tensor:
-    """The variance that the best line of a design leaves of a response (N,)."""
-    overall = weighted_mean((y - weighted_mean(y, frequency)).square(), frequency)
-    rest = design.left(y, frequency).to(y)
-    left = weighted_mean(rest.square(), frequency)
-    least = torch.where(overall > 0, 1e-4 * overall, 1.0)
-    return torch.maximum(left, least)

@@ -12,9 +12,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ember.models.parts.checks import check_enough, row_frequency
-from ember.models.parts.design import WEAK, called, usual_height, variance_beside
+from ember.models.parts.design import WEAK, called, usual_height
 from ember.models.parts.missing import shown_entries
-from ember.models.parts.orthonormal_design import Design, orthonormal
+from ember.models.parts.orthonormal_design import Design, left_variance, orthonormal
 from ember.models.parts.priors import Hyperparameters
 
 __all__ = [
@@ -82,7 +82,7 @@ class Line:
     @functools.cached_property
     def left(self) -> Tensor:
         """The variance that the fixed part leaves, which tells the scale of all variances."""
-        return variance_beside(self.coordinates, self.y, self.frequency)
+        return left_variance(self.y, self.design, self.frequency)
 
 
 @dataclass(frozen=True)

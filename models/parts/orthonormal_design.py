@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ember.models.parts.of_data import of_data
+from ember.models.parts.triangles import Constants, Triangle, constants, triangle
 
-__all__ = ["Design", "has_level", "orthonormal"]
+__all__ = ["Design", "has_level", "left_variance", "orthonormal"]
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,11 @@ class Design:
 
     Attributes:
         inverse: the inverse of `T` (F, F): coefficients of the columns from those of `q`.
-        rows: `q` (N, F).
         level: the coefficients (F,) of a line that is one everywhere; None if no column is
             constant.
     """
 
     inverse: Tensor
-    rows: Tensor
     level: Tensor | None
 
     def factor(self) -> Tensor:
@@ -38,58 +37,89 @@ class Design:
         lower: Tensor = (upper * upper.diagonal().sign().unsqueeze(-1)).mT
         return lower
 
-    def left(self, y: Tensor, frequency: Tensor) -> Tensor:
-        """What the best line leaves of a response (N,)."""
-        weights = (frequency / frequency.sum()).double()
-        y = y.double()
-        for _ in range(2):  # the second time takes what rounding left
-            if self.level is not None:
-                y = y - weights @ y
-            y = y - self.rows @ (self.rows.mT @ (weights * y))
-        return y
-
 
 @of_data
 def orthonormal(design: Tensor, frequency: Tensor) -> Design:
     """The coordinates of a design (N, F), its rows counted by frequency (N,)."""
-    x, counted = design.double(), (frequency > 0).unsqueeze(-1)
-    width = x.shape[-1]
-    size = torch.where(counted, x.abs(), 0.0).amax(0)
-    weights = (frequency / frequency.sum()).double()
-    place = _constant_column(x, frequency)
-    centre = x.new_zeros(width)
-    if place is not None:
-        first = x[frequency > 0][0]
-        centre = (first + weights @ (x - first)).index_fill(0, place, 0.0)
-        x = x - centre
-    spread = (weights @ x.square()).sqrt()
-    eps = torch.finfo(design.dtype).eps
-    spread = torch.where(spread > eps * size, spread, torch.where(size > 0, size, 1.0))
-    triangle = _triangle(
-        weights.sqrt().unsqueeze(-1) * x / spread, 32 * width * eps * size / spread
-    )
-    rows = torch.linalg.solve_triangular(triangle, x / spread, upper=True, left=False)
-    # The coordinate of a column that others determine is rounding.
-    rows = torch.where(rows.square().mul(weights.unsqueeze(-1)).sum(0) > 0.25, rows, 0.0)
-    level = None if place is None else torch.eye(width, dtype=x.dtype)[place[0]] / design[0, place]
-    eye = torch.eye(width, dtype=x.dtype)
-    inverse = torch.linalg.solve_triangular(triangle, eye, upper=True) / spread.unsqueeze(-1)
-    if level is not None:
-        inverse = inverse - torch.outer(level, centre @ inverse)
-    return Design(inverse, rows, level)
+    known = constants(design, frequency)
+    found = _Columns.of(triangle(design, frequency), known, torch.finfo(design.dtype).eps)
+    place = _constant_column(known)
+    if place is None:
+        return Design(found.inverse, None)
+    assert known.value is not None
+    level = torch.eye(len(found.centre), dtype=found.centre.dtype)[place] / known.value[place]
+    return Design(found.inverse - torch.outer(level, found.centre @ found.inverse), level)
 
 
 @of_data
 def has_level(design: Tensor, frequency: Tensor) -> bool:
     """Whether a column of a design is the same number, not zero, in all rows that count."""
-    return _constant_column(design, frequency) is not None
+    return _constant_column(constants(design, frequency)) is not None
 
 
-def _constant_column(x: Tensor, frequency: Tensor) -> Tensor | None:
-    """The place (1,) of the first column that is the same number, not zero, in all rows."""
-    counted = x[frequency > 0]
-    same = ((counted == counted[0]).all(0) & (counted[0] != 0)).nonzero()
-    return same[0] if len(same) else None
+@of_data
+def left_variance(y: Tensor, design: Tensor, frequency: Tensor) -> Tensor:
+    """The variance that the best line of a design (N, F) leaves of a response (N,).
+
+    Never less than a ten-thousandth of the response's own; one where that is zero.
+    """
+    rows = torch.cat([design, y.unsqueeze(-1)], 1)
+    both, known = triangle(rows, frequency), constants(design, frequency)
+    of_design = Triangle(both.factor[:, :-1], both.reference[:-1], both.size[:-1])
+    found = _Columns.of(of_design, known, torch.finfo(design.dtype).eps)
+    centred = both.about_mean[:, -1]
+    overall = centred.square().sum() / both.total
+    rest = centred if found.has_level else both.about(torch.zeros_like(both.reference))[:, -1]
+    for _ in range(2):  # the second time takes what rounding left
+        rest = rest - found.rows @ (found.rows.mT @ rest)
+    left = rest.square().sum() / both.total
+    return torch.maximum(left, torch.where(overall > 0, 1e-4 * overall, 1.0)).to(y)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of a design in coordinates of their own.
+
+    Attributes:
+        inverse: the coefficients (F, F) of the columns from those of `q`.
+        rows: orthonormal (M, F), `q` of the rows that stand for all; 0 where others determine it.
+        centre: what the columns are measured from (F,).
+        has_level: whether these are their means.
+    """
+
+    inverse: Tensor
+    rows: Tensor
+    centre: Tensor
+    has_level: bool
+
+    @classmethod
+    def of(cls, of_rows: Triangle, known: Constants, eps: float) -> "_Columns":
+        width, size, place = len(of_rows.reference), of_rows.size, _constant_column(known)
+        if place is None:
+            centre = torch.zeros_like(of_rows.reference)
+            x = of_rows.about(centre)
+        else:
+            centre, x = of_rows.mean, of_rows.about_mean
+            centre[place] = 0.0
+            x[:, place] = of_rows.about(centre)[:, place]
+        x = x / of_rows.total.sqrt()
+        spread = x.square().sum(0).sqrt()
+        spread = torch.where(spread > eps * size, spread, torch.where(size > 0, size, 1.0))
+        upper = _triangle(x / spread, 32 * width * eps * size / spread)
+        rows = torch.linalg.solve_triangular(upper, x / spread, upper=True, left=False)
+        # The coordinate of a column that others determine is rounding.
+        rows = torch.where(rows.square().sum(0) > 0.25, rows, 0.0)
+        eye = torch.eye(width, dtype=x.dtype)
+        inverse = torch.linalg.solve_triangular(upper, eye, upper=True) / spread.unsqueeze(-1)
+        return cls(inverse, rows, centre, place is not None)
+
+
+def _constant_column(known: Constants) -> int | None:
+    """The place of the first column that is the same number, not zero, in all rows."""
+    if known.value is None:
+        return None
+    same = (~known.value.isnan() & (known.value != 0)).nonzero()
+    return int(same[0]) if len(same) else None
 
 
 def _triangle(columns: Tensor, rounding: Tensor) -> Tensor:

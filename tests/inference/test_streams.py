@@ -19,6 +19,7 @@ from ember.models import (
     factor_analysis,
     gaussian_mixture,
     hidden_markov_gaussian,
+    hidden_markov_regression,
     latent_profile,
     linear_mixed_model,
     poisson_mixture,
@@ -149,6 +150,30 @@ def test_covariates_come_with_their_rows() -> None:
     em = EM(regression_mixture, "mle", seed=0)
     whole = em.fit(y, X, components=2)
     assert_same(whole, em.fit_batches(pieces_of(y, X, rows=80), components=2))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"scale": "tied"}, {"intercept": False}], ids=["free", "tied", "origin"]
+)
+def test_default_priors_of_regressions_are_those_of_all_rows(options: dict[str, Any]) -> None:
+    X, generator = points(300), torch.Generator().manual_seed(4)
+    lines = torch.stack([1.0 + X[:, 0], 4.0 - 2.0 * X[:, 1]])
+    y = lines[torch.arange(300) % 2, torch.arange(300)]
+    y = y + 0.3 * torch.randn(300, generator=generator, dtype=torch.float64)
+    em = EM(regression_mixture, seed=0)
+    whole = em.fit(y, X, components=2, **options)
+    assert_same(whole, em.fit_batches(pieces_of(y, X, rows=80), components=2, **options))
+
+
+def test_sequences_with_covariates_have_default_priors_of_all_of_them() -> None:
+    X, generator = points(240).reshape(6, 40, 2), torch.Generator().manual_seed(5)
+    states = (torch.arange(240).reshape(6, 40) // 9) % 2
+    y = torch.where(states == 0, 1.0 + X[..., 0], 6.0 - X[..., 1])
+    y = y + 0.3 * torch.randn(6, 40, generator=generator, dtype=torch.float64)
+    em = EM(hidden_markov_regression, seed=0)
+    whole = em.fit(y, X=X, states=2)
+    pieces = [{"y": y[i : i + 2], "X": X[i : i + 2]} for i in (0, 2, 4)]
+    assert_same(whole, em.fit_batches(pieces, states=2))
 
 
 def test_rows_with_gaussian_latents_of_their_own() -> None:
