@@ -3,11 +3,10 @@
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ember.inference.alignment import align
@@ -16,8 +15,10 @@ from ember.inference.inputs.shelter import sheltered
 from ember.inference.marginals import Marginals, marginals_of
 from ember.inference.plan.building import build_plan
 from ember.inference.reading.sequences import base_name
-from ember.inference.reports.drawing.comparison import draw_fits
 from ember.inference.reports.summary import entry_values, named_labels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Comparison", "Method", "compare"]
 
@@ -66,8 +67,10 @@ class Comparison:
     table: pd.DataFrame
     columns: tuple[str, ...] | None = field(default=None, repr=False)
 
-    def plot(self) -> Figure:
+    def plot(self) -> "Figure":
         """One picture of all fits: data with components where they can be drawn, and progress."""
+        from ember.inference.reports.drawing.comparison import draw_fits
+
         with sheltered(data=next(iter(self.fits.values()))._data):
             return draw_fits(self.fits, self.params, self.columns)
 

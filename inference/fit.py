@@ -6,11 +6,10 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 
 from ember.inference.certainty import Certainty
 from ember.inference.inputs.frames import Recipe
@@ -22,11 +21,10 @@ from ember.inference.queries.new_data import (
 )
 from ember.inference.queries.uncertainty.intervals import check_level
 from ember.inference.reports import naming, summary
-from ember.inference.reports.drawing.figure import draw_fit
-from ember.inference.reports.drawing.residuals import draw_residuals
-from ember.inference.reports.drawing.starts import draw_starts
 from ember.inference.reports.latent_names import latent_axes
-from ember.inference.reports.residuals import residuals_of
+
+if TYPE_CHECKING:  # what draws loads Matplotlib and scipy.stats, a second that a fit does without
+    from matplotlib.figure import Figure
 
 __all__ = ["Fit"]
 
@@ -202,6 +200,8 @@ class Fit(Certainty):
             >>> fit = EM(poisson_mixture, seed=0).fit(visits, components=2)
             >>> fit.plot().savefig("counts.png")  # doctest: +SKIP
         """
+        from ember.inference.reports.drawing.figure import draw_fit
+
         sure = self._warned_uncertainty() if errors else None
         with sheltered(data=self._data), torch.no_grad():
             return draw_fit(self, sure)
@@ -237,6 +237,8 @@ class Fit(Certainty):
             >>> [round(value, 2) for value in fit.residuals().tolist()]
             [-0.12, 0.72, -1.57, 0.53, 1.37, -0.93]
         """
+        from ember.inference.reports.residuals import residuals_of
+
         with sheltered(data=self._data), torch.no_grad():
             found = {each.site: each.values for each in residuals_of(self, seed)}
         return next(iter(found.values())) if len(found) == 1 else found
@@ -253,6 +255,9 @@ class Fit(Certainty):
         Raises:
             ValueError: As ``residuals``.
         """
+        from ember.inference.reports.drawing.residuals import draw_residuals
+        from ember.inference.reports.residuals import residuals_of
+
         with sheltered(data=self._data), torch.no_grad():
             return draw_residuals(residuals_of(self, seed))
 
@@ -262,6 +267,8 @@ class Fit(Certainty):
         Raises:
             ValueError: If there was one start only.
         """
+        from ember.inference.reports.drawing.starts import draw_starts
+
         return draw_starts(self.starts)
 
     def argument_names(self) -> list[str]:

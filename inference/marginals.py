@@ -6,22 +6,24 @@ import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ember.inference.fit import Fit
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.parameters.parameter import entry_label
 from ember.inference.queries.uncertainty.drawn import deviation
-from ember.inference.reports.drawing.marginals import draw_marginals
 from ember.inference.reports.summary import entry_values, named_labels
 from ember.inference.sampled_fit import SampledFit
 from ember.inference.sampling.diagnostics import effective_size, r_hat
 from ember.inference.sampling.labels import relabelled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Marginals", "marginals_of"]
 
@@ -56,6 +58,8 @@ class Marginals:
         Raises:
             ValueError: If a site is unknown.
         """
+        from ember.inference.reports.drawing.marginals import draw_marginals
+
         known = list(next(iter(self.estimates.values())))
         for site in sites or ():
             if site not in known:

@@ -5,12 +5,11 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ember.inference.em import EM
@@ -22,7 +21,9 @@ from ember.inference.inputs.options import check_choice
 from ember.inference.iteration.progress import progress_bar
 from ember.inference.numerics.draws import Draws
 from ember.inference.plan.plan import Plan
-from ember.inference.reports.drawing.picture import Picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Selection", "criteria", "select"]
 
@@ -69,8 +70,10 @@ class Selection:
 
     __repr__ = __str__
 
-    def plot(self) -> Figure:
+    def plot(self) -> "Figure":
         """The criteria against the first option, a line for each combination of the others."""
+        from ember.inference.reports.drawing.picture import Picture
+
         first, *others = self.options
         shown = [c for c in ("bic", "icl", "held_out") if self.table[c].notna().any()]
         figure = Picture(figsize=(4.5 * len(shown), 3.8), layout="constrained")

@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -69,6 +70,17 @@ def test_models_and_inference_do_not_import_each_other(package: str, other: str)
         if name == other or name.startswith(f"{other}.")
     }
     assert guilty == {}
+
+
+def test_a_fit_loads_nothing_that_draws() -> None:
+    """Workers and commands begin a second and a half sooner."""
+    asked = "import sys, ember.inference, ember.models; print(*sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, text=True, check=True
+    )
+    loaded = set(found.stdout.split())
+    assert "ember.inference.em" in loaded
+    assert not loaded & {"matplotlib", "scipy.stats", "sympy", "numba"}
 
 
 def test_the_installed_version_is_the_declared_one(config: dict[str, Any]) -> None:

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ember.inference.command_line.model_data import ModelData, UsageError
@@ -14,7 +13,9 @@ from ember.inference.fit import Fit
 from ember.inference.queries.conjugate.posterior import ConjugatePosterior
 from ember.inference.queries.gaussian.posterior import GaussianPosterior
 from ember.inference.queries.on_nodes import NodePosterior
-from ember.inference.reports.drawing.comparison import draw_fits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["assigned_rows", "predicted_rows", "write", "write_fit", "write_table"]
 
@@ -166,8 +167,10 @@ def _site_name(fit: Fit, args: tuple[object, ...]) -> str:
     return first.rpartition("_")[0] if others else first
 
 
-def _picture(fit: Fit, data: ModelData) -> Figure:
+def _picture(fit: Fit, data: ModelData) -> "Figure":
     """The fit's own picture; of a model that has none, how its fit went."""
+    from ember.inference.reports.drawing.comparison import draw_fits
+
     try:
         return fit.plot()
     except ValueError:
