@@ -354,7 +354,7 @@ class EM(Batches):
                 plan,
                 em_map,
                 self._stopping_rule,
-                scheme_for(accelerate, plan, informed=em_map.missing is not None),
+                scheme_for(accelerate, plan, em_map),
                 on_step=lambda way: tick(way.history[-1]),
                 method=self.name,
             )

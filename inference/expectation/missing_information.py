@@ -7,7 +7,8 @@ of the free reals of the parameters, the log evidence is one of :math:`A` alone,
           J = \frac{\partial A}{\partial u},
 
 with EM's :math:`Q` at its own parameters, and the covariance :math:`C` of the rows' statistics
-given the rows (Louis 1982): one pass over the data, whatever the number of parameters.
+given the rows (Louis 1982): one pass over the data, whatever the number of parameters. Where these
+are many, :math:`C` is that of a sample of the rows, as often as all: a rough sketch of it.
 
 Reference: Louis (1982), *Finding the observed information matrix when using the EM algorithm*, JRSS
 B 44, 226-233.
@@ -30,6 +31,10 @@ __all__ = ["MissingInformation"]
 
 WIDEST = 150  # numbers of all components, and free reals: their squares are to be cheap
 PRODUCTS = 4e8  # of the numbers of all components with each other, in all rows
+FEWEST = 20_000  # rows that stand for all where these are many
+DEAR = 1e10  # products: as long as they are fewer more rows do
+ENTRY = 1e7  # products that the derivatives by a free real are worth
+PASSES = 400  # over the data that a sketch may cost at most
 
 
 class MissingInformation:
@@ -42,15 +47,25 @@ class MissingInformation:
     def of(plan: Plan) -> MissingInformation | None:
         """That of a plan; None where it has no closed form, or would cost more than it is worth."""
         evidence = LogEvidence.of(plan)
-        kernel, entries = (
-            evidence.kernel,
-            sum(parameter.shape.numel() for parameter in plan.structure.parameters.values()),
-        )
-        if not isinstance(kernel, MixtureKernel) or max(entries, kernel.width) > WIDEST:
+        kernel = evidence.kernel
+        if not isinstance(kernel, MixtureKernel) or max(_entries(plan), kernel.width) > WIDEST:
             return None
         if len(kernel.rows) * kernel.width**2 > PRODUCTS:
             return None
         return MissingInformation(evidence.plan, kernel)
+
+    @staticmethod
+    def sketched(plan: Plan) -> MissingInformation | None:
+        """That of a sample of many rows, where it is worth the passes that it costs."""
+        evidence = LogEvidence.of(plan)
+        kernel = evidence.kernel
+        if not isinstance(kernel, MixtureKernel) or len(kernel.rows) <= FEWEST:
+            return None
+        rows = min(len(kernel.rows), max(FEWEST, int(DEAR / kernel.width**2)))
+        cost = rows * kernel.width**2 + ENTRY * _entries(plan)
+        if cost > PASSES * kernel.work or plan.once(MissingInformation.of) is not None:
+            return None
+        return MissingInformation(evidence.plan, kernel.sampled(rows))
 
     def __call__(self, coordinates: Coordinates, point: Tensor) -> Tensor | None:
         """The missing information at some free reals, ``(P, P)``; None where digits are lost.
@@ -70,3 +85,7 @@ class MissingInformation:
         with torch.no_grad():
             spread = self._kernel.spread(affine.detach())
             return jacobian.mT @ spread @ jacobian
+
+
+def _entries(plan: Plan) -> int:
+    return sum(parameter.shape.numel() for parameter in plan.structure.parameters.values())

@@ -87,7 +87,7 @@ class Information:
         Coordinates at rest carry none.
         """
         point = coordinates.flatten(statistics.params)
-        active = ~coordinates.at_rest(point) & point.isfinite()
+        active = ~coordinates.at_rest(point) & point.isfinite() & coordinates.influential
         near = torch.where(active, point, coordinates.inside(point))
         with one_thread():
             hidden = missing(coordinates, near)
@@ -111,6 +111,18 @@ class Information:
         units, rates = self._principal
         step: Tensor = units @ ((units.mT @ self.gradient) / rates.abs().clamp_min(least))
         return step
+
+    def metric(self, least: float) -> Tensor | None:
+        """The matrix that takes the gradient to the step of ``ascent``, as far as one can trust it.
+
+        A negative rate is the error of a sketch near a maximum, so rates that are no larger than
+        the most negative say nothing.
+        """
+        if self._principal is None:
+            return None
+        units, rates = self._principal
+        least = min(max(least, -float(rates[0])), 1.0)
+        return (units / rates.clamp_min(least)) @ units.mT
 
     @functools.cached_property
     def _principal(self) -> tuple[Tensor, Tensor] | None:

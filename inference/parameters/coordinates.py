@@ -105,17 +105,30 @@ class Coordinates:
         """Which coordinates are one for each dimension of the parameters, the others held fixed.
 
         Of a simplex's log-ratios that of its largest entry is left out, so that any other may lead
-        to the boundary by itself; and whatever a transform leaves unused, as that onto triangular
-        matrices does with what lies above the diagonal.
+        to the boundary by itself; and whatever is not ``influential``.
         """
-        kept, pieces = [], vector.split([shape.numel() for shape in self._shapes])
-        for parameter, piece, shape in zip(self._parameters, pieces, self._shapes, strict=True):
-            mine = self._influence(parameter, shape)
+        sizes = [shape.numel() for shape in self._shapes]
+        kept, pieces = list[Tensor](), (vector.split(sizes), self.influential.split(sizes))
+        for parameter, piece, influence, shape in zip(
+            self._parameters, *pieces, self._shapes, strict=True
+        ):
+            mine = influence.reshape(shape)
             if is_simplex(parameter.support):
                 largest = piece.reshape(shape).argmax(-1, keepdim=True)
                 mine = torch.ones_like(mine).scatter(-1, largest, False)
             kept.append(mine.reshape(-1))
         return torch.cat(kept) if kept else torch.zeros_like(vector, dtype=torch.bool)
+
+    @property
+    def influential(self) -> Tensor:
+        """Which coordinates the parameters depend on.
+
+        A transform may leave some unused, as that onto triangular matrices does with what lies
+        above the diagonal.
+        """
+        each = zip(self._parameters, self._shapes, strict=True)
+        found = [self._influence(parameter, shape).reshape(-1) for parameter, shape in each]
+        return torch.cat(found) if found else torch.zeros_like(self._bounds, dtype=torch.bool)
 
     def _influence(self, parameter: Parameter, shape: torch.Size) -> Tensor:
         """``_has_influence``, asked once for each parameter."""

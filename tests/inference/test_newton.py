@@ -1,6 +1,7 @@
 """Newton's steps on plain mixtures: the information is exact, and the way is EM's, but shorter."""
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 from torch import Tensor
 
 from ember.inference import EM
+from ember.inference.expectation import missing_information
 from ember.inference.expectation.kernels import sweep
+from ember.inference.expectation.kernels.mixture import MixtureKernel
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.expectation.missing_information import MissingInformation
 from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.acceleration.newton import Newton
 from ember.inference.maximisation.information import Information
 from ember.inference.plan.plan import Plan
+from ember.inference.plan.potentials import natural_parameters, values_of
 from ember.models import (
     bernoulli_mixture,
     gaussian_mixture,
@@ -221,3 +225,46 @@ def test_where_digits_are_lost_the_missing_information_is_not_known() -> None:
     assert steps.missing is not None
     assert steps.missing(steps.coordinates, steps.coordinates.flatten(fit.params)) is None
     assert fit.converged
+
+
+def test_a_sample_of_all_rows_is_all_rows() -> None:
+    plan, _, params = read("weighted")
+    kernel = LogEvidence.of(plan).kernel
+    assert isinstance(kernel, MixtureKernel)
+    natural = natural_parameters(plan, values_of(plan, params))
+    affine = kernel.affine(natural)
+    every = kernel.sampled(len(kernel.rows))
+    assert torch.allclose(every.spread(affine), kernel.spread(affine), rtol=1e-10, atol=1e-10)
+
+
+def test_what_a_sample_hides_is_about_what_all_rows_hide() -> None:
+    em = EM(gaussian_mixture, seed=0)
+    plan = em.plan(overlapping(20_000, 2, 3), components=3)
+    steps, params = EMMap.of(plan), em.initialise(plan)
+    kernel = LogEvidence.of(plan).kernel
+    assert isinstance(kernel, MixtureKernel)
+    sketch = MissingInformation(plan, kernel.sampled(5_000))
+    point = steps.coordinates.flatten(params)
+    assert steps.missing is not None
+    whole, some = steps.missing(steps.coordinates, point), sketch(steps.coordinates, point)
+    assert whole is not None
+    assert some is not None
+    assert not torch.equal(whole, some)
+    assert float((whole - some).norm()) < 0.1 * float(whole.norm())
+
+
+def test_a_sketch_shortens_the_way_to_the_same_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = overlapping(3_000, 3, 4)
+    monkeypatch.setattr(missing_information, "PRODUCTS", 0)  # too many rows for Newton's steps
+    em = EM(gaussian_mixture, seed=0)
+    usual = em.fit(x, components=4)
+    assert EMMap.of(em.plan(x, components=4)).sketch is None
+    monkeypatch.setattr(missing_information, "FEWEST", 1_000)
+    monkeypatch.setattr(missing_information, "DEAR", 0)
+    monkeypatch.setattr(missing_information, "PASSES", math.inf)
+    em = EM(gaussian_mixture, seed=0)
+    quick = em.fit(x, components=4)
+    assert EMMap.of(em.plan(x, components=4)).sketch is not None
+    assert quick.log_posterior == pytest.approx(usual.log_posterior, rel=1e-9)
+    assert quick.evaluations < 0.7 * usual.evaluations
+    assert bool((quick.history.diff() >= 0).all())

@@ -9,6 +9,7 @@ gradient, to rounding.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,13 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.kernels.compiled_sweep import compiled_sweep, is_worth_compiled
-from ember.inference.expectation.kernels.sweep import Rows, spread, sweep, sweep_at_once
+from ember.inference.expectation.kernels.sweep import (
+    FEW_FEATURES,
+    Rows,
+    spread,
+    sweep,
+    sweep_at_once,
+)
 from ember.inference.factors.exponential import ExponentialFactor, at_cells
 from ember.inference.factors.factor import CompiledFactor, Factor, same_scale
 from ember.inference.factors.tied import TieKey
@@ -97,6 +104,15 @@ class MixtureKernel:
     def width(self) -> int:
         """The number of numbers that ``affine`` gives."""
         return self.prior[1].shape[0] * (1 + self.rows.features)
+
+    @property
+    def work(self) -> int:
+        """The products of a sweep."""
+        return len(self.rows) * self.prior[1].shape[0] * (self.rows.features + FEW_FEATURES)
+
+    def sampled(self, count: int) -> MixtureKernel:
+        """The same of some of the rows, drawn at random, which count for all."""
+        return dataclasses.replace(self, rows=self.rows.sampled(count))
 
     def affine(self, natural: Natural) -> Tensor:
         """Of each component what it begins with, then what features count for, ``(K, 1 + F)``."""

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ember.inference.factors.columns import NOTHING, Columns
+from ember.inference.numerics.draws import Draws
 from ember.inference.numerics.threads import bounds_of, in_threads
 
 __all__ = [
     "ALONE",
     "CHUNK_BYTES",
+    "FEW_FEATURES",
     "Rows",
     "Swept",
     "by_parts",
@@ -79,6 +81,15 @@ class Rows:
         """What the sites hold, one below the other, ``(M, N)``."""
         held = [each.data for each in self.columns]
         return held[0] if len(held) == 1 else torch.cat(held)
+
+    def sampled(self, count: int) -> Rows:
+        """Some rows, drawn at random, each as often as there are more in all; without a base."""
+        device = self.data.device
+        chosen = Draws(0, device).permutation(len(self))[:count].sort().values
+        columns = (replace(each, data=each.data[:, chosen]) for each in self.columns)
+        counts = self.data.new_ones(count) if self.weights is None else self.weights[chosen]
+        weights = len(self) / count * counts
+        return Rows(tuple(columns), None, weights)
 
     def form(self, start: int, stop: int, out: Tensor) -> None:
         """Writes the features of some rows into ``out``, ``(F, n)``."""

@@ -42,6 +42,7 @@ class EMMap:
             objective has no curvature then.
         plan: The plan, where these are its plain steps: they can be written down.
         missing: The information that the latents hide, where there is a closed form of it.
+        sketch: A rough one, of a sample of the rows, where that is worth its time.
     """
 
     e_step: Callable[[Mapping[str, Tensor]], Statistics]
@@ -51,6 +52,7 @@ class EMMap:
     classification: bool = False
     plan: Plan | None = None
     missing: Missing | None = None
+    sketch: Missing | None = None
 
     @classmethod
     def of(cls, plan: Plan, classification: bool = False, expanded: bool = False) -> Self:
@@ -69,6 +71,7 @@ class EMMap:
             classification,
             None if classification or expanded or loadings else plan,
             None if classification else plan.once(MissingInformation.of),
+            None if classification else plan.once(MissingInformation.sketched),
         )
 
     def replayed(self) -> Self:

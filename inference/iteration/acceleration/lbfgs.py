@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ember.inference.iteration.acceleration.em_map import EMMap, State
 from ember.inference.iteration.trajectory import Movement
+from ember.inference.maximisation.information import Information
 from ember.inference.maximisation.objective import score
 from ember.inference.optimality.curvature import Curvature
 from ember.inference.parameters.coordinates import Coordinates
@@ -32,6 +33,7 @@ STUCK = 3  # searches in a row that fail
 ARMIJO = 1e-4  # share of the rise that the slope promises
 MOST = 10.0  # times what the slope promises: more is no rise, but digits that are lost
 ROUNDING = 1e-12  # of the objective, relative
+TRUSTED = 0.02  # rates of EM down to which a sketch is
 CURVED = 1e-12  # a pair must show curvature, beyond rounding
 
 Pair = tuple[Tensor, Tensor]  # a step, and by how much the gradient fell along it
@@ -66,7 +68,8 @@ class Lbfgs:
             oldest, which were made elsewhere, are soon forgotten.
         informed: Whether the curvature is taken to be that of the expected log joint until steps
             tell more (Jamshidian & Jennrich 1997, *Acceleration of the EM algorithm by using
-            quasi-Newton methods*, JRSS B 59, 569-587); else to be the same in all directions.
+            quasi-Newton methods*, JRSS B 59, 569-587), less what the latents hide of it where the
+            map has a sketch of that; else to be the same in all directions.
     """
 
     warm_up: int = WARM_UP
@@ -123,8 +126,14 @@ def remembered(
 
 
 def _metric(em: EMMap, current: Statistics) -> Tensor | None:
-    """The inverse of the complete-data information, along the directions that it curves."""
+    """The inverse of the complete-data information, along the directions that it curves.
+
+    That of the observed information where there is a sketch of it, as far as one can trust that.
+    """
     try:
+        if em.sketch is not None:
+            sketch = Information.with_missing(em.coordinates, current, em.sketch)
+            return None if sketch is None else sketch.metric(TRUSTED)
         found = Curvature.at(em.coordinates, current)
     except (RuntimeError, ValueError):
         return None

@@ -4,7 +4,7 @@ from typing import Any
 
 from ember.inference.iteration.acceleration.alternating import Alternating
 from ember.inference.iteration.acceleration.anderson import Anderson
-from ember.inference.iteration.acceleration.em_map import Scheme
+from ember.inference.iteration.acceleration.em_map import EMMap, Scheme
 from ember.inference.iteration.acceleration.lbfgs import Lbfgs
 from ember.inference.iteration.acceleration.louis import Louis
 from ember.inference.iteration.acceleration.newton import Newton
@@ -33,13 +33,17 @@ RIDGES = Alternating((Squarem(), Lbfgs(memory=FEW_STEPS)))
 INFORMED = Alternating((Lbfgs(informed=True, memory=FEW_STEPS), Squarem()))
 GRADIENTS = Alternating((Lbfgs(), Squarem()), turns=(120, 40))
 MIXTURE = Alternating((Squarem(), Newton(), Lbfgs(), Squarem(), Lbfgs()), turns=(6, 40, 120, 40))
+LARGE_MIXTURE = Alternating(
+    (Squarem(), Lbfgs(warm_up=0, informed=True), Squarem(), Lbfgs()), turns=(10, 120, 40)
+)
 INFORMATION = Alternating((Louis(), Lbfgs(), Squarem()))
 
 
-def scheme_for(name: str | None, plan: Plan, informed: bool = False) -> Scheme[Any]:
+def scheme_for(name: str | None, plan: Plan, em: EMMap | None = None) -> Scheme[Any]:
     """The scheme of a name for one plan; that of ``"auto"`` depends on what is latent.
 
-    Where there is a closed form of what latents hide, Newton's steps end the long way of SQUAREM.
+    Where there is a closed form of what latents hide, Newton's steps end the long way of SQUAREM,
+    and where there is a sketch of it, L-BFGS begins with that.
 
     Where all that is latent is Gaussian, with known coefficients, the objective is smooth, and has
     a single top as a rule.
@@ -50,14 +54,16 @@ def scheme_for(name: str | None, plan: Plan, informed: bool = False) -> Scheme[A
     Args:
         name: The name.
         plan: The plan.
-        informed: Whether the map of the plan knows the information that the latents hide.
+        em: The map of the plan, which may know the information that the latents hide.
     """
     count = sum(parameter.shape.numel() for parameter in plan.structure.parameters.values())
     if name != "auto":
         return SCHEMES[name]
     discrete = plan.structure.latent or plan.conjugate
-    if informed:
+    if em is not None and em.missing is not None:
         return MIXTURE
+    if em is not None and em.sketch is not None:
+        return LARGE_MIXTURE
     if plan.units:
         others = discrete or plan.components or plan.has_gaps
         return GRADIENTS if others or count > MOST_PARAMETERS else INFORMATION
