@@ -343,10 +343,11 @@ print(f"starts: {escaped.starts}")
 # ## Acceleration
 #
 # An EM iteration is a map from parameters to parameters, so anything that finds fixed points of
-# maps faster may be wrapped around it. By default Ember uses SQUAREM, and in long runs L-BFGS by
-# turns with it. SQUAREM jumps further in the direction of two EM steps, and keeps the jump only if
-# the objective has not suffered. So the objective still never falls. An iteration then costs two or
-# three passes over the data instead of one, and the fair comparison is by passes.
+# maps faster may be wrapped around it. By default Ember uses SQUAREM, and in long runs Newton's
+# method, for mixtures with few parameters, or L-BFGS. SQUAREM jumps further in the direction of two
+# EM steps, and keeps the jump only if the objective has not suffered; the others ask the same of
+# their steps. So the objective still never falls. An iteration then costs up to three passes over
+# the data instead of one, and the fair comparison is by passes.
 #
 # From a good start there is little to win. From the slow start above there is more:
 

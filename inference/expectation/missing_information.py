@@ -22,6 +22,7 @@ from torch import Tensor
 from ember.inference.expectation.kernels.mixture import MixtureKernel
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.numerics.batched_derivatives import rows_of_derivative
+from ember.inference.numerics.threads import one_thread
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.potentials import natural_parameters, values_of
@@ -75,16 +76,15 @@ class MissingInformation:
             point: Where, ``(P,)``.
         """
         plan = self._plan
-        with torch.enable_grad():
+        with one_thread(), torch.enable_grad():
             free = point.detach().clone().requires_grad_()
             values = values_of(plan, coordinates.unflatten(free))
             if plan.residuals.needed(plan.tied, values):
                 return None
             affine = self._kernel.affine(natural_parameters(plan, values))
-        jacobian = rows_of_derivative(affine.flatten(), free)
+            jacobian = rows_of_derivative(affine.flatten(), free)
         with torch.no_grad():
-            spread = self._kernel.spread(affine.detach())
-            return jacobian.mT @ spread @ jacobian
+            return jacobian.mT @ self._kernel.spread(affine.detach()) @ jacobian
 
 
 def _entries(plan: Plan) -> int:

@@ -227,9 +227,9 @@ class Certificate:
         gradient: The length of the objective's gradient.
         curvature: The least curvature, or what a few steps of Lanczos found of it where what the
             latents hide has no closed form: 1 if nothing is latent, and 0 along a direction that
-            the data do not identify. One less it is EM's rate of
-            convergence, and the share of the information that is missing (Dempster, Laird & Rubin
-            1977). None if there was none to be found.
+            the data do not identify. One less it is EM's rate of convergence, and the share of the
+            information that is missing (Dempster, Laird & Rubin 1977). None if there was none to be
+            found.
     """
 
     gradient: float
@@ -310,7 +310,7 @@ def _of_hessian(curvature: Curvature, hessian: Tensor) -> Rise:
     """The same where the whole Hessian is known."""
     units = torch.where(curvature.curved, curvature.units, 0.0)
     found = units.mT @ hessian @ units
-    found = torch.where(curvature.curved, found, -torch.eye(len(found), dtype=found.dtype))
+    found = torch.where(curvature.curved, found, -torch.eye(len(found)).to(found))
     values, vectors = torch.linalg.eigh((found + found.mT) / 2.0)
     return _rise(curvature, float(values[-1]), vectors[:, -1])
 
