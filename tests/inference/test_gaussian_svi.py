@@ -68,6 +68,7 @@ def test_guides_cover_the_latents_and_start_at_their_posterior() -> None:
     assert torch.equal(*delta.posterior_samples(2, seed=0)["variance"])
 
 
+@pytest.mark.thorough
 def test_one_effect_for_each_group_is_found_exactly_by_normals() -> None:
     em = EM(linear_mixed_model, seed=0).fit(Y, X, groups=GROUP)
     svi = SVI(linear_mixed_model, "delta", init=em.params, steps=1500, learning_rate=0.02, seed=0)

@@ -176,6 +176,7 @@ def test_two_dimensions_find_one(ability: Tensor) -> None:
     assert 0.0 <= two.log_likelihood - one.log_likelihood < 15.0
 
 
+@pytest.mark.thorough
 def test_beside_variational_inference(ability: Tensor) -> None:
     """All three say how likely the answers are with the abilities integrated out."""
     answers = torch.bernoulli(torch.sigmoid(ability[:, None] * A + D))

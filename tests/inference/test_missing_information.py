@@ -254,7 +254,7 @@ def test_what_a_sample_hides_is_about_what_all_rows_hide() -> None:
 
 
 def test_a_sketch_shortens_the_way_to_the_same_top(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = overlapping(3_000, 3, 4)
+    x = overlapping(4_000, 4, 4)
     monkeypatch.setattr(missing_information, "PRODUCTS", 0)  # too many rows for Newton's steps
     em = EM(gaussian_mixture, seed=0)
     usual = em.fit(x, components=4)

@@ -236,6 +236,7 @@ def test_a_line_has_a_band_as_wide_as_its_formula_says() -> None:
     assert not any(axes.collections for axes in plain.axes)
 
 
+@pytest.mark.thorough
 def test_draws_have_bands_too() -> None:
     x = np.linspace(0.0, 4.0, 30)
     y = 1.0 + 0.5 * x + RNG.normal(size=30)

@@ -155,6 +155,7 @@ def test_chains_draw_from_a_posterior_in_closed_form() -> None:
     assert "r-hat at most" in str(fit)
 
 
+@pytest.mark.thorough
 def test_chains_with_latents_agree_with_an_integral() -> None:
     """A mixture whose one parameter is integrated on a fine grid."""
 

@@ -544,6 +544,7 @@ def test_quadrature_of_an_indexed_latent_is_adaptive() -> None:
     assert em.plan(*args).units[0].rule.nodes == 21
 
 
+@pytest.mark.thorough
 def test_effects_that_nothing_marks_are_told_of_the_method() -> None:
     y, _, group = data("poisson", groups=12, rows=3)
 

@@ -67,6 +67,7 @@ def test_fit_and_its_units() -> None:
     )
 
 
+@pytest.mark.thorough
 def test_draws_lead_to_the_same_optimum() -> None:
     y, times, subject = example()
     exact = EM(growth_curves, seed=0).fit(y, times, subjects=subject)

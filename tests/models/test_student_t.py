@@ -143,6 +143,7 @@ def test_an_outlier_is_forgotten() -> None:
         assert (other.history.diff() >= 0).all()
 
 
+@pytest.mark.thorough
 def test_clusters_among_noise() -> None:
     x = torch.cat([clouds(), 200.0 * torch.rand(4, 2, generator=torch.Generator().manual_seed(0))])
     heavy = EM(student_t_mixture, seed=0, restarts=4).fit(x, K)

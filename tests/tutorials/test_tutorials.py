@@ -17,7 +17,7 @@ from tests.further import with_further
 
 TUTORIALS = Path(__file__).parents[2] / "tutorials"
 SCRIPTS = sorted(TUTORIALS.glob("*.py"))
-QUICK = {"csv_to_report", "em_in_80_lines", "em_in_four_steps", "large_data"}
+QUICK = {"csv_to_report", "em_in_80_lines", "em_in_four_steps"}
 LONG = [path for path in SCRIPTS if path.stem not in QUICK]
 PERCENT = [path for path in SCRIPTS if "\n# %%" in path.read_text(encoding="utf-8")]
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self, TypeVar
+from typing import ParamSpec, Protocol, Self, TypeVar
 
 from torch import Tensor
 
@@ -27,6 +27,8 @@ __all__ = ["EMMap", "Scheme", "State"]
 
 
 Params = dict[str, Tensor]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,19 @@ class EMMap:
     def counted(self, way: Trajectory) -> Self:
         """The same map; passes over the data are counted by the trajectory."""
 
-        def e_step(params: Mapping[str, Tensor]) -> Statistics:
-            way.evaluations += 1
-            return self.e_step(params)
+        def counting(function: Callable[P, R]) -> Callable[P, R]:
+            def counted(*args: P.args, **kwargs: P.kwargs) -> R:
+                way.evaluations += 1
+                return function(*args, **kwargs)
 
-        return dataclasses.replace(self, e_step=e_step)
+            return counted
+
+        return dataclasses.replace(
+            self,
+            e_step=counting(self.e_step),
+            missing=None if self.missing is None else counting(self.missing),
+            sketch=None if self.sketch is None else counting(self.sketch),
+        )
 
 
 @dataclass(frozen=True)
