@@ -84,10 +84,10 @@ class Rows:
 
     def sampled(self, count: int) -> Rows:
         """Some rows, drawn at random, each as often as there are more in all; without a base."""
-        device = self.data.device
-        chosen = Draws(0, device).permutation(len(self))[:count].sort().values
+        first = self.columns[0].data
+        chosen = Draws(0, first.device).permutation(len(self))[:count].sort().values
         columns = (replace(each, data=each.data[:, chosen]) for each in self.columns)
-        counts = self.data.new_ones(count) if self.weights is None else self.weights[chosen]
+        counts = first.new_ones(count) if self.weights is None else self.weights[chosen]
         weights = len(self) / count * counts
         return Rows(tuple(columns), None, weights)
 
