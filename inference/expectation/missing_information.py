@@ -16,6 +16,8 @@ B 44, 226-233.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -39,10 +41,20 @@ PASSES = 400  # over the data that a sketch may cost at most
 
 
 class MissingInformation:
-    """Compiled for a plan; see ``of``."""
+    """Compiled for a plan; see ``of`` and ``sketched``.
 
-    def __init__(self, plan: Plan, kernel: MixtureKernel) -> None:
-        self._plan, self._kernel = plan, kernel
+    Args:
+        plan: The plan.
+        kernel: Of the plan's rows.
+        sample: How many of them stand for all, drawn when they are first asked; all unless given.
+    """
+
+    def __init__(self, plan: Plan, kernel: MixtureKernel, sample: int | None = None) -> None:
+        self._plan, self._whole, self._sample = plan, kernel, sample
+
+    @functools.cached_property
+    def _kernel(self) -> MixtureKernel:
+        return self._whole if self._sample is None else self._whole.sampled(self._sample)
 
     @staticmethod
     def of(plan: Plan) -> MissingInformation | None:
@@ -66,7 +78,7 @@ class MissingInformation:
         cost = rows * kernel.width**2 + ENTRY * _entries(plan)
         if cost > PASSES * kernel.work or plan.once(MissingInformation.of) is not None:
             return None
-        return MissingInformation(evidence.plan, kernel.sampled(rows))
+        return MissingInformation(evidence.plan, kernel, rows)
 
     def __call__(self, coordinates: Coordinates, point: Tensor) -> Tensor | None:
         """The missing information at some free reals, ``(P, P)``; None where digits are lost.

@@ -1,5 +1,6 @@
 """Parameters as one vector of free reals, in which a straight line stays inside every support."""
 
+import functools
 from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
@@ -36,7 +37,6 @@ class Coordinates:
         self._shapes = [torch.Size(p.transform.inverse_shape(p.shape)) for p in self._parameters]
         each = zip(self._parameters, self._shapes, strict=True)
         bounds = [p.start.new_full((shape.numel(),), self._bound(p)) for p, shape in each]
-        self._influences: dict[str, Tensor] = {}
         self._bounds = torch.cat(bounds) if bounds else torch.empty(0, dtype=torch.float64)
 
     def _bound(self, parameter: Parameter) -> float:
@@ -119,7 +119,7 @@ class Coordinates:
             kept.append(mine.reshape(-1))
         return torch.cat(kept) if kept else torch.zeros_like(vector, dtype=torch.bool)
 
-    @property
+    @functools.cached_property
     def influential(self) -> Tensor:
         """Which coordinates the parameters depend on.
 
@@ -127,14 +127,8 @@ class Coordinates:
         above the diagonal.
         """
         each = zip(self._parameters, self._shapes, strict=True)
-        found = [self._influence(parameter, shape).reshape(-1) for parameter, shape in each]
+        found = [_has_influence(parameter, shape).reshape(-1) for parameter, shape in each]
         return torch.cat(found) if found else torch.zeros_like(self._bounds, dtype=torch.bool)
-
-    def _influence(self, parameter: Parameter, shape: torch.Size) -> Tensor:
-        """``_has_influence``, asked once for each parameter."""
-        if parameter.name not in self._influences:
-            self._influences[parameter.name] = _has_influence(parameter, shape)
-        return self._influences[parameter.name]
 
     def inside(self, vector: Tensor) -> Tensor:
         """The vector with coordinates beyond their boundary brought back to it."""

@@ -1,5 +1,6 @@
 """Reads the sites of a traced model into factors, by comparing a few runs at random parameters."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,11 +118,10 @@ def _check_repeatable(
         second: One that has recorded its graph, which may compute in another way; or None.
     """
     if second is not None:
-        try:
-            return check_repeatable(first, second)
-        except ValueError:
-            pass
-    return check_repeatable(first, structure.trace(params))
+        with contextlib.suppress(ValueError):
+            check_repeatable(first, second)
+            return
+    check_repeatable(first, structure.trace(params))
 
 
 def read_site(

@@ -43,11 +43,10 @@ def orthonormal(design: Tensor, frequency: Tensor) -> Design:
     """The coordinates of a design (N, F), its rows counted by frequency (N,)."""
     known = constants(design, frequency)
     found = _Columns.of(triangle(design, frequency), known, torch.finfo(design.dtype).eps)
-    place = _constant_column(known)
-    if place is None:
+    if found.place is None or known.value is None:
         return Design(found.inverse, None)
-    assert known.value is not None
-    level = torch.eye(len(found.centre), dtype=found.centre.dtype)[place] / known.value[place]
+    unit = torch.eye(len(found.centre), dtype=found.centre.dtype)[found.place]
+    level = unit / known.value[found.place]
     return Design(found.inverse - torch.outer(level, found.centre @ found.inverse), level)
 
 
@@ -69,7 +68,9 @@ def left_variance(y: Tensor, design: Tensor, frequency: Tensor) -> Tensor:
     found = _Columns.of(of_design, known, torch.finfo(design.dtype).eps)
     centred = both.about_mean[:, -1]
     overall = centred.square().sum() / both.total
-    rest = centred if found.has_level else both.about(torch.zeros_like(both.reference))[:, -1]
+    rest = centred
+    if found.place is None:
+        rest = both.about(torch.zeros_like(both.reference))[:, -1]
     for _ in range(2):  # the second time takes what rounding left
         rest = rest - found.rows @ (found.rows.mT @ rest)
     left = rest.square().sum() / both.total
@@ -83,14 +84,14 @@ class _Columns:
     Attributes:
         inverse: the coefficients (F, F) of the columns from those of `q`.
         rows: orthonormal (M, F), `q` of the rows that stand for all; 0 where others determine it.
-        centre: what the columns are measured from (F,).
-        has_level: whether these are their means.
+        centre: what the columns are measured from (F,), their means if one of them is constant.
+        place: that of the constant column; None if there is none.
     """
 
     inverse: Tensor
     rows: Tensor
     centre: Tensor
-    has_level: bool
+    place: int | None
 
     @classmethod
     def of(cls, of_rows: Triangle, known: Constants, eps: float) -> "_Columns":
@@ -111,7 +112,7 @@ class _Columns:
         rows = torch.where(rows.square().sum(0) > 0.25, rows, 0.0)
         eye = torch.eye(width, dtype=x.dtype)
         inverse = torch.linalg.solve_triangular(upper, eye, upper=True) / spread.unsqueeze(-1)
-        return cls(inverse, rows, centre, place is not None)
+        return cls(inverse, rows, centre, place)
 
 
 def _constant_column(known: Constants) -> int | None:

@@ -53,7 +53,12 @@ class Triangle:
     @property
     def mean(self) -> Tensor:
         """The mean of each column."""
-        return self.reference + self.factor[:, 0] @ self.factor[:, 1:] / self.total
+        return self.reference + self._beyond
+
+    @property
+    def _beyond(self) -> Tensor:
+        """The means, measured from the reference: digits that these would lose in it are kept."""
+        return self.factor[:, 0] @ self.factor[:, 1:] / self.total
 
     def about(self, centre: Tensor) -> Tensor:
         """Rows (M, D) with the squares and products of all rows, measured from a point."""
@@ -61,9 +66,8 @@ class Triangle:
 
     @property
     def about_mean(self) -> Tensor:
-        """The same, measured from the means: the first row holds these alone."""
-        sign = self.factor[:, 0] / self.total
-        return self.factor[:, 1:] - self.factor[:, :1] * (sign @ self.factor[:, 1:])
+        """The same, measured from the means."""
+        return self.factor[:, 1:] - self.factor[:, :1] * self._beyond
 
 
 @effectful(type="moments")

@@ -22,7 +22,7 @@ ALONE = 50_000  # products that one thread does while another is woken
 
 def is_worth_compiled(rows: Rows, left: Tensor) -> bool:
     """Whether there are compiled loops for such rows, and enough of them to be worth loading."""
-    if work_of(len(rows), left) < WORTH or not use_compiled():
+    if work_of(len(rows), left.shape) < WORTH or not use_compiled():
         return False
     return left.dtype == torch.float64 and left.device.type == "cpu"
 
@@ -46,7 +46,8 @@ def compiled_sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
         sweep_rows(data, weights, factors, filled, start, *bounds, total, sums, counts)
         return torch.from_numpy(total), torch.from_numpy(sums), torch.from_numpy(counts)
 
-    total, sums, counts = by_parts(part, len(rows), left, ALONE)
+    work = work_of(len(rows), left.shape)
+    total, sums, counts = by_parts(part, len(rows), work, ALONE, left.device)
     if rows.base is not None:
         total += (rows.base if rows.weights is None else rows.base * rows.weights).sum()
     return total, sums[..., :features], counts

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ember.inference.expectation.kernels.compiled_sweep import compiled_sweep, is_worth_compiled
 from ember.inference.expectation.kernels.sweep import (
-    FEW_FEATURES,
     Rows,
     spread,
     sweep,
     sweep_at_once,
+    work_of,
 )
 from ember.inference.factors.exponential import ExponentialFactor, at_cells
 from ember.inference.factors.factor import CompiledFactor, Factor, same_scale
@@ -108,7 +108,8 @@ class MixtureKernel:
     @property
     def work(self) -> int:
         """The products of a sweep."""
-        return len(self.rows) * self.prior[1].shape[0] * (self.rows.features + FEW_FEATURES)
+        shape = torch.Size((self.prior[1].shape[0], self.rows.features))
+        return work_of(len(self.rows), shape)
 
     def sampled(self, count: int) -> MixtureKernel:
         """The same of some of the rows, drawn at random, which count for all."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ember.inference.expectation.kernels.sweep import ALONE, CHUNK_BYTES, by_parts
+from ember.inference.expectation.kernels.sweep import ALONE, CHUNK_BYTES, by_parts, work_of
 from ember.inference.factors.exponential import ExponentialFactor, at_cells
 from ember.inference.factors.factor import CompiledFactor, Factor, same_scale
 from ember.inference.factors.tied import TieKey
@@ -181,7 +181,9 @@ class NodeKernel:
 
     def _sweep(self, left: Tensor, by_node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log evidence, sums ``(Q, F)``, and the expected count ``(Q, G)`` of each node."""
-        return by_parts(functools.partial(self._part, left, by_node), self._all[1], left, ALONE)
+        rows, part = self._all[1], functools.partial(self._part, left, by_node)
+        total, sums, counts = by_parts(part, rows, work_of(rows, left.shape), ALONE, left.device)
+        return total, sums, counts
 
     def _part(
         self, left: Tensor, by_node: Tensor, bounds: tuple[int, int]

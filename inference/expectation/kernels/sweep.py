@@ -11,7 +11,7 @@ What one sweep reads, and what it costs to start, is then shared by all of them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +24,6 @@ from ember.inference.numerics.threads import bounds_of, in_threads
 __all__ = [
     "ALONE",
     "CHUNK_BYTES",
-    "FEW_FEATURES",
     "Rows",
     "Swept",
     "by_parts",
@@ -130,14 +129,14 @@ class Rows:
         return out
 
 
-def work_of(rows: int, left: Tensor) -> int:
+def work_of(rows: int, shape: torch.Size) -> int:
     """The products of a sweep, its exponentials counted as some.
 
     Args:
         rows: The number of rows.
-        left: What each feature counts for, ``(..., F)``.
+        shape: That of what each feature counts for, ``(..., F)``.
     """
-    return rows * (left.numel() + left.shape[:-1].numel() * FEW_FEATURES)
+    return rows * shape[:-1].numel() * (shape[-1] + FEW_FEATURES)
 
 
 def sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
@@ -148,24 +147,32 @@ def sweep(rows: Rows, left: Tensor, constant: Tensor) -> Swept:
         left: What each feature counts for in each component, ``(R, K, F)``.
         constant: What each component begins with, its log weight among it, ``(R, K)``.
     """
-    return by_parts(functools.partial(_swept, rows, left, constant), len(rows), left, ALONE)
+    part = functools.partial(_swept, rows, left, constant)
+    total, sums, counts = by_parts(
+        part, len(rows), work_of(len(rows), left.shape), ALONE, left.device
+    )
+    return total, sums, counts
 
 
 def by_parts(
-    swept: Callable[[tuple[int, int]], Swept], rows: int, left: Tensor, alone: int
-) -> Swept:
+    part: Callable[[tuple[int, int]], Sequence[Tensor]],
+    rows: int,
+    work: int,
+    alone: int,
+    device: torch.device,
+) -> list[Tensor]:
     """What all rows contribute, parts of them in threads where these are worth it.
 
     Args:
-        swept: What the rows from one to before another contribute.
+        part: What the rows from one to before another contribute.
         rows: The number of rows.
-        left: What each feature counts for.
+        work: The products that all of them take.
         alone: Products that one thread does while another is woken.
+        device: Where they are; threads are worth it on the CPU alone.
     """
-    most = work_of(rows, left) // alone if left.device.type == "cpu" else 1
-    each = in_threads(swept, bounds_of(rows, ALIGNED, most))
-    total, sums, counts = (functools.reduce(torch.add, part) for part in zip(*each, strict=True))
-    return total, sums, counts
+    most = work // alone if device.type == "cpu" else 1
+    each = in_threads(part, bounds_of(rows, ALIGNED, most))
+    return [functools.reduce(torch.add, contributed) for contributed in zip(*each, strict=True)]
 
 
 def _swept(rows: Rows, left: Tensor, constant: Tensor, bounds: tuple[int, int]) -> Swept:
@@ -238,12 +245,12 @@ def spread(rows: Rows, affine: Tensor) -> Tensor:
     Returns:
         The covariance ``(K (1 + F), K (1 + F))``.
     """
-    most = len(rows) * affine.numel() ** 2 // ALONE if affine.device.type == "cpu" else 1
-    each = in_threads(functools.partial(_spread, rows, affine), bounds_of(len(rows), ALIGNED, most))
-    return functools.reduce(torch.add, each)
+    part, work = functools.partial(_spread, rows, affine), len(rows) * affine.numel() ** 2
+    (covariance,) = by_parts(part, len(rows), work, ALONE, affine.device)
+    return covariance
 
 
-def _spread(rows: Rows, affine: Tensor, bounds: tuple[int, int]) -> Tensor:
+def _spread(rows: Rows, affine: Tensor, bounds: tuple[int, int]) -> tuple[Tensor]:
     """What some of the rows contribute."""
     components, features = affine.shape
     width = max(1, CHUNK_BYTES // (8 * affine.numel() * ALIGNED)) * ALIGNED
@@ -256,5 +263,4 @@ def _spread(rows: Rows, affine: Tensor, bounds: tuple[int, int]) -> Tensor:
         counted = each if rows.weights is None else each * rows.weights[chosen]
         own += counted @ known.T
         together.addmm_(counted.flatten(0, 1), each.flatten(0, 1).T)
-    covariance: Tensor = torch.block_diag(*own) - together
-    return covariance
+    return (torch.block_diag(*own) - together,)

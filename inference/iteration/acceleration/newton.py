@@ -82,10 +82,10 @@ def _searched(em: EMMap, current: Statistics, least: float) -> tuple[Statistics 
 
     None where it cannot be raised so, and itself where the step promises nothing.
     """
-    found = _information(em, current)
-    size = 1.0 + abs(current.objective)
-    for _ in range(TRIALS if found is not None else 0):
-        assert found is not None
+    found, size = _information(em, current), 1.0 + abs(current.objective)
+    if found is None:
+        return None, least
+    for _ in range(TRIALS):
         direction = found.ascent(least)
         slope = 0.0 if direction is None else float(direction @ found.gradient)
         if direction is None or not slope >= 0.0:
