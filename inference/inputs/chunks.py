@@ -148,7 +148,9 @@ def arguments_of(item: object, options: Mapping[str, object]) -> Arguments:
     elif not isinstance(item, (Tensor, pd.DataFrame)) and hasattr(item, "to_pandas"):
         item = cast(Any, item).to_pandas()
     if isinstance(item, Mapping):
-        return prepare((), {**options, **{str(name): value for name, value in item.items()}})
+        own = {str(name): value for name, value in item.items()}
+        shared = {name: value for name, value in options.items() if name not in own}
+        return prepare((), {**own, **shared})  # rows come first
     if isinstance(item, (tuple, list)) and not all(isinstance(v, (int, float)) for v in item):
         return prepare(tuple(item), options)
     return prepare((item,), options)

@@ -12,9 +12,9 @@ __all__ = ["rows_of", "spread", "taken"]
 
 
 def rows_of(arguments: Arguments) -> int:
-    """The rows of the data, which come first among the arguments; 0 where they have none."""
-    values = [*arguments.args, *arguments.kwargs.values()]
-    return _rows(values[0]) if values else 0
+    """The rows of the data, the first of the arguments that has any; 0 where none has."""
+    values = (*arguments.args, *arguments.kwargs.values())
+    return next((rows for rows in map(_rows, values) if rows), 0)
 
 
 def _rows(value: object) -> int:

@@ -141,6 +141,19 @@ def test_any_order_and_any_kind_of_pieces() -> None:
         assert_same(plain, em.fit_batches(loader, components=3))
 
 
+def test_rows_of_pieces_by_name_are_counted() -> None:
+    """They come before the options that all pieces share, whatever the order of both."""
+    x = points()
+    pieces = [{"x": part} for part in x.split(200)]
+    fit, whole = (EM(gaussian_mixture, seed=0).fit_batches(p, components=3) for p in (pieces, [x]))
+    assert fit.plan.sizes == {"rows": 600}
+    found, expected = fit.standard_errors(robust=True), whole.standard_errors(robust=True)
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=1e-5), name
+    online = EM(gaussian_mixture, seed=0).fit_online(pieces, components=3)
+    assert bool(torch.isfinite(online.history).all())
+
+
 def test_covariates_come_with_their_rows() -> None:
     """Rows with maps of their own: the model is read for each piece."""
     X, generator = points(300), torch.Generator().manual_seed(4)
@@ -270,17 +283,6 @@ def test_refusals_come_before_any_work() -> None:
         EM(linear_mixed_model).fit_batches(grouped)
     with pytest.raises(ValueError, match="there is no folder"):
         em.fit_batches([x], components=2, checkpoint="/nowhere/at/all.ckpt")
-
-
-def test_sites_without_sufficient_statistics_are_refused() -> None:
-    def model(x: Tensor) -> None:
-        scale = pyro.sample("scale", dist.Gamma(2.0, 1.0))
-        with pyro.plate("rows", len(x)):
-            z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2))
-            pyro.sample("x", dist.Cauchy(3.0 * z, scale), obs=x)
-
-    with pytest.raises(ValueError, match="site 'x' has no sufficient statistics"):
-        EM(model).fit_batches([counts(40), counts(30)])
 
 
 def test_what_needs_rows_says_so() -> None:
