@@ -73,7 +73,9 @@ class Batches(ABC):
         One pass looks at everything once: at the moments from which default priors take their
         scale, and at up to 20,000 random rows, on which the fit starts. Every E-step is a pass
         more. A row, or a sequence of a chain, is independent of all others; one piece may not
-        share a latent with another.
+        share a latent with another. Of sites without sufficient statistics each piece gives the
+        gradient and the Hessian of their expected log probability (Lange 1995), and a step that
+        would lower the objective is shortened.
 
         Where ``torch.distributed`` has been set up, each process gives the pieces of its share, and
         all end with the same fit.
@@ -103,8 +105,9 @@ class Batches(ABC):
             ValueError: If the model or a piece cannot be handled; the message names the site or
                 the piece. If ``resume`` is no checkpoint of this fit.
 
-        Reference: Neal & Hinton (1998), *A view of the EM algorithm that justifies incremental,
-        sparse, and other variants*, in Learning in Graphical Models, 355-368.
+        References: Neal & Hinton (1998), *A view of the EM algorithm that justifies incremental,
+        sparse, and other variants*, in Learning in Graphical Models, 355-368; Lange (1995), *A
+        gradient algorithm locally equivalent to the EM algorithm*, JRSS B 57, 425-437.
 
         Example:
             >>> import torch

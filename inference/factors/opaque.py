@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -120,6 +120,14 @@ class OpaqueFactors:
         if name not in self.members:
             return model_log_prob(self.sites[name], trace)
         return density_potentials(self.sites[name], unwrap(trace.nodes[name]["fn"]).base)
+
+    def read_by(self, names: Iterable[str]) -> frozenset[str]:
+        """The parameters that some of the sites read."""
+        found = set[str]()
+        for name in names:
+            density = self.sites[name].density if name in self.sites else None
+            found |= self.dependencies[name] if density is None else density.sources
+        return frozenset(found)
 
     @property
     def asks_the_model(self) -> bool:

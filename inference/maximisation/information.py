@@ -225,11 +225,7 @@ def _expected_derivatives(
 
 def _coordinates_of(coordinates: Coordinates, piece: OpaquePosterior) -> Tensor:
     """The coordinates that enter the sites without sufficient statistics."""
-    factors = piece.factors
-    names = set[str]()
-    for name in piece.weights:
-        density = factors.sites[name].density if name in factors.sites else None
-        names |= factors.dependencies[name] if density is None else density.sources
+    names = piece.factors.read_by(piece.weights)
     slices = coordinates.slices()
     every = [slices[name] for name in slices if name in names]
     return torch.cat(every) if every else torch.zeros(0, dtype=torch.long)

@@ -36,6 +36,8 @@ def expected_log_joint(statistics: Statistics, params: Params) -> Tensor:
         total = total + (sums * tied.natural_parameters(params)).sum()
     for piece in statistics.opaque:
         total = total + piece.expected_log_prob(params)
+    if statistics.second_order is not None:
+        total = total + statistics.second_order.expected_log_prob(params)
     return total
 
 

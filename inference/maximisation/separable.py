@@ -34,7 +34,9 @@ def blocks_of(plan: ParameterPlan, names: Sequence[str], statistics: Statistics)
     once for a plan, from the first statistics at hand.
     """
     tied = tuple(tied for tied, _ in statistics.sums.values())
-    if not any(map(_is_computed, tied)) or statistics.opaque or statistics.prior.opaque is not None:
+    if not any(map(_is_computed, tied)) or statistics.prior.opaque is not None:
+        return None
+    if statistics.opaque or statistics.second_order is not None:
         return None
     return plan.once(_blocks, tuple(names), Near(statistics.params), _Cells(tied))
 

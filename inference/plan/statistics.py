@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ember.inference.factors.gaussian.expansion import Expansion
 from ember.inference.factors.opaque import OpaquePosterior
+from ember.inference.factors.second_order import SecondOrder
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.families.exponential_form import FamilyParameter
 from ember.inference.families.regression import Regression
@@ -36,6 +37,7 @@ class Statistics:
         params: The parameters at which the expectations were taken.
         sums: For all tied factors their cells, and the statistics ``(C, P)`` of each cell.
         opaque: Posteriors of sites without sufficient statistics, one entry a piece of data.
+        second_order: What such sites are expected to say, to second order, where rows have gone.
         prior: The prior of the parameters.
         m_step: The M-step that they are for.
         expansions: For components of Gaussian latents the pieces that grow as latents are
@@ -55,6 +57,7 @@ class Statistics:
     m_step: Callable[[Statistics], dict[str, Tensor]] | None = None
     others: tuple[float, ...] = ()
     expansions: tuple[Expansion, ...] = ()
+    second_order: SecondOrder | None = None
 
     @property
     def objective(self) -> float:
@@ -82,7 +85,13 @@ class Statistics:
             opaque=self.opaque + other.opaque,
             others=(*self.others, other.log_prior, *other.others),
             expansions=(),
+            second_order=self._to_second_order(other),
         )
+
+    def _to_second_order(self, other: Statistics) -> SecondOrder | None:
+        if self.second_order is None or other.second_order is None:
+            return self.second_order or other.second_order
+        return self.second_order + other.second_order
 
     def __repr__(self) -> str:
         count = 1 + len(self.others)

@@ -4,7 +4,8 @@ In: a collection of pieces that can be read again (``inputs/chunks.py``). Statis
 data, so those of the pieces add up to those of the whole: rows stay where they are, statistics
 travel. ``survey.py`` reads everything once, for what depends on all rows; ``stream.py`` is an
 E-step over the pieces (``pieces.py``), which adds up their statistics (``parts.py``), here, in
-workers (``workers.py``) or in several processes (``ranks.py``, ``gathering.py``); ``fitting.py``
-the loop over it, with checkpoints (``checkpoints.py``); ``online.py`` steps before a pass has
-ended. Out: a run whose plan knows the model and the way to the data (``passes.py``), but no rows.
+workers (``workers.py``) or in several processes (``ranks.py``, ``gathering.py``); ``steps.py`` is
+EM's two steps on it, ``fitting.py`` the loop, with checkpoints (``checkpoints.py``); ``online.py``
+steps before a pass has ended. Out: a run whose plan knows the model and the way to the data
+(``passes.py``), but no rows.
 """

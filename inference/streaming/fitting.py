@@ -24,7 +24,6 @@ from ember.inference.iteration.loop import Loop
 from ember.inference.iteration.progress import progress_bar
 from ember.inference.iteration.run import Run
 from ember.inference.iteration.trajectory import Trajectory
-from ember.inference.maximisation.m_step import MStep
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.rebinding import with_some_rows
@@ -33,6 +32,7 @@ from ember.inference.queries.relabelling import in_canonical_order
 from ember.inference.storage.plan_record import record_of
 from ember.inference.streaming.checkpoints import Checkpoints, read_checkpoint, same_params
 from ember.inference.streaming.passes import PassesOverPieces
+from ember.inference.streaming.steps import Steps
 from ember.inference.streaming.stream import Stream
 
 __all__ = ["InPieces", "finished", "start_of"]
@@ -86,9 +86,11 @@ class InPieces:
         template, stream = self.stream.template, self.stream
         path = Path(checkpoint) if checkpoint is not None and stream.ranks.rank == 0 else None
         about = self._about()
+        one_pass = functools.partial(stream.statistics, maximum=self.classification)
+        steps = Steps(template, one_pass)
         em_map = EMMap(
-            functools.partial(stream.statistics, maximum=self.classification),
-            lambda statistics: MStep.of(template)(statistics),
+            steps.e_step,
+            steps.m_step,
             Coordinates(template.structure.parameters, template.superposed_parameters()),
             functools.partial(starting_params, template, varied=True),
             self.classification,

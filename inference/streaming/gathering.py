@@ -10,22 +10,24 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ember.inference.factors.second_order import SecondOrder
 from ember.inference.factors.tied import TieKey
 from ember.inference.iteration.loop import DataLost
-from ember.inference.plan.plan import Plan
-from ember.inference.streaming.parts import Part
+from ember.inference.plan.plan import Params, Plan
+from ember.inference.streaming.parts import Part, Sums
 from ember.inference.streaming.ranks import Ranks
 
 __all__ = ["gathered_answer", "gathered_parts"]
 
 T = TypeVar("T")
+Layout = Sequence[tuple[TieKey, torch.Size]]
 
 FAILED, LOST = 1.0, 2.0  # what may have become of a share: no value there, or no data
 HEAD = 3  # numbers before those of the parts: what has become of it, rows, observations
 
 
 def gathered_parts(
-    ranks: Ranks, template: Plan, own: Callable[[], Sequence[Part]], count: int
+    ranks: Ranks, template: Plan, own: Callable[[], Sequence[Part]], points: Sequence[Params]
 ) -> list[Part]:
     """The sums of the parts of all processes, in the cells of the template.
 
@@ -33,29 +35,31 @@ def gathered_parts(
         ranks: The processes.
         template: The plan for some rows.
         own: Finds the parts of this one.
-        count: How many it finds.
+        points: The parameters that each is for.
 
     Raises:
         DataLost: If the data of one of them cannot be read.
     """
     layout = [(key, _shape(template, key)) for key in sorted(template.tied)]
-    parts: Sequence[Part | None] = [None] * count
+    flat = [SecondOrder.flat(template.opaque, template.structure.parameters, p) for p in points]
+    parts: Sequence[Part | None] = [None] * len(points)
     head, error = [0.0] * HEAD, None
     try:
         found = own()
         # Packed here, as shapes may be wrong.
-        packed = [_packed(part, layout, template) for part in found]
+        packed = [_packed(*own, layout, template) for own in zip(found, flat, strict=True)]
         head, parts = [0.0, float(found[0].rows), found[0].observations], found
     except Exception as caught:  # of any kind: the others wait
         error = caught
         head[0] = LOST if isinstance(error, DataLost) else FAILED
-        packed = [_packed(part, layout, template) for part in parts]
+        packed = [_packed(*own, layout, template) for own in zip(parts, flat, strict=True)]
     every = ranks.stacked(torch.cat([torch.tensor(head).double(), *packed]))
     if float(every[:, 0].max()) > 0.0:
         raise _trouble(ranks, error)
     rows, observations = int(every[:, 1].sum()), float(every[:, 2].sum())
-    each = every[:, HEAD:].reshape(len(every), count, -1).unbind(1)
-    return [_unpacked(own, layout, template, rows, observations) for own in each]
+    each = every[:, HEAD:].reshape(len(every), len(points), -1).unbind(1)
+    sums = [_unpacked(*packs, layout, template) for packs in zip(each, flat, strict=True)]
+    return [Part(rows, observations, *own) for own in sums]
 
 
 def gathered_answer(ranks: Ranks, own: Callable[[], T], add: Callable[[T, T], T]) -> T:
@@ -88,23 +92,20 @@ def _trouble(ranks: Ranks, error: Exception | None) -> Exception:
     return kind(f"another process could not work on its share ({said})")
 
 
-def _packed(
-    part: Part | None, layout: Sequence[tuple[TieKey, torch.Size]], template: Plan
-) -> Tensor:
-    """The log likelihood of a part, its statistics, and the reaches of their cells."""
+def _packed(part: Part | None, flat: SecondOrder | None, layout: Layout, template: Plan) -> Tensor:
+    """The log likelihood of a part, its statistics, the reaches of their cells, and the rest."""
     head = torch.zeros(1).double() if part is None else torch.tensor([part.log_likelihood])
     sums = [_sums(part, key, shape) for key, shape in layout]
-    return torch.cat([head.double(), *sums, *(_reach(part, key, template) for key, _ in layout)])
+    reaches = [_reach(part, key, template) for key, _ in layout]
+    rest = flat if part is None or part.second_order is None else part.second_order
+    ends = [] if rest is None else [rest.gradient, rest.hessian.reshape(-1)]
+    return torch.cat([head.double(), *sums, *reaches, *ends])
 
 
 def _unpacked(
-    every: Tensor,
-    layout: Sequence[tuple[TieKey, torch.Size]],
-    template: Plan,
-    rows: int,
-    observations: float,
-) -> Part:
-    """The sum of parts that were packed, one a row."""
+    every: Tensor, flat: SecondOrder | None, layout: Layout, template: Plan
+) -> tuple[float, Sums, SecondOrder | None]:
+    """The sums of what was packed, a part a row."""
     total, most = every.sum(0), every.amax(0)
     sums, place = {}, 1
     reach_place = 1 + sum(shape.numel() for _, shape in layout)
@@ -116,7 +117,11 @@ def _unpacked(
             tied, reach_place = dataclasses.replace(tied, reach=reach), reach_place + span
         sums[key] = (tied, total[place : place + size].reshape(shape))
         place += size
-    return Part(rows, observations, float(total[0]), sums)
+    if flat is not None:
+        gradient, hessian = total[reach_place:].split([len(flat.point), flat.hessian.numel()])
+        hessian = hessian.reshape(flat.hessian.shape)
+        flat = dataclasses.replace(flat, gradient=gradient, hessian=hessian)
+    return float(total[0]), sums, flat
 
 
 def _shape(template: Plan, key: TieKey) -> torch.Size:

@@ -25,6 +25,8 @@ with variance reduction*, NeurIPS 31.
 """
 
 import dataclasses
+import functools
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +36,11 @@ from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.run import Run
 from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.maximisation.degeneracy import Degenerate
-from ember.inference.maximisation.m_step import MStep
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Params
 from ember.inference.plan.statistics import Statistics
 from ember.inference.streaming.parts import in_template
+from ember.inference.streaming.steps import m_step
 from ember.inference.streaming.stream import Stream
 
 __all__ = ["METHODS", "Online"]
@@ -95,22 +97,25 @@ class Online:
             turn: The number of the pass.
         """
         stream, template = self.stream, self.stream.template
-        m_step, coordinates = MStep.of(template), Coordinates(template.structure.parameters)
+        coordinates = Coordinates(template.structure.parameters)
         before, average = anchor.params, anchor
-        now = m_step(average)
+        now = m_step(template, average)
         visited: list[Tensor] = []
         earlier = turn * stream.pieces
         for step, (_, piece) in enumerate(stream.source.pieces(f"online pass {turn + 1}")):
             own = stream.parts(now, piece)
             share = stream.rows / own.rows
-            latest = _scaled(in_template(template, [own]).statistics(template, now, 0.0), share)
+            latest = in_template(template, [own]).statistics(template, now, 0.0)
             if self.method == "variance-reduced":
+                gain = RATE
                 then = in_template(template, [stream.parts(before, piece)])
-                change = _scaled(then.statistics(template, now, 0.0), -share)
-                average = _mixed(average, _sum(latest, change, anchor), RATE)
+                change = then.statistics(template, now, 0.0)
+                latest = _weighed((share, latest), (-share, change), (1.0, anchor))
             else:
-                average = _mixed(average, latest, (FIRST + step + earlier) ** -self.decay)
-            now = m_step(dataclasses.replace(average, params=now))
+                gain = (FIRST + step + earlier) ** -self.decay
+                latest = _weighed((share, latest))
+            average = _weighed((1.0 - gain, average), (gain, latest))
+            now = m_step(template, dataclasses.replace(average, params=now))
             visited.append(coordinates.flatten(now))
         last = torch.stack(visited[len(visited) // 2 :])
         averaged = last.mean(0)
@@ -118,23 +123,13 @@ class Online:
         return {name: value.clone() for name, value in coordinates.unflatten(whole).items()}
 
 
-def _scaled(statistics: Statistics, by: float) -> Statistics:
-    sums = {key: (tied, by * own) for key, (tied, own) in statistics.sums.items()}
-    return dataclasses.replace(statistics, sums=sums)
-
-
-def _sum(first: Statistics, second: Statistics, third: Statistics) -> Statistics:
+def _weighed(*each: tuple[float, Statistics]) -> Statistics:
+    """A weighted sum of statistics in the cells of the template, with the rest of the first."""
+    (_, first), *_ = each
     sums = {
-        key: (tied, own + second.sums[key][1] + third.sums[key][1])
-        for key, (tied, own) in first.sums.items()
+        key: (tied, torch.stack([by * found.sums[key][1] for by, found in each]).sum(0))
+        for key, (tied, _) in first.sums.items()
     }
-    return dataclasses.replace(first, sums=sums)
-
-
-def _mixed(average: Statistics, latest: Statistics, gain: float) -> Statistics:
-    """The running average; both are in the cells of the template."""
-    sums = {
-        key: (tied, (1.0 - gain) * own + gain * latest.sums[key][1])
-        for key, (tied, own) in average.sums.items()
-    }
-    return dataclasses.replace(average, sums=sums)
+    parts = [by * s.second_order for by, s in each if s.second_order is not None]
+    second_order = functools.reduce(operator.add, parts) if parts else None
+    return dataclasses.replace(first, sums=sums, second_order=second_order)

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.factors.second_order import SecondOrder
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.inputs.rows import rows_of
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.queries import criteria
 
-__all__ = ["Part", "PartsAt", "Total", "in_template"]
+__all__ = ["Part", "PartsAt", "Sums", "Total", "check_second_order", "in_template"]
 
+MOST = 1_000  # free parameters: as many backward passes for each piece, and the square of it
 Sums = Mapping[TieKey, tuple[TiedFactors, Tensor]]
 
 
@@ -28,18 +30,28 @@ class Part:
         observations: How many observations these are.
         log_likelihood: Of their rows.
         sums: The sufficient statistics, cell by cell.
+        second_order: What sites without any are expected to say.
     """
 
     rows: int
     observations: float
     log_likelihood: float
     sums: Sums
+    second_order: SecondOrder | None = None
 
     def statistics(self, template: Plan, params: Params, log_prior: float) -> Statistics:
         """The same as statistics of a plan, with its prior."""
         fixed = {name: value.detach() for name, value in params.items()}
-        sums = dict(self.sums)
-        return Statistics(self.log_likelihood, log_prior, fixed, sums, (), template.prior)
+        sums, second_order = dict(self.sums), self.second_order
+        return Statistics(
+            self.log_likelihood,
+            log_prior,
+            fixed,
+            sums,
+            (),
+            template.prior,
+            second_order=second_order,
+        )
 
 
 @dataclass(frozen=True)
@@ -49,16 +61,64 @@ class PartsAt:
     Attributes:
         points: The parameters.
         maximum: Whether the latents take their most probable joint value.
+        curved: Whether to ask sites without sufficient statistics for their curvature too.
     """
 
     points: Sequence[Params]
     maximum: bool = False
+    curved: bool = True
 
     def __call__(self, plan: Plan) -> list[Part]:
         rows, observations = rows_of(plan.structure.arguments), criteria.observations(plan)
         e_step = functools.partial(LogEvidence.of(plan).statistics, maximum=self.maximum)
         found = [e_step(params) for params in self.points]
-        return [Part(rows, observations, each.log_likelihood, each.sums) for each in found]
+        return [
+            Part(rows, observations, s.log_likelihood, s.sums, _second_order(plan, s, self.curved))
+            for s in found
+        ]
+
+
+def _second_order(plan: Plan, statistics: Statistics, curved: bool = True) -> SecondOrder | None:
+    """What sites without sufficient statistics are expected to say at the place of an E-step."""
+    params = statistics.params
+    found = SecondOrder.flat(plan.opaque, plan.structure.parameters, params)
+    for posterior in statistics.opaque:
+        assert found is not None
+        found = found.of(posterior, params, curved)
+    return found
+
+
+def check_second_order(template: Plan) -> None:
+    """Refuses models of which some sites have neither sufficient statistics nor a curvature.
+
+    Args:
+        template: The plan for some rows.
+
+    Raises:
+        ValueError: Naming a site.
+    """
+    names = (*template.opaque.factors, *template.opaque.members)
+    if not names:
+        return
+    name, why = names[0], ""
+    start = {name: p.start for name, p in template.structure.parameters.items()}
+    flat = SecondOrder.flat(template.opaque, template.structure.parameters, start)
+    if flat is not None and len(flat.point) > MOST:
+        why = f"it reads {len(flat.point)} free parameters, where at most {MOST} are allowed"
+    else:
+        try:
+            found = _second_order(template, LogEvidence.of(template).statistics(start))
+        except RuntimeError:
+            why = "its density cannot be differentiated twice"
+        else:
+            for edge in found.straight() if found is not None else ():
+                name = next(each for each in names if edge in template.opaque.read_by([each]))
+                why = f"its density has edges in '{edge}'"
+    if why:
+        raise ValueError(
+            f"site '{name}' has no sufficient statistics, and {why}, so its M-step needs all rows "
+            "at once; fit the model with fit(...)."
+        )
 
 
 class Total:
@@ -84,7 +144,7 @@ class Total:
                 for key, (_, sums) in part.sums.items()
                 for tied in [self._template.tied[key]]
             }
-            self._sum = dataclasses.replace(each, log_likelihood=0.0, sums=none)
+            self._sum = dataclasses.replace(each, log_likelihood=0.0, sums=none, second_order=None)
         self._sum = dataclasses.replace(self._sum + each, others=())
 
     @property
@@ -93,7 +153,9 @@ class Total:
         if self._sum is None:
             return Part(0, 0.0, 0.0, {})
         found = self._sum
-        return Part(self._rows, self._observations, found.log_likelihood, found.sums)
+        return Part(
+            self._rows, self._observations, found.log_likelihood, found.sums, found.second_order
+        )
 
 
 def in_template(template: Plan, parts: Iterable[Part]) -> Part:

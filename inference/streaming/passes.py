@@ -84,7 +84,7 @@ class PassesOverPieces:
             if all(map(all_finite, block)):
                 # Where data lie far beyond, a model may refuse parameters.
                 try:
-                    found = stream.statistics_at(block)
+                    found = stream.statistics_at(block, curved=False)
                 except (RuntimeError, ValueError, ArithmeticError):
                     found = None
             yield from [None] * len(block) if found is None else found

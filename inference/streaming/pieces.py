@@ -22,6 +22,7 @@ from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.rebinding import rebound
 from ember.inference.streaming.kept_plans import KeptPlans
+from ember.inference.streaming.parts import check_second_order
 
 __all__ = ["Source", "answered", "check_pieces", "plan_of_piece"]
 
@@ -86,13 +87,13 @@ def check_pieces(template: Plan) -> None:
     Raises:
         ValueError: Naming a site that needs all rows at once.
     """
-    if template.opaque.factors or template.opaque.members or template.units:
-        name = next(iter((*template.opaque.factors, *template.opaque.members)), None)
-        name = next(iter(template.structure.units)) if name is None else name
+    if template.units:
+        name = next(iter(template.structure.units))
         raise ValueError(
-            f"site '{name}' has no sufficient statistics, so its M-step needs all rows at once; "
-            "fit the model with fit(...)."
+            f"latent '{name}' is integrated unit by unit, on nodes of its own, which needs all "
+            "rows at once; fit the model with fit(...)."
         )
+    check_second_order(template)
     if template.row is not None:
         return
     latents = [*template.structure.gaussian, *template.structure.conjugate]

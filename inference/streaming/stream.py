@@ -77,16 +77,22 @@ class Stream:
         """
         return self.statistics_at([params], maximum)[0]
 
-    def statistics_at(self, points: Sequence[Params], maximum: bool = False) -> list[Statistics]:
-        """The statistics of all pieces at each of some parameters: one pass for all of them."""
+    def statistics_at(
+        self, points: Sequence[Params], maximum: bool = False, curved: bool = True
+    ) -> list[Statistics]:
+        """The statistics of all pieces at each of some parameters: one pass for all of them.
+
+        Without curvature, sites that have no sufficient statistics tell the score alone.
+        """
         self.passes, self._steps = self.passes + 1, self._steps + 1
         fixed = [{name: v.detach().clone() for name, v in params.items()} for params in points]
         with torch.no_grad():
             log_priors = [float(self.template.prior.log_prob(params)) for params in fixed]
+        question = PartsAt(fixed, maximum, curved)
 
         def own() -> list[Part]:
             totals = [Total(self.template) for _ in fixed]
-            for parts in self._answers(PartsAt(fixed, maximum), f"pass {self.passes}"):
+            for parts in self._answers(question, f"pass {self.passes}"):
                 for total, part in zip(totals, parts, strict=True):
                     total.add(part)
             return [total.part for total in totals]
@@ -94,7 +100,7 @@ class Stream:
         if self.ranks.count == 1:
             found = own()
         else:
-            found = gathered_parts(self.ranks, self.template, own, len(fixed))
+            found = gathered_parts(self.ranks, self.template, own, fixed)
         if found[0].rows != self.rows:
             raise DataLost(
                 f"the loader gave {found[0].rows} rows in this pass and {self.rows} in the first; "

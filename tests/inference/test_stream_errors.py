@@ -3,7 +3,6 @@
 import dataclasses
 import pickle
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ember.models import (
     poisson_mixture,
     regression_mixture,
 )
+from tests.inference.executors import Here
 
 Model = Callable[..., Any]
 
@@ -152,24 +152,6 @@ def test_states_that_stand_for_nothing() -> None:
         for name, value in expected.items():
             assert torch.allclose(errors[name], value, rtol=1e-6, equal_nan=True)
             assert bool(value.isnan().any())
-
-
-class Here(Executor):
-    """Does the work where it is, on copies, as other processes would."""
-
-    def __init__(self) -> None:
-        self.done, self.is_shut = 0, False
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        if self.is_shut:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-        self.done += bool(args)
-        found: Future[Any] = Future()
-        found.set_result(pickle.loads(pickle.dumps(fn(*pickle.loads(pickle.dumps(args))))))
-        return found
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self.is_shut = True
 
 
 def test_workers_share_the_passes_while_they_are_there() -> None:
