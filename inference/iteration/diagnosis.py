@@ -9,7 +9,7 @@ from ember.inference.maximisation.degeneracy import (
     near_singular,
     uncertainty,
 )
-from ember.inference.optimality.curvature import rounding
+from ember.inference.optimality.nearby import rounding
 from ember.inference.plan.ownership import may_own_parameters
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics

@@ -13,18 +13,15 @@ import torch
 from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.convergence import Ending, StopReason
 from ember.inference.maximisation.objective import score
-from ember.inference.optimality.curvature import (
+from ember.inference.optimality.certificate import (
     PRODUCTS,
     Certificate,
-    Curvature,
     Seen,
-    beyond_edges,
     certificate,
-    climbed,
-    peaks,
     steepest_rise,
-    way_out,
 )
+from ember.inference.optimality.curvature import Curvature
+from ember.inference.optimality.higher_places import beyond_edges, climbed, peaks, way_out
 from ember.inference.optimality.infinity import at_infinity, collapsed_effects, without_bound
 from ember.inference.optimality.vanishing import blurred, lost_digits, nearer_zero, vanished
 from ember.inference.parameters.supports import shown

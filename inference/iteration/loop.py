@@ -19,7 +19,7 @@ from ember.inference.iteration.run import Run
 from ember.inference.iteration.trajectory import Movement, Trajectory
 from ember.inference.maximisation.objective import expected_log_joint
 from ember.inference.numerics.log_space import IMPOSSIBLE
-from ember.inference.optimality.curvature import EStep
+from ember.inference.optimality.nearby import EStep
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.reading.model_errors import unevaluated

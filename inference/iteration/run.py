@@ -12,7 +12,7 @@ from torch import Tensor
 from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.restarts.record import Starts
 from ember.inference.iteration.trajectory import Trajectory
-from ember.inference.optimality.curvature import Certificate
+from ember.inference.optimality.certificate import Certificate
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ember.inference.maximisation.objective import score
 from ember.inference.maximisation.updates import How, Update, updates
-from ember.inference.optimality.curvature import Curvature, EStep, evaluated
+from ember.inference.optimality.curvature import Curvature
+from ember.inference.optimality.nearby import EStep, evaluated
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.supports import EDGE, INFINITY, NATURAL, ends, shown
 from ember.inference.plan.plan import Params, Plan

@@ -21,7 +21,7 @@ from ember.inference.families.kinds import RATE
 from ember.inference.families.links import Power
 from ember.inference.maximisation.objective import expected_log_joint
 from ember.inference.maximisation.updates import Update, updates
-from ember.inference.optimality.curvature import EStep, evaluated, rounding
+from ember.inference.optimality.nearby import EStep, evaluated, rounding
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.plan.usual_variances import usual_variances

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ember.inference.iteration.restarts.record import Starts
 from ember.inference.iteration.run import MonteCarloErrors
-from ember.inference.optimality.curvature import Certificate
+from ember.inference.optimality.certificate import Certificate
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.variational.guides import LearntGuide
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ember.inference.optimality.curvature import Certificate
+from ember.inference.optimality.certificate import Certificate
 from ember.inference.parameters.parameter import entry_label
 from ember.inference.plan.plan import Plan
 from ember.inference.reports.fitted import Fitted

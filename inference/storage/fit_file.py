@@ -22,7 +22,7 @@ from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.restarts.record import Starts
 from ember.inference.iteration.run import Run
 from ember.inference.numerics.quadrature import Quadrature
-from ember.inference.optimality.curvature import Certificate
+from ember.inference.optimality.certificate import Certificate
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.without_data import (

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ember.inference import EM
 from ember.inference.numerics import newton
-from ember.inference.optimality.curvature import rounding
+from ember.inference.optimality.nearby import rounding
 from ember.inference.plan.statistics import Statistics
 
 

@@ -13,7 +13,7 @@ from ember.inference.factors.exponential import statistics_of
 from ember.inference.families.known_densities import KnownDensity
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.numerics.shapes import broadcast_shapes
-from ember.inference.optimality import curvature
+from ember.inference.optimality.curvature import Curvature
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.reading.known_factors import LARGE
 from ember.inference.reading.modes import Modes
@@ -120,7 +120,7 @@ def test_rows_of_the_information_are_the_same_one_by_one(monkeypatch: pytest.Mon
     coordinates = Coordinates(plan.structure.parameters)
 
     def matrix() -> Tensor:
-        found = curvature.Curvature.at(coordinates, statistics)
+        found = Curvature.at(coordinates, statistics)
         assert found is not None
         assert found.matrix is not None
         return found.matrix

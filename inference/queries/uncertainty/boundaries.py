@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ember.inference.optimality.curvature import EStep, evaluated, rounding
 from ember.inference.optimality.infinity import runaway
+from ember.inference.optimality.nearby import EStep, evaluated, rounding
 from ember.inference.optimality.vanishing import vanished_entries
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.supports import INFINITY, ends

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
 from ember.inference.expectation.log_evidence import LogEvidence
-from ember.inference.optimality.curvature import evaluated
+from ember.inference.optimality.nearby import evaluated
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.plan.without_data import PlanWithoutData
