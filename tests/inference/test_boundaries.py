@@ -168,6 +168,10 @@ def test_degrees_of_freedom_without_end() -> None:
     assert float(fit.params["df"]) > 1e3
     with pytest.warns(RuntimeWarning, match="df is at a boundary"):
         check_nowhere(fit, "df")
+    for df in (1e6, 4e9, 1e12):  # where the scores of such numbers are rounding
+        params = {**fit.params, "df": torch.tensor(df, dtype=torch.float64)}
+        with pytest.warns(RuntimeWarning, match="df is at a boundary"):
+            check_nowhere(dataclasses.replace(fit, params=params), "df")
 
 
 def hyper(x: Tensor) -> None:

@@ -24,6 +24,7 @@ __all__ = ["are_logarithms", "at_boundary", "on_their_way"]
 
 ON_ITS_WAY = 0.02  # Newton step of a logarithm that may be on its way to a boundary
 WEAK = 0.1  # information on a logarithm, below which it may be there
+EXTREME = 12.0  # a logarithm whose derivatives may be rounding
 FAR = 10.0  # units of a logarithm towards a boundary, beyond which nothing is lost if it is one
 ROUNDING = 1e-10  # of the objective, relative, that counts as nothing lost
 
@@ -80,12 +81,14 @@ def on_their_way(
         gradient: Of the objective by them.
         information: Minus the second derivative by each.
     """
-    newton = (gradient / information).abs()
+    newton, point = (gradient / information).abs(), coordinates.flatten(current.params)
     suspects = ~(newton < ON_ITS_WAY) | (information < WEAK)
+    # Far out, as of a billion degrees of freedom, both are differences of scores that are rounding.
+    suspects |= point[places].abs() > EXTREME
     suspects &= are_logarithms(coordinates)[places]
     if not bool(suspects.any()):
         return suspects
-    point, reached = coordinates.flatten(current.params), current.objective
+    reached = current.objective
     tolerated = max(ROUNDING * (1.0 + abs(reached)), 10.0 * rounding(e_step, current))
     for k in suspects.nonzero()[:, 0].tolist():
         heights = []
