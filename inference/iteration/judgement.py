@@ -21,9 +21,15 @@ from ember.inference.optimality.certificate import (
     steepest_rise,
 )
 from ember.inference.optimality.curvature import Curvature
-from ember.inference.optimality.higher_places import beyond_edges, climbed, peaks, way_out
+from ember.inference.optimality.higher_places import beyond_edges, climbed, peaks, slid, way_out
 from ember.inference.optimality.infinity import at_infinity, collapsed_effects, without_bound
-from ember.inference.optimality.vanishing import blurred, lost_digits, nearer_zero, vanished
+from ember.inference.optimality.vanishing import (
+    blurred,
+    lost_digits,
+    nearer_zero,
+    vanished,
+    vanished_effects,
+)
 from ember.inference.parameters.supports import shown
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
@@ -87,6 +93,9 @@ class Judge:
             above = climbed(em.e_step, em.coordinates, current, curvature)
             if above is not None:
                 return above
+        above = self.slid(current)
+        if above is not None:
+            return above
         if self._is_steep(current, curvature):
             above = self._beyond_edges(current, curvature)
             if above is not None or curvature.gain > _tolerated(current):
@@ -97,6 +106,23 @@ class Judge:
             above = way_out(em.e_step, em.coordinates, current, curvature, rise.direction)
         if above is None and coinciding(self.plan, current.params, SAME):
             above = self._apart(current)
+        return above
+
+    def slid(self, current: Statistics) -> Statistics | None:
+        """A place noticeably above one where variances of effects have vanished, which stop EM."""
+        gone = {} if self.em.classification else vanished_effects(self.plan, current)
+        if not any(bool(own.any()) for own in gone.values()):
+            return None
+        curvature = self._curvature(current)
+        if curvature is None:
+            return None
+        held = torch.zeros_like(curvature.point, dtype=torch.bool)
+        for parameter, own in self.em.coordinates:
+            if parameter.name in gone:
+                held[own] = gone[parameter.name]
+        above = slid(self.em.e_step, self.em.coordinates, current, curvature, held)
+        if above is None or above.objective <= current.objective + LITTLE * _tolerated(current):
+            return None
         return above
 
     def certificate(self, current: Statistics) -> Certificate | None:

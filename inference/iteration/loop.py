@@ -194,6 +194,11 @@ class _Ascent:
             if self._falls_within_nodes(state.current):
                 return judge.verdict(self.current, StopReason.NODES)
             wrong = self._wrong(state.current)
+            higher = judge.slid(self.current) if wrong is not None and leaps < LEAPS else None
+            if higher is not None:
+                self._take(higher)
+                state, leaps = loop.accelerate.init(higher), leaps + 1
+                continue
             if wrong is not None:
                 gains = self.way.iterations[-1:]
                 return judge.failed(self.current, *wrong, sum(i.movement.gain for i in gains))

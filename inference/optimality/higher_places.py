@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+import scipy.optimize
 import torch
 from torch import Tensor
 
@@ -12,12 +14,14 @@ from ember.inference.optimality.nearby import EStep, evaluated
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["beyond_edges", "climbed", "peaks", "way_out"]
+__all__ = ["beyond_edges", "climbed", "peaks", "slid", "way_out"]
 
 
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 LENGTHS = (0.3, 1.0, 3.0, 10.0)  # of the step out of a saddle, in standard deviations
 NEAR = 1e-4  # of a Newton step, within which a kink is looked for
 SHORTENINGS = (1.0, 0.25, 0.05, 0.01)  # of a Newton step
+SLIDES = 30  # steps of L-BFGS
 RISE = 1e-10  # of the objective, relative, that rounding does not explain
 
 
@@ -32,6 +36,50 @@ def climbed(
         if moved is not None and moved.objective > floor:
             return moved
     return None
+
+
+def slid(
+    e_step: EStep,
+    coordinates: Coordinates,
+    statistics: Statistics,
+    curvature: Curvature,
+    held: Tensor,
+) -> Statistics | None:
+    """A higher place by L-BFGS on the objective itself, some coordinates held; or None.
+
+    Where a variance has vanished, EM stands still: what moves the latents' location is known to
+    the expected log joint to within that variance, however much the data ask for another one.
+
+    Args:
+        e_step: One pass over the data.
+        coordinates: The free reals of the parameters.
+        statistics: Of the place where the loop has come to rest.
+        curvature: There.
+        held: The coordinates that stay, ``(P,)``.
+    """
+    point = curvature.point
+    free = (~held & ~coordinates.at_rest(point) & point.isfinite()).nonzero()[:, 0]
+    units = coordinates.units(point.nan_to_num(), curvature.gradient)[free]
+    best = statistics
+
+    def downhill(way: Array) -> tuple[float, Array]:
+        nonlocal best
+        there = point.index_add(0, free, units * torch.from_numpy(way).to(units))
+        found = evaluated(e_step, coordinates.unflatten(there))
+        if found is None:
+            return math.inf, np.zeros_like(way)
+        best = found if found.objective > best.objective else best
+        slope = score(found, coordinates)[free]
+        return -found.objective, -(units * slope).nan_to_num().cpu().numpy()
+
+    start = np.zeros(len(free))
+    if len(free):
+        scipy.optimize.minimize(
+            downhill, start, jac=True, method="L-BFGS-B",
+            options={"maxiter": SLIDES, "ftol": 1e-9, "gtol": 1e-8},
+        )  # fmt: skip
+    floor = statistics.objective + RISE * (1.0 + abs(statistics.objective))
+    return best if best.objective > floor else None
 
 
 def beyond_edges(

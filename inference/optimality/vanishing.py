@@ -10,7 +10,7 @@ Reference: Heywood (1931), *On finite sequences of real numbers*, Proceedings of
 134, 486-501.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from ember.inference.families.links import Power
 from ember.inference.maximisation.objective import expected_log_joint
 from ember.inference.maximisation.updates import Update, updates
 from ember.inference.optimality.nearby import EStep, evaluated, rounding
-from ember.inference.plan.plan import Plan
+from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.plan.usual_variances import usual_variances
 
@@ -30,8 +30,10 @@ __all__ = [
     "blurred",
     "lost_digits",
     "nearer_zero",
+    "off_the_floor",
     "off_zero",
     "vanished",
+    "vanished_effects",
     "vanished_entries",
 ]
 
@@ -39,6 +41,7 @@ __all__ = [
 SMALL = 1e-2  # of what a variance could be, below which it may be on its way to zero
 ZERO = 2e-7  # of that: zero in all but name
 LEAP = 1e-7  # where a leap leads
+FLOOR = 1e-8  # of that: no scheme goes further
 VISIBLE = 1e-6  # of that: level still, and enough for a division
 NEXT = 0.1  # of what does not count, what a leap of innovations leaves
 LARGER = 10.0  # a variance that is looked at beside one next to zero
@@ -141,6 +144,17 @@ def blurred(
     )
 
 
+def off_the_floor(plan: Plan, params: Params) -> Params:
+    """Parameters with no variance of effects smaller than one that is zero in all but name.
+
+    Nearer to zero nothing is left to gain, and the precision of the effects drowns what the data
+    say. So a scheme's guess need not lead there. Innovations have a rule of their own
+    (``blurred``).
+    """
+    floors = plan.once(_floors)
+    return {**params, **{name: larger(params[name], end) for name, (larger, end) in floors.items()}}
+
+
 def lost_digits(plan: Plan, e_step: EStep, current: Statistics, tolerated: float) -> str:
     """A sentence where rounding decides on the objective of latents about others; else empty.
 
@@ -204,6 +218,12 @@ def vanished_entries(plan: Plan, current: Statistics) -> dict[str, Tensor]:
     return {each.name: each.are_zero for each in _variances(plan, current)}
 
 
+def vanished_effects(plan: Plan, current: Statistics) -> dict[str, Tensor]:
+    """The same for the parameters behind variances of latents alone."""
+    floors = plan.once(_floors)
+    return {name: own for name, own in vanished_entries(plan, current).items() if name in floors}
+
+
 def off_zero(plan: Plan, current: Statistics) -> dict[str, Tensor]:
     """The parameters, with variances that are zero in all but name just large enough to reckon by.
 
@@ -264,6 +284,23 @@ def _variances(plan: Plan, current: Statistics) -> Iterator[_Variances]:
         if shares is not None:
             innovates = any(usage.where in moving for usage in update.usages)
             yield _Variances(update.name, -1.0 / update.link.k, shares, innovates)
+
+
+def _floors(plan: Plan) -> dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor]]:
+    """For each parameter behind variances of latents the least of them, and what keeps above it."""
+    latents = {name for component in plan.components for name in component.latents}
+    keys = {plan.ties[name] for name in latents if not _moves(plan, name)}
+    floors: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = {}
+    for update in updates(plan) if keys else ():
+        if update.kind is not RATE or not isinstance(update.link, Power):
+            continue
+        usual = [plan.once(_usual, usage.where) for usage in update.usages if usage.where in keys]
+        known = [variance for variance in usual if variance is not None]
+        if known and len(known) == len(update.usages):
+            rate = plan.structure.parameters[update.name].start.new_tensor(1.0 / FLOOR / min(known))
+            larger = torch.maximum if update.link.k < 0.0 else torch.minimum
+            floors[update.name] = larger, update.link.inverse(rate)
+    return floors
 
 
 def _shares(plan: Plan, update: Update, current: Statistics, keys: set[TieKey]) -> Tensor | None:

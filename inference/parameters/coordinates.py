@@ -1,6 +1,7 @@
 """Parameters as one vector of free reals, in which a straight line stays inside every support."""
 
 import functools
+import itertools
 from collections.abc import Container, Iterator, Mapping
 
 import numpy as np
@@ -14,6 +15,7 @@ from ember.inference.parameters.supports import base_support, is_simplex, off_op
 __all__ = ["Coordinates"]
 
 
+TINY = float(np.finfo(np.float64).tiny)
 UNITLESS = 1e3  # no logarithm is larger
 LEAST = {"probability": 36.0, "positive": 230.0}  # logarithms as good as infinite
 
@@ -177,18 +179,21 @@ class Coordinates:
     @staticmethod
     def distance(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
         """The largest relative change of an entry, entries near zero measured by their site's."""
-        largest = 0.0
-        for name, value in left.items():
-            if not value.numel():
-                continue
-            # By numpy, which is quicker with few numbers: this is asked in each iteration.
-            one, other = (x.detach().cpu().numpy() for x in (value, right[name]))
-            size = np.maximum(np.abs(one), np.abs(other))
-            least = 0.01 * float(size.max()) + np.finfo(size.dtype).tiny
-            with np.errstate(invalid="ignore"):
-                moved = float((np.abs(other - one) / (size + least)).max())
-            largest = max(largest, moved)
-        return largest
+        names = [name for name, value in left.items() if value.numel()]
+        if not names:
+            return 0.0
+        # By numpy, which is quicker with few numbers: this is asked in each iteration.
+        one, other = (
+            np.concatenate([params[name].detach().cpu().numpy().reshape(-1) for name in names])
+            for params in (left, right)
+        )
+        lengths = [left[name].numel() for name in names]
+        begins = list(itertools.accumulate(lengths[:-1], initial=0))
+        size = np.maximum(np.abs(one), np.abs(other))
+        least = np.repeat(0.01 * np.maximum.reduceat(size, begins) + TINY, lengths)
+        with np.errstate(invalid="ignore"):
+            moved = np.abs(other - one) / (size + least)
+        return float(np.fmax.reduce(moved, initial=0.0))
 
 
 def _has_influence(parameter: Parameter, shape: torch.Size) -> Tensor:

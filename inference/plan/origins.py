@@ -105,7 +105,10 @@ def _parts(site: Site, parts: Parts, free: Sequence[tuple[str, int]]) -> Tensor:
     none = site.value.new_zeros((*site.value.shape, columns), dtype=torch.float64)
     out = none - _moved(site, others, parts)
     if _is_given(site):
-        out[..., 0] += _location(site)
+        location = _location(site)
+        # Any origin will do: where classes have locations of their own, one amid them.
+        beyond = tuple(range(location.dim() - site.value.dim()))
+        out[..., 0] += location.mean(beyond) if beyond else location
     out = out.reshape(-1, columns)
     for i, (name, k) in enumerate(free):
         if name == site.name:

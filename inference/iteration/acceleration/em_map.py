@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, Self, TypeVar
 
+import torch
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
@@ -17,6 +18,7 @@ from ember.inference.maximisation.expanded import expanded_m_step
 from ember.inference.maximisation.information import Missing
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.replayed import ReplayedCoordinates, ReplayedMStep
+from ember.inference.optimality.vanishing import off_the_floor
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.loadings import loadings_of
@@ -45,6 +47,7 @@ class EMMap:
         plan: The plan, where these are its plain steps: they can be written down.
         missing: The information that the latents hide, where there is a closed form of it.
         sketch: A rough one, of a sample of the rows, where that is worth its time.
+        guessed: Keeps parameters that a scheme has guessed where the objective is what it seems.
     """
 
     e_step: Callable[[Mapping[str, Tensor]], Statistics]
@@ -55,6 +58,7 @@ class EMMap:
     plan: Plan | None = None
     missing: Missing | None = None
     sketch: Missing | None = None
+    guessed: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
 
     @classmethod
     def of(cls, plan: Plan, classification: bool = False, expanded: bool = False) -> Self:
@@ -67,13 +71,14 @@ class EMMap:
                 LogEvidence.of(plan).statistics, maximum=classification, expanded=expanded
             ),
             # Its updates are chosen in a step.
-            lambda statistics: expanded_m_step(MStep.of(plan), statistics, loadings),
+            _off_the_floor(plan, lambda s: expanded_m_step(MStep.of(plan), s, loadings)),
             Coordinates(parameters, plan.superposed_parameters()),
             functools.partial(starting_params, plan, varied=True),
             classification,
             None if classification or expanded or loadings else plan,
             None if classification else plan.once(MissingInformation.of),
             None if classification else plan.once(MissingInformation.sketched),
+            functools.partial(off_the_floor, plan) if plan.components else None,
         )
 
     def replayed(self) -> Self:
@@ -84,7 +89,7 @@ class EMMap:
         return dataclasses.replace(
             self,
             e_step=ReplayedEStep.of(self.plan),
-            m_step=ReplayedMStep.of(self.plan, reads),
+            m_step=_off_the_floor(self.plan, ReplayedMStep.of(self.plan, reads)),
             coordinates=ReplayedCoordinates.of(self.plan, reads),
         )
 
@@ -93,7 +98,7 @@ class EMMap:
         if not all_finite(params):
             return None
         try:
-            return self.e_step(params)
+            return self.e_step(params if self.guessed is None else self.guessed(params))
         except (RuntimeError, ValueError, ArithmeticError):
             return None  # an extrapolated matrix may be all but singular
 
@@ -113,6 +118,24 @@ class EMMap:
             missing=None if self.missing is None else counting(self.missing),
             sketch=None if self.sketch is None else counting(self.sketch),
         )
+
+
+def _off_the_floor(
+    plan: Plan, step: Callable[[Statistics], Params]
+) -> Callable[[Statistics], Params]:
+    """An M-step that leads no variance of effects beneath its floor; what starts there may stay."""
+    if not plan.components:
+        return step
+
+    def floored(statistics: Statistics) -> Params:
+        found, before = step(statistics), statistics.params
+        lifted = off_the_floor(plan, before).items()
+        began_above = all(
+            value is before[n] or torch.equal(value, before[n]) for n, value in lifted
+        )
+        return dict(off_the_floor(plan, found)) if began_above else found
+
+    return floored
 
 
 @dataclass(frozen=True)
