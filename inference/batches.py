@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -24,8 +25,10 @@ from ember.inference.iteration.loop import DataLost
 from ember.inference.iteration.run import Run
 from ember.inference.plan.plan import Plan
 from ember.inference.storage.sealed_file import check_target
+from ember.inference.streaming.checkpoints import read_checkpoint
 from ember.inference.streaming.fitting import InPieces, finished, start_of
-from ember.inference.streaming.online import METHODS, Online
+from ember.inference.streaming.nodes import EnoughNodes
+from ember.inference.streaming.online import METHODS, Online, check_online
 from ember.inference.streaming.passes import MANY
 from ember.inference.streaming.ranks import ranks_at_hand
 from ember.inference.streaming.stream import Stream, stream_of
@@ -126,20 +129,34 @@ class Batches(ABC):
         targets = check_target(checkpoint) if checkpoint is not None else None
         if executor is not None:
             check_executor(executor)
+        on_sample = functools.lru_cache(lambda template: self._on_sample(template, began))
+        fitting = InPieces(
+            self.model,
+            self.init,
+            on_sample,
+            self.accelerate,
+            Monitor(self.tol) if self.tol else None,
+            self.max_iter,
+            self.name,
+            self.progress,
+            self.assignment == "hard",
+        )
         with self._stream(loader, options, executor, patience) as stream:
-            run = InPieces(
-                self.model,
-                stream,
-                self.init,
-                lambda template: self._on_sample(template, began),
-                self.accelerate,
-                Monitor(self.tol) if self.tol else None,
-                self.max_iter,
-                self.name,
-                self.progress,
-                self.assignment == "hard",
-            )(began, targets, checkpoint_every, resume)
-        return _told(run, began)
+            nodes = EnoughNodes(stream, self._options)
+            if resume is None:
+                nodes = nodes.for_sample(lambda stream: start_of(stream, self.init, on_sample))
+            else:
+                nodes = nodes.given(read_checkpoint(resume).about["nodes"])
+            run = fitting(nodes.stream, began, targets, checkpoint_every, resume)
+            nodes, are_more = nodes.for_pieces(run)
+            while are_more:
+                again = dataclasses.replace(fitting, init=dict(run.params))
+                run = again(nodes.stream, began, targets, checkpoint_every).after(run)
+                nodes, are_more = nodes.for_pieces(run)
+            run = dataclasses.replace(
+                run, warning=run.warning or nodes.warning, evaluations=nodes.stream.passes
+            )
+        return dataclasses.replace(_told(run, began), node_gaps=dict(nodes.gaps))
 
     def fit_online(
         self,
@@ -200,6 +217,7 @@ class Batches(ABC):
         with self._stream(loader, options, None, 0.0) as stream:
             if stream.ranks.count > 1:
                 raise ValueError("fit_online runs in one process; use fit_batches in several.")
+            check_online(stream.template)
             start = start_of(stream, self.init, lambda plan: self._on_sample(plan, began))
             run = Online(stream, method, passes, decay, f"{self.name}, {method}")(start, began)
             run = finished(run, stream, self.model, isinstance(self.init, str))

@@ -47,7 +47,6 @@ class InPieces:
 
     Attributes:
         model: The model as the user gave it.
-        stream: The E-step.
         init: The user's wish for a start.
         on_sample: A whole fit of the sample.
         accelerate: The name of the scheme.
@@ -59,7 +58,6 @@ class InPieces:
     """
 
     model: Model
-    stream: Stream
     init: Init
     on_sample: Callable[[Plan], Run]
     accelerate: str | None
@@ -70,11 +68,17 @@ class InPieces:
     classification: bool = False
 
     def __call__(
-        self, began: float, checkpoint: str | Path | None, every: float, resume: str | Path | None
+        self,
+        stream: Stream,
+        began: float,
+        checkpoint: str | Path | None,
+        every: float,
+        resume: str | Path | None = None,
     ) -> Run:
         """The run to its end.
 
         Args:
+            stream: The E-step.
             began: When the fit began, by ``time.perf_counter``.
             checkpoint: Where to write checkpoints.
             every: How many seconds apart.
@@ -83,9 +87,9 @@ class InPieces:
         Raises:
             ValueError: If the checkpoint is of another fit.
         """
-        template, stream = self.stream.template, self.stream
+        template = stream.template
         path = Path(checkpoint) if checkpoint is not None and stream.ranks.rank == 0 else None
-        about = self._about()
+        about = self._about(stream)
         one_pass = functools.partial(stream.statistics, maximum=self.classification)
         steps = Steps(template, one_pass)
         em_map = EMMap(
@@ -110,12 +114,14 @@ class InPieces:
                 start = start_of(stream, self.init, self.on_sample)
                 run = loop(Trajectory(start, began), self.limit)
             else:
-                run = self._resumed(loop, about, resume)
+                run = self._resumed(loop, stream, about, resume)
         run = dataclasses.replace(run, evaluations=stream.passes)
         return finished(run, stream, self.model, isinstance(self.init, str))
 
-    def _resumed(self, loop: Loop, about: dict[str, Any], resume: str | Path) -> Run:
-        found, stream = read_checkpoint(resume), self.stream
+    def _resumed(
+        self, loop: Loop, stream: Stream, about: dict[str, Any], resume: str | Path
+    ) -> Run:
+        found = read_checkpoint(resume)
         start = {n: p.start for n, p in stream.template.structure.parameters.items()}
         changed = [key for key in about if about[key] != found.about.get(key)]
         if changed or not same_params(start, found.way.params):
@@ -135,15 +141,16 @@ class InPieces:
         taken = len(found.way.history) - 1
         return loop(found.way, self.limit - taken, found.place(current))
 
-    def _about(self) -> dict[str, Any]:
-        template = self.stream.template
+    def _about(self, stream: Stream) -> dict[str, Any]:
+        template = stream.template
         return {
             "model": getattr(self.model, "__name__", type(self.model).__name__),
             "objective": template.objective,
             "mode": "unconstrained" if template.unconstrained else "constrained",
             "accelerate": self.accelerate,
             "assignment": "hard" if self.classification else "soft",
-            "number of rows": self.stream.rows,
+            "number of rows": stream.rows,
+            "nodes": _number_of_nodes(template),
         }
 
 
@@ -200,3 +207,9 @@ def _example(template: Plan) -> Plan | None:
     """The plan for a few rows, so that a fit can draw new ones."""
     rows = rows_of(template.structure.arguments)
     return with_some_rows(template, torch.arange(min(EXAMPLE, rows)))
+
+
+def _number_of_nodes(template: Plan) -> dict[str, int]:
+    """How many nodes each latent has."""
+    rules = {name: nodes.rule for name, nodes in template.structure.nodes.items()}
+    return {name: rule.nodes for name, rule in rules.items() if rule.nodes is not None}

@@ -27,38 +27,44 @@ HEAD = 3  # numbers before those of the parts: what has become of it, rows, obse
 
 
 def gathered_parts(
-    ranks: Ranks, template: Plan, own: Callable[[], Sequence[Part]], points: Sequence[Params]
+    ranks: Ranks,
+    templates: Sequence[Plan],
+    own: Callable[[], Sequence[Part]],
+    points: Sequence[Params],
 ) -> list[Part]:
     """The sums of the parts of all processes, in the cells of the template.
 
     Args:
         ranks: The processes.
-        template: The plan for some rows.
+        templates: The plan for some rows, for each part with its nodes where that has them.
         own: Finds the parts of this one.
         points: The parameters that each is for.
 
     Raises:
         DataLost: If the data of one of them cannot be read.
     """
-    layout = [(key, _shape(template, key)) for key in sorted(template.tied)]
-    flat = [SecondOrder.flat(template.opaque, template.structure.parameters, p) for p in points]
+    layout = [(key, _shape(templates[0], key)) for key in sorted(templates[0].tied)]
+    flat = [
+        SecondOrder.flat(template.opaque, template.structure.parameters, params)
+        for template, params in zip(templates, points, strict=True)
+    ]
     parts: Sequence[Part | None] = [None] * len(points)
     head, error = [0.0] * HEAD, None
     try:
         found = own()
         # Packed here, as shapes may be wrong.
-        packed = [_packed(*own, layout, template) for own in zip(found, flat, strict=True)]
+        packed = [_packed(*own, layout) for own in zip(found, flat, templates, strict=True)]
         head, parts = [0.0, float(found[0].rows), found[0].observations], found
     except Exception as caught:  # of any kind: the others wait
         error = caught
         head[0] = LOST if isinstance(error, DataLost) else FAILED
-        packed = [_packed(*own, layout, template) for own in zip(parts, flat, strict=True)]
+        packed = [_packed(*own, layout) for own in zip(parts, flat, templates, strict=True)]
     every = ranks.stacked(torch.cat([torch.tensor(head).double(), *packed]))
     if float(every[:, 0].max()) > 0.0:
         raise _trouble(ranks, error)
     rows, observations = int(every[:, 1].sum()), float(every[:, 2].sum())
     each = every[:, HEAD:].reshape(len(every), len(points), -1).unbind(1)
-    sums = [_unpacked(*packs, layout, template) for packs in zip(each, flat, strict=True)]
+    sums = [_unpacked(*packs, layout) for packs in zip(each, flat, templates, strict=True)]
     return [Part(rows, observations, *own) for own in sums]
 
 
@@ -92,7 +98,7 @@ def _trouble(ranks: Ranks, error: Exception | None) -> Exception:
     return kind(f"another process could not work on its share ({said})")
 
 
-def _packed(part: Part | None, flat: SecondOrder | None, layout: Layout, template: Plan) -> Tensor:
+def _packed(part: Part | None, flat: SecondOrder | None, template: Plan, layout: Layout) -> Tensor:
     """The log likelihood of a part, its statistics, the reaches of their cells, and the rest."""
     head = torch.zeros(1).double() if part is None else torch.tensor([part.log_likelihood])
     sums = [_sums(part, key, shape) for key, shape in layout]
@@ -103,7 +109,7 @@ def _packed(part: Part | None, flat: SecondOrder | None, layout: Layout, templat
 
 
 def _unpacked(
-    every: Tensor, flat: SecondOrder | None, layout: Layout, template: Plan
+    every: Tensor, flat: SecondOrder | None, template: Plan, layout: Layout
 ) -> tuple[float, Sums, SecondOrder | None]:
     """The sums of what was packed, a part a row."""
     total, most = every.sum(0), every.amax(0)

@@ -37,18 +37,35 @@ from ember.inference.iteration.run import Run
 from ember.inference.iteration.trajectory import Trajectory
 from ember.inference.maximisation.degeneracy import Degenerate
 from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.plan.plan import Params
+from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.streaming.parts import in_template
 from ember.inference.streaming.steps import m_step
 from ember.inference.streaming.stream import Stream
 
-__all__ = ["METHODS", "Online"]
+__all__ = ["METHODS", "Online", "check_online"]
 
 
 METHODS = ("stepwise", "variance-reduced")
 RATE = 0.3  # of a step with reduced variance
 FIRST = 2.0  # added to the number of a step of the other kind
+
+
+def check_online(template: Plan) -> None:
+    """Refuses models whose statistics at several parameters have no average.
+
+    Args:
+        template: The plan for some rows.
+
+    Raises:
+        ValueError: Naming a latent.
+    """
+    moving = [name for name in template.on_nodes if template.dependencies(name)]
+    if moving:
+        raise ValueError(
+            f"latent '{min(moving)}' is integrated on nodes that follow the parameters of its "
+            "prior, so statistics at different parameters have no average; use fit_batches."
+        )
 
 
 @dataclass(frozen=True)

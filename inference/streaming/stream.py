@@ -14,6 +14,7 @@ from ember.inference.inputs.arguments import Arguments
 from ember.inference.iteration.kept_plan import ReadingOptions
 from ember.inference.iteration.loop import DataLost
 from ember.inference.iteration.subsample import SAMPLE
+from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.streaming.gathering import gathered_answer, gathered_parts
@@ -89,9 +90,10 @@ class Stream:
         with torch.no_grad():
             log_priors = [float(self.template.prior.log_prob(params)) for params in fixed]
         question = PartsAt(fixed, maximum, curved)
+        templates = [placed(self.template, params) for params in fixed]
 
         def own() -> list[Part]:
-            totals = [Total(self.template) for _ in fixed]
+            totals = [Total(template) for template in templates]
             for parts in self._answers(question, f"pass {self.passes}"):
                 for total, part in zip(totals, parts, strict=True):
                     total.add(part)
@@ -100,7 +102,7 @@ class Stream:
         if self.ranks.count == 1:
             found = own()
         else:
-            found = gathered_parts(self.ranks, self.template, own, fixed)
+            found = gathered_parts(self.ranks, templates, own, fixed)
         if found[0].rows != self.rows:
             raise DataLost(
                 f"the loader gave {found[0].rows} rows in this pass and {self.rows} in the first; "

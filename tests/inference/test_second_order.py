@@ -192,7 +192,7 @@ def test_workers_and_processes_send_what_adds_up() -> None:
         def stacked(self, vector: Tensor) -> Tensor:
             return torch.stack([vector, vector])
 
-    (found,) = gathered_parts(Twins(0, 2), plan, lambda: [in_template(plan, own)], [params])
+    (found,) = gathered_parts(Twins(0, 2), [plan], lambda: [in_template(plan, own)], [params])
     assert found.rows == 2 * ROWS
     assert found.second_order is not None
     assert own[0].second_order is not None
