@@ -1,13 +1,17 @@
 """Sites without sufficient statistics: rebuilt from their arguments, or asked of the model."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ember.inference.factors.conjugate.potentials import density_potentials
+from ember.inference.factors.predictors import NearSite, Predictors
 from ember.inference.factors.units.component import UnitComponent
 from ember.inference.numerics.tape import Tape, record
 from ember.inference.parameters.computed_rows import node_input
@@ -51,7 +55,7 @@ class OpaqueFactors:
 
     def at(
         self, structure: Structure, sites: Mapping[str, Site], nodes: Mapping[str, Tensor]
-    ) -> "OpaqueFactors":
+    ) -> OpaqueFactors:
         """The same with latents at other nodes.
 
         Args:
@@ -78,12 +82,23 @@ class OpaqueFactors:
         trace = at.trace({n: inputs[n] for n in structure.parameters})
         return {name: self._of_site(name, trace) for name in names}
 
-    def factor_log_probs(self, params: Params) -> dict[str, Tensor]:
+    @functools.cached_property
+    def predictors(self) -> dict[str, Predictors]:
+        """Those factors whose arguments are links of lines, by name."""
+        start = {name: p.start for name, p in self.structure.parameters.items()}
+        found = {name: Predictors.of(self.sites[name], start) for name in self.factors}
+        return {name: each for name, each in found.items() if each is not None}
+
+    def factor_log_probs(self, params: Params, left_out: Container[str] = ()) -> dict[str, Tensor]:
         """The log probability of each factor, dims of size 1 dropped; the potentials of members.
 
         And the log densities of sites at the nodes of units, ``(Q, G)``.
+
+        Args:
+            params: The parameters.
+            left_out: Factors that are not asked for.
         """
-        names = (*self.factors, *self.members)
+        names = tuple(n for n in (*self.factors, *self.members) if n not in left_out)
         asked = self.log_probs(params, [n for n in names if self.sites[n].density is None])
         out: dict[str, Tensor] = {}
         for name in self.members:
@@ -95,6 +110,8 @@ class OpaqueFactors:
                 out[name] = asked[name]
         for name in self.factors:
             site = self.sites[name]
+            if name in left_out:
+                continue
             if site.density is not None:
                 log_prob = site.density.log_prob(params, site.value)
             else:
@@ -140,15 +157,44 @@ class OpaqueFactors:
 
 @dataclass(frozen=True, eq=False)
 class OpaquePosterior:
-    """For one piece of data, the posterior weights of factors without sufficient statistics."""
+    """For one piece of data, the posterior weights of factors without sufficient statistics.
+
+    Attributes:
+        factors: The factors.
+        weights: The weights of each that is asked for.
+        left_out: The names of the others.
+    """
 
     factors: OpaqueFactors
     weights: Mapping[str, Tensor]
+    left_out: frozenset[str] = frozenset()
+
+    def near(self, params: Params) -> tuple[list[NearSite], OpaquePosterior | None]:
+        """Those factors that can be had to second order around some parameters, and the others."""
+        known = self.factors.predictors
+        if not known:
+            return [], self
+        found = [
+            known[name].near(params, functools.partial(_expected, weight))
+            for name, weight in self.weights.items()
+            if name in known
+        ]
+        rest = {name: weight for name, weight in self.weights.items() if name not in known}
+        others = dataclasses.replace(self, weights=rest, left_out=self.left_out | known.keys())
+        return found, others if rest else None
 
     def expected_log_prob(self, params: Params) -> Tensor | float:
         """The log probability of all these factors, expected under the weights."""
-        log_probs = self.factors.factor_log_probs(params)
+        log_probs = self.factors.factor_log_probs(params, self.left_out)
         total: Tensor | float = 0.0
         for name, weight in self.weights.items():
             total = total + (weight * log_probs[name]).sum()
         return total
+
+
+def _expected(weight: Tensor, site: Site) -> Tensor:
+    """The log probability of a site whose arguments are known, expected under weights."""
+    assert site.density is not None
+    log_prob = site.weigh(site.density.log_prob({}, site.value))
+    total: Tensor = (weight * site.layout.pack(log_prob)[0]).sum()
+    return total

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.factors.opaque import OpaqueFactors, OpaquePosterior
+from ember.inference.factors.predictors import NearSite
 from ember.inference.numerics import newton
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.parameter import Parameter
@@ -76,8 +77,14 @@ class SecondOrder:
         rests = self.coordinates.at_rest(self.point)
         near = torch.where(rests, self.coordinates.inside(self.point), self.point)
 
+        sites: list[NearSite | OpaquePosterior] = [posterior]
+        if curved:
+            known, rest = posterior.near({**params, **self.coordinates.unflatten(near)})
+            sites = [*known, *([] if rest is None else [rest])]
+
         def expected(free: Tensor) -> Tensor:
-            value = posterior.expected_log_prob({**params, **self.coordinates.unflatten(free)})
+            moved = {**params, **self.coordinates.unflatten(free)}
+            value = torch.stack([torch.as_tensor(s.expected_log_prob(moved)) for s in sites]).sum()
             return value + 0.0 * free.sum()
 
         if curved:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.factors.tied import TiedFactors
 from ember.inference.factors.units.component import UnitComponent
-from ember.inference.maximisation.objective import expected_log_joint
+from ember.inference.maximisation.objective import expected_log_joint, near
 from ember.inference.numerics.batched_derivatives import products
 from ember.inference.numerics.forward_derivative import ForwardDerivatives, jacobian
 from ember.inference.numerics.newton import derivatives
@@ -161,9 +161,11 @@ class CompleteInformation:
 
     def __init__(self, coordinates: Coordinates, statistics: Statistics, active: Tensor) -> None:
         point = coordinates.flatten(statistics.params)
+        place = torch.where(active, point, coordinates.inside(point))
+        statistics = near(statistics, coordinates.unflatten(place))
         self._active, self._together = active, not statistics.opaque
         with torch.enable_grad():
-            self._free = torch.where(active, point, coordinates.inside(point)).requires_grad_()
+            self._free = place.requires_grad_()
             value = expected_log_joint(statistics, coordinates.unflatten(self._free))
             (self._slope,) = torch.autograd.grad(value, self._free, create_graph=True)
 

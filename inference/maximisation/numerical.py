@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.maximisation.conditioning import directions
-from ember.inference.maximisation.objective import expected_log_joint
+from ember.inference.maximisation.objective import expected_log_joint, near
 from ember.inference.maximisation.parameter_plan import ParameterPlan
 from ember.inference.maximisation.separable import blocks_of
 from ember.inference.numerics import newton
@@ -18,11 +18,12 @@ from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.supports import all_within
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["Search", "SearchOf", "along", "numerical_update"]
+__all__ = ["Search", "SearchOf", "along", "derivatives_along", "numerical_update"]
 
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 LEVEL = 1e-13  # change of a function, relative, that is rounding
+MOST_OF_LINES = 150  # coordinates of Newton's method where rows are looked at once
 NEARLY = 1e-8  # what is left to gain, relative, before a last step where each takes many passes
 
 
@@ -70,6 +71,15 @@ def along(
     return -expected_log_joint(statistics, moved) + 0.0 * way.sum()
 
 
+def derivatives_along(
+    coordinates: Coordinates, statistics: Statistics, start: Tensor, directions: Tensor, way: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradient and the Hessian of ``along``."""
+    there = {**statistics.params, **coordinates.unflatten(start + directions @ way)}
+    statistics = near(statistics, there)
+    return newton.derivatives(lambda at: along(coordinates, statistics, start, directions, at), way)
+
+
 class Search:
     """The negative expected log joint as a function of the way from the present parameters."""
 
@@ -102,6 +112,24 @@ class Search:
         except ValueError:  # rounding has taken a value to the edge of its prior's support
             return way.sum() * 0.0 + torch.inf
 
+    def value_and_slope(self, at: Tensor) -> tuple[float, Tensor]:
+        """See ``newton``."""
+        value, gradient = newton.slope(self.__call__, at)
+        return float(value), gradient
+
+    def derivatives(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """See ``newton``."""
+        try:
+            return derivatives_along(self._coordinates, self._here, self._start, self._along, at)
+        except ValueError:  # rounding has taken a value to the edge of its prior's support
+            return newton.derivatives(self.__call__, at)
+
+    def block_derivatives(
+        self, at: Tensor, places: Tensor, inside: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See ``newton``."""
+        return newton.block_derivatives(self.__call__, at, places, inside)
+
     def newton(self) -> Tensor | None:
         """The way found by Newton's method; None where that is too costly or fails."""
         if self._is_straight:
@@ -109,12 +137,19 @@ class Search:
             found = None if blocks is None else newton.minimise_blocks(self, self._still, blocks)
             if found is not None:
                 return found
-        too_many = len(self._start) > newton.MOST_PARAMETERS
+        count = newton.MOST_PARAMETERS
+        too_many = len(self._start) > (MOST_OF_LINES if self._is_of_lines else count)
         if too_many or _asks_the_model(self._statistics):
             return None
         if any(piece.factors.units for piece in self._statistics.opaque):
             return newton.minimise(self, self._still, NEARLY)
         return newton.minimise(self, self._still)
+
+    @property
+    def _is_of_lines(self) -> bool:
+        """Whether derivatives of second order take no passes over the rows beyond a first."""
+        pieces = self._statistics.opaque
+        return bool(pieces) and all(p.weights.keys() <= p.factors.predictors.keys() for p in pieces)
 
     @property
     def _is_straight(self) -> bool:

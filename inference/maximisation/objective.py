@@ -8,6 +8,8 @@ is that of the expected log joint there,
 whatever the latents: no derivative goes through the sum over them.
 """
 
+import dataclasses
+import itertools
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,7 +19,7 @@ from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Params
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["QuickScore", "expected_log_joint", "score"]
+__all__ = ["QuickScore", "expected_log_joint", "near", "score"]
 
 
 @runtime_checkable
@@ -36,9 +38,27 @@ def expected_log_joint(statistics: Statistics, params: Params) -> Tensor:
         total = total + (sums * tied.natural_parameters(params)).sum()
     for piece in statistics.opaque:
         total = total + piece.expected_log_prob(params)
+    for site in statistics.near:
+        total = total + site.expected_log_prob(params)
     if statistics.second_order is not None:
         total = total + statistics.second_order.expected_log_prob(params)
     return total
+
+
+def near(statistics: Statistics, params: Params) -> Statistics:
+    """Statistics with the same expected log joint to second order around some parameters.
+
+    Where sites without sufficient statistics have lines in the parameters, their derivatives are
+    taken by these, in one look at the rows; what is left of them reads none.
+    """
+    if not statistics.opaque:
+        return statistics
+    found, rest = zip(*(piece.near(params) for piece in statistics.opaque), strict=True)
+    return dataclasses.replace(
+        statistics,
+        opaque=tuple(piece for piece in rest if piece is not None),
+        near=tuple(itertools.chain.from_iterable(found)),
+    )
 
 
 def score(statistics: Statistics, coordinates: Coordinates, everywhere: bool = False) -> Tensor:

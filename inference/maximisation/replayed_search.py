@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ember.inference.maximisation.numerical import Search, along
+from ember.inference.maximisation.numerical import Search, along, derivatives_along
 from ember.inference.maximisation.parameter_plan import ParameterPlan
 from ember.inference.numerics import newton
 from ember.inference.parameters.coordinates import Coordinates
@@ -57,7 +57,8 @@ class _Functions:
             lambda s, way, *line: newton.slope(lambda at: function(s, *line, at), way), reads
         )
         self.derivatives = OfStatistics(
-            lambda s, way, *line: newton.derivatives(lambda at: function(s, *line, at), way), reads
+            lambda s, way, start, along: derivatives_along(coordinates, s, start, along, way),
+            reads,
         )
         self._of_blocks: OfStatistics | None = None
 

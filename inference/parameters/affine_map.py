@@ -13,6 +13,7 @@ from ember.inference.parameters.batching import Shapes, batched_rows
 __all__ = ["FROM_SPACE", "TO_SPACE", "AffineMap", "ParameterEntries", "joined"]
 
 
+MANY = 10_000  # features, of which a product of matrices takes less time
 Function = Callable[[Tensor], Tensor]
 TO_SPACE: dict[str, Function] = {"raw": lambda x: x, "log": torch.log, "logit": torch.logit}
 FROM_SPACE: dict[str, Function] = {"raw": lambda x: x, "log": torch.exp, "logit": torch.sigmoid}
@@ -72,13 +73,24 @@ class AffineMap:
 
     def evaluate(self, params: Mapping[str, Tensor]) -> Tensor:
         """The argument at ``params``, broadcast dims of size 1."""
-        coefficients = self.table.rows(params)[self.index]
-        # Over years, or seconds since 1970, a line is a small difference of large numbers; what
-        # the height at the centre loses is at least the same in all rows.
-        height = (self.centre * coefficients).sum(-1)
-        line = ((self.features - self.centre) * coefficients).sum(-1) + height
+        line = _products(self.about_centre, self.coefficients(params)[self.index])
         value: Tensor = FROM_SPACE[self.space](line + self.offset)
         return value
+
+    def coefficients(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The rows of coefficients ``(R, F + 1)``, the last of each the height at the centre."""
+        rows = self.table.rows(params)
+        return torch.cat([rows, (rows * self.centre).sum(-1, keepdim=True)], -1)
+
+    @functools.cached_property
+    def about_centre(self) -> Tensor:
+        """The features from the centre, and a one, ``(..., F + 1)``.
+
+        Over years, or seconds since 1970, a line is a small difference of large numbers; what the
+        height at the centre loses is at least the same in all rows.
+        """
+        far = self.features - self.centre
+        return torch.cat([far, torch.ones_like(far[..., :1])], -1)
 
     def rounding(self, params: Mapping[str, Tensor]) -> float:
         """How far the argument may be off where its terms are added up as they stand."""
@@ -92,6 +104,14 @@ class AffineMap:
         """A point amid the features, ``(F,)``; any would do, but for rounding."""
         mean = self.features.reshape(-1, self.features.shape[-1]).nanmean(0)
         return torch.where(mean.isfinite(), mean, 0.0)
+
+
+def _products(features: Tensor, coefficients: Tensor) -> Tensor:
+    """The sums of products over the last dim; of many rows a product of matrices."""
+    if features.numel() < MANY:
+        found: Tensor = (features * coefficients).sum(-1)
+        return found
+    return torch.einsum("...f,...f->...", features, coefficients)
 
 
 def joined(

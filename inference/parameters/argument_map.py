@@ -95,6 +95,11 @@ class ArgumentMap:
             value = value + self.offset
         return value if self.space == "raw" else _INVERSE[self.space](value)
 
+    def column(self, params: Mapping[str, Tensor]) -> Tensor:
+        """The entries of the table as rows of one coefficient each, ``(R, 1)``."""
+        assert self.table is not None
+        return append_dims(self.table.rows(params), 1)
+
     @functools.cached_property
     def _simple(self) -> "_Simple":
         """Which parts of the map do nothing."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ember.inference.factors.gaussian.expansion import Expansion
 from ember.inference.factors.opaque import OpaquePosterior
+from ember.inference.factors.predictors import NearSite
 from ember.inference.factors.second_order import SecondOrder
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.families.exponential_form import FamilyParameter
@@ -37,6 +38,7 @@ class Statistics:
         params: The parameters at which the expectations were taken.
         sums: For all tied factors their cells, and the statistics ``(C, P)`` of each cell.
         opaque: Posteriors of sites without sufficient statistics, one entry a piece of data.
+        near: Such sites to second order, where that takes the place of their posteriors.
         second_order: What such sites are expected to say, to second order, where rows have gone.
         prior: The prior of the parameters.
         m_step: The M-step that they are for.
@@ -57,6 +59,7 @@ class Statistics:
     m_step: Callable[[Statistics], dict[str, Tensor]] | None = None
     others: tuple[float, ...] = ()
     expansions: tuple[Expansion, ...] = ()
+    near: tuple[NearSite, ...] = ()
     second_order: SecondOrder | None = None
 
     @property

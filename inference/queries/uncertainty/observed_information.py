@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.inputs.progress import counted
-from ember.inference.maximisation.objective import expected_log_joint, score
+from ember.inference.maximisation.objective import expected_log_joint, near, score
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.optimality.vanishing import off_zero
 from ember.inference.parameters.coordinates import Coordinates
@@ -200,9 +200,10 @@ def _complete_information(
     coordinates: Coordinates, statistics: Statistics, point: Tensor, places: Tensor
 ) -> Tensor:
     """The diagonal of minus the Hessian of the expected log joint; zero where it has none."""
-    near, nothing = coordinates.inside(point), point.new_zeros(len(places))
+    place, nothing = coordinates.inside(point), point.new_zeros(len(places))
+    statistics = near(statistics, coordinates.unflatten(place))
     with torch.enable_grad():
-        free = near.requires_grad_()
+        free = place.requires_grad_()
         value = expected_log_joint(statistics, coordinates.unflatten(free))
         if not value.requires_grad:
             return nothing
