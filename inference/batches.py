@@ -153,9 +153,8 @@ class Batches(ABC):
                 again = dataclasses.replace(fitting, init=dict(run.params))
                 run = again(nodes.stream, began, targets, checkpoint_every).after(run)
                 nodes, are_more = nodes.for_pieces(run)
-            run = dataclasses.replace(
-                run, warning=run.warning or nodes.warning, evaluations=nodes.stream.passes
-            )
+            run = run.on_nodes(nodes.warning)
+            run = dataclasses.replace(run, evaluations=nodes.stream.passes)
         return dataclasses.replace(_told(run, began), node_gaps=dict(nodes.gaps))
 
     def fit_online(
@@ -212,6 +211,8 @@ class Batches(ABC):
             raise ValueError(f"method must be {known}, not {method!r}.")
         if not 0.5 < decay <= 1.0:
             raise ValueError(f"decay must be above 0.5 and at most 1, not {decay!r}.")
+        if isinstance(passes, bool) or not isinstance(passes, int):
+            raise ValueError(f"passes must be a whole number, not {passes!r}.")
         if passes < 1:
             raise ValueError(f"passes must be at least 1, not {passes!r}.")
         with self._stream(loader, options, None, 0.0) as stream:

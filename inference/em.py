@@ -337,9 +337,8 @@ class EM(Batches):
             plan = self._options._replace(integrate=integrate).read(args, kwargs, misread)
             again = self._run(plan, Trajectory(run.params, began))
             run = again.after(run)
-        warning = run.warning or warning_of_gaps(run.plan, gaps)
-        warning = warning or warning_of_unit_gaps(run.plan, of_units)
-        return dataclasses.replace(run, warning=warning), {**gaps, **of_units}
+        warning = warning_of_gaps(run.plan, gaps) or warning_of_unit_gaps(run.plan, of_units)
+        return run.on_nodes(warning), {**gaps, **of_units}
 
     def _run(self, plan: Plan, way: Trajectory, limit: int | None = None) -> Run:
         """The run from one start."""

@@ -19,6 +19,7 @@ from ember.models.parts.design import called, design_matrix
 from ember.models.parts.gaussian_latents import LinkLine, coefficients_of_line
 from ember.models.parts.grouping import Groups, grouping_factors
 from ember.models.parts.missing import observe
+from ember.models.parts.moments import moments
 from ember.models.parts.plates import data_plate
 from ember.models.parts.priors import Hyperparameters, Prior
 
@@ -117,9 +118,9 @@ def ordinal_probit(
     hyper = Hyperparameters(prior, (*own, *keys), codes)
     line = LinkLine.of(codes, design, frequency)
 
-    centre = line.frequency @ line.design / line.frequency.sum()
     predictor, moved = torch.zeros_like(codes), codes.new_zeros(())
     if design.shape[1]:
+        centre = moments(line.design, line.frequency).mean
         coefficients = coefficients_of_line(line.about(centre), hyper, (codes.new_zeros(()), 1.0))
         predictor, moved = (design - centre) @ coefficients, centre @ coefficients
     thresholds = _thresholds(levels, hyper)

@@ -81,10 +81,13 @@ def chunks(
     Args:
         source: The path of a ``.npy`` or ``.parquet`` file, or rows that are in memory.
         rows: How many rows a piece has; a Parquet file has its own row groups.
-        columns: The columns of a Parquet file to read; a single name gives numbers ``(N,)``.
+        columns: The columns of a Parquet file or a data frame to read; a single name gives numbers
+            ``(N,)``.
 
     Raises:
-        ValueError: If the file is of another kind, or cannot be read.
+        TypeError: If ``rows`` is not whole.
+        ValueError: If the file is of another kind, or cannot be read, or lacks a column; if there
+            are no columns by name.
         ImportError: If the file is Parquet and ``pyarrow`` is not installed.
 
     Example:
@@ -92,6 +95,8 @@ def chunks(
         >>> [len(piece.load()) for piece in pieces]
         [100, 100, 50]
     """
+    if isinstance(rows, bool) or not isinstance(rows, int):
+        raise TypeError(f"chunks: rows must be a whole number, not {rows!r}.")
     if rows < 1:
         raise ValueError(f"chunks: rows must be at least 1, not {rows}.")
     if isinstance(source, (str, Path)):
@@ -100,17 +105,39 @@ def chunks(
             raise ValueError(f"there is no file {path}.")
         if path.endswith((".parquet", ".pq")):
             given = columns if columns is None or isinstance(columns, str) else tuple(columns)
-            groups = _parquet(path).metadata.num_row_groups
-            return Chunks([Chunk(path, group, group + 1, given) for group in range(groups)])
+            file = _parquet(path)
+            _check_columns(path, file.schema_arrow.names, columns)
+            groups = range(file.metadata.num_row_groups)
+            return Chunks([Chunk(path, group, group + 1, given) for group in groups])
         if not path.endswith(".npy"):
             raise ValueError(f"{path} is neither a .npy nor a .parquet file.")
+        _check_columns(path, None, columns)
         try:
             count = len(np.load(path, mmap_mode="r"))
         except (ValueError, OSError, TypeError) as error:
             raise ValueError(f"{path} is no .npy file that can be read: {error}.") from error
         return Chunks([Chunk(path, i, min(i + rows, count)) for i in range(0, count, rows)])
+    names = list(source.columns) if isinstance(source, pd.DataFrame) else None
+    _check_columns("the table" if names else "the array", names, columns)
+    if isinstance(source, pd.DataFrame) and columns is not None:
+        rest = source[[columns] if isinstance(columns, str) else list(columns)]
+        source = rest.to_numpy()[:, 0] if isinstance(columns, str) else rest
     count = len(source)
     return Chunks([Chunk(source, i, min(i + rows, count)) for i in range(0, count, rows)])
+
+
+def _check_columns(
+    where: str, known: Sequence[object] | None, columns: Sequence[str] | str | None
+) -> None:
+    """Refuses names of columns that are not there; None is known where columns have no names."""
+    if columns is None:
+        return
+    if known is None:
+        raise ValueError(f"{where} has no columns by name: take them of the array, not columns=.")
+    missing = [n for n in ([columns] if isinstance(columns, str) else columns) if n not in known]
+    if missing:
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"{where} has no column {missing[0]!r}; it has {names}.")
 
 
 def check_loader(loader: object) -> None:

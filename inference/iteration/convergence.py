@@ -67,6 +67,7 @@ class StopReason(enum.Enum):
     FAILED = "stopped: an iteration failed; these are the last good parameters"
     INTERRUPTED = "stopped: interrupted; these are the parameters reached so far"
     DECREASED = "stopped: the objective fell, which EM rules out; please report this model"
+    COARSE = "stopped: the objective fell, as integrals on too few nodes are wrong"
     ROUNDED = "stopped: the objective fell by rounding; these are the last good parameters"
     STEPS = "finished: all steps were taken"
 

@@ -103,6 +103,15 @@ class Run:
             starts=before.starts,
         )
 
+    def on_nodes(self, warning: str) -> Run:
+        """The run with a sentence about nodes that are too few, if they are.
+
+        The errors of their integrals may well be why an objective fell.
+        """
+        if warning and self.stop is StopReason.DECREASED:
+            return dataclasses.replace(self, stop=StopReason.COARSE, warning=warning)
+        return dataclasses.replace(self, warning=self.warning or warning)
+
     @property
     def iterations(self) -> int:
         """Number of iterations after the start."""

@@ -61,13 +61,17 @@ def observations(plan: Plan) -> float:
     if isinstance(plan, PlanWithoutData):
         return plan.record.n_observations
     total = 0.0
-    name = plan.structure.observed[0]
-    chain = [n for n in plan.structure.observed if n in plan.structure.steps]
-    for site in chain or [name]:
+    observed = plan.structure.observed
+    chain = [name for name in observed if name in plan.structure.steps]
+    # What stands outside the plates of the rows, such as a penalty, is no row.
+    inside = [name for name in observed if plan.row in plan.sites[name].plates] or [
+        name for name in observed if plan.sites[name].plates
+    ]
+    for site in chain or [*inside, *observed][:1]:
         mask = plan.sites[site].mask
         # A missing response of a mixed model, or step of a series, is no observation.
         apart = plan.structure.composites or plan.structure.loops or plan.sites[site].slots
-        if apart and mask is not None and plan.scales[site] is None:
+        if apart and mask is not None:
             total += float(_steps_with_data(plan, site, mask))
             continue
         count = float(math.prod(plan.sizes[s] for s in plan.sites[site].plates))
@@ -80,11 +84,14 @@ def observations(plan: Plan) -> float:
 
 
 def _steps_with_data(plan: Plan, name: str, mask: Tensor) -> Tensor:
-    """How many entries of a composite site's plates hold data."""
-    site = plan.sites[name]
+    """How many entries of a composite site's plates hold data, each as often as it counts."""
+    site, scale = plan.sites[name], plan.scales[name]
     outer = [plan.sizes[s] if s in site.plates else 1 for s in site.layout.outer]
     shown = mask.expand(*outer, *site.inner_shape) if mask.dim() else mask.expand(outer)
-    return shown.reshape(*outer, -1).any(-1).sum()
+    steps = shown.reshape(*outer, -1).any(-1)
+    if scale is None:
+        return steps.sum()
+    return (steps * align(scale.tensor, scale.dims, site.layout.outer)).sum()
 
 
 def entropy(plan: Plan, params: Mapping[str, Tensor]) -> float:

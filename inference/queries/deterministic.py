@@ -16,7 +16,7 @@ def deterministic_values(structure: Structure, params: Mapping[str, Tensor]) -> 
     """Site name to value, of every ``pyro.deterministic`` that parameters and data determine.
 
     A value that depends on a latent site differs from state to state and from row to row, and is
-    left out; so is one without numbers.
+    left out; so is one without numbers, and one of rows that stand for others.
     """
     if isinstance(structure, StructureWithoutData):
         return dict(structure.record.deterministic)
@@ -33,6 +33,8 @@ def deterministic_values(structure: Structure, params: Mapping[str, Tensor]) -> 
         # Summed over, a latent takes its values in a dim on the left: so does what it feeds.
         known = enumerated.get(name)
         follows = name not in moved or not torch.equal(moved[name], value)  # a Gaussian latent
+        if name in structure.of_rows:
+            continue
         if known is not None and known.shape == value.shape and not follows:
             values[name] = value.detach().clone()
     return values

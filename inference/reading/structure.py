@@ -50,7 +50,8 @@ class Structure:
     ``gaussian`` holds the Gaussian latents with the shapes of their values, ``conjugate`` those
     with conjugate priors, with values that change nothing; ``found`` those of them that no mark
     asks for, with the reason why they are latent. ``nodes`` holds the latents on nodes, which are
-    among those of ``latent``; ``units`` those that are integrated unit by unit.
+    among those of ``latent``; ``units`` those that are integrated unit by unit. ``of_rows`` are
+    computed values that belong to the rows at hand, where these stand for others.
     """
 
     model: Model
@@ -73,6 +74,7 @@ class Structure:
     signature: tuple[SiteSignature, ...] = field(repr=False, default=())
     remembered: Remembered = field(repr=False, compare=False, default_factory=Remembered)
     modes: Modes = field(default_factory=Modes)
+    of_rows: frozenset[str] = frozenset()
 
     @property
     def factor_names(self) -> tuple[str, ...]:

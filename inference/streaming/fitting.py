@@ -6,7 +6,7 @@ rows as a sample of this size can say. The passes over all rows begin there.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,10 +126,14 @@ class InPieces:
         changed = [key for key in about if about[key] != found.about.get(key)]
         if changed or not same_params(start, found.way.params):
             key = changed[0] if changed else "parameters"
+            was, now = (
+                [each[key] if key in each else _shapes(params)]
+                for each, params in ((found.about, found.way.params), (about, start))
+            )
             raise ValueError(
-                f"{resume} is a checkpoint of another fit: its {key} was "
-                f"{found.about.get(key, 'another')!r} and is {about.get(key, 'another')!r} now; "
-                "resume with the model, the options and the data that it was written for."
+                f"{resume} is a checkpoint of another fit: its {key} was {was[0]!r} and is "
+                f"{now[0]!r} now; resume with the model, the options and the data that it was "
+                "written for."
             )
         current = stream.statistics(found.way.params, self.classification)
         if not abs(current.objective - found.objective) <= SAME * (1.0 + abs(found.objective)):
@@ -207,6 +211,10 @@ def _example(template: Plan) -> Plan | None:
     """The plan for a few rows, so that a fit can draw new ones."""
     rows = rows_of(template.structure.arguments)
     return with_some_rows(template, torch.arange(min(EXAMPLE, rows)))
+
+
+def _shapes(params: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in params.items()}
 
 
 def _number_of_nodes(template: Plan) -> dict[str, int]:

@@ -98,9 +98,13 @@ def check_pieces(template: Plan) -> None:
         return
     latents = [*template.structure.gaussian, *template.structure.conjugate]
     if latents or not (template.chains or template.structure.steps):
-        shared = f"latent '{latents[0]}' is shared by several rows" if latents else (
-            "model has no plate of rows"
-        )  # fmt: skip
+        alone = [name for name in template.structure.observed if not template.sites[name].plates]
+        several = len(alone) < len(template.structure.observed)
+        shared = "model has no plate of rows"
+        if latents:
+            shared = f"latent '{latents[0]}' is shared by several rows"
+        elif alone and several:
+            shared = f"observed site '{alone[0]}' stands outside the plate of the rows"
         raise ValueError(
             f"the data cannot come in pieces, because the {shared}: fit the model with fit(...)."
         )

@@ -77,5 +77,14 @@ class Pooled:
 
 
 def merged(one: Sequence[Moments], other: Sequence[Moments]) -> list[Moments]:
-    """The moments of the rows of both."""
+    """The moments of the rows of both.
+
+    Raises:
+        ValueError: If the model has asked for others there.
+    """
+    if one and len(one) != len(other):
+        raise ValueError(
+            "the model takes its defaults from other moments in some pieces than in the first, as "
+            "it may where a piece has next to no rows; give larger pieces, or state the prior."
+        )
     return [a + b for a, b in zip(one, other, strict=True)] if one else list(other)

@@ -17,6 +17,7 @@ from ember.inference.iteration.subsample import SAMPLE
 from ember.inference.plan.placing import placed
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
+from ember.inference.streaming.adding import check_adds_up, without_values_of_rows
 from ember.inference.streaming.gathering import gathered_answer, gathered_parts
 from ember.inference.streaming.parts import Part, PartsAt, Total
 from ember.inference.streaming.pieces import Source, answered, check_pieces
@@ -189,6 +190,8 @@ def stream_of(
     model = Pooled(options.model, moments) if moments else options.model
     template = _template(options._replace(model=model), whole, read(whole.first).row is None)
     check_pieces(template)
+    check_adds_up(template)
+    template = without_values_of_rows(template)
     sizes = whole.sizes
     return Stream(template, source, sum(sizes), len(sizes), ranks, executor, patience, passes)
 

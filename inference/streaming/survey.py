@@ -154,13 +154,31 @@ def _moments(
 
 
 def _check_alike(number: int, piece: Arguments, first: Arguments) -> None:
-    """Refuses pieces with other columns than the first."""
+    """Refuses pieces with other arguments, options or columns than the first."""
+    if len(piece.args) != len(first.args) or piece.kwargs.keys() != first.kwargs.keys():
+        raise ValueError(
+            f"piece {number} of the data gives the arguments {_named(piece)} where the first gives "
+            f"{_named(first)}; give every piece the same."
+        )
+    pairs = [*zip(piece.args, first.args, strict=True)]
+    for own, other in [*pairs, *((piece.kwargs[n], v) for n, v in first.kwargs.items())]:
+        if isinstance(other, (int, float, str)) and own != other:
+            raise ValueError(
+                f"piece {number} of the data comes with {own!r} where the first comes with "
+                f"{other!r}; give every piece the same options."
+            )
     for own, other in zip(piece.tensors, first.tensors, strict=False):
         if own.dim() != other.dim() or own.shape[1:] != other.shape[1:]:
             raise ValueError(
                 f"piece {number} of the data has rows of shape {tuple(own.shape[1:])} where the "
                 f"first has {tuple(other.shape[1:])}; give every piece the same columns."
             )
+
+
+def _named(piece: Arguments) -> str:
+    """The arguments in words."""
+    positional = [f"{len(piece.args)} by position"] if piece.args else []
+    return ", ".join([*positional, *sorted(piece.kwargs)]) or "none"
 
 
 def _same(one: object, other: object) -> bool:
