@@ -83,18 +83,68 @@ def _scores(plan: Plan, name: str, count: int, first: int) -> Tensor | None:
     if reader is None:
         return None
     rows = standardise(_table(*reader, plan, count // size, size)).nan_to_num()
+    read = _columns_read(reader[0], name, size)
     if any(name == chain.latent for chain in chains):
         rows = _windows(rows, int(latent.value.shape[-2]), size)
-    left, sizes = _components(rows - rows.mean(0))
-    keep = left[:, first : first + size] * (sizes[first : first + size] > LEAST * sizes[:1])
+        read = None
+    rows = rows - rows.mean(0)
+    if read is None or bool((read == read[0]).all()):
+        left, sizes = _components(rows)
+        keep = left[:, first : first + size] * (sizes[first : first + size] > LEAST * sizes[:1])
+    else:  # each factor has columns of its own
+        keep = torch.cat([_components(rows[:, own])[0][:, :1] for own in read], 1)
     largest = keep.gather(0, keep.abs().argmax(0, keepdim=True)).sign()
     scores = keep * largest * len(rows) ** 0.5
+    if scores.shape == (count // size, size):
+        scores = scores * _signs(plan, name, scores)
     if scores.shape[1] < size:
         more = torch.randn(len(rows), size - scores.shape[1])
         scores = torch.cat([scores, more], 1)
     empty = scores.square().sum(0) == 0
     filled: Tensor = torch.where(empty, torch.randn_like(scores), scores)
     return filled.reshape(-1)
+
+
+def _columns_read(site: Site, name: str, size: int) -> Tensor | None:
+    """Which entries of a site's vectors read each entry of a latent's event, ``(size, D)``.
+
+    None where the site has no vectors, or an entry is read by none.
+    """
+    form = site.form
+    if form is None or not form.event_dim:
+        return None
+    width = site.value.shape[-1]
+    read = torch.zeros(size, width, dtype=torch.bool, device=site.value.device)
+    for slot in site.slots:
+        if slot.latent == name:
+            used = (slot.coefficient != 0.0).expand(*slot.coefficient.shape[:-1], width)
+            for own in torch.unique(slot.entries % size).tolist():
+                read[own] |= used.reshape(-1, width).any(0)
+    return read if bool(read.any(1).all()) else None
+
+
+def _signs(plan: Plan, name: str, scores: Tensor) -> Tensor:
+    """The sign of each column of scores by the data that read it with known coefficients.
+
+    A factor that raises one column by itself, a marker, would else begin upside down.
+    """
+    agreement = scores.new_zeros(scores.shape[1])
+    for site in plan.sites.values():
+        known = [s for s in site.slots if s.latent == name and s.column is None]
+        if site.name == name or site.name in plan.structure.gaussian or not known:
+            continue
+        event = 0 if site.form is None else site.form.event_dim
+        batch = site.value.shape[: site.value.dim() - event]
+        value = site.value.reshape(-1, *site.value.shape[len(batch) :])
+        centred = (site.value - value.nanmean(0)).nan_to_num()
+        for slot in known:
+            if slot.entries.dim() > len(batch) or slot.coefficient.dim() > site.value.dim():
+                continue  # which entry it is depends on a latent
+            moved = (-slot.coefficient * centred).reshape(*batch, -1).sum(-1)
+            entries = slot.entries.expand(batch).reshape(-1)
+            share = moved.reshape(-1) * scores.reshape(-1)[entries]
+            agreement = agreement.index_add(0, entries % scores.shape[1], share)
+    return torch.where(agreement < 0.0, -1.0, 1.0)
 
 
 def _components(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ __all__ = [
     "integrable",
     "local_parameters",
     "warn_of_cuts",
+    "warn_of_unlearnt",
 ]
 
 
@@ -159,6 +160,35 @@ def _is_of_rows(plan: Plan, name: str) -> bool:
     reader = (numbered / plain)[plain != 0.0]
     whole = (reader - reader.round()).abs() < 1e-6 * reader.abs()
     return bool(whole.all()) and len(reader.round().unique()) == rows
+
+
+def warn_of_unlearnt(plan: Plan, integrate: Mapping[str, Any], stacklevel: int) -> None:
+    """Warns of parameters that only the prior of others reads, where no prior counts.
+
+    The scale of group effects is such a one: the effects are then estimated one by one, without
+    any prior, and nothing is learnt of their scale.
+    """
+    if plan.objective != "mle":
+        return
+    structure = plan.structure
+    used = {source for name in structure.factor_names for source in plan.dependencies(name)}
+    idle = {n for n, p in structure.parameters.items() if not p.has_prior} - used
+    start = {name: p.start for name, p in structure.parameters.items()}
+    drawn = [n for n, p in structure.parameters.items() if p.has_prior and n not in integrate]
+    for name in drawn if idle else ():
+        read = sorted(prior_sources(structure, start, name) & idle)
+        if read:
+            how = "Use"
+            if can_be_on_nodes(_priors_of(plan, [name])[name]):
+                how = f"Integrate it as a latent, integrate={{'{name}': 'quadrature'}}, use"
+            warnings.warn(
+                f"parameter '{read[0]}' stays where it starts: only the prior of '{name}' reads "
+                f"it, and maximum likelihood counts no prior. {how} objective='map' for the joint "
+                f"mode, or say integrate={{'{name}': None}} if that is meant.",
+                RuntimeWarning,
+                stacklevel=stacklevel + 1,
+            )
+            return
 
 
 def warn_of_cuts(plan: Plan, stacklevel: int) -> None:

@@ -20,6 +20,7 @@ from ember.inference.iteration.checks import (
     integrable,
     local_parameters,
     warn_of_cuts,
+    warn_of_unlearnt,
 )
 from ember.inference.maximisation.updates import check_settable
 from ember.inference.plan.building import build_plan
@@ -101,7 +102,8 @@ class ReadingOptions(NamedTuple):
         if local := local_parameters(plan, self.integrate):
             plan = self._with_local(plan, local, read)
         check_settable(plan)
-        warn_of_cuts(plan, 6)
+        warn_of_cuts(plan, 4)
+        warn_of_unlearnt(plan, self.integrate, 4)
         return plan
 
     def _with_local(self, plan: Plan, local: Mapping[str, str], read: Callable[..., Plan]) -> Plan:
