@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from ember.inference.iteration.acceleration.em_map import EMMap
 from ember.inference.iteration.convergence import Ending, StopReason
@@ -67,7 +68,9 @@ class Judge:
     em: EMMap
     _edges: tuple[Statistics, Statistics | None] | None = field(default=None, init=False)
     _curved: tuple[Statistics, Curvature | None] | None = field(default=None, init=False)
-    _certified: tuple[Statistics, Certificate] | None = field(default=None, init=False)
+    _certified: tuple[Statistics, Certificate, Tensor | None] | None = field(
+        default=None, init=False
+    )
     _seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=2 * PRODUCTS), init=False)
 
     def see(self, current: Statistics) -> None:
@@ -101,7 +104,7 @@ class Judge:
             if above is not None or curvature.gain > _tolerated(current):
                 return above
         rise = steepest_rise(em.e_step, em.coordinates, curvature, self._seen)
-        self._certified = current, certificate(curvature, rise)
+        self._certified = current, certificate(curvature, rise), rise.flattest
         if rise.direction is not None:
             above = way_out(em.e_step, em.coordinates, current, curvature, rise.direction)
         if above is None and coinciding(self.plan, current.params, SAME):
@@ -211,7 +214,11 @@ class Judge:
             if stop is reason and not warning:
                 warning = self.vanished(current)
             if stop is reason and not warning:
-                warning, infinite = at_infinity(self.plan, em.e_step, em.coordinates, current)
+                known = self._certified is not None and self._certified[0] is current
+                flattest = self._certified[2] if self._certified is not None and known else None
+                warning, infinite = at_infinity(
+                    self.plan, em.e_step, em.coordinates, current, flattest
+                )
                 stop = StopReason.INFINITE if infinite else reason
         except (RuntimeError, ValueError):
             return reason, ""

@@ -69,10 +69,12 @@ class Rise:
         largest: The largest eigenvalue found, relative to the complete-data information: between
             -1 and 0 at a maximum; None if there was none to be found.
         direction: A direction of positive curvature, of length one standard deviation; or None.
+        flattest: That of the largest eigenvalue, whatever its sign; None if it was not found.
     """
 
     largest: float | None
     direction: Tensor | None
+    flattest: Tensor | None = None
 
 
 def certificate(curvature: Curvature, rise: Rise) -> Certificate:
@@ -110,7 +112,8 @@ def steepest_rise(
 
 
 def _rise(curvature: Curvature, largest: float, scaled: Tensor) -> Rise:
-    return Rise(largest, curvature.direction(scaled) if largest > POSITIVE else None)
+    direction = curvature.direction(scaled)
+    return Rise(largest, direction if largest > POSITIVE else None, direction)
 
 
 def _of_hessian(curvature: Curvature, hessian: Tensor) -> Rise:

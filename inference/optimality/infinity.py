@@ -35,6 +35,8 @@ NOTHING = 1e-9  # change of an objective, relative, that counts as none
 STILL = 1e-4  # Newton step of a coordinate, relative, that has not come to rest
 LEVEL = 1e-5  # change of an objective over three decades that does not count, relative
 WEAK = 1e-3  # estimates over their standard deviations, below which the data do not show them
+SMALL = 0.1  # of a direction along logarithms, what else may move
+LARGE = 9.0  # a logarithm that may be on its way to infinity
 TRIED = 3  # coordinates asked one by one
 HALVINGS = 40  # of a way along which a fall is looked for
 SUDDEN = 0.2  # of two stretches towards a limit, the later over the earlier: less where it ends
@@ -63,13 +65,24 @@ class Runaway:
 
 
 def at_infinity(
-    plan: Plan, e_step: EStep, coordinates: Coordinates, statistics: Statistics
+    plan: Plan,
+    e_step: EStep,
+    coordinates: Coordinates,
+    statistics: Statistics,
+    flattest: Tensor | None = None,
 ) -> tuple[str, bool]:
     """A sentence about estimates that no data hold back, or none; and whether they are infinite.
 
     If not, they are where two entries of an order meet, which may be a maximum.
+
+    Args:
+        plan: The plan.
+        e_step: One pass over the data.
+        coordinates: The free reals of the parameters.
+        statistics: Of the place.
+        flattest: The direction in which the objective is curved least, where that is known.
     """
-    found = runaway(plan, e_step, coordinates, statistics)
+    found = runaway(plan, e_step, coordinates, statistics, flattest)
     if found is None:
         return "", False
     sentence = _sentence(plan, coordinates, found.name, found.places, found.end)
@@ -77,9 +90,16 @@ def at_infinity(
 
 
 def runaway(
-    plan: Plan, e_step: EStep, coordinates: Coordinates, statistics: Statistics
+    plan: Plan,
+    e_step: EStep,
+    coordinates: Coordinates,
+    statistics: Statistics,
+    flattest: Tensor | None = None,
 ) -> Runaway | None:
-    """Estimates that no data hold back, the first that are found; None if there are none."""
+    """Estimates that no data hold back, the first that are found; None if there are none.
+
+    See ``at_infinity``.
+    """
     suspects = [update.name for update in updates(plan) if _may_run_away(update)]
     mine = coordinates.places(suspects)
     curvature = Curvature.at(coordinates, statistics, mine) if suspects else None
@@ -88,7 +108,8 @@ def runaway(
     place = curvature.point
     beyond = (place.isinf() & coordinates.places(suspects)).nonzero()[:, 0].tolist()
     found = _named(plan, coordinates, suspects, beyond, place)
-    for direction in _directions(coordinates, curvature, suspects):
+    ridges = [] if flattest is None else _ridges(coordinates, statistics, flattest, suspects)
+    for direction in (*_directions(coordinates, curvature, suspects), *ridges):
         if found is not None:
             break
         if _is_one_sided(e_step, coordinates, statistics, place, direction):
@@ -150,6 +171,24 @@ def _directions(
                 posinf=float(size[i])
             )
             yield alone
+
+
+def _ridges(
+    coordinates: Coordinates, statistics: Statistics, flattest: Tensor, suspects: Sequence[str]
+) -> Iterator[Tensor]:
+    """Both ways along logarithms that grow together, as shape and rate of an idle mixing density.
+
+    Each knows of the other what the latents hide, so none of them seems free by itself.
+    """
+    point, own = coordinates.flatten(statistics.params), coordinates.places(suspects)
+    way = torch.where(own & point.isfinite(), flattest, 0.0)
+    large = float(way.abs().max())
+    if large <= 0.0 or float((flattest - way).abs().max()) > SMALL * large:
+        return
+    size = float(point[own].abs().max())
+    if size > LARGE:
+        for sign in (1.0, -1.0):
+            yield sign * 2.0 * size / FAR * way / large
 
 
 def _is_one_sided(

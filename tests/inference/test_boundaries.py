@@ -295,3 +295,22 @@ def test_a_fall_by_rounding_on_the_way_up_is_no_convergence() -> None:
     assert fits[0].converged
     for fit in fits:
         assert not fit.converged or fit.log_likelihood == pytest.approx(best, abs=0.03)
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_counts_that_vary_less_than_poisson_s_have_no_dispersion(seed: int) -> None:
+    """However near to its end the search for it has come, which rounding decides."""
+    generator = torch.Generator().manual_seed(seed)
+    y = (torch.rand(60, 10, generator=generator, dtype=torch.float64) < 0.5).sum(1).double()
+
+    def model(y: Tensor) -> None:
+        positive = constraints.positive
+        size = pyro.param("size", torch.tensor(1.0, dtype=torch.float64), constraint=positive)
+        mean = pyro.param("mean", torch.tensor(1.0, dtype=torch.float64), constraint=positive)
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.NegativeBinomial(size, logits=(mean / size).log()), obs=y)
+
+    fit = quietly(EM(model, "mle", seed=0), y)
+    assert "infinity" in fit.stop_reason
+    assert "'size'" in fit.warning
+    assert fit.log_likelihood == pytest.approx(float(dist.Poisson(y.mean()).log_prob(y).sum()))
