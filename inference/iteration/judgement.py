@@ -23,7 +23,8 @@ from ember.inference.optimality.certificate import (
 )
 from ember.inference.optimality.curvature import Curvature
 from ember.inference.optimality.higher_places import beyond_edges, climbed, peaks, slid, way_out
-from ember.inference.optimality.infinity import at_infinity, collapsed_effects, without_bound
+from ember.inference.optimality.infinity import at_infinity
+from ember.inference.optimality.unbounded import collapsed_effects, without_bound
 from ember.inference.optimality.vanishing import (
     blurred,
     lost_digits,

@@ -2,5 +2,5 @@
 
 In: an E-step and the statistics of the place. Out: a certificate (``certificate.py``), a higher
 place (``higher_places.py``, ``vanishing.py``), or a sentence about an estimate that no data hold
-back (``infinity.py``). ``iteration/judgement.py`` asks.
+back (``infinity.py``, ``unbounded.py``). ``iteration/judgement.py`` asks.
 """

@@ -10,21 +10,24 @@ Reference: Heywood (1931), *On finite sequences of real numbers*, Proceedings of
 134, 486-501.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ember.inference.factors.tied import TieKey
 from ember.inference.families.kinds import RATE
 from ember.inference.families.links import Power
-from ember.inference.maximisation.objective import expected_log_joint
-from ember.inference.maximisation.updates import Update, updates
+from ember.inference.maximisation.updates import updates
 from ember.inference.optimality.nearby import EStep, evaluated, rounding
+from ember.inference.optimality.variances import (
+    ZERO,
+    Variances,
+    is_moved,
+    usual_variance,
+    variances_of,
+)
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
-from ember.inference.plan.usual_variances import usual_variances
 
 __all__ = [
     "blurred",
@@ -39,7 +42,6 @@ __all__ = [
 
 
 SMALL = 1e-2  # of what a variance could be, below which it may be on its way to zero
-ZERO = 2e-7  # of that: zero in all but name
 LEAP = 1e-7  # where a leap leads
 FLOOR = 1e-8  # of that: no scheme goes further
 VISIBLE = 1e-6  # of that: level still, and enough for a division
@@ -48,36 +50,6 @@ LARGER = 10.0  # a variance that is looked at beside one next to zero
 LOST = 1e-3  # of what does not count: as much may be rounding while steps go on
 JITTER = 1e-11  # of parameters, relative: far less than what the objective feels
 FADED = 1e-3  # of what it could be: innovations of so small a variance may take digits away
-
-
-@dataclass(frozen=True)
-class _Variances:
-    """The variances of one parameter, relative to what they could be.
-
-    Attributes:
-        name: The parameter.
-        power: The power of a variance that an entry is.
-        shares: The variance of each entry over that of what it is a part of, flat.
-        innovates: Whether it is of latents about others, as the steps of a random walk.
-    """
-
-    name: str
-    power: float
-    shares: Tensor
-    innovates: bool
-
-    @property
-    def are_zero(self) -> Tensor:
-        """Which are zero in all but name."""
-        return self.shares <= ZERO
-
-    def gains(self, current: Statistics) -> Tensor:
-        """What the objective has to gain where each entry is zero, flat."""
-        with torch.enable_grad():
-            logs = current.params[self.name].log().requires_grad_()
-            params = {**current.params, self.name: logs.exp()}
-            (slope,) = torch.autograd.grad(expected_log_joint(current, params), logs)
-        return -slope.reshape(-1) / self.power
 
 
 def nearer_zero(
@@ -92,7 +64,7 @@ def nearer_zero(
         tolerated: What of the objective does not count.
     """
     moved, innovations = dict(current.params), False
-    for each in _variances(plan, current):
+    for each in variances_of(plan, current):
         name, value = each.name, current.params[each.name]
         gain = each.gains(current)
         # Innovations come to where they have next to nothing to gain: nearer, digits are lost.
@@ -130,12 +102,12 @@ def blurred(
         tolerated: What of the objective does not count.
     """
     faded = {each.name: (each.shares < FADED).nonzero().reshape(-1).tolist()
-             for each in _variances(plan, after) if each.innovates}  # fmt: skip
+             for each in variances_of(plan, after) if each.innovates}  # fmt: skip
     lost = LOST * tolerated
     falls = not after.objective >= before.objective - lost
     if not any(faded.values()) or not (falls or _unsteady(e_step, after) > lost):
         return ""
-    powers = {each.name: each.power for each in _variances(plan, before)}
+    powers = {each.name: each.power for each in variances_of(plan, before)}
     parts = [_part(n, own, before, powers[n]) for n, own in faded.items() if own]
     return (
         f"the objective rises as {' and '.join(parts)} {_verb(parts)} to zero, and is lost in "
@@ -160,7 +132,7 @@ def lost_digits(plan: Plan, e_step: EStep, current: Statistics, tolerated: float
 
     Where moves are far from stable, or all but certain, their precisions drown what data say.
     """
-    if not any(_moves(plan, name) for c in plan.components for name in c.latents):
+    if not any(is_moved(plan, name) for c in plan.components for name in c.latents):
         return ""
     error = _unsteady(e_step, current)
     if error <= tolerated:
@@ -170,12 +142,6 @@ def lost_digits(plan: Plan, e_step: EStep, current: Statistics, tolerated: float
         "are far from stable, or all but certain; give what moves them a prior that keeps it away "
         "from there (objective='map'), or start elsewhere with init={...}."
     )
-
-
-def _moves(plan: Plan, latent: str) -> bool:
-    """Whether the prior of a latent reads others, or earlier entries of its own."""
-    site = plan.sites[latent]
-    return len(site.slots) > site.draw_shape.numel()
 
 
 def _unsteady(e_step: EStep, statistics: Statistics) -> float:
@@ -196,7 +162,7 @@ def vanished(plan: Plan, e_step: EStep, current: Statistics, tolerated: float) -
         tolerated: What of the objective does not count.
     """
     parts = []
-    for each in _variances(plan, current):
+    for each in variances_of(plan, current):
         if each.innovates:
             gone = _given_up(each, e_step, current, tolerated)
         else:
@@ -215,7 +181,7 @@ def vanished(plan: Plan, e_step: EStep, current: Statistics, tolerated: float) -
 
 def vanished_entries(plan: Plan, current: Statistics) -> dict[str, Tensor]:
     """For each parameter behind variances, which of its entries (flat) are zero in all but name."""
-    return {each.name: each.are_zero for each in _variances(plan, current)}
+    return {each.name: each.are_zero for each in variances_of(plan, current)}
 
 
 def vanished_effects(plan: Plan, current: Statistics) -> dict[str, Tensor]:
@@ -230,7 +196,7 @@ def off_zero(plan: Plan, current: Statistics) -> dict[str, Tensor]:
     So near to zero the objective is level along them; but what is divided by them keeps its digits.
     """
     moved = dict(current.params)
-    for each in _variances(plan, current):
+    for each in variances_of(plan, current):
         value = current.params[each.name]
         tiny = each.are_zero & (each.shares > 0.0)
         factors = torch.where(tiny, (VISIBLE / each.shares) ** each.power, 1.0)
@@ -238,7 +204,7 @@ def off_zero(plan: Plan, current: Statistics) -> dict[str, Tensor]:
     return moved
 
 
-def _given_up(each: _Variances, e_step: EStep, current: Statistics, tolerated: float) -> list[int]:
+def _given_up(each: Variances, e_step: EStep, current: Statistics, tolerated: float) -> list[int]:
     """Which innovations are zero in all but name, however small they may be in truth.
 
     Next to zero a variance ten times as large loses nine times what is still to gain; at a
@@ -270,63 +236,20 @@ def _verb(parts: list[str]) -> str:
     return "goes" if len(parts) == 1 else "go"
 
 
-def _variances(plan: Plan, current: Statistics) -> Iterator[_Variances]:
-    """The parameters of Gaussian components that are powers of variances."""
-    if not plan.components:
-        return
-    keys = {plan.ties[name] for component in plan.components for name in component.sites}
-    latents = {name for component in plan.components for name in component.latents}
-    moving = {plan.ties[name] for name in latents if _moves(plan, name)}
-    for update in updates(plan):
-        if update.kind is not RATE or not isinstance(update.link, Power):
-            continue
-        shares = _shares(plan, update, current, keys)
-        if shares is not None:
-            innovates = any(usage.where in moving for usage in update.usages)
-            yield _Variances(update.name, -1.0 / update.link.k, shares, innovates)
-
-
 def _floors(plan: Plan) -> dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor]]:
     """For each parameter behind variances of latents the least of them, and what keeps above it."""
     latents = {name for component in plan.components for name in component.latents}
-    keys = {plan.ties[name] for name in latents if not _moves(plan, name)}
+    keys = {plan.ties[name] for name in latents if not is_moved(plan, name)}
     floors: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = {}
     for update in updates(plan) if keys else ():
         if update.kind is not RATE or not isinstance(update.link, Power):
             continue
-        usual = [plan.once(_usual, usage.where) for usage in update.usages if usage.where in keys]
+        usual = [
+            plan.once(usual_variance, usage.where) for usage in update.usages if usage.where in keys
+        ]
         known = [variance for variance in usual if variance is not None]
         if known and len(known) == len(update.usages):
             rate = plan.structure.parameters[update.name].start.new_tensor(1.0 / FLOOR / min(known))
             larger = torch.maximum if update.link.k < 0.0 else torch.minimum
             floors[update.name] = larger, update.link.inverse(rate)
     return floors
-
-
-def _shares(plan: Plan, update: Update, current: Statistics, keys: set[TieKey]) -> Tensor | None:
-    """Each entry's variance over that of what it is a part of; None if that is not known."""
-    value = current.params[update.name].reshape(-1)
-    total = torch.full_like(value, torch.nan)
-    for usage in update.usages:
-        if usage.prior is not None or usage.where not in keys:
-            return None
-        tied, sums = current.sums[usage.where]
-        spread = tied.spread(sums)
-        usual = plan.once(_usual, usage.where)
-        spread = spread if usual is None else torch.full_like(spread, usual)
-        rows = tied.cells[:, usage.position] - usage.start
-        inside = (rows >= 0) & (rows < len(value))
-        total = total.index_copy(0, rows[inside], spread[inside])
-    variance = update.link.forward(current.params[update.name].reshape(-1)).reciprocal()
-    shares = variance / total
-    return None if bool(shares.isnan().all()) else torch.where(shares.isnan(), torch.inf, shares)
-
-
-def _usual(plan: Plan, key: TieKey) -> float | None:
-    """The variance that a latent may have, if it is the latent whose prior has this key."""
-    start = {name: parameter.start for name, parameter in plan.structure.parameters.items()}
-    for component in plan.components:
-        for name in component.latents:
-            if plan.ties[name] == key:
-                return usual_variances(plan, component, start)[name]
-    return None

@@ -64,11 +64,12 @@ class Lines:
             features = found.about_centre
             if bool(features.isnan().any()):
                 features = features.nan_to_num(nan=0.0)
-            each = [Line(found.index, features, found.offset)]
+            index = compact(found.index)
+            each = [Line(index, features, found.offset)]
             if found.event_dim:
                 size = each[0].shape[-1]
                 each = [
-                    Line(_entry(found.index, i), _entry(features, i, 1), _entry(found.offset, i))
+                    Line(_entry(index, i), _entry(features, i, 1), _entry(found.offset, i))
                     for i in range(size)
                 ]
             inverse, is_vector = FROM_SPACE[found.space], bool(found.event_dim)
