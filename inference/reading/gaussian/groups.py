@@ -103,14 +103,19 @@ def moved_by(
 def entries_moved(
     moved: tuple[Tensor, Tensor, Tensor], event_dim: int, count: int
 ) -> Tensor | None:
-    """The place in a group of the entry that each event reads, 0 if none; None if several."""
+    """The place in a group of the entry that each event reads; None if it reads several.
+
+    An event that reads none has that of those beside it, along dims in which all others have the
+    same, and else 0.
+    """
     number, is_one, is_none = one_read(moved, event_dim, count)
     if not bool((is_one | is_none).all()):
         return None
-    for dim in range(number.dim()):
-        first = number.narrow(dim, 0, 1)
-        if bool((number == first).all()):
-            number = first
+    for dim in reversed(range(number.dim())):
+        low = torch.where(is_one, number, count).amin(dim, keepdim=True)
+        high = torch.where(is_one, number, -1).amax(dim, keepdim=True)
+        if bool(((low == high) | (high < 0)).all()):
+            number, is_one = high.clamp_min(0), high >= 0
     return number
 
 
