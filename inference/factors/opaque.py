@@ -53,6 +53,10 @@ class OpaqueFactors:
     nodes: Mapping[str, Tensor] = field(default_factory=dict)
     units: tuple[UnitComponent, ...] = ()
 
+    def __getstate__(self) -> dict[str, object]:
+        """All but what can be made again."""
+        return {name: value for name, value in self.__dict__.items() if name != "predictors"}
+
     def at(
         self, structure: Structure, sites: Mapping[str, Site], nodes: Mapping[str, Tensor]
     ) -> OpaqueFactors:

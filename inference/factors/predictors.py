@@ -151,7 +151,8 @@ class Predictors:
             values = [line.offset.expand(self.shape).clone() for line in every]
             for group in self.groups:
                 for line, value, own in zip(every, values, group.columns, strict=True):
-                    self._part(value, group).add_(self._features(line, group) @ point[own])
+                    part = self._part(value, group)
+                    part.add_((self._features(line, group) @ point[own]).reshape(part.shape))
         with torch.enable_grad():
             etas = [value.requires_grad_() for value in values]
             value = of(self._given(etas))
@@ -159,7 +160,7 @@ class Predictors:
             curvatures = [_derivatives(slope.sum(), etas) for slope in slopes]
         gradient, hessian = torch.zeros_like(point), point.new_zeros(2 * (len(point),))
         for group in self.groups:
-            features = [self._features(line, group).flatten(0, -2) for line in every]
+            features = [self._features(line, group) for line in every]
             for i, own in enumerate(group.columns):
                 gradient[own] += features[i].mT @ self._part(slopes[i].detach(), group).flatten()
                 for j, other in enumerate(group.columns[: i + 1]):
@@ -182,9 +183,10 @@ class Predictors:
         return dataclasses.replace(self.site, density=dataclasses.replace(density, maps=maps))
 
     def _features(self, line: Line, group: Group) -> Tensor:
-        """The features of a line in a group, ``(..., F)``."""
-        shape = self.shape + line.features.shape[-1:]
-        return _part(line.features, shape, self.dims, group.place)
+        """The features of a line in a group, ``(M, F)``."""
+        width = line.features.shape[-1:]
+        found = _part(line.features, self.shape + width, self.dims, group.place)
+        return found.reshape(-1, *width)
 
     def _part(self, values: Tensor, group: Group) -> Tensor:
         """The entries of a group."""

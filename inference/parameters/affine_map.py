@@ -63,6 +63,10 @@ class AffineMap:
     offset: Tensor
     event_dim: int = 0
 
+    def __getstate__(self) -> dict[str, object]:
+        """All but what can be made again."""
+        return {name: value for name, value in self.__dict__.items() if name != "about_centre"}
+
     @property
     def is_constant(self) -> bool:
         return False

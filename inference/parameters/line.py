@@ -48,13 +48,13 @@ class Lines:
     Attributes:
         coefficients: The rows of coefficients ``(R, F)`` at some parameters.
         each: The lines.
-        inverse: Takes lines to the argument.
+        space: In which they are lines: "raw", "log" or "logit" of the argument.
         is_vector: Whether they are the entries of a vector.
     """
 
     coefficients: Callable[[Mapping[str, Tensor]], Tensor]
     each: tuple[Line, ...]
-    inverse: Callable[[Tensor], Tensor]
+    space: str
     is_vector: bool = False
 
     @classmethod
@@ -72,21 +72,21 @@ class Lines:
                     Line(_entry(index, i), _entry(features, i, 1), _entry(found.offset, i))
                     for i in range(size)
                 ]
-            inverse, is_vector = FROM_SPACE[found.space], bool(found.event_dim)
-            return cls(found.coefficients, tuple(each), inverse, is_vector)
+            return cls(found.coefficients, tuple(each), found.space, bool(found.event_dim))
         if isinstance(found, ArgumentMap) and found.table is not None:
             if found.table.event_dim or found.space not in FROM_SPACE:
                 return None
             features = append_dims(found.coefficient, 1)
             line = Line(compact(found.index), features, found.offset)
-            return cls(found.column, (line,), FROM_SPACE[found.space])
+            return cls(found.column, (line,), found.space)
         return None
 
     def argument(self, values: list[Tensor]) -> Tensor:
         """The argument with given values of its lines."""
+        inverse = FROM_SPACE[self.space]
         if not self.is_vector:
-            return self.inverse(values[0])
-        return self.inverse(torch.stack(torch.broadcast_tensors(*values), -1))
+            return inverse(values[0])
+        return inverse(torch.stack(torch.broadcast_tensors(*values), -1))
 
 
 def _entry(values: Tensor, i: int, keep: int = 0) -> Tensor:

@@ -20,7 +20,7 @@ from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 from tests.inference import catalogue
 from tests.inference.catalogue import case_id, model_of
-from tests.inference.test_second_order import COUNTS, HALF, LINE, NOISE, ROWS, UNIFORM, X
+from tests.inference.opaque_cases import COUNTS, HALF, LINE, NOISE, ROWS, UNIFORM, X
 
 Model = Callable[..., Any]
 
@@ -67,12 +67,21 @@ def years(y: Tensor) -> None:
         pyro.sample("y", dist.Poisson((slope[z, 0] + slope[z, 1] * year).exp()), obs=y)
 
 
+def steps(y: Tensor) -> None:
+    """The states of a chain, one after the other, each with a number of its own."""
+    loc = pyro.param("loc", torch.tensor([0.0, 5.0]).double())
+    even = torch.ones(2).double() / 2
+    chain = dist.DiscreteHMM(even.log(), torch.ones(2, 2).double().log(), dist.Cauchy(loc, 1.0))
+    pyro.sample("y", chain, obs=y)
+
+
 positive = dist.constraints.positive
 OWN: dict[str, tuple[Model, tuple[Tensor, ...], dict[str, Any]]] = {
     "experts": (experts, (COUNTS,), {}),
     "two arguments": (two_arguments, (COUNTS,), {}),
     "weighed": (weighed, ((LINE.sigmoid() > UNIFORM).double(),), {}),
     "years": (years, (COUNTS,), {}),
+    "steps": (steps, (6.0 * HALF[:40] + NOISE[:40],), {}),
 }
 READY = {
     case_id(case): (model_of(case), (case[1],), case[2])

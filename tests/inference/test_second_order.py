@@ -1,7 +1,6 @@
 """Sites without sufficient statistics, in pieces: the fit of the whole, by way of second order."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -9,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference import EM, Fit
+from ember.inference import EM
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.maximisation.information import CompleteInformation
 from ember.inference.maximisation.objective import score
@@ -19,55 +18,9 @@ from ember.inference.streaming.gathering import gathered_parts
 from ember.inference.streaming.parts import PartsAt, in_template
 from ember.inference.streaming.ranks import Ranks
 from ember.inference.streaming.steps import Steps
-from ember.models import count_mixture, mixture_of_experts, regression_mixture
+from ember.models import regression_mixture
 from tests.inference.executors import Here
-
-ROWS = 240
-GENERATOR = torch.Generator().manual_seed(3)
-X = torch.randn(ROWS, 2, generator=GENERATOR, dtype=torch.float64)
-HALF = torch.arange(ROWS) % 2 == 0
-LINE = torch.where(HALF, 0.3 + 0.6 * X[:, 0], 2.0 - 0.4 * X[:, 1])
-UNIFORM = torch.rand(ROWS, generator=GENERATOR, dtype=torch.float64)
-NOISE = torch.randn(ROWS, generator=GENERATOR, dtype=torch.float64)
-
-
-class Case(NamedTuple):
-    """A model, what it is told of each row, and of all."""
-
-    model: Callable[..., Any]
-    rows: dict[str, Tensor]
-    options: dict[str, Any]
-
-    def pieces(self, size: int) -> list[dict[str, Tensor]]:
-        """Its rows in pieces."""
-        return [
-            {name: value[i : i + size] for name, value in self.rows.items()}
-            for i in range(0, ROWS, size)
-        ]
-
-    def whole(self, em: EM) -> Fit:
-        """The fit of all rows."""
-        return em.fit(**self.rows, **self.options)
-
-
-def robust_mixture(x: Tensor) -> None:
-    """Clusters with tails of a fixed shape, which have no sufficient statistics."""
-    weights = pyro.sample("weights", dist.Dirichlet(2.0 * torch.ones(2)))
-    with pyro.plate("components", 2):
-        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
-        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
-    with pyro.plate("rows", len(x)):
-        z = pyro.sample("z", dist.Categorical(weights))
-        pyro.sample("x", dist.Cauchy(loc[z], scale[z]), obs=x)
-
-
-def computed(x: Tensor) -> None:
-    """A location that no map describes, so that the model itself is asked."""
-    a = pyro.sample("a", dist.Normal(0.0, 3.0))
-    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
-    with pyro.plate("rows", len(x)):
-        z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2))
-        pyro.sample("x", dist.StudentT(4.0, torch.sin(a) * 3.0 * z + a, scale), obs=x)
+from tests.inference.opaque_cases import CASES, ROWS, Case
 
 
 def edged(x: Tensor) -> None:
@@ -79,23 +32,6 @@ def edged(x: Tensor) -> None:
         pyro.sample("x", dist.Laplace(loc[z], 1.0), obs=x)
 
 
-COUNTS = torch.poisson(LINE.exp(), generator=GENERATOR)
-CASES = {
-    "poisson": Case(
-        regression_mixture, {"y": COUNTS, "X": X}, {"components": 2, "family": "poisson"}
-    ),
-    "logistic": Case(
-        regression_mixture,
-        {"y": (LINE.sigmoid() > UNIFORM).double(), "X": X},
-        {"components": 2, "family": "logistic"},
-    ),
-    "negative binomial": Case(
-        count_mixture, {"x": COUNTS}, {"components": 2, "family": "negative_binomial"}
-    ),
-    "experts": Case(mixture_of_experts, {"y": LINE + 0.3 * NOISE, "X": X}, {"components": 2}),
-    "Cauchy": Case(robust_mixture, {"x": 6.0 * HALF + NOISE}, {}),
-    "computed": Case(computed, {"x": 3.0 * HALF + NOISE}, {}),
-}
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
