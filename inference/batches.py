@@ -11,6 +11,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +147,11 @@ class Batches(ABC):
             if resume is None:
                 nodes = nodes.for_sample(lambda stream: start_of(stream, self.init, on_sample))
             else:
-                nodes = nodes.given(read_checkpoint(resume).about["nodes"])
+                nodes = nodes.given(read_checkpoint(resume).about.get("nodes", {}))
             run = fitting(nodes.stream, began, targets, checkpoint_every, resume)
             nodes, are_more = nodes.for_pieces(run)
             while are_more:
-                again = dataclasses.replace(fitting, init=dict(run.params))
-                run = again(nodes.stream, began, targets, checkpoint_every).after(run)
+                run = fitting(nodes.stream, began, targets, checkpoint_every, before=run)
                 nodes, are_more = nodes.for_pieces(run)
             run = run.on_nodes(nodes.warning)
             run = dataclasses.replace(run, evaluations=nodes.stream.passes)
@@ -211,7 +211,7 @@ class Batches(ABC):
             raise ValueError(f"method must be {known}, not {method!r}.")
         if not 0.5 < decay <= 1.0:
             raise ValueError(f"decay must be above 0.5 and at most 1, not {decay!r}.")
-        if isinstance(passes, bool) or not isinstance(passes, int):
+        if isinstance(passes, bool) or not isinstance(passes, Integral):
             raise ValueError(f"passes must be a whole number, not {passes!r}.")
         if passes < 1:
             raise ValueError(f"passes must be at least 1, not {passes!r}.")
@@ -239,7 +239,8 @@ class Batches(ABC):
             raise ValueError("take an executor, or several processes of torchrun, not both.")
         seed = self.seed
         if seed is None:
-            seed = ranks.gathered(int(torch.randint(2**31, ()).item()))[0]
+            with torch.random.fork_rng(devices=[]):  # the caller's own draws go on as they were
+                seed = ranks.gathered(int(torch.randint(2**31, ()).item()))[0]
         try:
             with sheltered(seed, MANY):
                 yield stream_of(

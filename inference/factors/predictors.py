@@ -56,6 +56,7 @@ class NearSite:
         point: All coefficients of all lines, ``(Z,)``.
         gradient: By them.
         hessian: By them, ``(Z, Z)``.
+        by_line: The first and the second derivative by the values of each line.
     """
 
     lines: tuple[Lines, ...]
@@ -63,6 +64,15 @@ class NearSite:
     point: Tensor
     gradient: Tensor
     hessian: Tensor
+    by_line: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def has_edges(self) -> bool:
+        """Whether along some line there is a slope and no curvature, as of ``Laplace``."""
+        return any(
+            bool((slope != 0.0).any() & (curvature == 0.0).all())
+            for slope, curvature in self.by_line
+        )
 
     def expected_log_prob(self, params: Mapping[str, Tensor]) -> Tensor:
         """The quadratic function of the coefficients."""
@@ -169,7 +179,8 @@ class Predictors:
                     hessian[own, other] += block
                     if j < i:
                         hessian[other, own] += block.mT
-        return NearSite(lines, value.detach(), point, gradient, hessian)
+        by_line = tuple((g.detach(), curvatures[i][i]) for i, g in enumerate(slopes))
+        return NearSite(lines, value.detach(), point, gradient, hessian, by_line)
 
     def _given(self, values: Sequence[Tensor]) -> Site:
         """The site with given values of all lines."""

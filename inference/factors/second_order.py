@@ -16,7 +16,8 @@ Reference: Lange (1995), *A gradient algorithm locally equivalent to the EM algo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,11 @@ from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.parameter import Parameter
 
 __all__ = ["SecondOrder"]
+
+
+ASKED = 20  # coordinates of a parameter
+AWAY = 0.1  # of a standard deviation
+APART = 0.5  # difference of curvatures, relative, that no smooth density has
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,11 +88,7 @@ class SecondOrder:
             known, rest = posterior.near({**params, **self.coordinates.unflatten(near)})
             sites = [*known, *([] if rest is None else [rest])]
 
-        def expected(free: Tensor) -> Tensor:
-            moved = {**params, **self.coordinates.unflatten(free)}
-            value = torch.stack([torch.as_tensor(s.expected_log_prob(moved)) for s in sites]).sum()
-            return value + 0.0 * free.sum()
-
+        expected = functools.partial(self._expected, sites, params)
         if curved:
             gradient, hessian = newton.derivatives(expected, near)
         else:
@@ -114,13 +116,48 @@ class SecondOrder:
     def __rmul__(self, by: float) -> SecondOrder:
         return dataclasses.replace(self, gradient=by * self.gradient, hessian=by * self.hessian)
 
-    def straight(self) -> list[str]:
-        """Parameters along which it slopes without any curvature, as beside an edge."""
-        found = (self.hessian.diagonal() == 0.0) & (self.gradient != 0.0)
-        return [parameter.name for parameter, own in self.coordinates if bool(found[own].any())]
+    def has_edges(self, posterior: OpaquePosterior, params: Mapping[str, Tensor]) -> bool:
+        """Whether slopes change otherwise than the curvature says, as they do at edges.
+
+        Args:
+            posterior: What it is of.
+            params: All parameters.
+        """
+        curvature = self.hessian.diagonal()
+        expected = functools.partial(self._expected, [posterior], params)
+        for _, own in self.coordinates:
+            for i in own[:ASKED].tolist():
+                if bool((curvature[i] == 0.0) & (self.gradient[i] == 0.0)):
+                    continue
+                step = torch.zeros_like(self.point)
+                step[i] = AWAY * curvature[i].abs().rsqrt().clamp_max(1.0)
+                up, down = (
+                    newton.slope(expected, self.point + sign * step)[1][i] for sign in (1.0, -1.0)
+                )
+                found, said = float((up - down) / (2.0 * step[i])), float(curvature[i])
+                if said == 0.0 or abs(found - said) > APART * max(abs(found), abs(said)):
+                    return True
+        return False
+
+    def _expected(
+        self,
+        sites: Sequence[NearSite | OpaquePosterior],
+        params: Mapping[str, Tensor],
+        free: Tensor,
+    ) -> Tensor:
+        """The log probability of some sites at free reals, expected."""
+        moved = {**params, **self.coordinates.unflatten(free)}
+        value = torch.stack([torch.as_tensor(s.expected_log_prob(moved)) for s in sites]).sum()
+        return value + 0.0 * free.sum()
 
     def concave(self) -> SecondOrder:
-        """The same with every curvature downwards, so that it has a maximum."""
+        """The same with every curvature downwards, so that it has a maximum.
+
+        Raises:
+            ArithmeticError: If it is not finite.
+        """
+        if not bool(self.hessian.isfinite().all() and self.gradient.isfinite().all()):
+            raise ArithmeticError("the curvature of a site without sufficient statistics is lost")
         sizes = self.hessian.diagonal().abs().sqrt()
         sizes = torch.where(sizes > 0.0, sizes, 1.0)
         values, vectors = torch.linalg.eigh(self.hessian / sizes / sizes.unsqueeze(-1))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ember.inference.factors.gaussian.component import GaussianComponent, Moments
 from ember.inference.initialisation.clustering import standardise
-from ember.inference.numerics.shapes import broadcast_shapes, prepend_dims
+from ember.inference.numerics.shapes import append_dims, broadcast_shapes, prepend_dims
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.usual_variances import usual_variances
 from ember.inference.reading.site import Site, Slot
@@ -88,6 +88,8 @@ def _scores(plan: Plan, name: str, count: int, first: int) -> Tensor | None:
         rows = _windows(rows, int(latent.value.shape[-2]), size)
         read = None
     rows = rows - rows.mean(0)
+    if read is not None and size == 1:
+        rows, read = rows[:, read[0]], None
     if read is None or bool((read == read[0]).all()):
         left, sizes = _components(rows)
         keep = left[:, first : first + size] * (sizes[first : first + size] > LEAST * sizes[:1])
@@ -135,8 +137,13 @@ def _signs(plan: Plan, name: str, scores: Tensor) -> Tensor:
             continue
         event = 0 if site.form is None else site.form.event_dim
         batch = site.value.shape[: site.value.dim() - event]
-        value = site.value.reshape(-1, *site.value.shape[len(batch) :])
-        centred = (site.value - value.nanmean(0)).nan_to_num()
+        shown = site.value
+        if site.mask is not None and site.mask.dim() <= len(batch):
+            shown = torch.where(append_dims(site.mask, event), shown, torch.nan)
+        rows = shown.reshape(-1, *shown.shape[len(batch) :])
+        centred = (shown - rows.nanmean(0)).nan_to_num()
+        sizes = centred.reshape(rows.shape).square().mean(0)
+        centred = centred / torch.where(sizes > 0.0, sizes, 1.0)  # whatever their units
         for slot in known:
             if slot.entries.dim() > len(batch) or slot.coefficient.dim() > site.value.dim():
                 continue  # which entry it is depends on a latent

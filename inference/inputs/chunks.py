@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,7 +96,7 @@ def chunks(
         >>> [len(piece.load()) for piece in pieces]
         [100, 100, 50]
     """
-    if isinstance(rows, bool) or not isinstance(rows, int):
+    if isinstance(rows, bool) or not isinstance(rows, Integral):
         raise TypeError(f"chunks: rows must be a whole number, not {rows!r}.")
     if rows < 1:
         raise ValueError(f"chunks: rows must be at least 1, not {rows}.")
@@ -118,7 +119,7 @@ def chunks(
             raise ValueError(f"{path} is no .npy file that can be read: {error}.") from error
         return Chunks([Chunk(path, i, min(i + rows, count)) for i in range(0, count, rows)])
     names = list(source.columns) if isinstance(source, pd.DataFrame) else None
-    _check_columns("the table" if names else "the array", names, columns)
+    _check_columns("the array" if names is None else "the table", names, columns)
     if isinstance(source, pd.DataFrame) and columns is not None:
         rest = source[[columns] if isinstance(columns, str) else list(columns)]
         source = rest.to_numpy()[:, 0] if isinstance(columns, str) else rest

@@ -30,7 +30,7 @@ STILL = 1e-4  # Newton step of a coordinate, relative, that has not come to rest
 LEVEL = 1e-5  # change of an objective over three decades that does not count, relative
 WEAK = 1e-3  # estimates over their standard deviations, below which the data do not show them
 SMALL = 0.1  # of a direction along logarithms, what else may move
-LARGE = 9.0  # a logarithm that may be on its way to infinity
+LARGE = 9.0  # of a logarithm, how far from its start it may be on its way to infinity
 TRIED = 3  # coordinates asked one by one
 HALVINGS = 40  # of a way along which a fall is looked for
 SUDDEN = 0.2  # of two stretches towards a limit, the later over the earlier: less where it ends
@@ -167,16 +167,17 @@ def _directions(
 def _ridges(
     coordinates: Coordinates, statistics: Statistics, flattest: Tensor, suspects: Sequence[str]
 ) -> Iterator[Tensor]:
-    """Both ways along logarithms that grow together, as shape and rate of an idle mixing density.
+    """Both ways along logarithms that are curved least, where they have come far from their start.
 
-    Each knows of the other what the latents hide, so none of them seems free by itself.
+    Their own derivatives may be rounding there.
     """
     point, own = coordinates.flatten(statistics.params), coordinates.places(suspects)
+    start = coordinates.flatten({p.name: p.start for p, _ in coordinates})
     way = torch.where(own & point.isfinite(), flattest, 0.0)
     large = float(way.abs().max())
     if large <= 0.0 or float((flattest - way).abs().max()) > SMALL * large:
         return
-    size = float(point[own].abs().max())
+    size = float((point - start)[own].nan_to_num(posinf=0.0, neginf=0.0).abs().max())
     if size > LARGE:
         for sign in (1.0, -1.0):
             yield sign * 2.0 * size / FAR * way / large

@@ -63,7 +63,7 @@ def nearer_zero(
         current: The place to start from.
         tolerated: What of the objective does not count.
     """
-    moved, innovations = dict(current.params), False
+    moved = dict(current.params)
     for each in variances_of(plan, current):
         name, value = each.name, current.params[each.name]
         gain = each.gains(current)
@@ -83,7 +83,7 @@ def nearer_zero(
     nearer = evaluated(e_step, moved)
     if nearer is None or not nearer.objective > current.objective + 0.5 * tolerated:
         return None
-    return None if innovations and _unsteady(e_step, nearer) > 0.5 * tolerated else nearer
+    return nearer
 
 
 def blurred(

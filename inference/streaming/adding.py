@@ -8,22 +8,22 @@ rows, is another model for each piece.
 import dataclasses
 
 import torch
+from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.inputs.rows import rows_of, taken
-from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.rebinding import rebound
 from ember.inference.queries.deterministic import deterministic_values
 from ember.inference.reading.structure import signature_of
+from ember.inference.streaming.parts import jittered_start
 
 __all__ = ["check_adds_up", "without_values_of_rows"]
 
 
 MOST = 100  # rows of each part
 APART = 1e-8  # difference of log likelihoods, relative, that is no rounding
-JITTER = 0.3  # of parameters, so that none of them happens to hide what is computed
 
 
 def check_adds_up(template: Plan) -> None:
@@ -47,10 +47,7 @@ def check_adds_up(template: Plan) -> None:
             )
     half = min(rows // 2, MOST)
     every = torch.arange(2 * half)
-    start = {name: p.start for name, p in template.structure.parameters.items()}
-    with torch.random.fork_rng(devices=[]):  # what the fit draws is its own affair
-        torch.manual_seed(0)
-        params = Coordinates(template.structure.parameters).jittered(start, JITTER)
+    params = jittered_start(template)
     found = [_log_likelihood(template, each, params) for each in (every, *every.split(half))]
     whole, *parts = found
     if whole is None or not all(part is not None for part in parts):
@@ -72,18 +69,23 @@ def without_values_of_rows(template: Plan) -> Plan:
         template: The plan for some rows.
     """
     structure, rows = template.structure, rows_of(template.structure.arguments)
-    params = {name: p.start for name, p in structure.parameters.items()}
-    whole = deterministic_values(structure, params)
-    if not whole or rows < 2:
+    params = jittered_start(template)
+    try:
+        whole = deterministic_values(structure, params)
+        if not whole or rows < 2:
+            return template
+        few = taken(structure.arguments, torch.arange(rows // 2))
+        other = structure.with_arguments(few)
+        other = dataclasses.replace(other, signature=signature_of(other.trace(params)))
+        part = deterministic_values(other, params)
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, IndexError):
         return template
-    few = taken(structure.arguments, torch.arange(rows // 2))
-    other = structure.with_arguments(few)
-    other = dataclasses.replace(other, signature=signature_of(other.trace(params)))
-    part = deterministic_values(other, params)
     of_rows = {
         name
         for name, value in whole.items()
-        if name not in part or part[name].shape != value.shape or not value.equal(part[name])
+        if name not in part
+        or part[name].shape != value.shape
+        or not torch.allclose(value, part[name], rtol=0.0, atol=0.0, equal_nan=True)
     }
     if not of_rows:
         return template
@@ -91,7 +93,7 @@ def without_values_of_rows(template: Plan) -> Plan:
     return dataclasses.replace(template, structure=structure)
 
 
-def _log_likelihood(template: Plan, index: torch.Tensor, params: Params) -> float | None:
+def _log_likelihood(template: Plan, index: Tensor, params: Params) -> float | None:
     """The log likelihood of some rows; None where the model cannot be read or evaluated there."""
     structure = template.structure
     few = taken(structure.arguments, index)

@@ -17,13 +17,14 @@ from torch import Tensor
 from ember.inference.initialisation.starting_params import Init, starting_params
 from ember.inference.inputs.arguments import Arguments, Model
 from ember.inference.inputs.rows import rows_of
-from ember.inference.iteration.acceleration.em_map import EMMap
+from ember.inference.iteration.acceleration.em_map import EMMap, above_the_floor
 from ember.inference.iteration.acceleration.schemes import scheme_for
 from ember.inference.iteration.convergence import StoppingRule, StopReason
 from ember.inference.iteration.loop import Loop
 from ember.inference.iteration.progress import progress_bar
 from ember.inference.iteration.run import Run
 from ember.inference.iteration.trajectory import Trajectory
+from ember.inference.optimality.vanishing import off_the_floor
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.rebinding import with_some_rows
@@ -74,6 +75,7 @@ class InPieces:
         checkpoint: str | Path | None,
         every: float,
         resume: str | Path | None = None,
+        before: Run | None = None,
     ) -> Run:
         """The run to its end.
 
@@ -83,6 +85,8 @@ class InPieces:
             checkpoint: Where to write checkpoints.
             every: How many seconds apart.
             resume: The checkpoint to go on from.
+            before: The run that this one goes on from, on fewer nodes: its history, moved to the
+                objective as it is now, is a part of this one's.
 
         Raises:
             ValueError: If the checkpoint is of another fit.
@@ -94,10 +98,11 @@ class InPieces:
         steps = Steps(template, one_pass)
         em_map = EMMap(
             steps.e_step,
-            steps.m_step,
+            above_the_floor(template, steps.m_step),
             Coordinates(template.structure.parameters, template.superposed_parameters()),
             functools.partial(starting_params, template, varied=True),
             self.classification,
+            guessed=functools.partial(off_the_floor, template) if template.components else None,
         )
         with progress_bar(self.progress, self.limit, self.method) as tick:
             loop = Loop(
@@ -110,7 +115,11 @@ class InPieces:
                 keep=Checkpoints(path, every, about),
                 report=stream.statistics,
             )
-            if resume is None:
+            if before is not None:
+                moved = steps.looked_ahead(before.params).objective - float(before.history[-1])
+                history, times = (before.history + moved).tolist(), before.times.tolist()
+                run = loop(Trajectory(before.params, began, history, times), self.limit)
+            elif resume is None:
                 start = start_of(stream, self.init, self.on_sample)
                 run = loop(Trajectory(start, began), self.limit)
             else:
@@ -154,7 +163,7 @@ class InPieces:
             "accelerate": self.accelerate,
             "assignment": "hard" if self.classification else "soft",
             "number of rows": stream.rows,
-            "nodes": _number_of_nodes(template),
+            **_nodes(template),
         }
 
 
@@ -217,7 +226,8 @@ def _shapes(params: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in params.items()}
 
 
-def _number_of_nodes(template: Plan) -> dict[str, int]:
-    """How many nodes each latent has."""
+def _nodes(template: Plan) -> dict[str, dict[str, int]]:
+    """How many nodes each latent has, if some stand on any."""
     rules = {name: nodes.rule for name, nodes in template.structure.nodes.items()}
-    return {name: rule.nodes for name, rule in rules.items() if rule.nodes is not None}
+    nodes = {name: rule.nodes for name, rule in rules.items() if rule.nodes is not None}
+    return {"nodes": nodes} if nodes else {}

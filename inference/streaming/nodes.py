@@ -17,6 +17,7 @@ from ember.inference.iteration.run import Run
 from ember.inference.numerics.quadrature import Quadrature
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.queries.on_nodes import finer_rules, node_gaps, warning_of_gaps
+from ember.inference.streaming.adding import without_values_of_rows
 from ember.inference.streaming.stream import Stream
 
 __all__ = ["EnoughNodes"]
@@ -78,7 +79,7 @@ class EnoughNodes:
             return self, False
         try:
             gaps = self.stream.total(_GapsAt(run.params), _largest)
-        except DataLost:  # the run says so
+        except (DataLost, KeyboardInterrupt):  # the fit itself has ended
             return self, False
         finer = finer_rules(template, gaps)
         found = self._with(finer) if finer else self
@@ -97,6 +98,7 @@ class EnoughNodes:
         integrate = {**self.options.integrate, **rules}
         options = self.options._replace(model=structure.model, integrate=integrate)
         template = options.read(structure.arguments.args, structure.arguments.kwargs)
+        template = without_values_of_rows(template)
         return EnoughNodes(dataclasses.replace(self.stream, template=template), options)
 
 

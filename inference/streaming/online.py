@@ -24,6 +24,7 @@ models*, JRSS B 71, 593-613; Chen, Zhu, Teh & Zhang (2018), *Stochastic expectat
 with variance reduction*, NeurIPS 31.
 """
 
+import contextlib
 import dataclasses
 import functools
 import operator
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference.inputs.arguments import Arguments
 from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.run import Run
 from ember.inference.iteration.trajectory import Trajectory
@@ -39,7 +41,7 @@ from ember.inference.maximisation.degeneracy import Degenerate
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
-from ember.inference.streaming.parts import in_template
+from ember.inference.streaming.parts import Part, in_template
 from ember.inference.streaming.steps import m_step
 from ember.inference.streaming.stream import Stream
 
@@ -48,6 +50,8 @@ __all__ = ["METHODS", "Online", "check_online"]
 
 METHODS = ("stepwise", "variance-reduced")
 RATE = 0.3  # of a step with reduced variance
+SHORTENINGS = 6  # of a step that is absurd, to a quarter each
+ABSURD = 1.0  # nats a row that one may fall by
 FIRST = 2.0  # added to the number of a step of the other kind
 
 
@@ -103,6 +107,9 @@ class Online:
             stop = StopReason.INTERRUPTED
         except Degenerate as error:
             stop, warning = StopReason.DEGENERATE, str(error)
+        except (RuntimeError, ValueError, ArithmeticError) as error:
+            stop = StopReason.FAILED
+            warning = f"{self.name}: {stop.value} ({' '.join(str(error).split())})"
         run = Run.at_end(way, best, self.stream.template, self.name, stop)
         return dataclasses.replace(run, warning=warning, evaluations=self.stream.passes)
 
@@ -132,12 +139,41 @@ class Online:
                 gain = (FIRST + step + earlier) ** -self.decay
                 latest = _weighed((share, latest))
             average = _weighed((1.0 - gain, average), (gain, latest))
-            now = m_step(template, dataclasses.replace(average, params=now))
+            moved = m_step(template, dataclasses.replace(average, params=now))
+            now = self._believable(piece, own, now, moved)
             visited.append(coordinates.flatten(now))
         last = torch.stack(visited[len(visited) // 2 :])
         averaged = last.mean(0)
         whole = torch.where(torch.isfinite(averaged), averaged, last[-1])
         return {name: value.clone() for name, value in coordinates.unflatten(whole).items()}
+
+    def _believable(
+        self, piece: Arguments, own: Part, before: Params, after: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """A step to ``after``, or less of it where the rows at hand say that it is absurd.
+
+        What is known to second order may overshoot by any measure; statistics never do.
+        """
+        if own.second_order is None:
+            return after
+        coordinates = Coordinates(self.stream.template.structure.parameters)
+        for i in range(SHORTENINGS):
+            moved = after if not i else _between(coordinates, before, after, 0.25**i)
+            with contextlib.suppress(RuntimeError, ValueError, ArithmeticError):
+                there = self.stream.parts(moved, piece).log_likelihood
+                if there >= own.log_likelihood - ABSURD * own.rows:
+                    return moved
+        return dict(before)
+
+
+def _between(
+    coordinates: Coordinates, one: Params, other: Params, share: float
+) -> dict[str, Tensor]:
+    """Parameters so far on the way from one place to another, along the free reals."""
+    start = coordinates.flatten(one)
+    way = coordinates.flatten(other) - start
+    way = torch.where(way.isfinite(), way, 0.0)
+    return coordinates.unflatten(start + share * way)
 
 
 def _weighed(*each: tuple[float, Statistics]) -> Statistics:

@@ -52,6 +52,11 @@ class Steps:
         ahead, self._ahead = self._ahead, None
         return ahead if ahead is not None and ahead.params is params else self._pass(params)
 
+    def looked_ahead(self, params: dict[str, Tensor]) -> Statistics:
+        """The statistics at ``params``, where the next E-step is."""
+        self._ahead = dataclasses.replace(self._pass(params), params=params)
+        return self._ahead
+
     def m_step(self, statistics: Statistics) -> dict[str, Tensor]:
         """Parameters with an objective that is no lower."""
         found = m_step(self._template, statistics)

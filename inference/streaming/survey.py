@@ -5,6 +5,7 @@ random number seeded by the content of its piece, and those with the smallest nu
 """
 
 import dataclasses
+import warnings
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,9 @@ class FirstPlan:
     def __call__(self, piece: Arguments) -> Plan:
         """The plan, given the piece at the first call."""
         if self._plan is None:
-            with validation_enabled(False):  # a piece may have fewer rows than a fit needs
+            # A piece may have fewer rows than a fit needs; the sample will say what to warn of.
+            with validation_enabled(False), warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
                 self._plan = self._options.read(piece.args, piece.kwargs)
         return self._plan
 
@@ -91,6 +94,8 @@ def survey(
     """
     found: Survey | None = None
     for number, piece in pieces:
+        if any(tensor.dim() and not len(tensor) for tensor in piece.tensors[:1]):
+            raise ValueError(f"piece {number} of the data has no rows; leave it out.")
         try:
             own = tuple(_moments(read(piece).structure, piece, known))
         except (ValueError, TypeError) as error:
@@ -162,7 +167,8 @@ def _check_alike(number: int, piece: Arguments, first: Arguments) -> None:
         )
     pairs = [*zip(piece.args, first.args, strict=True)]
     for own, other in [*pairs, *((piece.kwargs[n], v) for n, v in first.kwargs.items())]:
-        if isinstance(other, (int, float, str)) and own != other:
+        is_option = isinstance(other, (int, float, str)) and type(own) is type(other)
+        if is_option and own != other and not (own != own and other != other):  # NaN is itself
             raise ValueError(
                 f"piece {number} of the data comes with {own!r} where the first comes with "
                 f"{other!r}; give every piece the same options."

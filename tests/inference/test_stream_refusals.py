@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ember.inference import EM, chunks
+from ember.inference import EM, Quadrature, chunks
 from ember.models import gaussian_mixture, ordinal_probit, poisson_mixture
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -170,3 +170,80 @@ def test_nodes_follow_their_prior_and_are_enough() -> None:
         assert "please report" not in each.stop_reason
     with pytest.raises(ValueError, match="nodes that follow the parameters of its prior"):
         em.fit_online(list(y.split(90)))
+
+
+def laplace(x: Tensor, linked: bool = False) -> None:
+    """A density with an edge, which a link or a symmetric start may hide."""
+    a = pyro.param("a", torch.tensor(0.0, dtype=torch.float64))
+    s = pyro.param(
+        "s", torch.tensor(1.0, dtype=torch.float64), constraint=dist.constraints.positive
+    )
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Laplace(a.exp() if linked else a, s), obs=x)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_edges_are_seen_from_anywhere(linked: bool) -> None:
+    x = torch.cat([-X, X]) if not linked else X.abs() + 1.0
+    with pytest.raises(ValueError, match="its density has edges"):
+        EM(laplace, "mle", seed=0).fit_batches(list(x.split(100)), linked=linked)
+
+
+def averaged(x: Tensor, n: int = 5) -> None:
+    """A value of the rows at hand that is the same wherever the slope is zero; few nodes."""
+    b = pyro.param("b", torch.tensor(0.0, dtype=torch.float64))
+    pyro.deterministic("mean", (x * b).mean())
+    with pyro.plate("rows", len(x)):
+        u = pyro.sample("u", dist.Normal(0.0, 1.0), infer=NODES)
+        pyro.sample("y", dist.Poisson((1.0 + b * u).exp()), obs=x.abs().round())
+
+
+def test_values_of_rows_are_left_out_on_more_nodes_too() -> None:
+    rule = {"u": Quadrature(5)}
+    fit = EM(averaged, "mle", integrate=rule, init={"b": torch.tensor(0.7)}, seed=0).fit_batches(
+        list(X.split(100))
+    )
+    assert not fit.deterministic
+    assert bool((fit.history.diff() >= 0.0).all())
+
+
+def test_options_that_are_no_number_and_pieces_without_rows() -> None:
+    def model(x: Tensor, fill: float) -> None:
+        mean = pyro.param("mean", torch.tensor(0.0, dtype=torch.float64))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    em = EM(model, "mle", seed=0)
+    fit = em.fit_batches(PIECES, fill=float("nan"))
+    assert float(fit.params["mean"]) == pytest.approx(float(X.mean()))
+    with pytest.raises(ValueError, match="piece 2 of the data has no rows"):
+        em.fit_batches([X[:50], X[:0], X[50:]], fill=0.0)
+
+
+def test_the_callers_draws_go_on() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    EM(poisson_mixture).fit_batches([X.abs().round()[i::2] for i in (0, 1)], components=2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_step_that_overshoots_is_not_believed() -> None:
+    """Small pieces, rates far too small: Newton's first steps would lead beyond all numbers."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2000, 9, generator=generator, dtype=torch.float64)
+    y = torch.poisson((0.3 * rows.sum(1)).exp(), generator=generator)
+
+    def model(y: Tensor, x: Tensor) -> None:
+        a = pyro.param("a", torch.tensor(0.0, dtype=torch.float64))
+        b = pyro.param("b", torch.zeros(9, dtype=torch.float64))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Poisson((a + x @ b).exp()), obs=y)
+
+    whole = EM(model, "mle", seed=0).fit(y, rows)
+    pieces = list(zip(y.split(100), rows.split(100), strict=True))
+    for method in ("stepwise", "variance-reduced"):
+        start = {"a": torch.tensor(0.0), "b": torch.zeros(9)}
+        fit = EM(model, "mle", init=start, seed=0).fit_online(pieces, method=method, passes=5)
+        assert fit.stop_reason.startswith("finished")
+        assert whole.log_likelihood - fit.log_likelihood < 0.01 * abs(whole.log_likelihood)

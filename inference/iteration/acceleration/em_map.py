@@ -25,7 +25,7 @@ from ember.inference.plan.loadings import loadings_of
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["EMMap", "Scheme", "State"]
+__all__ = ["EMMap", "Scheme", "State", "above_the_floor"]
 
 
 Params = dict[str, Tensor]
@@ -71,7 +71,7 @@ class EMMap:
                 LogEvidence.of(plan).statistics, maximum=classification, expanded=expanded
             ),
             # Its updates are chosen in a step.
-            _off_the_floor(plan, lambda s: expanded_m_step(MStep.of(plan), s, loadings)),
+            above_the_floor(plan, lambda s: expanded_m_step(MStep.of(plan), s, loadings)),
             Coordinates(parameters, plan.superposed_parameters()),
             functools.partial(starting_params, plan, varied=True),
             classification,
@@ -89,7 +89,7 @@ class EMMap:
         return dataclasses.replace(
             self,
             e_step=ReplayedEStep.of(self.plan),
-            m_step=_off_the_floor(self.plan, ReplayedMStep.of(self.plan, reads)),
+            m_step=above_the_floor(self.plan, ReplayedMStep.of(self.plan, reads)),
             coordinates=ReplayedCoordinates.of(self.plan, reads),
         )
 
@@ -120,7 +120,7 @@ class EMMap:
         )
 
 
-def _off_the_floor(
+def above_the_floor(
     plan: Plan, step: Callable[[Statistics], Params]
 ) -> Callable[[Statistics], Params]:
     """An M-step that leads no variance of effects beneath its floor; what starts there may stay."""
