@@ -28,6 +28,7 @@ from ember.inference.reading.site import Site
 __all__ = ["NearSite", "Predictors"]
 
 
+FEWEST = 20_000  # entries: of fewer, many backward passes take no longer
 MOST_LINES = 16  # of an event: as many backward passes
 MOST_GROUPS = 64  # of entries with the same coefficients: they are taken in turn
 
@@ -112,7 +113,7 @@ class Predictors:
 
     @classmethod
     def of(cls, site: Site, params: Mapping[str, Tensor]) -> Self | None:
-        """Those of a site; None where an argument is no such link, or events are not apart.
+        """Those of a site; None where an argument is no such link, or events are not apart or few.
 
         Args:
             site: The site.
@@ -130,6 +131,8 @@ class Predictors:
         if len(lines) < len(fed) or not is_apart or len(every) > MOST_LINES:
             return None
         shape = broadcast_shapes(*(line.shape for line in every))
+        if max(shape.numel(), site.value.numel()) < FEWEST:
+            return None
         padded = [prepend_dims(line.index, len(shape)).shape for line in every]
         dims = tuple(i for i in range(len(shape)) if any(own[i] > 1 for own in padded))
         if math.prod(shape[i] for i in dims) > MOST_GROUPS:

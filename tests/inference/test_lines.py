@@ -91,6 +91,12 @@ READY = {
 CASES = OWN | READY
 
 
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that few rows are looked at in the same way as many."""
+    monkeypatch.setattr(predictors, "FEWEST", 0)
+
+
 def expected(plan: Plan, params: dict[str, Tensor]) -> Statistics:
     return LogEvidence.of(plan).statistics(params)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ember.inference import EM
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.factors import predictors
 from ember.inference.maximisation.information import CompleteInformation
 from ember.inference.maximisation.objective import score
 from ember.inference.parameters.coordinates import Coordinates
@@ -51,8 +52,12 @@ def test_equals_the_fit_of_the_whole(case: Case) -> None:
     assert abs((found - expected) / sizes / sizes[:, None]).max(axis=None) < 1e-3
 
 
+@pytest.mark.parametrize("fewest", [0, 10**9], ids=["by lines", "automatic"])
 @every_case
-def test_slope_and_curvature_are_those_of_all_rows(case: Case) -> None:
+def test_slope_and_curvature_are_those_of_all_rows(
+    case: Case, fewest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictors, "FEWEST", fewest)
     em = EM(case.model, seed=0)
     plan = em.plan(**case.rows, **case.options)
     params = em.initialise(plan)
