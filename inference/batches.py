@@ -153,7 +153,7 @@ class Batches(ABC):
             while are_more:
                 run = fitting(nodes.stream, began, targets, checkpoint_every, before=run)
                 nodes, are_more = nodes.for_pieces(run)
-            run = run.on_nodes(nodes.warning)
+            run = run.told_of_nodes(nodes.warning)
             run = dataclasses.replace(run, evaluations=nodes.stream.passes)
         return dataclasses.replace(_told(run, began), node_gaps=dict(nodes.gaps))
 

@@ -338,7 +338,7 @@ class EM(Batches):
             again = self._run(plan, Trajectory(run.params, began))
             run = again.after(run)
         warning = warning_of_gaps(run.plan, gaps) or warning_of_unit_gaps(run.plan, of_units)
-        return run.on_nodes(warning), {**gaps, **of_units}
+        return run.told_of_nodes(warning), {**gaps, **of_units}
 
     def _run(self, plan: Plan, way: Trajectory, limit: int | None = None) -> Run:
         """The run from one start."""

@@ -93,16 +93,19 @@ class OpaqueFactors:
         found = {name: Predictors.of(self.sites[name], start) for name in self.factors}
         return {name: each for name, each in found.items() if each is not None}
 
-    def factor_log_probs(self, params: Params, left_out: Container[str] = ()) -> dict[str, Tensor]:
+    def factor_log_probs(
+        self, params: Params, among: Container[str] | None = None
+    ) -> dict[str, Tensor]:
         """The log probability of each factor, dims of size 1 dropped; the potentials of members.
 
         And the log densities of sites at the nodes of units, ``(Q, G)``.
 
         Args:
             params: The parameters.
-            left_out: Factors that are not asked for.
+            among: The factors that are asked for; all unless given.
         """
-        names = tuple(n for n in (*self.factors, *self.members) if n not in left_out)
+        factors = [name for name in self.factors if among is None or name in among]
+        names = (*factors, *self.members)
         asked = self.log_probs(params, [n for n in names if self.sites[n].density is None])
         out: dict[str, Tensor] = {}
         for name in self.members:
@@ -112,15 +115,8 @@ class OpaqueFactors:
                 out[name] = density_potentials(self.sites[name], fn)
             else:
                 out[name] = asked[name]
-        for name in self.factors:
-            site = self.sites[name]
-            if name in left_out:
-                continue
-            if site.density is not None:
-                log_prob = site.density.log_prob(params, site.value)
-            else:
-                log_prob = asked[name]
-            out[name] = site.layout.pack(site.weigh(log_prob))[0]
+        for name in factors:
+            out[name] = _packed(self.sites[name], params, asked.get(name))
         for component in self.units:
             if component.at is not None:
                 out |= component.playback.at(params, component.at.values)
@@ -161,17 +157,10 @@ class OpaqueFactors:
 
 @dataclass(frozen=True, eq=False)
 class OpaquePosterior:
-    """For one piece of data, the posterior weights of factors without sufficient statistics.
-
-    Attributes:
-        factors: The factors.
-        weights: The weights of each that is asked for.
-        left_out: The names of the others.
-    """
+    """For one piece of data, the posterior weights of factors without sufficient statistics."""
 
     factors: OpaqueFactors
     weights: Mapping[str, Tensor]
-    left_out: frozenset[str] = frozenset()
 
     def near(self, params: Params) -> tuple[list[NearSite], OpaquePosterior | None]:
         """Those factors that can be had to second order around some parameters, and the others."""
@@ -184,12 +173,11 @@ class OpaquePosterior:
             if name in known
         ]
         rest = {name: weight for name, weight in self.weights.items() if name not in known}
-        others = dataclasses.replace(self, weights=rest, left_out=self.left_out | known.keys())
-        return found, others if rest else None
+        return found, OpaquePosterior(self.factors, rest) if rest else None
 
     def expected_log_prob(self, params: Params) -> Tensor | float:
         """The log probability of all these factors, expected under the weights."""
-        log_probs = self.factors.factor_log_probs(params, self.left_out)
+        log_probs = self.factors.factor_log_probs(params, self.weights)
         total: Tensor | float = 0.0
         for name, weight in self.weights.items():
             total = total + (weight * log_probs[name]).sum()
@@ -198,7 +186,13 @@ class OpaquePosterior:
 
 def _expected(weight: Tensor, site: Site) -> Tensor:
     """The log probability of a site whose arguments are known, expected under weights."""
-    assert site.density is not None
-    log_prob = site.weigh(site.density.log_prob({}, site.value))
-    total: Tensor = (weight * site.layout.pack(log_prob)[0]).sum()
+    total: Tensor = (weight * _packed(site, {})).sum()
     return total
+
+
+def _packed(site: Site, params: Params, log_prob: Tensor | None = None) -> Tensor:
+    """The log probability of a factor, which may be known, dims of size 1 dropped."""
+    if site.density is not None:
+        log_prob = site.density.log_prob(params, site.value)
+    assert log_prob is not None
+    return site.layout.pack(site.weigh(log_prob))[0]

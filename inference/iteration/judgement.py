@@ -7,6 +7,7 @@ left, and the estimates are at a finite place. Where it does not hold, the loop 
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +57,14 @@ COINCIDENCE = (
 )
 
 
+class _Certified(NamedTuple):
+    """What was last found of a place at rest."""
+
+    current: Statistics
+    certificate: Certificate
+    flattest: Tensor | None
+
+
 @dataclass
 class Judge:
     """Judges the places of one run.
@@ -69,9 +78,7 @@ class Judge:
     em: EMMap
     _edges: tuple[Statistics, Statistics | None] | None = field(default=None, init=False)
     _curved: tuple[Statistics, Curvature | None] | None = field(default=None, init=False)
-    _certified: tuple[Statistics, Certificate, Tensor | None] | None = field(
-        default=None, init=False
-    )
+    _certified: _Certified | None = field(default=None, init=False)
     _seen: deque[Seen] = field(default_factory=lambda: deque(maxlen=2 * PRODUCTS), init=False)
 
     def see(self, current: Statistics) -> None:
@@ -105,7 +112,7 @@ class Judge:
             if above is not None or curvature.gain > _tolerated(current):
                 return above
         rise = steepest_rise(em.e_step, em.coordinates, curvature, self._seen)
-        self._certified = current, certificate(curvature, rise), rise.flattest
+        self._certified = _Certified(current, certificate(curvature, rise), rise.flattest)
         if rise.direction is not None:
             above = way_out(em.e_step, em.coordinates, current, curvature, rise.direction)
         if above is None and coinciding(self.plan, current.params, SAME):
@@ -131,8 +138,8 @@ class Judge:
 
     def certificate(self, current: Statistics) -> Certificate | None:
         """Slope and curvature of a place, if it is the last one that was asked for."""
-        known = self._certified is not None and self._certified[0] is current
-        return self._certified[1] if self._certified is not None and known else None
+        known = self._certified
+        return known.certificate if known and known.current is current else None
 
     def nearer_zero(self, current: Statistics) -> Statistics | None:
         """A place above this one where variances on their way to zero have come there."""
@@ -215,8 +222,8 @@ class Judge:
             if stop is reason and not warning:
                 warning = self.vanished(current)
             if stop is reason and not warning:
-                known = self._certified is not None and self._certified[0] is current
-                flattest = self._certified[2] if self._certified is not None and known else None
+                known = self._certified
+                flattest = known.flattest if known and known.current is current else None
                 warning, infinite = at_infinity(
                     self.plan, em.e_step, em.coordinates, current, flattest
                 )

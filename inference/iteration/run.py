@@ -103,7 +103,7 @@ class Run:
             starts=before.starts,
         )
 
-    def on_nodes(self, warning: str) -> Run:
+    def told_of_nodes(self, warning: str) -> Run:
         """The run with a sentence about nodes that are too few, if they are.
 
         The errors of their integrals may well be why an objective fell.

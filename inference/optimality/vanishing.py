@@ -119,12 +119,16 @@ def blurred(
 def off_the_floor(plan: Plan, params: Params) -> Params:
     """Parameters with no variance of effects smaller than one that is zero in all but name.
 
+    They are the same object where none is.
     Nearer to zero nothing is left to gain, and the precision of the effects drowns what the data
     say. So a scheme's guess need not lead there. Innovations have a rule of their own
     (``blurred``).
     """
     floors = plan.once(_floors)
-    return {**params, **{name: larger(params[name], end) for name, (larger, end) in floors.items()}}
+    lifted = {name: larger(params[name], end) for name, (larger, end) in floors.items()}
+    if all(torch.equal(value, params[name]) for name, value in lifted.items()):
+        return params
+    return {**params, **lifted}
 
 
 def lost_digits(plan: Plan, e_step: EStep, current: Statistics, tolerated: float) -> str:

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.inputs.rows import rows_of, taken
-from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Params, Plan
-from ember.inference.plan.rebinding import rebound
 from ember.inference.queries.deterministic import deterministic_values
 from ember.inference.reading.structure import signature_of
 from ember.inference.streaming.parts import jittered_start
+from ember.inference.streaming.pieces import plan_of_rows
 
 __all__ = ["check_adds_up", "without_values_of_rows"]
 
@@ -95,17 +94,9 @@ def without_values_of_rows(template: Plan) -> Plan:
 
 def _log_likelihood(template: Plan, index: Tensor, params: Params) -> float | None:
     """The log likelihood of some rows; None where the model cannot be read or evaluated there."""
-    structure = template.structure
-    few = taken(structure.arguments, index)
+    few = taken(template.structure.arguments, index)
     try:
-        plan = rebound(template, few, keep_prior=True, validated=False) or build_plan(
-            structure.model,
-            few,
-            template.objective,
-            structure.wishes,
-            misread=template.opaque.misread,
-            unconstrained=template.unconstrained,
-        )
+        plan, _ = plan_of_rows(template, few)
         with torch.no_grad():
             return float(LogEvidence.of(plan).statistics(params).log_likelihood)
     except (RuntimeError, ValueError, TypeError, ArithmeticError, IndexError):

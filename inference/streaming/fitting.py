@@ -135,13 +135,11 @@ class InPieces:
         changed = [key for key in about if about[key] != found.about.get(key)]
         if changed or not same_params(start, found.way.params):
             key = changed[0] if changed else "parameters"
-            was, now = (
-                [each[key] if key in each else _shapes(params)]
-                for each, params in ((found.about, found.way.params), (about, start))
-            )
+            was = found.about.get(key, _shapes(found.way.params))
+            now = about.get(key, _shapes(start))
             raise ValueError(
-                f"{resume} is a checkpoint of another fit: its {key} was {was[0]!r} and is "
-                f"{now[0]!r} now; resume with the model, the options and the data that it was "
+                f"{resume} is a checkpoint of another fit: its {key} was {was!r} and is "
+                f"{now!r} now; resume with the model, the options and the data that it was "
                 "written for."
             )
         current = stream.statistics(found.way.params, self.classification)

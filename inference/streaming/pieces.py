@@ -24,7 +24,7 @@ from ember.inference.plan.rebinding import rebound
 from ember.inference.streaming.kept_plans import KeptPlans
 from ember.inference.streaming.parts import check_second_order
 
-__all__ = ["Source", "answered", "check_pieces", "plan_of_piece"]
+__all__ = ["Source", "answered", "check_pieces", "plan_of_piece", "plan_of_rows"]
 
 T = TypeVar("T")
 
@@ -124,19 +124,9 @@ def plan_of_piece(template: Plan, piece: Arguments, first: bool = False) -> Plan
     kept = template.once(KeptPlans)
     plan = kept.plan_for(piece)
     if plan is None:
-        with validation_enabled(False):  # a piece may have fewer rows than a fit needs
-            plan = rebound(template, piece, keep_prior=not first, validated=False)
-            if plan is None:
-                structure = template.structure
-                plan = build_plan(
-                    structure.model,
-                    piece,
-                    template.objective,
-                    structure.wishes,
-                    misread=template.opaque.misread,
-                    unconstrained=template.unconstrained,
-                )
-                kept.keep(piece, plan)
+        plan, is_read = plan_of_rows(template, piece, keep_prior=not first)
+        if is_read:
+            kept.keep(piece, plan)
     if plan.ties != template.ties:
         changed = {n for n, _ in set(plan.ties.items()) ^ set(template.ties.items())}
         raise ValueError(
@@ -158,6 +148,33 @@ def _check_prior(plan: Plan, template: Plan) -> None:
                 f"the prior of '{name}' depends on the rows of the piece; state it, for instance "
                 "with prior={...}, or use objective='mle'."
             )
+
+
+def plan_of_rows(template: Plan, rows: Arguments, keep_prior: bool = True) -> tuple[Plan, bool]:
+    """The plan for other rows than those of the template; and whether the model was read for it.
+
+    Args:
+        template: The plan for some rows.
+        rows: The arguments with the other rows.
+        keep_prior: Whether the prior is the template's, where the model is not read.
+
+    Raises:
+        ValueError: If the model cannot be read for them.
+    """
+    with validation_enabled(False):  # a piece may have fewer rows than a fit needs
+        plan = rebound(template, rows, keep_prior=keep_prior, validated=False)
+        if plan is not None:
+            return plan, False
+        structure = template.structure
+        plan = build_plan(
+            structure.model,
+            rows,
+            template.objective,
+            structure.wishes,
+            misread=template.opaque.misread,
+            unconstrained=template.unconstrained,
+        )
+    return plan, True
 
 
 def answered(

@@ -7,15 +7,15 @@ asks is the next E-step.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from torch import Tensor
 
 from ember.inference.iteration.convergence import failure
 from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.updates import How
+from ember.inference.optimality.nearby import evaluated
 from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.parameters.supports import all_finite
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
 
@@ -67,16 +67,8 @@ class Steps:
         for i in range(SHORTENINGS):
             if i:
                 found = {**found, **self._searched.unflatten(start + 0.25**i * way)}
-            after = self._tried(found)
+            after = evaluated(self._pass, found)
             if after is not None and failure(statistics.objective, after.objective) is None:
                 self._ahead = dataclasses.replace(after, params=found)
                 return found
         return dict(statistics.params)
-
-    def _tried(self, params: Mapping[str, Tensor]) -> Statistics | None:
-        if not all_finite(params):
-            return None
-        try:
-            return self._pass(params)
-        except (RuntimeError, ValueError, ArithmeticError):
-            return None  # so far away the model itself may fail

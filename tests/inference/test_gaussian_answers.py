@@ -23,6 +23,7 @@ from ember.models import (
     poisson_mixture,
 )
 from tests.inference.dense_gaussian import Dense, dense
+from tests.inference.straight_growth import growth, marginal, measured
 
 GAUSSIAN: Any = {"integrate": "gaussian"}
 NAN = torch.nan
@@ -354,24 +355,9 @@ def test_fits_pickle(fitted: tuple[Case, Fit, Dense]) -> None:
 
 def test_rows_are_told_apart_where_a_known_coefficient_is_zero() -> None:
     """A slope that the first occasion does not read belongs to its subject all the same."""
-    A = torch.stack([torch.ones(5), torch.arange(5.0)]).double()
-    generator = torch.Generator().manual_seed(0)
-    Y = torch.randn(40, 2, generator=generator, dtype=torch.float64) @ A
-    Y = Y + torch.randn(40, 5, generator=generator, dtype=torch.float64)
-
-    def growth(Y: Tensor) -> None:
-        positive = dist.constraints.positive
-        s = pyro.param("s", torch.tensor(1.0, dtype=torch.float64), constraint=positive)
-        t = pyro.param("t", torch.ones(2, dtype=torch.float64), constraint=positive)
-        mu = pyro.param("mu", torch.zeros(2, dtype=torch.float64))
-        with pyro.plate("rows", len(Y)):
-            b = pyro.sample("b", dist.Normal(mu, t).to_event(1))
-            pyro.sample("Y", dist.Normal(b @ A, s).to_event(1), obs=Y)
-
+    Y = measured()
     fit = EM(growth, "mle", seed=0).fit(Y)
-    t, s, mu = (fit.params[name] for name in ("t", "s", "mu"))
-    covariance = A.mT @ torch.diag(t**2) @ A + s**2 * torch.eye(5).double()
-    dense = dist.MultivariateNormal(mu @ A, covariance)
+    dense = marginal(fit.params)
     assert torch.allclose(fit.log_prob(), dense.log_prob(Y), rtol=1e-9)
     assert torch.allclose(fit.log_prob(Y[:3]), dense.log_prob(Y[:3]), rtol=1e-9)
     assert all(bool(e.isfinite().all()) for e in fit.standard_errors(robust=True).values())

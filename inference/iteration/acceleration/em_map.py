@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ParamSpec, Protocol, Self, TypeVar
 
-import torch
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
@@ -129,11 +128,9 @@ def above_the_floor(
 
     def floored(statistics: Statistics) -> Params:
         found, before = step(statistics), statistics.params
-        lifted = off_the_floor(plan, before).items()
-        began_above = all(
-            value is before[n] or torch.equal(value, before[n]) for n, value in lifted
-        )
-        return dict(off_the_floor(plan, found)) if began_above else found
+        lifted = off_the_floor(plan, found)
+        stays = lifted is found or off_the_floor(plan, before) is not before
+        return found if stays else dict(lifted)
 
     return floored
 
