@@ -87,7 +87,8 @@ class Batches(ABC):
         Args:
             loader: The pieces: a ``DataLoader``, ``chunks(...)``, a list, or whatever else can be
                 iterated over many times. Each is data (a tensor, array or table of numbers), a
-                tuple of positional arguments of the model, or a dict of arguments by name.
+                tuple of positional arguments of the model, or a dict of arguments by name. Each may
+                pad its sequences to a length of its own.
             checkpoint: A file to write what has been reached to, every so often.
             checkpoint_every: For how many seconds at least the latest checkpoint stands.
             resume: A checkpoint to go on from: with the same model, options and data the result is

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.inputs.arguments import Arguments
 from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.run import Run
@@ -179,10 +180,10 @@ def _between(
 def _weighed(*each: tuple[float, Statistics]) -> Statistics:
     """A weighted sum of statistics in the cells of the template, with the rest of the first."""
     (_, first), *_ = each
-    sums = {
-        key: (tied, torch.stack([by * found.sums[key][1] for by, found in each]).sum(0))
-        for key, (tied, _) in first.sums.items()
-    }
+    sums: dict[TieKey, tuple[TiedFactors, Tensor]] = {}
+    for by, found in each:  # a piece may lack what others have
+        for key, (tied, own) in found.sums.items():
+            sums[key] = (tied, by * own + sums[key][1] if key in sums else by * own)
     parts = [by * s.second_order for by, s in each if s.second_order is not None]
     second_order = functools.reduce(operator.add, parts) if parts else None
     return dataclasses.replace(first, sums=sums, second_order=second_order)

@@ -161,13 +161,15 @@ class Total:
         self._observations += part.observations
         each = part.statistics(self._template, {}, 0.0)
         if self._sum is None:
-            none = {
-                key: (tied, sums.new_zeros(len(tied.cells), sums.shape[-1]))
-                for key, (_, sums) in part.sums.items()
-                for tied in [self._template.tied[key]]
-            }
-            self._sum = dataclasses.replace(each, log_likelihood=0.0, sums=none, second_order=None)
-        self._sum = dataclasses.replace(self._sum + each, others=())
+            self._sum = dataclasses.replace(each, log_likelihood=0.0, sums={}, second_order=None)
+        none = {
+            key: (tied, sums.new_zeros(len(tied.cells), sums.shape[-1]))
+            for key, (_, sums) in part.sums.items()
+            if key not in self._sum.sums
+            for tied in [self._template.tied[key]]
+        }
+        begun = dataclasses.replace(self._sum, sums={**self._sum.sums, **none})
+        self._sum = dataclasses.replace(begun + each, others=())
 
     @property
     def part(self) -> Part:

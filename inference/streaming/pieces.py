@@ -127,8 +127,10 @@ def plan_of_piece(template: Plan, piece: Arguments, first: bool = False) -> Plan
         plan, is_read = plan_of_rows(template, piece, keep_prior=not first)
         if is_read:
             kept.keep(piece, plan)
-    if plan.ties != template.ties:
-        changed = {n for n, _ in set(plan.ties.items()) ^ set(template.ties.items())}
+    # A piece may lack a site of the others, such as that of labels which none of its rows has.
+    ties, known = template.ties, set(template.ties.values())
+    changed = [n for n, key in plan.ties.items() if key not in known or ties.get(n, key) != key]
+    if changed:
         raise ValueError(
             f"site '{min(changed)}' reads other parameters there than in the rows that the model "
             "was read on; give every piece the same columns, levels and options."

@@ -5,6 +5,7 @@ random number seeded by the content of its piece, and those with the smallest nu
 """
 
 import dataclasses
+import math
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
@@ -101,7 +102,9 @@ def survey(
         except (ValueError, TypeError) as error:
             raise type(error)(f"piece {number} of the data: {error}") from error
         if found is not None:
-            _check_alike(number, piece, found.first)
+            first = read(found.first)
+            is_chain = bool(first.chains or first.structure.steps)
+            _check_alike(number, piece, found.first, 2 if is_chain else 1)
         keys, sample = _drawn(piece, count, seed)
         each = Survey((rows_of(piece),), piece, sample, keys, own, own)
         found = each if found is None else joined([found, each], count)
@@ -158,8 +161,15 @@ def _moments(
     return noting.own
 
 
-def _check_alike(number: int, piece: Arguments, first: Arguments) -> None:
-    """Refuses pieces with other arguments, options or columns than the first."""
+def _check_alike(number: int, piece: Arguments, first: Arguments, free: int) -> None:
+    """Refuses pieces with other arguments, options or columns than the first.
+
+    Args:
+        number: That of the piece.
+        piece: Its arguments.
+        first: Those of the first piece.
+        free: How many leading dims may differ: rows, and the steps of sequences.
+    """
     if len(piece.args) != len(first.args) or piece.kwargs.keys() != first.kwargs.keys():
         raise ValueError(
             f"piece {number} of the data gives the arguments {_named(piece)} where the first gives "
@@ -174,7 +184,7 @@ def _check_alike(number: int, piece: Arguments, first: Arguments) -> None:
                 f"{other!r}; give every piece the same options."
             )
     for own, other in zip(piece.tensors, first.tensors, strict=False):
-        if own.dim() != other.dim() or own.shape[1:] != other.shape[1:]:
+        if own.dim() != other.dim() or own.shape[free:] != other.shape[free:]:
             raise ValueError(
                 f"piece {number} of the data has rows of shape {tuple(own.shape[1:])} where the "
                 f"first has {tuple(other.shape[1:])}; give every piece the same columns."
@@ -213,7 +223,7 @@ def _together(samples: Sequence[Arguments], counts: Sequence[int]) -> Arguments:
         if isinstance(first, Tensor):
             rows = zip(values, counts, strict=True)
             if all(isinstance(v, Tensor) and v.dim() and len(v) == n for v, n in rows):
-                return torch.cat([v for v in values if isinstance(v, Tensor)])
+                return _stacked([v for v in values if isinstance(v, Tensor)])
             return first
         if isinstance(first, dict):
             each = [v for v in values if isinstance(v, dict)]
@@ -230,3 +240,15 @@ def _together(samples: Sequence[Arguments], counts: Sequence[int]) -> Arguments:
     args = tuple(join([s.args[i] for s in samples]) for i in range(len(samples[0].args)))
     kwargs = {name: join([s.kwargs[name] for s in samples]) for name in samples[0].kwargs}
     return Arguments(args, kwargs)
+
+
+def _stacked(blocks: Sequence[Tensor]) -> Tensor:
+    """Rows of several pieces; sequences that were padded to another length end in gaps."""
+    if blocks[0].dim() < 2 or len({block.size(1) for block in blocks}) == 1:
+        return torch.cat([*blocks])
+    steps = max(block.size(1) for block in blocks)
+    gap = math.nan if blocks[0].is_floating_point() else 0
+    longer = [(len(b), steps - b.size(1), *b.shape[2:]) for b in blocks]
+    return torch.cat(
+        [torch.cat([b, b.new_full(s, gap)], 1) for b, s in zip(blocks, longer, strict=True)]
+    )

@@ -22,6 +22,7 @@ from ember.models import (
     hidden_markov_regression,
     latent_profile,
     linear_mixed_model,
+    naive_bayes,
     poisson_mixture,
     regression_mixture,
 )
@@ -207,6 +208,51 @@ def test_a_single_sequence_is_a_piece() -> None:
         torch.stack(sequences), states=2
     )
     assert fit.log_likelihood == pytest.approx(whole.log_likelihood, rel=1e-7)
+
+
+def switching(x: Tensor, lengths: Any) -> None:
+    """A chain of two states written step by step."""
+    start = pyro.sample("start", dist.Dirichlet(x.new_full((2,), 1.5)))
+    with pyro.plate("states", 2):
+        transition = pyro.sample("transition", dist.Dirichlet(x.new_full((2,), 1.5)))
+        locs = pyro.sample("locs", dist.Normal(x.new_zeros(()), 10.0))
+    with pyro.plate("sequences", len(x)):
+        state = None
+        for t in pyro.markov(range(x.shape[1])):
+            with pyro.poutine.mask(mask=t < lengths):
+                probs = start if state is None else transition[state]
+                state = pyro.sample(f"state_{t}", dist.Categorical(probs))
+                pyro.sample(f"x_{t}", dist.Normal(locs[state], 1.0), obs=x[:, t])
+
+
+@pytest.mark.parametrize("kind", ["composite", "by hand"])
+def test_sequences_are_padded_to_another_length_in_each_piece(kind: str) -> None:
+    x = points(1200).reshape(60, 20, 2)
+    lengths = torch.arange(60) // 5 + 5
+    model: Model = hidden_markov_gaussian
+    options: dict[str, Any] = {"states": 3}
+    if kind == "by hand":
+        x, model, options = x[..., 0], switching, {}
+    longest = [(i, int(lengths[i + 19])) for i in (0, 20, 40)]
+    pieces = [{"x": x[i : i + 20, :t], "lengths": lengths[i : i + 20]} for i, t in longest]
+    em = EM(model, seed=0)
+    fit = em.fit_batches(pieces, **options)
+    assert_same(em.fit(x, lengths=lengths, **options), fit)
+    assert fit.n_observations == int(lengths.sum())
+
+
+@pytest.mark.parametrize("lacking", [0, 2])
+def test_a_piece_may_have_no_labels(lacking: int) -> None:
+    x = counts(1200).reshape(300, 4)
+    labels = (torch.arange(300) // 2) % 2
+    labels[lacking * 100 : (lacking + 1) * 100] = -1
+    pieces = [{"x": x[i : i + 100], "labels": labels[i : i + 100]} for i in (0, 100, 200)]
+    em = EM(naive_bayes, seed=0)
+    whole = em.fit(x, labels=labels, classes=2)
+    assert_same(whole, em.fit_batches(pieces, classes=2))
+    for method in ("stepwise", "variance-reduced"):
+        online = em.fit_online(pieces, passes=3, method=method, classes=2)
+        assert abs(online.log_posterior - whole.log_posterior) < 0.1
 
 
 def test_mixed_columns_by_name() -> None:
