@@ -30,6 +30,7 @@ STILL = 1e-4  # Newton step of a coordinate, relative, that has not come to rest
 LEVEL = 1e-5  # change of an objective over three decades that does not count, relative
 WEAK = 1e-3  # estimates over their standard deviations, below which the data do not show them
 SMALL = 0.1  # of a direction along logarithms, what else may move
+ROUGH = 0.02  # error of a direction far out, where derivatives are next to rounding
 LARGE = 9.0  # of a logarithm, how far from its start it may be on its way to infinity
 TRIED = 3  # coordinates asked one by one
 HALVINGS = 40  # of a way along which a fall is looked for
@@ -179,8 +180,11 @@ def _ridges(
         return
     size = float((point - start)[own].nan_to_num(posinf=0.0, neginf=0.0).abs().max())
     if size > LARGE:
+        way = way / large
+        powers = (2.0 * way).round() / 2.0  # of one another: then the direction is known exactly
+        way = powers if float((way - powers).abs().max()) < ROUGH else way
         for sign in (1.0, -1.0):
-            yield sign * 2.0 * size / FAR * way / large
+            yield sign * 2.0 * size / FAR * way
 
 
 def _is_one_sided(

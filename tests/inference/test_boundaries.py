@@ -314,3 +314,49 @@ def test_counts_that_vary_less_than_poisson_s_have_no_dispersion(seed: int) -> N
     assert "infinity" in fit.stop_reason
     assert "'size'" in fit.warning
     assert fit.log_likelihood == pytest.approx(float(dist.Poisson(y.mean()).log_prob(y).sum()))
+
+
+def rates_that_vary(y: Tensor) -> None:
+    with pyro.plate("rows", len(y)):
+        rate = pyro.sample("rate", dist.Gamma(positive("one"), positive("two")))
+        pyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+def shares_that_vary(y: Tensor) -> None:
+    with pyro.plate("rows", len(y)):
+        share = pyro.sample("share", dist.Beta(positive("one"), positive("two")))
+        pyro.sample("y", dist.Binomial(10, share), obs=y)
+
+
+def positive(name: str) -> Tensor:
+    start = torch.tensor(1.0, dtype=torch.float64)
+    return pyro.param(name, start, constraint=constraints.positive)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("model", [rates_that_vary, shares_that_vary])
+def test_a_mixing_density_that_the_data_do_not_want(
+    model: Callable[[Tensor], None], seed: int
+) -> None:
+    """Both of its parameters rise in step, along a way that is known to few digits far out."""
+    generator = torch.Generator().manual_seed(seed)
+    y = (torch.rand(80, 3, generator=generator, dtype=torch.float64) < 0.5).sum(1) + 3.0
+    fit = quietly(EM(model, "mle", seed=0), y)
+    assert "infinity" in fit.stop_reason
+    assert "'one'" in fit.warning
+    limit: Any = dist.Binomial(10, y.mean() / 10)
+    if model is rates_that_vary:
+        limit = dist.Poisson(y.mean())
+    assert 0.0 < float(limit.log_prob(y).sum()) - fit.log_likelihood < 0.01
+
+
+def test_a_mixing_density_that_they_want() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rates = 4.0 + torch.randn(4000, generator=generator, dtype=torch.float64).clamp(-3, 3) * 0.5
+    y = torch.poisson(rates, generator=generator)
+    fit = EM(rates_that_vary, "mle", seed=0).fit(y)
+    assert fit.converged
+    size = fit.params["one"]
+    oracle = dist.NegativeBinomial(size, logits=(y.mean() / size).log()).log_prob(y).sum()
+    assert fit.log_likelihood == pytest.approx(float(oracle))
+    assert fit.params["one"] / fit.params["two"] == pytest.approx(float(y.mean()))
