@@ -110,6 +110,19 @@ def crossed(y: Tensor, group: Tensor, item: Tensor) -> None:
         pyro.sample("y", dist.Normal(mu + u[group] + w[item], se), obs=y)
 
 
+def crossed_by_a_vector(y: Tensor, group: Tensor, item: Tensor) -> None:
+    """All scales are entries of one parameter: those of effects enter no data, the last does."""
+    mu = real("mu", 1.0)
+    with pyro.plate("scales", 3):
+        s = pyro.sample("s", dist.HalfCauchy(torch.tensor(2.0, dtype=torch.float64)))
+    with pyro.plate("groups", int(group.max()) + 1):
+        u = latent("u", dist.Normal(0.0, s[0]))
+    with pyro.plate("items", int(item.max()) + 1):
+        w = latent("w", dist.Normal(0.0, s[1]))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mu + u[group] + w[item], s[2]), obs=y)
+
+
 DISTRICT = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3])  # of each school
 SCHOOL = codes(8, 12, 60)
 _DISTRICTS = 1.0 + 2.0 * normal(9, 4)

@@ -51,6 +51,7 @@ from tests.inference.gaussian_groups import (
     Y,
     correlated_slopes,
     crossed,
+    crossed_by_a_vector,
     independent_slopes,
     kinship,
     known_scales,
@@ -165,6 +166,9 @@ CASES: dict[str, Case] = {
     "independent slopes": Case(independent_slopes, (Y_LINES, X, GROUP), ("u",)),
     "slopes as two sites": Case(slopes_as_two_sites, (Y_LINES, X, GROUP), ("a", "b")),
     "crossed": Case(crossed, (Y_CROSSED, GROUP, ITEM), ("u", "w")),
+    "crossed by a vector": Case(
+        crossed_by_a_vector, (Y_CROSSED, GROUP, ITEM), ("u", "w"), objective="map"
+    ),
     "nested": Case(nested, (Y_NESTED, SCHOOL, DISTRICT), ("a", "b")),
     "weighted": Case(weighted, (Y, GROUP, 0.5 + (torch.arange(40) % 3).double()), ("u",)),
     "masked": Case(masked, (Y, GROUP, SHOWN), ("u",)),

@@ -2,8 +2,8 @@
 
 A Normal or MultivariateNormal site that the data do not show is a parameter unless
 
-- its prior has a parameter that enters no data, and nothing but such priors: the scale of random
-  effects, of which the joint mode is unbounded or biased;
+- its prior has a parameter, or entries of one, that enter no data, and nothing but such priors: the
+  scale of random effects, of which the joint mode is unbounded or biased;
 - its prior has a Gaussian latent, or varies with a discrete one;
 - a later step is such a latent, of the same ``pyro.markov`` loop or by the number in its name;
 - it has a value for each row of a plate, and a parameter multiplies it: loadings, or a scale that
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.distribution import Distribution
+from ember.inference.numerics.draws import Draws
 from ember.inference.reading.gaussian.slices import few_rows
 from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.sequences import base_name
@@ -85,6 +86,14 @@ class _Graph:
     def children(self, name: str) -> set[str]:
         return {site for site, parents in self.parents.items() if name in parents}
 
+    def entries(self, site: str, parent: str) -> Tensor:
+        """Which entries of a parent the distribution of a site, or its data, depend on."""
+        loc, others = _read(self.trace.nodes[site], site in self.values)
+        tensors = [t for t in (*loc, *others) if t.requires_grad]
+        draws = Draws(0, self.values[parent].device)  # weights that no sum to one cancels
+        weighed = [(t * (1.0 + draws.normal(t.shape).abs())).sum() for t in tensors]
+        return _entries_read(torch.stack(weighed).sum(), self.values[parent])
+
 
 def _graph(structure: Structure) -> _Graph:
     with torch.enable_grad():
@@ -99,13 +108,17 @@ def _graph(structure: Structure) -> _Graph:
         node = graph.trace.nodes.get(name)
         if node is None or node["type"] != "sample":
             continue
-        base = unwrap(node["fn"]).base
-        arguments = {by: value for by, (_, value) in given_arguments(base).items()}
-        loc = arguments.pop("loc", None) if is_gaussian(node["fn"]) else None
-        others = [*arguments.values(), *([node["value"]] if name not in values else [])]
+        loc, others = _read(node, name in values)
         graph.other[name] = _sources(graph, others)
-        graph.parents[name] = graph.other[name] | _sources(graph, [] if loc is None else [loc])
+        graph.parents[name] = graph.other[name] | _sources(graph, loc)
     return graph
+
+
+def _read(node: TraceNode, is_free: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """What a site's density is computed from: the location of a Gaussian, and all else."""
+    arguments = {by: value for by, (_, value) in given_arguments(unwrap(node["fn"]).base).items()}
+    loc = [arguments.pop("loc")] if is_gaussian(node["fn"]) else []
+    return loc, [*arguments.values(), *([] if is_free else [node["value"]])]
 
 
 def _sources(graph: _Graph, tensors: list[Tensor]) -> set[str]:
@@ -164,8 +177,14 @@ def _why(
     if after:
         return f"the later step '{min(after)}' is a latent"
     for parent in sorted(parents - able - latent):
-        if graph.children(parent) <= able | latent:
+        others = graph.children(parent) - able - latent
+        if not others:
             return f"its prior has '{parent}', which enters no data"
+        read = graph.entries(name, parent)
+        if bool(read.any()) and not any(
+            bool((graph.entries(n, parent) & read).any()) for n in others
+        ):
+            return f"its prior has entries of '{parent}' that enter no data"
     if not graph.trace.nodes[name]["cond_indep_stack"]:
         return ""
     multipliers = _multipliers(graph, name)
