@@ -11,7 +11,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 
 from ember.inference.fit import Fit
 from ember.inference.inputs.chunks import check_loader
+from ember.inference.inputs.options import check_choice, check_count
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.convergence import Monitor
 from ember.inference.iteration.kept_plan import ReadingOptions
@@ -207,15 +207,10 @@ class Batches(ABC):
         """
         self._check_batches(escape=self.escape, assignment=self.assignment)
         began = time.perf_counter()
-        if method not in METHODS:
-            known = " or ".join(repr(name) for name in METHODS)
-            raise ValueError(f"method must be {known}, not {method!r}.")
+        check_choice("method", method, METHODS)
         if not 0.5 < decay <= 1.0:
             raise ValueError(f"decay must be above 0.5 and at most 1, not {decay!r}.")
-        if isinstance(passes, bool) or not isinstance(passes, Integral):
-            raise ValueError(f"passes must be a whole number, not {passes!r}.")
-        if passes < 1:
-            raise ValueError(f"passes must be at least 1, not {passes!r}.")
+        check_count("passes", passes)
         with self._stream(loader, options, None, 0.0) as stream:
             if stream.ranks.count > 1:
                 raise ValueError("fit_online runs in one process; use fit_batches in several.")

@@ -38,7 +38,7 @@ class ReplayedEStep:
         self._replayed: Replayed | None = None
         if self._reads is not None:
             own = self._evidence.plan  # a copy, which does not keep this object
-            start = {name: p.start for name, p in own.structure.parameters.items()}
+            start = own.structure.start
             at = placed(own, start)
             self._replayed = Replayed(partial(_arithmetic, self._evidence, at, self._reads))
 

@@ -89,7 +89,7 @@ class OpaqueFactors:
     @functools.cached_property
     def predictors(self) -> dict[str, Predictors]:
         """Those factors whose arguments are links of lines, by name."""
-        start = {name: p.start for name, p in self.structure.parameters.items()}
+        start = self.structure.start
         found = {name: Predictors.of(self.sites[name], start) for name in self.factors}
         return {name: each for name, each in found.items() if each is not None}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from ember.inference.inputs.arguments import Arguments, prepare
+from ember.inference.inputs.options import check_count
 
 __all__ = ["Chunk", "Chunks", "arguments_of", "check_loader", "chunks"]
 
@@ -96,10 +96,7 @@ def chunks(
         >>> [len(piece.load()) for piece in pieces]
         [100, 100, 50]
     """
-    if isinstance(rows, bool) or not isinstance(rows, Integral):
-        raise TypeError(f"chunks: rows must be a whole number, not {rows!r}.")
-    if rows < 1:
-        raise ValueError(f"chunks: rows must be at least 1, not {rows}.")
+    check_count("rows", rows)
     if isinstance(source, (str, Path)):
         path = str(source)
         if not Path(path).is_file():

@@ -6,6 +6,7 @@ function of the option's name and value that raises.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 
 from pyro.optim import PyroOptim
 
@@ -83,7 +84,7 @@ def check_choice(
 
 def check_count(name: str, value: object) -> None:
     """Refuses anything but a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r} must be a whole number.")
     if value < 1:
         raise ValueError(f"{name}={value} must be at least 1.")

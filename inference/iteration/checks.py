@@ -78,7 +78,7 @@ def local_parameters(plan: Plan, integrate: Mapping[str, Any]) -> dict[str, str]
         if name in plan.priors:
             others: frozenset[str] | set[str] = plan.dependencies(name) - set(local)
         else:  # maximum likelihood leaves its density out, but it is no less a random effect
-            start = {n: p.start for n, p in structure.parameters.items()}
+            start = structure.start
             others = prior_sources(structure, start, name) - set(local)
         for site in structure.factor_names:
             used = plan.dependencies(site) if not others else frozenset()
@@ -127,7 +127,7 @@ def integrable(plan: Plan, names: Iterable[str]) -> dict[str, str] | None:
 
 def _priors_of(plan: Plan, names: Iterable[str]) -> dict[str, Distribution]:
     """The distributions of parameter sites, at the start."""
-    start = {name: parameter.start for name, parameter in plan.structure.parameters.items()}
+    start = plan.structure.start
     nodes = plan.structure.run(start).nodes
     return {name: nodes[name]["fn"] for name in names}
 
@@ -173,7 +173,7 @@ def warn_of_unlearnt(plan: Plan, integrate: Mapping[str, Any], stacklevel: int) 
     structure = plan.structure
     used = {source for name in structure.factor_names for source in plan.dependencies(name)}
     idle = {n for n, p in structure.parameters.items() if not p.has_prior} - used
-    start = {name: p.start for name, p in structure.parameters.items()}
+    start = structure.start
     drawn = [n for n, p in structure.parameters.items() if p.has_prior and n not in integrate]
     for name in drawn if idle else ():
         read = sorted(prior_sources(structure, start, name) & idle)

@@ -174,7 +174,7 @@ def _reason(plan: Plan, name: str, kind: Kind, link: Link) -> str:
 def _is_conjugate(plan: Plan, prior: Site, kind: Kind, link: Link) -> bool:
     if prior.density is None:
         return False
-    start = {name: parameter.start for name, parameter in plan.structure.parameters.items()}
+    start = plan.structure.start
     added = pseudo_statistics(kind, link, prior.density.distribution(start))
     if plan.unconstrained and added == [] and kind.jacobian(link):
         return False  # a flat prior has no coefficients to which the Jacobian could add

@@ -97,7 +97,7 @@ def _shares(plan: Plan, update: Update, current: Statistics, keys: set[TieKey]) 
 
 def usual_variance(plan: Plan, key: TieKey) -> float | None:
     """The variance that a latent may have, if it is the latent whose prior has this key."""
-    start = {name: parameter.start for name, parameter in plan.structure.parameters.items()}
+    start = plan.structure.start
     for component in plan.components:
         for name in component.latents:
             if plan.ties[name] == key:

@@ -114,7 +114,7 @@ def assembled(reading: Reading) -> Plan:
     hidden = [n for c in structure.gaussian_chains for n in (c.initial, c.latent, c.site)]
     components = gaussian_components(placed, cells, scales, sizes, latent_symbols, natural, hidden)
     opaque = _opaque(structure, sites, compiled, priors, reading)
-    at_start = {name: p.start for name, p in structure.parameters.items()}
+    at_start = structure.start
     asked = opaque.factor_log_probs(at_start) if structure.conjugate else {}
     conjugate = conjugate_components(structure, sites, cells, asked, scales, sizes, latent_symbols)
     units = unit_components(structure, sites, cells, scales, sizes, reading.probed, reading.misread)

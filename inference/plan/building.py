@@ -128,7 +128,7 @@ def _with_conjugate(
     if not structure.conjugate:
         return sites
     priors = [n for n, p in structure.parameters.items() if p.has_prior]
-    at = probes.params or [{n: p.start for n, p in structure.parameters.items()}]
+    at = probes.params or [structure.start]
     slots = find_conjugate_reads(structure, at, start, list(sites), priors)
     reads = {name: [slot.latent] for name, slot in slots.items()}
     _check_meeting(structure, [*structure.conjugate], reads, start)

@@ -40,7 +40,7 @@ class Reads(NamedTuple):
         if moves or plan.units or plan.opaque.asks_the_model or plan.prior.opaque:
             return None
         if plan.structure.nodes:
-            plan = placed(plan, {n: p.start for n, p in plan.structure.parameters.items()})
+            plan = placed(plan, plan.structure.start)
         weights = (*plan.opaque.members, *plan.opaque.factors)
         return cls(
             tuple(plan.structure.parameters),

@@ -88,20 +88,16 @@ def probe(structure: Structure, start: Trace) -> Probes:
                 free = dataclasses.replace(structure, signature=())
                 check_repeatable(free.trace(values), free.trace(values))
                 raise
-            check_repeatable(start, structure.trace(_defaults(structure)))
+            check_repeatable(start, structure.trace(structure.start))
             return Probes([], [], f"the model fails at random parameters ({error})")
     few, first = few_rows(structure), traces[0]
     if few is not structure:
-        check_repeatable(start, structure.trace(_defaults(structure)))
+        check_repeatable(start, structure.trace(structure.start))
         first = few.trace(params[0])
     gradients = Gradients(structure, few)
     _check_repeatable(few, params[0], first, gradients.trace)
     check_each_value(structure, params[0], traces[0])
     return Probes(params, traces, moves=Moves(structure, params, traces), gradients=gradients)
-
-
-def _defaults(structure: Structure) -> dict[str, Tensor]:
-    return {name: parameter.start for name, parameter in structure.parameters.items()}
 
 
 def _check_repeatable(

@@ -121,7 +121,7 @@ def _checked_run(structure: Structure, plain: Trace) -> Trace:
         raise ValueError(
             "the model observes nothing: give at least one pyro.sample site its data with obs=..."
         )
-    at_start = {name: p.start for name, p in structure.parameters.items()}
+    at_start = structure.start
     with enumeration_errors(structure.model):
         trace = structure.trace(at_start)
     check_presence((*structure.plain_factors, *structure.parameters), trace)
@@ -273,7 +273,7 @@ def _with_held(structure: Structure, plain: Trace, conditioned: set[str]) -> Str
     ]
     if not candidates:
         return structure
-    at_start = {name: p.start for name, p in structure.parameters.items()}
+    at_start = structure.start
     with tidy_errors(structure.model, ""):
         held = held_sites(structure, candidates, at_start, plain)
     observed = tuple(name for name in structure.observed if name not in held)

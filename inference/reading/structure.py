@@ -84,6 +84,11 @@ class Structure:
         return tuple(name for name in self.plates if name in wanted)
 
     @property
+    def start(self) -> dict[str, Tensor]:
+        """Where the parameters start: values at which the model can be run."""
+        return {name: parameter.start for name, parameter in self.parameters.items()}
+
+    @property
     def origins(self) -> dict[str, Tensor]:
         """The continuous latents, with the values at which the model is read."""
         zeros = {name: torch.zeros(shape) for name, shape in self.gaussian.items()}

@@ -44,7 +44,7 @@ class TracedOperator:
     def params(self, values: Tensor) -> dict[str, Tensor]:
         """All parameters, the sources among them at the given values."""
         known = self._structure.parameters
-        params = {name: parameter.start for name, parameter in known.items()}
+        params = self._structure.start
         sizes = [known[name].shape.numel() for name in self._sources]
         for name, piece in zip(self._sources, values.split(sizes), strict=True):
             params[name] = piece.reshape(known[name].shape)

@@ -67,7 +67,7 @@ def guide_of(record: GuideRecord, plan: Plan | None) -> LearntGuide | MissingGui
     if record.choice is None or plan is None:
         return MissingGuide(record.is_delta)
     guided = with_guided_latents(plan, record.on_nodes)
-    start = {name: p.start for name, p in guided.structure.parameters.items()}
+    start = guided.structure.start
     shapes = guided.structure.gaussian
     covered = {
         name: start[name] if name in start else torch.zeros(shapes[name]) for name in record.covered

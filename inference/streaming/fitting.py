@@ -131,7 +131,7 @@ class InPieces:
         self, loop: Loop, stream: Stream, about: dict[str, Any], resume: str | Path
     ) -> Run:
         found = read_checkpoint(resume)
-        start = {n: p.start for n, p in stream.template.structure.parameters.items()}
+        start = stream.template.structure.start
         changed = [key for key in about if about[key] != found.about.get(key)]
         if changed or not same_params(start, found.way.params):
             key = changed[0] if changed else "parameters"

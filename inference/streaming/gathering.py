@@ -132,7 +132,7 @@ def _unpacked(
 
 def _shape(template: Plan, key: TieKey) -> torch.Size:
     """The shape of the statistics of some tied factors: that of their natural parameters."""
-    start = {name: p.start for name, p in template.structure.parameters.items()}
+    start = template.structure.start
     with torch.no_grad():
         return template.tied[key].natural_parameters(start).shape
 

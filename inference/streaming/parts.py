@@ -137,7 +137,7 @@ def check_second_order(template: Plan) -> None:
 
 def jittered_start(template: Plan) -> dict[str, Tensor]:
     """Parameters at which nothing happens to be zero, always the same."""
-    start = {name: p.start for name, p in template.structure.parameters.items()}
+    start = template.structure.start
     with torch.random.fork_rng(devices=[]):  # what the fit draws is its own affair
         torch.manual_seed(0)
         return Coordinates(template.structure.parameters).jittered(start, JITTER)

@@ -76,7 +76,7 @@ class PassesOverPieces:
     def statistics_at(self, points: Iterable[Params]) -> Iterator[Statistics | None]:
         """An E-step at each of many parameters, hundreds of them in a pass."""
         stream, rest = self._at_hand(), iter(points)
-        start = {name: p.start for name, p in self.plan.structure.parameters.items()}
+        start = self.plan.structure.start
         with torch.no_grad():
             size = sum(t.natural_parameters(start).numel() for t in self.plan.tied.values())
         while block := list(itertools.islice(rest, max(AT_ONCE // max(size, 1), 1))):

@@ -141,7 +141,7 @@ def plan_of_piece(template: Plan, piece: Arguments, first: bool = False) -> Plan
 
 
 def _check_prior(plan: Plan, template: Plan) -> None:
-    at = {name: parameter.start for name, parameter in template.structure.parameters.items()}
+    at = template.structure.start
     for name, prior in plan.priors.items():
         densities = [prior.site.density, template.priors[name].site.density]
         each = [float(d.log_prob(at, at[name]).sum()) for d in densities if d is not None]

@@ -93,9 +93,7 @@ def _obstacle(plan: Plan, update: Update) -> str:
         return "its prior is weighed, masked or evaluated by the model"
     if update.link.is_free or update.kind not in KINDS:
         return f"its posterior is of no known family ({update.reason})"
-    if not prior_coefficients(
-        plan, update, {n: p.start for n, p in plan.structure.parameters.items()}
-    ):
+    if not prior_coefficients(plan, update, plan.structure.start):
         return "its prior is improper"
     for usage in update.usages:
         if not can_expect(tied_factors_of(plan, usage), usage.position):
@@ -183,7 +181,7 @@ def _scale_rows(plan: Plan, update: Update, scale: str) -> Tensor | None:
 def _is_proportional(plan: Plan, update: Update, posterior: GivenScale) -> bool:
     """Whether the prior of a location has the precision of its data, times a number."""
     scale = posterior.scale
-    params = {name: p.start for name, p in plan.structure.parameters.items()}
+    params = plan.structure.start
     unit = prior_coefficients(plan, update, posterior.at_unit_scale(params))[1]
     values = scale.mean_rows(params)
     factor = torch.linspace(1.0, 2.0, len(values)).to(values)

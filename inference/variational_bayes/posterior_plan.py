@@ -85,7 +85,7 @@ def with_posteriors(plan: Plan, posteriors: Mapping[str, Posterior]) -> Plan:
 
 def _prior(plan: Plan, posteriors: Mapping[str, Posterior]) -> DivergencePrior:
     by_name = {update.name: update for update in updates(plan)}
-    start = {name: parameter.start for name, parameter in plan.structure.parameters.items()}
+    start = plan.structure.start
     constants, varying = dict[str, list[Tensor]](), dict[str, tuple[Plan, Update]]()
     for name, posterior in posteriors.items():
         density = plan.priors[name].site.density

@@ -77,9 +77,12 @@ def test_chains_and_counts() -> None:
 def test_refusals() -> None:
     em = EM(gaussian_mixture)
     for option, said in (
-        ({"method": "fast"}, "method must be 'stepwise' or 'variance-reduced'"),
+        (
+            {"method": "fast"},
+            "method='fast' is unknown; choose one of 'stepwise', 'variance-reduced'",
+        ),
         ({"decay": 0.5}, "decay must be above 0.5"),
-        ({"passes": 0}, "passes must be at least 1"),
+        ({"passes": 0}, "passes=0 must be at least 1"),
     ):
         with pytest.raises(ValueError, match=said):
             em.fit_online([points(50)], components=2, **option)

@@ -119,7 +119,7 @@ def test_columns_are_those_that_are_asked_for(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X.numpy())
     with pytest.raises(ValueError, match="has no columns by name"):
         chunks(tmp_path / "x.npy", columns=["a"])
-    with pytest.raises(TypeError, match=r"rows must be a whole number, not 2\.5"):
+    with pytest.raises(TypeError, match=r"rows=2\.5 must be a whole number"):
         chunks(X, rows=2.5)  # type: ignore[arg-type]
     pytest.importorskip("pyarrow")
     frame.to_parquet(tmp_path / "x.parquet")

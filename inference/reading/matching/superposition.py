@@ -137,7 +137,7 @@ def _depends_on_latents(site: str, structure: Structure, rate: Tensor) -> bool:
     """Whether the rate has dims left of all plates: those of enumerated latents."""
     if not structure.latent:
         return False
-    at = {name: parameter.start for name, parameter in structure.parameters.items()}
+    at = structure.start
     fn = structure.trace(at).nodes[site]["fn"]
     inner = len(unwrap(fn).base.batch_shape) - len(fn.batch_shape)
     return varies_outside_plates(rate.shape, structure.nesting + inner)

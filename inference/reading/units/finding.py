@@ -92,7 +92,7 @@ def _read_by(
 ) -> dict[str, list[str]]:
     """The latents that each site reads, itself included, from a run in which they have values."""
     units = {n: unit_latent(n, plain.nodes[n]["fn"], Adaptive()) for n in asked}
-    start = {n: p.start for n, p in structure.parameters.items()}
+    start = structure.start
     with torch.enable_grad():
         leaves = {n: latent.origin.clone().requires_grad_() for n, latent in units.items()}
         trace = replace(structure, units=units).run({**start, **leaves})

@@ -66,7 +66,7 @@ def with_unit_slots(
     """
     if not structure.units:
         return dict(sites)
-    start = {name: p.start for name, p in structure.parameters.items()}
+    start = structure.start
     at = [(start, 0.0), *((params, NEAR) for params in probes[:TRIES])]
     runs = [_Run.of(structure, *each, seed) for seed, each in enumerate(at)]
     priors = [n for n, p in structure.parameters.items() if p.has_prior]

@@ -90,7 +90,7 @@ def _data(plan: Plan) -> Tensor | None:
         return None
     if rows.shape[1] == 2 and site.density.base.support.is_discrete:
         return None
-    start = {name: p.start for name, p in plan.structure.parameters.items()}
+    start = plan.structure.start
     return rows.to(torch.float64) if _batch(plan, site, start) is not None else None
 
 
