@@ -23,7 +23,7 @@ versions*, Computational Statistics & Data Analysis 14, 315-332.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ from torch import Tensor
 from ember.inference.expectation.elimination import Contraction
 from ember.inference.expectation.kernels.mixture import MixtureKernel, mixture_kernel
 from ember.inference.expectation.kernels.nodes import NodeKernel, node_kernel
-from ember.inference.factors.gaussian.component import Moments
 from ember.inference.factors.gaussian.expansion import Expansion
 from ember.inference.factors.opaque import OpaquePosterior
 from ember.inference.factors.tied import TiedFactors, TieKey
@@ -41,7 +40,7 @@ from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.potentials import all_tensors, natural_parameters, tensors, values_of
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["LogEvidence"]
+__all__ = ["LogEvidence", "Pooled", "learnt"]
 
 Pooled = dict[TieKey, tuple[TiedFactors, Tensor]]
 STARTS = "0"  # the dim of starts: before all letters, so that it comes first among the plates
@@ -159,7 +158,7 @@ class LogEvidence:
                 total, gradient = kernel(natural)
                 sums = {key: (tied, gradient[key]) for key, tied in plan.tied.items()}
                 if not plan.residuals.lost(sums):
-                    return self._statistics(plan, params, total, sums, {})
+                    return learnt(plan, params, total, sums, {})
         return self._by_elimination(plan, params, natural, near, temper, maximum, expanded)
 
     def _kernel_at(self, plan: Plan) -> MixtureKernel | NodeKernel | None:
@@ -227,7 +226,7 @@ class LogEvidence:
             lost = plan.residuals.lost(sums) - near
             if not lost:
                 weights = {name: by_factor[name] for name in other}
-                found = self._statistics(plan, params, float(total), sums, weights)
+                found = learnt(plan, params, float(total), sums, weights)
                 return dataclasses.replace(found, expansions=self._expansions(pieces))
             near = near | lost
 
@@ -295,98 +294,25 @@ class LogEvidence:
                 out.append(Expansion(stretches, sums))
         return tuple(out)
 
-    def completed(
-        self,
-        params: Params,
-        weights: Mapping[str, Tensor],
-        naive: bool = False,
-        moments: Mapping[str, Moments] | None = None,
-    ) -> Statistics:
-        """Statistics with the latents' posterior given instead of inferred: where a start begins.
 
-        Args:
-            params: Current parameters; closed forms that depend on others read them.
-            weights: For every factor, the posterior weight of each entry of its tensor.
-            naive: Whether to complete rows with missing entries by columns, not at ``params``, and
-                to take latents with conjugate priors to be what these say.
-            moments: Those of the Gaussian latents of each component; those at ``params`` unless
-                given.
-        """
-        plan = placed(self.plan, params)
-        with torch.no_grad():
-            natural = natural_parameters(plan, values_of(plan, params))
-            if naive:
-                for key, eta in plan.starting_eta.items():
-                    natural[key] = eta.expand(natural[key].shape).clone()
-            other = plan.opaque.factor_log_probs(params)
-        asked = [*plan.opaque.members, *(n for c in plan.units for n in c.playback.sites)]
-        members = {n: other[n].detach().requires_grad_() for n in asked}
-        leaves = [*(t.requires_grad_() for t in natural.values()), *members.values()]
-        with torch.enable_grad():
-            names = (factor.name for factor in plan.factors)
-            assumed = {
-                component.factor.name: component.expected_log_prob(
-                    natural, moments[component.factor.name]
-                )
-                for component in plan.components
-                if moments is not None
-            }
-            known = {**other, **members}
-            # Where discrete latents part the rows, what lies far from all of them had better weigh
-            # little from the start, as it does at the parameters' own.
-            if naive and not plan.latent_symbols:
-                assumed |= {
-                    component.factor.name: component.expected_log_prob(natural, known)
-                    for component in plan.conjugate
-                }
-            each = dict(zip(names, tensors(plan, natural, {**known, **assumed}), strict=True))
-            # What is impossible has no weight, whatever a start has drawn.
-            weights = {
-                name: torch.where(t.detach() <= 0.1 * IMPOSSIBLE, 0.0, weights[name])
-                for name, t in each.items()
-            }
-            total = torch.stack([(weights[name] * t).sum() for name, t in each.items()]).sum()
-            gradients = torch.autograd.grad(total, leaves) if leaves else ()
-        sums = {key: (plan.tied[key], g) for key, g in zip(natural, gradients, strict=False)}
-        expected = dict(zip(members, gradients[len(natural) :], strict=True))
-        for key in plan.residuals.lost(sums):
-            sums[key] = plan.residuals.sums(plan.tied[key], params, weights)
-        return self._statistics(
-            plan,
-            params,
-            float(total.detach()),
-            sums,
-            {name: expected[name] if name in expected else weights[name] for name in other},
-        )
+def learnt(
+    plan: Plan,
+    params: Params,
+    log_likelihood: float,
+    sums: Pooled,
+    weights: Mapping[str, Tensor],
+) -> Statistics:
+    """Statistics with all that follows from the plan and the parameters.
 
-    def completed_on_nodes(
-        self, params: Params, weights: Callable[[Tensor | slice], Tensor]
-    ) -> Statistics:
-        """The same for a plan whose kernel is that of a latent on nodes, without a table of rows.
-
-        Args:
-            params: Where the nodes are placed.
-            weights: The weights ``(n, Q)`` of the nodes in some rows.
-        """
-        assert self.on_nodes is not None
-        plan = placed(self.plan, params)
-        with torch.no_grad():
-            natural = natural_parameters(plan, values_of(plan, params))
-            gradient = self.on_nodes.at(plan.compiled).completed(natural, weights)
-            total = sum(float((natural[key] * sums).sum()) for key, sums in gradient.items())
-        sums = {key: (tied, gradient[key]) for key, tied in plan.tied.items()}
-        return self._statistics(plan, params, total, sums, {})
-
-    def _statistics(
-        self,
-        plan: Plan,
-        params: Params,
-        log_likelihood: float,
-        sums: Pooled,
-        weights: Mapping[str, Tensor],
-    ) -> Statistics:
-        fixed = {name: value.detach() for name, value in params.items()}
-        with torch.no_grad():
-            log_prior = float(plan.prior.log_prob(fixed))
-        opaque = (OpaquePosterior(plan.opaque, weights),) if weights else ()
-        return Statistics(log_likelihood, log_prior, fixed, sums, opaque, plan.prior)
+    Args:
+        plan: The plan.
+        params: Where they were taken.
+        log_likelihood: That of the data.
+        sums: The sufficient statistics of the tied factors.
+        weights: The posterior weights of what only the model knows.
+    """
+    fixed = {name: value.detach() for name, value in params.items()}
+    with torch.no_grad():
+        log_prior = float(plan.prior.log_prob(fixed))
+    opaque = (OpaquePosterior(plan.opaque, weights),) if weights else ()
+    return Statistics(log_likelihood, log_prior, fixed, sums, opaque, plan.prior)

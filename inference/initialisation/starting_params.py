@@ -44,6 +44,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ember.inference.expectation.completed import completed, completed_on_nodes
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.initialisation.clustering import KMEANS_TRIES, cluster, levels, standardise
 from ember.inference.initialisation.features import dims_of, features, windows
@@ -155,7 +156,7 @@ def _from_responsibilities(
     evidence = LogEvidence.of(plan)
     if evidence.on_nodes is not None:
         weights = scores[evidence.on_nodes.latent].weights
-        return MStep.of(plan)(evidence.completed_on_nodes(params, weights))
+        return MStep.of(plan)(completed_on_nodes(plan, params, weights))
     for name, own in scores.items():
         places = [plan.sizes[symbol] for symbol in plan.places(name)]
         responsibilities[name] = own.weights().reshape(*places, -1)
@@ -220,9 +221,9 @@ def _completed(
 ) -> dict[str, Tensor]:
     """One M-step; where more than that is latent, a few more, each completing it given the last."""
     moments = starting_moments(plan, params, varied)
-    moved = MStep.of(plan)(LogEvidence.of(plan).completed(params, weights, True, moments))
+    moved = MStep.of(plan)(completed(plan, params, weights, True, moments))
     for _ in range(COMPLETIONS if plan.has_gaps or plan.conjugate else 0):
-        moved = MStep.of(plan)(LogEvidence.of(plan).completed(moved, weights))
+        moved = MStep.of(plan)(completed(plan, moved, weights))
     return moved
 
 
@@ -266,9 +267,7 @@ def _widths(plan: Plan, names: tuple[str, ...], near: Near) -> Tensor:
     most = torch.full(coordinates.flatten(params).shape, 0.1)
     every = Coordinates(plan.structure.parameters)
     try:
-        curvature = Curvature.at(
-            every, LogEvidence.of(plan).completed(params, weights_of(plan, {}))
-        )
+        curvature = Curvature.at(every, completed(plan, params, weights_of(plan, {})))
     except (RuntimeError, ValueError, ArithmeticError):
         return most
     if curvature is None or curvature.matrix is None:

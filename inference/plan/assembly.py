@@ -33,8 +33,9 @@ from ember.inference.reading.held import held_density
 from ember.inference.reading.loops.loop import Loop
 from ember.inference.reading.loops.stacking import lengths_of
 from ember.inference.reading.opaque import factor_dims, model_dependencies
-from ember.inference.reading.probing import Probes, read_site
+from ember.inference.reading.probes import Probes
 from ember.inference.reading.site import Site
+from ember.inference.reading.site_reading import read_site
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
 

@@ -16,9 +16,10 @@ from ember.inference.reading.gaussian.reads import NotIntegrable
 from ember.inference.reading.gaussian.slots import find_reads
 from ember.inference.reading.idle_latents import idle_entries
 from ember.inference.reading.loops.rolling import with_loops
-from ember.inference.reading.probing import Probes, probe, read_site
+from ember.inference.reading.probes import Probes, probe
 from ember.inference.reading.reader import read_structure
 from ember.inference.reading.site import Site
+from ember.inference.reading.site_reading import read_site
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
 from ember.inference.reading.units.linking import with_unit_slots

@@ -25,8 +25,9 @@ from ember.inference.plan.priors import PriorSite
 from ember.inference.reading.checks.misreading import agrees
 from ember.inference.reading.checks.sites import check_observed
 from ember.inference.reading.matching.arguments import PROBES, probe_values
-from ember.inference.reading.probing import Probes, with_rows_of
+from ember.inference.reading.probes import Probes
 from ember.inference.reading.site import Site
+from ember.inference.reading.site_reading import with_rows_of
 from ember.inference.reading.structure import SiteSignature, Structure, signature_of
 from ember.inference.reading.trace import Trace
 from ember.inference.reading.unwrapping import unwrap
