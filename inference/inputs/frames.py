@@ -34,12 +34,14 @@ class Recipe:
         labels: By argument (``groups.school`` of a mapping), the labels of its columns of words.
         formula: The formula; None without one.
         text: Its text, which a file keeps of it.
+        columns: By argument, the columns of a table that it was given as.
     """
 
     names: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, dict[str, Labels]] = field(default_factory=dict)
     formula: Formula | None = None
     text: str = ""
+    columns: dict[str, list[str]] = field(default_factory=dict)
 
     def bare(self) -> "Recipe":
         """What a file can hold of it: a formula is code, of which the text alone is kept."""
@@ -91,14 +93,14 @@ def take(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Take
     else:
         _check_no_names(parameters, args)
     labels: dict[str, dict[str, Labels]] = {}
-    args = tuple(
-        noted(value, places[i] if i < len(places) else str(i), i == 0, labels)
-        for i, value in enumerate(args)
-    )
+    places += [str(i) for i in range(len(places), len(args))]
+    given = [*zip(places, args, strict=True), *named.items()]
+    columns = {name: known for name, value in given if (known := _columns(value))}
+    args = tuple(noted(v, places[i], i == 0, labels) for i, v in enumerate(args))
     first = next(iter(parameters), "")
     named = {name: noted(value, name, name == first, labels) for name, value in named.items()}
     text = formula.parts.text if formula else ""
-    return Taken(args, named, Recipe(names, labels, formula, text))
+    return Taken(args, named, Recipe(names, labels, formula, text, columns))
 
 
 def take_again(
@@ -118,7 +120,8 @@ def take_again(
         without_response: Whether the model's first argument is left out if the table lacks it.
 
     Raises:
-        ValueError: If a column is missing, or has a label that the fit did not know.
+        ValueError: If a column is missing, or has a label that the fit did not know. The columns
+            of a data frame are told by their names, whatever their order.
     """
     parameters = _parameters(model)
     table, named = _table(parameters, args, kwargs)
@@ -127,18 +130,38 @@ def take_again(
         if args:
             raise ValueError(f"new rows come by {DATA}= alone, or by the arguments of the model.")
         named = _from_table(parameters, recipe, table, named, without_response)
-    places = list(parameters)
+    places = [*parameters][: len(args)]
+    places += [str(i) for i in range(len(places), len(args))]
     known = recipe.labels
-    new = tuple(
-        recoded(value, places[i] if i < len(places) else str(i), i > 0, known)
-        for i, value in enumerate(args)
-    )
+    args = tuple(_in_order(v, recipe.columns.get(places[i])) for i, v in enumerate(args))
+    named = {name: _in_order(value, recipe.columns.get(name)) for name, value in named.items()}
+    new = tuple(recoded(value, places[i], i > 0, known) for i, value in enumerate(args))
     return new, {n: recoded(value, n, n != first, known) for n, value in named.items()}
 
 
 def names_columns(model: Model, name: str, value: object) -> bool:
     """Whether a value of an argument names columns, beside a table."""
     return _is_column_of(_parameters(model), name, value)
+
+
+def _columns(value: object) -> list[str]:
+    """The columns of a table, if each has a name of its own."""
+    if not isinstance(value, pd.DataFrame) or not value.columns.is_unique:
+        return []
+    return [*value.columns] if all(isinstance(name, str) for name in value.columns) else []
+
+
+def _in_order(value: object, known: list[str] | None) -> object:
+    """A table with the columns that the fit was given, in their order there."""
+    if known is None or not isinstance(value, pd.DataFrame) or not _columns(value):
+        return value
+    absent = [name for name in known if name not in value.columns]
+    if absent:
+        raise ValueError(
+            f"the table lacks {listed(absent)} of the columns of the fit, {listed(known)}; its "
+            f"own are {listed(value.columns)}."
+        )
+    return value if [*value.columns] == known else value[known]
 
 
 def _is_column_of(parameters: Parameters, name: str, value: object) -> bool:
