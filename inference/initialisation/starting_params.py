@@ -60,6 +60,7 @@ from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.updates import How, updates
 from ember.inference.optimality.curvature import Curvature
 from ember.inference.parameters.coordinates import Coordinates
+from ember.inference.parameters.supports import bounds, edges
 from ember.inference.plan.plan import Near, Plan
 from ember.inference.queries.coincidence import coinciding
 
@@ -68,6 +69,7 @@ __all__ = ["Init", "has_states", "params_from", "start_kinds", "starting_params"
 
 Init = str | Mapping[str, Tensor] | Callable[..., Mapping[str, Tensor]]
 BLEND = 0.05  # share of the uniform in a k-means start: a probability of exactly 0 would stay 0
+OFF = 0.01  # of an interval's width, which a start keeps from its ends
 COMPLETIONS = 3  # of what else is latent, the responsibilities being as they are
 FROM_DATA = ("windows", "random")  # kinds whose labels say how a chain moves
 SAME = 1e-9  # difference of log probabilities of states that a start has left alike
@@ -122,14 +124,26 @@ def starting_params(plan: Plan, init: Init, varied: bool = False) -> dict[str, T
         return draw_from_priors(plan)
     if isinstance(init, str):
         params = _from_responsibilities(plan, default, init, varied)
-        if init == "random" or coinciding(plan, params, SAME) is None:
-            return params
-        # Where states are all alike EM has nothing to tell them apart by.
-        return _from_responsibilities(plan, default, "random", varied)
+        if init != "random" and coinciding(plan, params, SAME) is not None:
+            # Where states are all alike EM has nothing to tell them apart by.
+            params = _from_responsibilities(plan, default, "random", varied)
+        return _off_the_ends(plan, params)
     given = check_params(plan, init, partial=True)
     if given.keys() == default.keys():
         return given
     return {**_from_responsibilities(plan, default, "kmeans", varied), **given}
+
+
+def _off_the_ends(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters a little inside intervals of the user's own, at whose ends no step would count."""
+    found = dict(params)
+    for name, parameter in plan.structure.parameters.items():
+        lower, upper = edges(parameter.support)
+        probability = bounds(parameter.support) == (0.0, 1.0)  # nought may be what the data say
+        if lower is not None and upper is not None and not probability:
+            margin = OFF * (upper - lower)
+            found[name] = params[name].clamp(lower + margin, upper - margin)
+    return found
 
 
 def _from_responsibilities(

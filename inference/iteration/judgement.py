@@ -25,6 +25,7 @@ from ember.inference.optimality.certificate import (
 from ember.inference.optimality.curvature import Curvature
 from ember.inference.optimality.higher_places import beyond_edges, climbed, peaks, slid, way_out
 from ember.inference.optimality.infinity import at_infinity
+from ember.inference.optimality.off_bounds import off_bounds
 from ember.inference.optimality.unbounded import collapsed_effects, without_bound
 from ember.inference.optimality.vanishing import (
     blurred,
@@ -95,6 +96,9 @@ class Judge:
         above = self.nearer_zero(current)
         if above is not None:
             return above
+        above = self._off_bounds(current)
+        if above is not None:
+            return above
         curvature = self._curvature(current)
         if curvature is None:
             return None
@@ -118,6 +122,14 @@ class Judge:
         if above is None and coinciding(self.plan, current.params, SAME):
             above = self._apart(current)
         return above
+
+    def _off_bounds(self, current: Statistics) -> Statistics | None:
+        """A place above this one, farther from the bounds that parameters lie on."""
+        if self.em.classification:
+            return None
+        parameters, roots = self.plan.structure.parameters, self.plan.superposed_parameters()
+        known = {name: p for name, p in parameters.items() if name not in roots}
+        return off_bounds(self.em.e_step, known, current, _tolerated(current))
 
     def slid(self, current: Statistics) -> Statistics | None:
         """A place noticeably above one where variances of effects have vanished, which stop EM."""

@@ -18,6 +18,7 @@ __all__ = [
     "all_within",
     "base_support",
     "bounds",
+    "edges",
     "ends",
     "is_matrix",
     "is_real",
@@ -48,14 +49,30 @@ def is_matrix(support: Constraint) -> bool:
 
 
 def bounds(support: Constraint) -> tuple[float | None, float | None] | None:
-    """The least and the greatest value of a support that is an interval; None if it is none."""
-    base = base_support(support)
-    lower, upper = (getattr(base, name, None) for name in ("lower_bound", "upper_bound"))
+    """The least and the greatest value of a support that is an interval; None if it is none.
+
+    A bound that varies from entry to entry is NaN, an end without a bound None.
+    """
+    lower, upper = edges(support)
     if lower is None and upper is None:
         return None
-    if any(bound is not None and torch.as_tensor(bound).numel() != 1 for bound in (lower, upper)):
-        return math.nan, None  # bounds that vary from entry to entry
-    return None if lower is None else float(lower), None if upper is None else float(upper)
+    return _number(lower), _number(upper)
+
+
+def edges(support: Constraint) -> tuple[Tensor | None, Tensor | None]:
+    """The least and the greatest values of entries, where a support is an interval."""
+    base = base_support(support)
+    found = (getattr(base, name, None) for name in ("lower_bound", "upper_bound"))
+    lower, upper = (None if each is None else torch.as_tensor(each).detach() for each in found)
+    return lower, upper
+
+
+def _number(bound: Tensor | None) -> float | None:
+    """A bound that all entries share; NaN where they have several."""
+    if bound is None:
+        return None
+    first = bound.reshape(-1)[0]
+    return float(first) if bool((bound == first).all()) else math.nan
 
 
 def ends(support: Constraint) -> tuple[str, str]:
