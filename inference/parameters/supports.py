@@ -94,8 +94,9 @@ def shown(support: Constraint) -> str:
     """A support as a reader of the model knows it, such as "Interval(0.5, 2.5)"."""
     base = base_support(support)
     named = next((n for n in constraints.__all__ if getattr(constraints, n) is base), "")
-    limits = [bound for bound in bounds(base) or () if bound is not None and bound == bound]
-    interval = f"({', '.join(f'{bound:g}' for bound in limits)})" if limits else ""
+    limits = [bound for bound in bounds(base) or () if bound is not None]
+    is_one = bool(limits) and all(bound == bound for bound in limits)  # for all entries
+    interval = f"({', '.join(f'{bound:g}' for bound in limits)})" if is_one else ""
     return named or f"{type(base).__name__.strip('_')}{interval}"
 
 

@@ -12,7 +12,7 @@ than they are to each other: by about the square of the gap, over 400.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,39 +86,47 @@ def node_gaps(plan: Plan, params: Params) -> dict[str, float]:
     """For each latent on nodes, the largest gap between its even and its odd nodes.
 
     It is that of the log evidence of a row, between the integral by every other node and that by
-    the nodes left out.
+    the nodes left out; of a product grid the largest of its axes, since along one that is smooth
+    both halves agree, however coarse another is.
     """
     gaps: dict[str, float] = {}
     evidence = LogEvidence.of(plan)
     with torch.no_grad():
         if evidence.on_nodes is not None:
             name = evidence.on_nodes.latent
-            return {name: evidence.node_gap(params, _is_even(plan, name))}
+            return {name: max(evidence.node_gap(params, even) for even in _evens(plan, name))}
         tensors = all_tensors(plan, params) if plan.on_nodes else []
         for name in plan.structure.nodes:  # latents of units are in units.py
-            sides = []
-            for side in (0, 1):
-                moved = list(tensors)
-                for i, factor in enumerate(plan.factors):
-                    if factor.name == name:
-                        taken = _is_even(plan, name) == (side == 0)
-                        halved = torch.where(taken, math.log(2.0), IMPOSSIBLE).to(tensors[i])
-                        own = (plan.latent_symbols[name],)
-                        moved[i] = tensors[i] + align(halved, own, factor.dims)
-                sides.append(evidence.rows_of(moved))
-            apart = (sides[0] - sides[1]).abs()
+            apart = [
+                _of_half(plan, evidence, tensors, name, even)
+                - _of_half(plan, evidence, tensors, name, ~even)
+                for even in _evens(plan, name)
+            ]
             # Rows of probability zero have no integral.
-            gaps[name] = float(apart.nan_to_num(nan=0.0).max())
+            gaps[name] = float(torch.stack(apart).abs().nan_to_num(nan=0.0).max())
     return gaps
 
 
-def _is_even(plan: Plan, name: str) -> Tensor:
-    """Every other node of a latent, ``(Q,)``; of a product grid those of one colour of a board."""
+def _of_half(
+    plan: Plan, evidence: LogEvidence, tensors: Sequence[Tensor], name: str, half: Tensor
+) -> Tensor:
+    """The log evidence of each row by half of the nodes of a latent."""
+    moved = list(tensors)
+    for i, factor in enumerate(plan.factors):
+        if factor.name == name:
+            halved = torch.where(half, math.log(2.0), IMPOSSIBLE).to(tensors[i])
+            moved[i] = tensors[i] + align(halved, (plan.latent_symbols[name],), factor.dims)
+    return evidence.rows_of(moved)
+
+
+def _evens(plan: Plan, name: str) -> list[Tensor]:
+    """For each axis of a latent's grid the nodes at every other place along it, ``(Q,)``."""
     nodes = plan.structure.nodes[name]
     assert nodes.rule.nodes is not None
     dims = nodes.values[0].numel()
     steps = torch.arange(nodes.rule.nodes, device=nodes.values.device)
-    return torch.cartesian_prod(*[steps] * dims).reshape(-1, dims).sum(1) % 2 == 0
+    places = torch.cartesian_prod(*[steps] * dims).reshape(-1, dims)
+    return [places[:, axis] % 2 == 0 for axis in range(dims)]
 
 
 def finer_rules(plan: Plan, gaps: Mapping[str, float]) -> dict[str, Quadrature]:

@@ -62,7 +62,7 @@ def probe(structure: Structure, start: Trace) -> Probes:
         first = few.trace(params[0])
     gradients = Gradients(structure, few)
     _check_repeatable(few, params[0], first, gradients.trace)
-    check_each_value(structure, params[0], traces[0])
+    check_each_value(few, params[0], first)
     return Probes(params, traces, moves=Moves(structure, params, traces), gradients=gradients)
 
 

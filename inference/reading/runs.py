@@ -33,6 +33,9 @@ from ember.inference.reading.unwrapping import unwrap
 __all__ = ["At", "default_value", "is_conditioned", "is_continuous", "statements"]
 
 
+MANY = 2_000  # values of a latent
+
+
 class At(Messenger):
     """Fixes parameter sites at given values, others at their default start; never draws them.
 
@@ -122,8 +125,10 @@ class At(Messenger):
         """Marks a latent as enumerated, or gives it one value."""
         msg["infer"]["enumerate"] = "parallel"  # whatever the model asks for
         if self.fix_latents and getattr(msg["fn"], "has_enumerate_support", False):
-            # One value for all rows: a draw for each would gather a parameter for each.
-            values = msg["fn"].enumerate_support(expand=False)
+            # One value for all rows: a draw for each would gather a parameter for each. Where a
+            # certain one is asked for, each of few rows has it, so that a sum over them shows.
+            for_each = self.first is not None and msg["fn"].batch_shape.numel() <= MANY
+            values = msg["fn"].enumerate_support(expand=for_each)
             number = 0 if self.first is None else (self.first + len(self.chosen)) % len(values)
             msg["value"], self.chosen[msg["name"]] = values[number], number
             msg["done"] = True

@@ -67,7 +67,19 @@ def cumulated(z: Any, locs: Tensor) -> Any:
     return locs[z] + z.cumsum(0)
 
 
-WAYS = [unsqueezed, squeezed, summed, compared_with_the_largest, turned, cumulated]
+def switched_by_their_sum(z: Any, locs: Tensor) -> Any:
+    return (1.0 if z.sum() > 4 else -1.0) * locs[z]
+
+
+WAYS = [
+    unsqueezed,
+    squeezed,
+    summed,
+    compared_with_the_largest,
+    turned,
+    cumulated,
+    switched_by_their_sum,
+]
 
 
 @pytest.mark.parametrize("method", [EM, SVI])

@@ -641,3 +641,34 @@ def test_a_wish_marks_an_unmarked_site(answers: Tensor) -> None:
     assert fits[0].log_prob(answers[:3]).shape == (3,)
     rasch = EM(item_response, "mle").fit(answers, model="rasch")
     assert rasch.log_likelihood == pytest.approx(fits[0].log_likelihood, abs=1e-7)
+
+
+def test_a_smooth_axis_does_not_hide_a_coarse_one() -> None:
+    """Of a product of two integrals the error of one shows however exact the other is."""
+    generator = torch.Generator().manual_seed(5)
+    u, noise = (torch.randn(40, n, generator=generator, dtype=torch.float64) for n in (2, 5))
+    logits = torch.stack([15 * u[:, 0]] * 3 + [u[:, 1]] * 2, -1)
+    y = (logits > noise).double()
+
+    def model(y: Tensor) -> None:
+        c = pyro.param("c", torch.tensor(0.0, dtype=torch.float64))
+        with pyro.plate("persons", len(y)):
+            prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+            u = pyro.sample("u", prior, infer={"integrate": "quadrature"})
+            logits = torch.stack([15 * u[..., 0]] * 3 + [u[..., 1] - c] * 2, -1)
+            pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=y)
+
+    with pytest.warns(RuntimeWarning, match="nodes of site 'u' are too few"):
+        fit = EM(model, "mle", integrate={"u": Quadrature(31, 31)}).fit(y)
+    grid = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    prior = dist.Normal(0.0, 1.0).log_prob(grid) + math.log(float(grid[1] - grid[0]))
+    c = fit.params["c"]
+    exact = sum(
+        torch.logsumexp(
+            prior + dist.Bernoulli(logits=at).log_prob(y[:, own].unsqueeze(-1)).sum(1), -1
+        )
+        for at, own in ((15 * grid, [0, 1, 2]), (grid - c, [3, 4]))
+    )
+    error = float((fit.log_prob() - exact).abs().max())
+    assert error > 0.01
+    assert fit.node_gaps["u"] > error
