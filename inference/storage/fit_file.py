@@ -20,7 +20,9 @@ from ember.inference.inputs.frames import Recipe, take
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.convergence import StopReason
 from ember.inference.iteration.restarts.record import Starts
-from ember.inference.iteration.run import Run
+from ember.inference.iteration.run import MonteCarloErrors, Run
+from ember.inference.numerics.adaptive import Adaptive
+from ember.inference.numerics.monte_carlo import MonteCarlo
 from ember.inference.numerics.quadrature import Quadrature
 from ember.inference.optimality.certificate import Certificate
 from ember.inference.plan.building import build_plan
@@ -47,7 +49,10 @@ from ember.inference.storage.sealed_file import check_target, read_sealed, write
 __all__ = ["read_fit", "read_notes", "write_fit"]
 
 
-CLASSES = (StopReason, Starts, Certificate, Quadrature, PlanRecord, GuideRecord, LeftOut, Recipe)
+CLASSES = (
+    *(StopReason, Starts, Certificate, Quadrature, Adaptive, MonteCarlo, MonteCarloErrors),
+    *(PlanRecord, GuideRecord, LeftOut, Recipe),
+)
 SAME = 1e-6  # relative: densities that differ by less are the same, whatever rounding did
 
 

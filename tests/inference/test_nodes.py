@@ -654,7 +654,7 @@ def test_a_smooth_axis_does_not_hide_a_coarse_one() -> None:
         c = pyro.param("c", torch.tensor(0.0, dtype=torch.float64))
         with pyro.plate("persons", len(y)):
             prior = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-            u = pyro.sample("u", prior, infer={"integrate": "quadrature"})
+            u = pyro.sample("u", prior)
             logits = torch.stack([15 * u[..., 0]] * 3 + [u[..., 1] - c] * 2, -1)
             pyro.sample("y", dist.Bernoulli(logits=logits).to_event(1), obs=y)
 

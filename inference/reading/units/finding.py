@@ -6,7 +6,7 @@ So is a latent that asks for ``Adaptive`` nodes, one of more dims than a grid se
 whatever shares a site with one of these.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -41,7 +41,18 @@ def with_nodes(structure: Structure, plain: Trace, asked: Mapping[str, object]) 
     nodes = plain.nodes
     for name in asked:
         check_on_nodes(name, nodes[name])
-    alone = _of_units(structure, plain, asked)
+    read = _read_by(structure, plain, asked)
+    alone = _of_units(structure, plain, asked, read)
+    for name in asked:
+        above = sorted({*read[name]} - {name} - alone)
+        if name not in alone and above:
+            raise ValueError(
+                f"site '{name}' asks to be integrated by quadrature, but so does '{above[0]}', "
+                "which its prior reads, and a density that moves with the nodes of another may fall "
+                f"between its own; write '{name}' as a function of '{above[0]}' and of a site with "
+                "a prior of its own, or estimate one of them as a parameter "
+                f"(EM(model, integrate={{'{name}': None}}))."
+            )
     units = {
         n: unit_latent(n, nodes[n]["fn"], _rule(how)) for n, how in asked.items() if n in alone
     }
@@ -65,8 +76,13 @@ def _rule(how: object) -> Adaptive | MonteCarlo:
     return Adaptive(nodes, getattr(how, "most", None))
 
 
-def _of_units(structure: Structure, plain: Trace, asked: Mapping[str, object]) -> set[str]:
-    """Those of the latents that are integrated unit by unit."""
+def _of_units(
+    structure: Structure,
+    plain: Trace,
+    asked: Mapping[str, object],
+    read: Mapping[str, Sequence[str]],
+) -> set[str]:
+    """Those of the latents that are integrated unit by unit, by what each site reads of them."""
     sizes = {n: plain.nodes[n]["fn"].event_shape.numel() for n in asked}
     found = {
         n
@@ -74,12 +90,10 @@ def _of_units(structure: Structure, plain: Trace, asked: Mapping[str, object]) -
         if isinstance(how, (Adaptive, MonteCarlo)) or how == "monte-carlo" or sizes[n] > MOST_DIMS
     }
     plates = {n: {*structure.plates[n]} for n in asked}
-    if all(not each for each in plates.values()) and not found:
-        return found
-    read = _read_by(structure, plain, asked)
     for name, latents in read.items():
         above = {*structure.plates.get(name, ())}
-        found |= {latent for latent in latents if not plates[latent] <= above}
+        # One value behind all rows has a posterior far narrower than its prior.
+        found |= {n for n in latents if not plates[n] <= above or (above and not plates[n])}
     while True:
         shared = {n for latents in read.values() if found & {*latents} for n in latents}
         if shared <= found:

@@ -163,7 +163,7 @@ class _Run:
             latent = structure.units[name]
             each = 0.5 + draws.uniform(latent.event)
             numbers = torch.arange(1.0, latent.batch.numel() + 1.0, dtype=torch.float64)
-            numbers = numbers.reshape(*latent.batch, *(1,) * len(latent.event))
+            numbers = numbers.reshape((*latent.batch, *(1,) * len(latent.event)))
             steps.append([each * numbers**power for power in (0, 1, 2)])
         along = [
             derivatives.along(range(len(steps)), [step[power] for step in steps])
