@@ -73,6 +73,8 @@ class Coordinates:
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
         """The unconstrained vector, after any leading dims; infinite on a boundary."""
         free = [self._free(p, params[p.name]) for p in self._parameters]
+        if not free:
+            return self._bounds.clone()
         each = zip(free, self._shapes, strict=True)
         return torch.cat([x.reshape(*x.shape[: x.dim() - len(s)], -1) for x, s in each], -1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -59,6 +59,7 @@ class PlanRecord:
         n_observations: The number of observations.
         nodes: How many nodes each latent on nodes has, in words.
         deterministic: The values of ``pyro.deterministic`` statements at the estimates.
+        units: How many nodes each latent of units has, in words.
     """
 
     objective: str
@@ -71,6 +72,7 @@ class PlanRecord:
     n_observations: float
     nodes: Mapping[str, str]
     deterministic: Mapping[str, Tensor]
+    units: Mapping[str, str] = field(default_factory=dict)
 
 
 def holds_left_out(value: object) -> bool:

@@ -18,6 +18,7 @@ from ember.inference.reading.checks.sites import (
     check_local,
     check_observed,
     check_plates,
+    check_prior_of_units,
     check_weights,
 )
 from ember.inference.reading.composites import Composite, bare, find_composites
@@ -125,6 +126,8 @@ def _checked_run(structure: Structure, plain: Trace) -> Trace:
     with enumeration_errors(structure.model):
         trace = structure.trace(at_start)
     check_presence((*structure.plain_factors, *structure.parameters), trace)
+    for name, latent in structure.units.items():
+        check_prior_of_units(name, trace.nodes[name], latent.batch)
     check_local(plain, trace, structure.parameters)
     if structure.steps:
         check_scope(trace, structure.plain_factors, structure.nesting)

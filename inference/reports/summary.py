@@ -12,6 +12,7 @@ from torch import Tensor
 from ember.inference.optimality.certificate import Certificate
 from ember.inference.parameters.parameter import entry_label
 from ember.inference.plan.plan import Plan
+from ember.inference.plan.without_data import PlanWithoutData
 from ember.inference.reports.fitted import Fitted
 from ember.inference.reports.naming import WHOLE
 
@@ -53,8 +54,11 @@ def _nodes(plan: Plan, name: str, gap: float) -> str:
         shown = plan.structure.nodes[name].shown
         trust = f"even and odd ones differ by {gap:.0e} at most"
     else:
-        component = next(c for c in plan.units if name in c.latents)
-        shown = component.rule.shown(component.dims)
+        if isinstance(plan, PlanWithoutData):
+            shown = plan.record.units.get(name, "some")
+        else:
+            component = next(c for c in plan.units if name in c.latents)
+            shown = component.rule.shown(component.dims)
         trust = f"more change a unit's log evidence by {gap:.0e} at most"
     return f"\n  nodes           {shown} for '{name}' ({trust})"
 

@@ -26,6 +26,7 @@ def record_of(run: Run) -> PlanRecord:
         n_observations=criteria.observations(plan),
         nodes={name: nodes.shown for name, nodes in structure.nodes.items()},
         deterministic=deterministic_values(structure, run.params),
+        units={name: c.rule.shown(c.dims) for c in plan.units for name in c.latents},
     )
 
 

@@ -596,6 +596,18 @@ def test_a_latent_on_nodes_in_a_loop_is_refused() -> None:
         EM(walk, "mle").fit(torch.randn(6))
 
 
+def test_nodes_that_depend_on_nodes_are_refused() -> None:
+    def walk(y: Tensor) -> None:
+        level = pyro.sample("level_0", dist.Normal(0.0, 1.0), infer=ON_NODES)
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=positive)
+        for t in range(len(y)):
+            level = pyro.sample(f"level_{t + 1}", dist.Normal(level, scale), infer=ON_NODES)
+            pyro.sample(f"y_{t}", dist.Poisson(level.exp()), obs=y[t])
+
+    with pytest.raises(ValueError, match=r"site 'level_1'.*but so does 'level_0'"):
+        EM(walk, "mle").fit(torch.tensor([1.0, 1, 2]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -19,7 +19,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ember.inference import EM, NUTS, SVI, VBEM, Fit, Laplace, Quadrature
+from ember.inference import (
+    EM,
+    NUTS,
+    SVI,
+    VBEM,
+    Adaptive,
+    Fit,
+    Laplace,
+    MonteCarlo,
+    Quadrature,
+)
 from ember.inference.storage.sealed_file import FIT, write_sealed
 from ember.inference.tables import old_faithful
 from ember.models import (
@@ -48,6 +58,32 @@ def answer(ask: Callable[[], Any]) -> Any:
         return ask()
     except ValueError as error:
         return str(error)
+
+
+def effects(y: Tensor, group: Tensor) -> None:
+    mean = pyro.param("mean", torch.tensor(0.0))
+    with pyro.plate("groups", int(group.max()) + 1):
+        u = pyro.sample("u", dist.Normal(mean, 0.5))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Poisson(u[group].exp()), obs=y)
+
+
+@pytest.mark.parametrize("data", [True, False])
+@pytest.mark.parametrize(
+    "how", ["quadrature", Adaptive(9), MonteCarlo(2, 20, 20, 40, 40), "monte-carlo"], ids=str
+)
+def test_fits_unit_by_unit(tmp_path: Path, how: Any, data: bool) -> None:
+    group = torch.arange(30) // 5
+    em = EM(effects, "mle", seed=0, integrate={"u": how})
+    fit = quickly(lambda: em.fit(VISITS.repeat(3), group))
+    fit.save(tmp_path / "fit.ember", data=data)
+    again = Fit.load(tmp_path / "fit.ember", effects)
+    assert again.node_gaps == fit.node_gaps
+    assert str(again) == str(fit)
+    new = (VISITS[:5], group[:5])
+    assert torch.equal(again.log_prob(*new), fit.log_prob(*new))
+    if data:
+        torch.testing.assert_close(again.posterior("u").mean, fit.posterior("u").mean)
 
 
 def answers(fit: Fit) -> dict[str, Any]:

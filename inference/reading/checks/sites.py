@@ -25,6 +25,7 @@ __all__ = [
     "check_observed",
     "check_on_nodes",
     "check_plates",
+    "check_prior_of_units",
     "check_weights",
     "has_unknown_dims",
 ]
@@ -114,6 +115,18 @@ def check_on_nodes(name: str, site: TraceNode) -> None:
             f"site '{name}' asks to be integrated by quadrature inside pyro.markov, where each "
             "step would need the nodes of the one before; estimate it as a parameter "
             f"(EM(model, integrate={{'{name}': None}})), or give it a discrete grid of values."
+        )
+
+
+def check_prior_of_units(name: str, site: TraceNode, units: torch.Size) -> None:
+    """Refuses a latent of units whose prior varies with a discrete latent."""
+    if site["fn"].batch_shape.numel() > units.numel():
+        raise ValueError(
+            f"latent '{name}' is integrated unit by unit, around the one mode of each, and its "
+            "prior depends on a discrete latent; put the rows into a plate inside that of the "
+            f"units, so that they read '{name}' without an index, where a grid serves "
+            f"(integrate={{'{name}': Quadrature()}}), or estimate '{name}' as a parameter "
+            f"(EM(model, integrate={{'{name}': None}}))."
         )
 
 

@@ -48,8 +48,8 @@ def with_nodes(structure: Structure, plain: Trace, asked: Mapping[str, object]) 
         if name not in alone and above:
             raise ValueError(
                 f"site '{name}' asks to be integrated by quadrature, but so does '{above[0]}', "
-                "which its prior reads, and a density that moves with the nodes of another may fall "
-                f"between its own; write '{name}' as a function of '{above[0]}' and of a site with "
+                "which its prior reads, and a density that moves with those nodes may fall between "
+                f"its own; write '{name}' as a function of '{above[0]}' and of a site with "
                 "a prior of its own, or estimate one of them as a parameter "
                 f"(EM(model, integrate={{'{name}': None}}))."
             )

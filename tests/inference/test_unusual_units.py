@@ -1,0 +1,77 @@
+"""Latents of units that are few or apart: one behind all rows, groups in a loop, of a class."""
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ember.inference import EM, Adaptive
+
+QUADRATURE: Any = {"integrate": "quadrature"}
+
+
+def shared_log_rate(y: Tensor, how: Any) -> None:
+    mean = pyro.param("mean", torch.tensor(0.0, dtype=torch.float64))
+    u = pyro.sample("u", dist.Normal(mean, 1.0), infer=how)
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Poisson(u.exp()), obs=y)
+
+
+@pytest.mark.parametrize("how", ["quadrature", Adaptive()], ids=str)
+def test_one_value_behind_all_rows_is_a_unit(how: Any) -> None:
+    y = torch.tensor([1.0, 0, 2, 3, 1, 2, 2, 4, 1, 0] * 3, dtype=torch.float64)
+    fit = EM(shared_log_rate, "mle").fit(y, how={"integrate": how})
+    u = torch.linspace(-3, 4, 70_001, dtype=torch.float64)
+    joint = dist.Normal(fit.params["mean"], 1.0).log_prob(u)
+    joint = joint + dist.Poisson(u.exp()).log_prob(y.unsqueeze(-1)).sum(0)
+    exact = float(joint.max() + torch.trapezoid((joint - joint.max()).exp(), u).log())
+    assert fit.log_likelihood == pytest.approx(exact, rel=1e-9)
+    # At the maximum the prior stands around the posterior's mean.
+    assert float(fit.posterior("u").mean) == pytest.approx(float(fit.params["mean"]), abs=1e-4)
+
+
+def test_groups_in_a_loop_are_those_in_a_plate() -> None:
+    y = torch.poisson(torch.linspace(1, 6, 30).double(), generator=torch.Generator().manual_seed(0))
+    group = torch.arange(30) // 6
+
+    def looped(y: Tensor) -> None:
+        mean, scale = (
+            pyro.param("mean", torch.tensor(0.0)),
+            pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive),
+        )
+        for j in pyro.plate("groups", 5):
+            u = pyro.sample(f"u_{j}", dist.Normal(mean, scale), infer=QUADRATURE)
+            with pyro.plate(f"rows_{j}", 6):
+                pyro.sample(f"y_{j}", dist.Poisson(u.exp()), obs=y[group == j])
+
+    def indexed(y: Tensor) -> None:
+        mean, scale = (
+            pyro.param("mean", torch.tensor(0.0)),
+            pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive),
+        )
+        with pyro.plate("groups", 5):
+            u = pyro.sample("u", dist.Normal(mean, scale), infer=QUADRATURE)
+        with pyro.plate("rows", 30):
+            pyro.sample("y", dist.Poisson(u[group].exp()), obs=y)
+
+    one, other = (EM(model, "mle").fit(y) for model in (looped, indexed))
+    assert one.log_likelihood == pytest.approx(other.log_likelihood, rel=1e-9)
+
+
+def test_a_class_in_the_prior_of_an_effect_is_refused() -> None:
+    group = torch.arange(30) // 6
+
+    def classes(y: Tensor) -> None:
+        means = pyro.param("means", torch.tensor([-1.0, 1.0]))
+        with pyro.plate("groups", 5):
+            z = pyro.sample("z", dist.Bernoulli(0.5)).long()
+            u = pyro.sample("u", dist.Normal(means[z], 1.0), infer=QUADRATURE)
+        with pyro.plate("rows", 30):
+            pyro.sample("y", dist.Poisson(u[group].exp()), obs=y)
+
+    with pytest.raises(ValueError, match=r"latent 'u' .* its prior depends on a discrete latent"):
+        EM(classes, "mle").fit(torch.ones(30))
