@@ -31,6 +31,9 @@ def align(reference: Fit, fit: Fit) -> dict[str, Tensor]:
     Reference: Stephens (2000), *Dealing with label switching in mixture models*, JRSS B 62,
     795-809.
     """
+    for name, given in (("reference", reference), ("fit", fit)):
+        if not hasattr(given, "plan"):
+            raise TypeError(f"align: {name} must be a fit, not {type(given).__name__}.")
     plan, params = fit.plan, dict(fit.params)
     others = numberings(reference.plan)
     for latent, names in numberings(plan).items():

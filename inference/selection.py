@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -133,8 +134,9 @@ def select(
         {'components': 2}
     """
     check_choice("criterion", criterion, CRITERIA)
-    if criterion == "held_out" and folds < 2:
-        raise ValueError("criterion='held_out' needs folds of at least 2, for example folds=5.")
+    _check_folds(folds, criterion)
+    if em is not None and not isinstance(em, Mapping):
+        raise TypeError(f"em={em!r} must be a dict of options of EM, for example em={{'seed': 0}}.")
     swept = {
         name: list(cast(Iterable[object], value))
         for name, value in options.items()
@@ -142,9 +144,11 @@ def select(
     }
     fixed = {name: value for name, value in options.items() if name not in swept}
     if not swept or not all(swept.values()):
+        arrays = [name for name, value in options.items() if isinstance(value, np.ndarray)]
+        note = f" ('{arrays[0]}' is an array, which counts as data: pass a list)" if arrays else ""
         raise ValueError(
-            "there is nothing to choose from; give at least one option several values, for example "
-            "components=range(1, 6)."
+            f"there is nothing to choose from{note}; give at least one option several values, for "
+            "example components=range(1, 6)."
         )
     cells = [dict(zip(swept, values, strict=True)) for values in itertools.product(*swept.values())]
     method = EM(model, **{**(em or {}), "progress": False})
@@ -167,6 +171,16 @@ def select(
     scores = table[criterion] if criterion == "held_out" else -table[criterion]
     best = int(scores.to_numpy(dtype=float, na_value=-math.inf).argmax())
     return Selection(table, fits, fits[best], cells[best], criterion)
+
+
+def _check_folds(folds: object, criterion: str) -> None:
+    """Refuses numbers of folds that part no rows."""
+    if isinstance(folds, bool) or not isinstance(folds, Integral):
+        raise TypeError(f"folds={folds!r} must be a whole number.")
+    if criterion == "held_out" and folds < 2:
+        raise ValueError("criterion='held_out' needs folds of at least 2, for example folds=5.")
+    if folds < 0 or folds == 1:
+        raise ValueError(f"folds={folds} leaves nothing to fit or to score; pass 2 or more, or 0.")
 
 
 def _is_sweep(value: object) -> bool:
@@ -206,6 +220,8 @@ def _held_out(
     """Mean log likelihood of a row under the model fitted without its fold."""
     given = prepare(*take(method.model, args, options)[:2])
     rows = _row_count(given.args)
+    if rows < folds:
+        raise ValueError(f"folds={folds} are more than the {rows} rows; pass {rows} at most.")
     fold = torch.arange(rows, device=device_of(given)) % folds
     fold = fold[Draws(method.seed or 0, fold.device).permutation(rows)]
     total = 0.0

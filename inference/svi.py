@@ -14,6 +14,7 @@ import torch
 from pyro.infer import config_enumerate
 from pyro.optim import PyroOptim
 from torch import Tensor
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.fit import Fit
@@ -131,7 +132,7 @@ class SVI:
     ) -> None:
         check_svi_options(
             model=model, steps=steps, optim=optim, init=init, learning_rate=learning_rate,
-            particles=particles, integrate=integrate,
+            particles=particles, integrate=integrate, seed=seed,
         )  # fmt: skip
         check_guide(guide)
         self.model, self.guide, self.steps, self.optim = model, guide, steps, optim
@@ -245,7 +246,7 @@ class SVI:
                 history.append(bound)
                 times.append(time.perf_counter() - began)
                 good = last
-            except (NonFiniteLoss, ValueError) as error:
+            except (NonFiniteLoss, ValueError, LinAlgError) as error:
                 # Pyro's own checks refuse a NaN with a ValueError before the loss is known.
                 if not history:
                     raise ValueError(
@@ -274,7 +275,7 @@ class SVI:
         warning = ""
         if reason is StopReason.NON_FINITE:
             warning = f"{self.name}: {reason.value}; lower learning_rate or start elsewhere"
-            warnings.warn(warning, RuntimeWarning, stacklevel=4)
+            warnings.warn(warning, RuntimeWarning, stacklevel=5)
         values = {name: value.detach().clone() for name, value in pyro.get_param_store().items()}
         choice = self.guide if isinstance(self.guide, str) else None
         return Fit(

@@ -253,6 +253,12 @@ class CategoricalHMM(_Chain, hmmlearn.hmm.CategoricalHMM):  # type: ignore[misc]
         self._estimate("hidden_markov_categorical", codes, lengths, levels=self.n_features)
         return self
 
+    def _compute_likelihood(self, X: Array) -> Array:
+        """Of new data; symbols that no state emits are refused by name."""
+        self._check_and_set_n_features(X)
+        found: Array = super()._compute_likelihood(X)
+        return found
+
 
 def _inverse(value: Array, covariance_type: str) -> Array:
     """Covariances from precisions, or the reverse."""

@@ -74,6 +74,8 @@ class ModelEstimator(BaseEstimator):  # type: ignore[misc]
             self.model, self.objective, restarts=self.restarts, tol=self.tol,
             max_iter=self.max_iter, seed=seed_of(self.random_state),
         )  # fmt: skip
+        if not isinstance(self.options or {}, Mapping):
+            raise TypeError(f"options={self.options!r} must be a dict of the model's options.")
         options = dict(self.options or {})
         self._has_response = "X" in [*inspect.signature(self.model).parameters][1:]
         if not self._has_response:

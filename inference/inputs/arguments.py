@@ -113,6 +113,8 @@ def _convert(value: object, where: str, device: torch.device) -> object:
         return [_convert(item, where, device) for item in value]
     if type(value) is tuple:
         return tuple(_convert(item, where, device) for item in value)
+    if isinstance(value, (np.integer, np.floating, np.bool_)):
+        return value.item()
     return value
 
 

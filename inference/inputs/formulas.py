@@ -100,6 +100,11 @@ class Formula:
             fixed = fixed.drop(columns=INTERCEPT, errors="ignore")
         made["X"] = fixed if fixed.shape[1] else None
         if self.factors:
+            check_columns(
+                sorted({name for own in self.factors.values() for name in own}),
+                table,
+                self.parts.text,
+            )
             made["groups"] = {
                 name: group_codes(table, columns, self.labels[name])[0].rename(name)
                 for name, columns in self.factors.items()

@@ -26,6 +26,7 @@ SVI_INITS = ("kmeans", "random")
 ASSIGNMENTS = ("soft", "hard")
 MODES = ("constrained", "unconstrained")
 ESCAPES = (None, "split-merge")
+SEEDS = 2**63
 ACCELERATIONS = ("auto", None, "squarem", "lbfgs", "anderson")
 Constraint = Callable[[str, object], None]
 Constraints = Mapping[str, Constraint]
@@ -122,8 +123,12 @@ def _tolerance(name: str, value: object) -> None:
 
 
 def _seed(name: str, value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r} must be a whole number or None.")
+    if not -SEEDS <= int(value) < SEEDS:
+        raise ValueError(f"{name}={value} is too large; choose one of less than 64 bits.")
 
 
 def _methods_by_site(name: str, value: object) -> None:
@@ -182,6 +187,7 @@ SVI_CONSTRAINTS: Constraints = {
     "learning_rate": _learning_rate,
     "particles": check_count,
     "integrate": _methods_by_site,
+    "seed": _seed,
 }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -79,6 +80,8 @@ def sheltered(seed: int | None = None, data: object = (), beside: object = ()) -
     a busy machine waiting for it costs many times the work. What comes ``beside`` the data counts
     with them, but they alone decide where the work is done.
     """
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
+        raise TypeError(f"seed={seed!r} must be a whole number or None.")
     dtype, device = torch.get_default_dtype(), device_of(data)
     store = pyro.get_param_store()
     _outside.append((store._params, store._constraints))

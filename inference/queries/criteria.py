@@ -5,9 +5,10 @@ With ``L`` the log likelihood at the estimates, ``d`` free parameters and ``n`` 
 .. math::
 
     \mathrm{AIC} = -2 L + 2 d, \qquad \mathrm{BIC} = -2 L + d \log n, \qquad
-    \mathrm{ICL} = \mathrm{BIC} - 2 \sum_{n,k} t_{nk} \log t_{nk},
+    \mathrm{ICL} = \mathrm{BIC} - 2 \, \mathbb E[\log p(z \mid x)],
 
-the last one charging for rows whose latent state is uncertain. Smaller is better.
+the last one charging for discrete latents that are uncertain; of a mixture it adds
+:math:`-2 \sum_{n,k} t_{nk} \log t_{nk}`. Smaller is better.
 
 Reference: Fraley & Raftery (2007), Journal of Classification 24, 155-181 (BIC at the MAP
 estimate); Biernacki, Celeux & Govaert (2000), IEEE PAMI 22, 719-725 (ICL).
@@ -19,10 +20,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.expectation.posterior import marginals
 from ember.inference.factors.factor import align
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Plan
+from ember.inference.plan.potentials import all_tensors
 from ember.inference.plan.without_data import PlanWithoutData
 from ember.inference.queries.gaussian.rotations import idle_rotations
 
@@ -74,10 +77,15 @@ def observations(plan: Plan) -> float:
         if apart and mask is not None:
             total += float(_steps_with_data(plan, site, mask))
             continue
-        count = float(math.prod(plan.sizes[s] for s in plan.sites[site].plates))
-        scale = plan.scales[site]
+        plates, scale = plan.sites[site].plates, plan.scales[site]
+        of_rows = scale is None or {*scale.dims} <= {plan.row}
+        # The items of a person in a plate are one row, as those of an event are; of a mixed model
+        # each counts that a group of rows has.
+        if plan.row in plates and of_rows and not (plan.components or plan.units):
+            plates = frozenset({plan.row})
+        count = float(math.prod(plan.sizes[s] for s in plates))
         if scale is not None:
-            missing = math.prod(plan.sizes[s] for s in plan.sites[site].plates - set(scale.dims))
+            missing = math.prod(plan.sizes[s] for s in plates - set(scale.dims))
             count = float(scale.tensor.sum()) * missing
         total += count
     return total
@@ -95,10 +103,12 @@ def _steps_with_data(plan: Plan, name: str, mask: Tensor) -> Tensor:
 
 
 def entropy(plan: Plan, params: Mapping[str, Tensor]) -> float:
-    """Entropy of the discrete latents' posterior marginals, rows by their weights."""
+    """Entropy of the discrete latents' joint posterior, rows by their weights."""
     total, latents = 0.0, list(plan.discrete_latents)
     if not latents:
         return total
+    if (len(latents) > 1 or plan.chains) and not plan.on_nodes:
+        return _joint_entropy(plan, params)
     for name, t in marginals(plan, params, latents).items():
         entropies = -torch.special.xlogy(t, t).sum(-1).nan_to_num()  # impossible rows have none
         if name in plan.chains:
@@ -108,6 +118,26 @@ def entropy(plan: Plan, params: Mapping[str, Tensor]) -> float:
             entropies = entropies * scale.tensor
         total += float(entropies.sum())
     return total
+
+
+def _joint_entropy(plan: Plan, params: Mapping[str, Tensor]) -> float:
+    """The same where latents depend on each other: log evidence less the expected log joint.
+
+    The gradient of the log evidence by the logarithm of a factor is the posterior weight of each of
+    its entries.
+    """
+    evidence = LogEvidence.of(plan)
+    with torch.enable_grad():
+        logs = [t.detach().requires_grad_() for t in all_tensors(plan, params)]
+        total = evidence.contraction.total(evidence.contraction(logs))
+        weights = torch.autograd.grad(total, logs, allow_unused=True)
+    with torch.no_grad():
+        expected = [
+            torch.where(w != 0.0, w * t, 0.0).sum()
+            for w, t in zip(weights, logs, strict=True)
+            if w is not None
+        ]
+        return max(float(total) - float(torch.stack(expected).sum()), 0.0)
 
 
 def _inside(plan: Plan, name: str) -> Tensor:

@@ -40,8 +40,11 @@ def check_target(path: str | Path) -> Path:
     """The path of a file to be written, once it is known that it can be.
 
     Raises:
+        TypeError: If it is no path.
         ValueError: If there is no such folder, or a folder stands there.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{path!r} is no path; give the name of a file.")
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file.")

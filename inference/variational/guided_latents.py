@@ -74,9 +74,10 @@ def starting_values(
     with torch.no_grad():
         for name in guided:
             found = _posterior(marginal, start, name)
-            start[name] = given.get(name, found.mean)
-            if is_real(plan.structure.parameters[name].support):
-                spread[name] = found.stddev
+            parameter = plan.structure.parameters[name]  # dims that no plate uses have size 1
+            start[name] = given.get(name, found.mean.reshape(parameter.shape))
+            if is_real(parameter.support):
+                spread[name] = found.stddev.reshape(parameter.shape)
     return {name: given.get(name, start[name]) for name in plan.structure.parameters}, spread
 
 

@@ -6,6 +6,7 @@ switch it off to apply a model whose parameters are known to a single row.
 """
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import pyro.distributions as dist
 import torch
@@ -121,13 +122,13 @@ def check_codes(x: Tensor, gaps: bool = False) -> None:
 
 def check_size(size: object, name: str) -> int:
     """Return the number of components or states if it is a positive integer."""
-    if not isinstance(size, int) or isinstance(size, bool):
+    if not isinstance(size, Integral) or isinstance(size, bool):
         raise TypeError(
             f"`{name}` must be an integer, not {type(size).__name__}: pass {name}=2, say."
         )
     if size < 1:
         raise ValueError(f"`{name}` must be at least 1, not {size}.")
-    return size
+    return int(size)
 
 
 def check_option(value: object, name: str, options: Sequence[object]) -> None:

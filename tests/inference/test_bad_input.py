@@ -133,7 +133,7 @@ def test_masked_and_nullable_entries_are_missing(name: str) -> None:
     ("method", "constraints", "others"),
     [
         (EM, EM_CONSTRAINTS, {"progress"}),
-        (SVI, SVI_CONSTRAINTS, {"guide", "seed", "progress"}),
+        (SVI, SVI_CONSTRAINTS, {"guide", "progress"}),
     ],
 )
 def test_every_option_has_a_constraint(

@@ -1,5 +1,6 @@
 """Free parameters, BIC, AIC and ICL of a fit, against counts by hand and their definitions."""
 
+import itertools
 import math
 
 import pyro
@@ -92,3 +93,61 @@ def test_the_criteria_follow_from_the_likelihood() -> None:
     assert fit.icl == pytest.approx(fit.bic + 2.0 * entropy, rel=1e-12)
     assert f"{fit.bic:.6f}" in str(fit)
     assert "(11 free parameters" in str(fit)
+
+
+def test_icl_charges_for_paths_of_a_chain() -> None:
+    """All paths are enumerated: neighbouring states leave less open than each by itself."""
+    y = torch.tensor([2.0, 3, 5, 4, 8, 3, 6, 7, 2, 5])
+    fit = EM(hidden_markov_poisson, seed=0).fit(y, states=2)
+    initial, transition, rates = (fit.params[n].log() for n in ("initial", "transition", "rates"))
+    joint = []
+    for path in itertools.product(range(2), repeat=len(y)):
+        value = initial[path[0]] + sum(transition[a, b] for a, b in itertools.pairwise(path))
+        joint.append(value + dist.Poisson(rates.exp()[[*path]]).log_prob(y).sum())
+    log_probs = torch.stack(joint).log_softmax(0)
+    assert fit.icl - fit.bic == pytest.approx(-2 * float((log_probs.exp() * log_probs).sum()))
+
+
+def test_icl_of_latents_that_depend_on_each_other() -> None:
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Beta(2.0, 2.0))
+        with pyro.plate("locations", 4):
+            locs = pyro.sample("locs", dist.Normal(0.0, 3.0))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(w)).long()
+            v = pyro.sample("v", dist.Bernoulli(0.2 + 0.5 * z)).long()
+            pyro.sample("x", dist.Normal(locs[2 * z + v], 1.0), obs=x)
+
+    x = 3.0 * torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fit = EM(model, seed=0).fit(x)
+    w, locs = fit.params["w"], fit.params["locs"]
+    weights = torch.stack([(1 - w) * 0.8, (1 - w) * 0.2, w * 0.3, w * 0.7]).log()
+    joint = weights + dist.Normal(locs, 1.0).log_prob(x.unsqueeze(-1))
+    log_probs = joint.log_softmax(-1)
+    assert fit.icl - fit.bic == pytest.approx(-2 * float((log_probs.exp() * log_probs).sum()))
+
+
+def test_items_in_a_plate_are_those_of_an_event() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(60, 3, generator=generator) < 0.5).double()
+
+    def event(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Dirichlet(2 * torch.ones(2)))
+        with pyro.plate("classes", 2):
+            p = pyro.sample("p", dist.Beta(2.0, 2.0).expand([3]).to_event(1))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(w))
+            pyro.sample("x", dist.Bernoulli(p[z]).to_event(1), obs=x)
+
+    def plate(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Dirichlet(2 * torch.ones(2)))
+        with pyro.plate("items", 3, dim=-1), pyro.plate("classes", 2, dim=-2):
+            p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        with pyro.plate("rows", len(x), dim=-2):
+            z = pyro.sample("z", dist.Categorical(w))
+            with pyro.plate("answers", 3, dim=-1):
+                pyro.sample("x", dist.Bernoulli(p[z, torch.arange(3)]), obs=x)
+
+    one, other = (EM(model, seed=0).fit(x) for model in (event, plate))
+    assert one.n_observations == other.n_observations == len(one.log_prob()) == 60
+    assert one.bic == pytest.approx(other.bic, rel=1e-6)

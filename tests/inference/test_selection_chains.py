@@ -41,10 +41,11 @@ def test_steps_count_where_something_was_seen(model: Any) -> None:
     measures = criteria(fit)
     deviance, free = -2.0 * fit.log_likelihood, measures["parameters"]
     assert measures["bic"] == pytest.approx(deviance + free * math.log(seen), rel=1e-12)
-    t = fit.posterior("state").probs
-    inside = torch.arange(10) < LENGTHS[:, None]
-    entropy = -float(torch.special.xlogy(t, t)[inside].sum())
-    assert measures["icl"] == pytest.approx(measures["bic"] + 2.0 * entropy, rel=1e-12)
+    t, pairs = fit.posterior("state").probs, fit.posterior_pairs("state")
+    each, both = (-torch.special.xlogy(p, p).sum(-1) for p in (t, pairs.flatten(-2)))
+    moves = torch.arange(9) < LENGTHS[:, None] - 1
+    entropy = float(each[:, 0].sum() + (both - each[:, :-1])[moves].sum())
+    assert measures["icl"] == pytest.approx(measures["bic"] + 2.0 * entropy, rel=1e-10)
 
 
 def held_out(model: Any, data: list[Tensor], options: dict[str, Tensor], folds: int) -> float:
