@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ember.inference.expectation.log_evidence import LogEvidence
+from ember.inference.maximisation.edges import has_edges
 from ember.inference.maximisation.objective import expected_log_joint
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.parameters.free_vector import FreeVector
@@ -37,6 +38,14 @@ class PosteriorDensity:
         self.coordinates = FreeVector(plan.structure.parameters)
         self.evaluations = 0
         self._evidence = LogEvidence.of(plan)
+
+    def has_edges(self, vector: Tensor) -> bool:
+        """Whether slopes jump, as those of ``Laplace`` do, so that a curvature says nothing."""
+        fixed = {n: v.detach() for n, v in self.coordinates.unflatten(vector).items()}
+        try:
+            return has_edges(self._evidence.plan, self._evidence.statistics(fixed))
+        except (RuntimeError, ValueError, ArithmeticError):
+            return False
 
     def __call__(self, vector: Tensor) -> tuple[float, Tensor]:
         """The log density and its gradient; minus infinity and zeros where it has none."""

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.log_space import LOG_2PI
-from ember.inference.queries.uncertainty.observed_information import steps_around
+from ember.inference.queries.uncertainty.differences import steps_around
 from ember.inference.sampling.density import PosteriorDensity
 
 __all__ = ["NormalApproximation", "normal_approximation"]
 
 
 STEP = 1e-4  # of a difference, in units of the coordinate's own spread
+WIDENINGS = 8  # of differences that begin between two jumps of a slope
 LEAST = 1e-8  # of the largest eigenvalue: a direction of which the data say nothing
 
 
@@ -62,6 +63,8 @@ def normal_approximation(density: PosteriorDensity, mode: Tensor) -> NormalAppro
 
     The first two tell how wide it is, and so how long a step of the other two may be.
 
+    Where slopes jump, differences are taken over a whole standard deviation.
+
     Directions in which the density does not fall get the spread of the least certain of the
     others.
     """
@@ -70,6 +73,10 @@ def normal_approximation(density: PosteriorDensity, mode: Tensor) -> NormalAppro
     own = first.diagonal()
     spread = torch.where(own > 0.0, own.abs().rsqrt(), 1.0).clamp(1e-6, 1e3)
     hessian = _hessian(density, mode, STEP * spread)
+    for _ in range(WIDENINGS if density.has_edges(mode) else 0):
+        own = hessian.diagonal()
+        spread = torch.where(own > 0.0, own.abs().rsqrt(), spread)
+        hessian = _hessian(density, mode, spread)
     scaled = hessian * spread * spread.unsqueeze(-1)
     values, vectors = torch.linalg.eigh(0.5 * (scaled + scaled.mT))
     known = values > LEAST * values.abs().amax()

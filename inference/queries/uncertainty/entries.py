@@ -22,9 +22,9 @@ from ember.inference.parameters.parameter import Parameter, by_site, entry_label
 from ember.inference.parameters.supports import base_support, bounds, is_matrix, is_simplex
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.queries.deterministic import deterministic_values
+from ember.inference.queries.uncertainty.differences import steps_around
 from ember.inference.queries.uncertainty.observed_information import (
     ObservedInformation,
-    steps_around,
 )
 
 __all__ = ["Entries", "derivatives", "entries_of"]

@@ -14,31 +14,40 @@ gradient vanishes, what follows for the parameters does not depend on the coordi
 (logarithms, log-ratios, log-Cholesky factors). Where it does not, the estimate lies at a boundary,
 and such coordinates are held there.
 
-Reference: Jamshidian & Jennrich (2000), *Standard errors for EM estimation*, JRSS B 62, 257-270.
+Densities with edges, such as ``Laplace``, have slopes that jump and no curvature of use. There the
+scores of independent rows take its place, :math:`\sum_n s_n s_n^\top`, which has the same
+expectation if the model is right.
+
+References: Jamshidian & Jennrich (2000), *Standard errors for EM estimation*, JRSS B 62, 257-270;
+Berndt, Hall, Hall & Hausman (1974), *Estimation and inference in nonlinear structural models*,
+Annals of Economic and Social Measurement 3, 653-665.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ember.inference.inputs.progress import counted
+from ember.inference.maximisation.edges import has_edges
 from ember.inference.maximisation.objective import expected_log_joint, near, score
+from ember.inference.numerics import newton
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.optimality.vanishing import off_zero
 from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.plan.plan import Params
+from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
 from ember.inference.queries.uncertainty.boundaries import (
     are_logarithms,
     at_boundary,
     on_their_way,
 )
+from ember.inference.queries.uncertainty.differences import Several, steps_around
 from ember.inference.queries.uncertainty.passes import Passes
+from ember.inference.queries.uncertainty.sandwich import Rows, spread_of_scores
 
-__all__ = ["ObservedInformation", "observed_information", "steps_around"]
+__all__ = ["ObservedInformation", "observed_information"]
 
 
 STEP = 1e-4  # of a difference of gradients, in standard deviations or units of a logarithm
@@ -73,6 +82,7 @@ class ObservedInformation:
         noise: How far derivatives that should be equal differ, in units of the information's
             diagonal, at most.
         complete: That of the expected log joint (nothing latent), its diagonal ``(A,)``.
+        by_scores: Whether it is made of the rows' scores, as densities have edges.
     """
 
     coordinates: Coordinates
@@ -84,9 +94,7 @@ class ObservedInformation:
     matrix: Tensor
     complete: Tensor
     noise: float
-
-
-Several = Callable[[Iterable[Tensor]], Iterable[Tensor]]  # a function, at one place after another
+    by_scores: bool = False
 
 
 def observed_information(
@@ -124,7 +132,11 @@ def observed_information(
             yield score(found, coordinates)[places]
 
     steps = _steps(coordinates, point, slopes, places, complete)
-    matrix, steps, noise = _differences(derivatives, coordinates, point, places, steps)
+    by_scores = _has_edges(plan, current)
+    if by_scores:
+        matrix, noise = _by_scores(data, coordinates, point, places, steps), 0.0
+    else:
+        matrix, steps, noise = _differences(derivatives, coordinates, point, places, steps)
     if not bool(matrix.isfinite().all()) or not bool(slopes[places].isfinite().all()):
         raise ValueError(NO_CURVATURE)
     gone = on_their_way(e_step, coordinates, current, places, slopes[places], matrix.diagonal())
@@ -139,7 +151,29 @@ def observed_information(
         matrix[kept][:, kept],
         complete[kept],
         noise,
+        by_scores,
     )
+
+
+def _has_edges(plan: Plan, current: Statistics) -> bool:
+    try:
+        return has_edges(plan, current)
+    except (RuntimeError, ValueError, ArithmeticError):
+        return False
+
+
+def _by_scores(
+    data: Passes, coordinates: Coordinates, point: Tensor, places: Tensor, steps: Tensor
+) -> Tensor:
+    """The information by the products of the rows' scores, and that of the prior."""
+
+    def log_prior(free: Tensor) -> Tensor:
+        params = coordinates.unflatten(point.index_put((places,), free))
+        return data.plan.prior.log_prob(params) + 0.0 * free.sum()
+
+    _, prior = newton.derivatives(log_prior, point[places])
+    rows = Rows(coordinates.unflatten(point), coordinates, point, places, steps)
+    return spread_of_scores(data, rows) - prior
 
 
 def _differences(
@@ -175,25 +209,6 @@ def _differences(
     apart = torch.where(own == 0.5, (matrix - matrix.mT).abs(), 0.0) / units / units.unsqueeze(-1)
     noise = float(apart.nan_to_num(posinf=0.0).amax()) if len(places) else 0.0
     return own * matrix + (1.0 - own) * matrix.mT, steps, noise
-
-
-def steps_around(
-    function: Several, point: Tensor, places: Tensor, steps: Tensor
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """A function one step up and one step down each coordinate, and how far apart these are."""
-    pairs, widths = list(zip(places.tolist(), steps.tolist(), strict=True)), list[Tensor]()
-
-    def vectors() -> Iterator[Tensor]:
-        for place, step in counted(pairs, "derivatives"):
-            up, down = point.clone(), point.clone()
-            up[place] += step
-            down[place] -= step
-            # Large numbers move by whole roundings: by how much is what counts.
-            widths.append(up[place] - down[place])
-            yield from (up, down)
-
-    values = list(function(vectors()))
-    return list(zip(values[::2], values[1::2], widths, strict=True))
 
 
 def _complete_information(

@@ -25,13 +25,10 @@ from torch import Tensor
 from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Params, Plan
-from ember.inference.queries.uncertainty.observed_information import (
-    ObservedInformation,
-    steps_around,
-)
+from ember.inference.queries.uncertainty.differences import steps_around
 from ember.inference.queries.uncertainty.passes import Passes
 
-__all__ = ["spread_of_scores"]
+__all__ = ["Rows", "spread_of_scores"]
 
 
 SAME = 1e-6  # difference of log evidence, relative, that does not count
@@ -61,7 +58,7 @@ class _Spread:
 
 
 @dataclass(frozen=True)
-class _Scores:
+class Rows:
     """What a plan's rows are asked: the spread of their scores along some coordinates.
 
     Attributes:
@@ -103,10 +100,14 @@ class _Scores:
         return _Spread(weights.sum(), mean, centred.mT @ centred)
 
 
-def spread_of_scores(data: Passes, params: Params, information: ObservedInformation) -> Tensor:
+def spread_of_scores(data: Passes, rows: Rows) -> Tensor:
     """The sum of squares and products of the rows' scores about their mean, ``(A, A)``.
 
     Each row is looked at twice for each free coordinate, in one pass over the data.
+
+    Args:
+        data: The data.
+        rows: What is asked of its rows.
 
     Raises:
         ValueError: If the data are one unit, or do not fall apart into independent ones.
@@ -116,10 +117,7 @@ def spread_of_scores(data: Passes, params: Params, information: ObservedInformat
             "robust standard errors compare independent rows, and the data of this model are one "
             "unit (a single series, say, or effects that rows share); use robust=False."
         )
-    asked = _Scores(
-        params, information.coordinates, information.point, information.places, information.steps
-    )
-    return data.total(asked, _Spread.__add__).products
+    return data.total(rows, _Spread.__add__).products
 
 
 def _weights(plan: Plan) -> Tensor:

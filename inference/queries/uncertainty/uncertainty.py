@@ -15,7 +15,7 @@ from ember.inference.queries.uncertainty.observed_information import (
     observed_information,
 )
 from ember.inference.queries.uncertainty.passes import Passes
-from ember.inference.queries.uncertainty.sandwich import spread_of_scores
+from ember.inference.queries.uncertainty.sandwich import Rows, spread_of_scores
 from ember.inference.queries.uncertainty.superfluous_states import superfluous_states
 
 __all__ = ["Uncertainty"]
@@ -71,9 +71,10 @@ class Uncertainty:
         return float((self._identified.root.mT @ self._information.gradient).norm())
 
     @property
-    def _is_drawn(self) -> bool:
-        """Whether the estimates are from draws of latents."""
-        return any(component.monte_carlo is not None for component in self._data.plan.units)
+    def _is_rough(self) -> bool:
+        """Whether the estimates are from draws of latents, or at an edge, where slopes jump."""
+        drawn = any(component.monte_carlo is not None for component in self._data.plan.units)
+        return drawn or self._information.by_scores
 
     def vcov(self, robust: bool = False) -> Tensor:
         """The covariance of all entries, ``(E, E)``; NaN where it is not known."""
@@ -117,7 +118,9 @@ class Uncertainty:
     @functools.cached_property
     def _robust_covariance(self) -> Tensor:
         bread = self._identified.covariance
-        return bread @ spread_of_scores(self._data, self._params, self._information) @ bread
+        known = self._information
+        rows = Rows(self._params, known.coordinates, known.point, known.places, known.steps)
+        return bread @ spread_of_scores(self._data, rows) @ bread
 
     def _noted(self, among: Tensor, idle: Tensor) -> Iterator[str]:
         """A sentence for each thing that an analyst should know of some entries."""
@@ -141,7 +144,7 @@ class Uncertainty:
                 "the objective is curved upwards at the estimates, which are no maximum; what that "
                 "concerns has no standard error (NaN), and fit.stop_reason says how the fit ended."
             )
-        elif self.distance > (DRAWN if self._is_drawn else DISTANT):
+        elif self.distance > (DRAWN if self._is_rough else DISTANT):
             yield (
                 f"the estimates are some {self.distance:.2g} standard errors away from the maximum "
                 "of the objective: the fit has not converged (tol, max_iter), or has maximised "
