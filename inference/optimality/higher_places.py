@@ -108,7 +108,9 @@ def beyond_edges(
     if curvature.matrix is not None:
         sizes = curvature.matrix.diagonal().abs().sqrt()
     scale = torch.maximum(slopes, sizes)[active]
-    units = torch.where(scale > 0.0, 1.0 / scale, 1.0).nan_to_num(posinf=1.0)
+    own = coordinates.units(point.nan_to_num(), curvature.gradient)[active]
+    # Along an even number of kinks the slope may be rounding, and so no measure.
+    units = torch.where(scale > 0.0, torch.minimum(1.0 / scale, own), own)
     found = nonsmooth.search(derivative, point[active], units)
     moved = evaluated(e_step, coordinates.unflatten(point.index_put((active,), found)))
     return moved if moved is not None and moved.objective > statistics.objective else None
