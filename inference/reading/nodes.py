@@ -99,9 +99,9 @@ def rule_of(name: str, fn: Distribution, how: object) -> Quadrature:
         )
     if not isinstance(base, PRIORS):
         raise ValueError(
-            f"site '{name}' asks to be integrated by quadrature, but its prior is "
-            f"{type(base).__name__}, and nodes are placed for Normal, LogNormal and "
-            "MultivariateNormal priors; write the site as a function of one of those."
+            f"site '{name}' asks for a grid of nodes, but its prior is {type(base).__name__}, and "
+            "grids are placed for Normal, LogNormal and MultivariateNormal priors; ask for nodes "
+            f"around each mode, integrate={{'{name}': Adaptive()}}."
         )
     return (how if isinstance(how, Quadrature) else Quadrature()).for_dims(size)
 

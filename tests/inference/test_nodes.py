@@ -574,8 +574,9 @@ def refused(prior: Any, event: int = 0, how: Any = "quadrature") -> Model:
     ("model", "message"),
     [
         (refused(dist.Normal(torch.zeros(11), 1.0), 1), "site 'u'.*has 11 entries.*10 at most"),
-        (refused(dist.StudentT(3.0)), "site 'u'.*prior is StudentT.*Normal, LogNormal"),
-        (refused(dist.Gamma(2.0, 1.0)), "site 'u'.*prior is Gamma.*function of one of those"),
+        (refused(dist.StudentT(3.0), 0, Quadrature()), "site 'u'.*prior is StudentT.*Adaptive"),
+        (refused(dist.Gamma(2.0, 1.0), 0, Quadrature()), "site 'u'.*prior is Gamma.*Adaptive"),
+        (refused(dist.Laplace(0.0, 1.0)), "site 'u'.*Laplace prior has an edge"),
         (refused(dist.Normal(0.0, 1.0), 0, "laplace"), "site 'u'.*'laplace'.*ask for 'quadrature'"),
     ],
 )

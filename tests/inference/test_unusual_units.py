@@ -75,3 +75,36 @@ def test_a_class_in_the_prior_of_an_effect_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"latent 'u' .* its prior depends on a discrete latent"):
         EM(classes, "mle").fit(torch.ones(30))
+
+
+def test_a_prior_with_an_edge_is_refused() -> None:
+    group = torch.arange(30) // 6
+
+    def peaked(y: Tensor) -> None:
+        with pyro.plate("groups", 5):
+            u = pyro.sample(
+                "u", dist.Laplace(0.0, pyro.param("b", torch.ones(()))), infer=QUADRATURE
+            )
+        with pyro.plate("rows", 30):
+            pyro.sample("y", dist.Poisson(u[group].exp()), obs=y)
+
+    with pytest.raises(ValueError, match=r"site 'u' .* its Laplace prior has an edge"):
+        EM(peaked, "mle").fit(torch.ones(30))
+
+
+@pytest.mark.parametrize("prior", [dist.StudentT(3.0), dist.Gamma(8.0, 2.0)], ids=["t", "gamma"])
+def test_rows_with_a_prior_that_no_grid_is_known_for(prior: Any) -> None:
+    """They are integrated around the mode of each."""
+    y = torch.linspace(-1.0, 4.0, 12, dtype=torch.float64)
+
+    def model(y: Tensor) -> None:
+        shift = pyro.param("shift", torch.tensor(0.0, dtype=torch.float64))
+        with pyro.plate("rows", len(y)):
+            u = pyro.sample("u", prior, infer=QUADRATURE)
+            pyro.sample("y", dist.Normal(shift + u, 0.5), obs=y)
+
+    fit = EM(model, "mle").fit(y)
+    u = torch.linspace(-60 if prior.support is constraints.real else 1e-9, 60, 1_200_001).double()
+    joint = prior.log_prob(u) + dist.Normal(fit.params["shift"] + u, 0.5).log_prob(y[:, None])
+    exact = torch.trapezoid(joint.exp(), u).log()
+    torch.testing.assert_close(fit.log_prob(), exact, rtol=1e-5, atol=1e-5)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.adaptive import Adaptive
+from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.monte_carlo import MonteCarlo
 from ember.inference.numerics.quadrature import MOST_DIMS
 from ember.inference.reading.checks.sites import check_on_nodes
-from ember.inference.reading.nodes import nodes_of, rule_of
+from ember.inference.reading.nodes import can_be_on_nodes, nodes_of, rule_of
 from ember.inference.reading.runs import statements
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
@@ -76,6 +77,15 @@ def _rule(how: object) -> Adaptive | MonteCarlo:
     return Adaptive(nodes, getattr(how, "most", None))
 
 
+def _is_of_units(fn: Distribution, how: object) -> bool:
+    """Whether a latent is integrated unit by unit by its own wish or prior, whoever reads it."""
+    if isinstance(how, (Adaptive, MonteCarlo)) or how == "monte-carlo":
+        return True
+    if fn.event_shape.numel() > MOST_DIMS:
+        return True
+    return how == "quadrature" and not can_be_on_nodes(fn)
+
+
 def _of_units(
     structure: Structure,
     plain: Trace,
@@ -83,12 +93,7 @@ def _of_units(
     read: Mapping[str, Sequence[str]],
 ) -> set[str]:
     """Those of the latents that are integrated unit by unit, by what each site reads of them."""
-    sizes = {n: plain.nodes[n]["fn"].event_shape.numel() for n in asked}
-    found = {
-        n
-        for n, how in asked.items()
-        if isinstance(how, (Adaptive, MonteCarlo)) or how == "monte-carlo" or sizes[n] > MOST_DIMS
-    }
+    found = {n for n, how in asked.items() if _is_of_units(plain.nodes[n]["fn"], how)}
     plates = {n: {*structure.plates[n]} for n in asked}
     for name, latents in read.items():
         above = {*structure.plates.get(name, ())}

@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass, field
 
+import pyro.distributions as dist
 from torch import Size, Tensor
 from torch.distributions import Transform, biject_to, constraints
 
@@ -11,8 +12,12 @@ from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.monte_carlo import MonteCarlo
 from ember.inference.parameters.supports import shown
 from ember.inference.reading.runs import default_value
+from ember.inference.reading.unwrapping import unwrap
 
 __all__ = ["UnitLatent", "unit_latent"]
+
+
+WITH_EDGES = (dist.Laplace, dist.AsymmetricLaplace)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +66,13 @@ def unit_latent(name: str, fn: Distribution, rule: Adaptive | MonteCarlo) -> Uni
             f"site '{name}' asks to be integrated by quadrature, but one value of it has {size} "
             f"entries, and nodes serve for {MOST_ADAPTIVE_DIMS} at most; use fewer dimensions, "
             f"{remedy}."
+        )
+    base = unwrap(fn).base
+    if isinstance(base, WITH_EDGES):
+        raise ValueError(
+            f"site '{name}' asks to be integrated by quadrature, but its {type(base).__name__} "
+            "prior has an edge, where no curvature says how far apart the nodes should stand; "
+            f"write the site as a function of a Normal one, {remedy}."
         )
     origin = default_value(fn)
     latent = UnitLatent(rule, origin, fn.batch_shape, fn.support)
