@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ember.inference.numerics.gamma_ratios import exact_log_prob
 from ember.inference.numerics.observed_density import observed_log_prob
 from ember.inference.reading.site import Site, fill_masked, finish
 from ember.inference.reading.structure import Structure
@@ -59,5 +60,7 @@ def model_log_prob(site: Site, trace: Trace) -> Tensor:
     node = trace.nodes[site.name]
     unwrapped = unwrap(node["fn"])
     value = fill_masked(node["value"], site.mask, len(unwrapped.base.event_shape))
-    log_prob = observed_log_prob(unwrapped.base, value)
+    # A latent has no gaps: to look for some would hang what is recorded on its values.
+    density = observed_log_prob if node["is_observed"] else exact_log_prob
+    log_prob = density(unwrapped.base, value)
     return finish(log_prob, site.mask, site.inner_shape, site.masked_log_prob)
