@@ -40,8 +40,19 @@ class VariationalFit(Fit):
 
     @property
     def lower_bound(self) -> float:
-        """The lower bound of ``log p(data)`` that was reached."""
+        """The lower bound of ``log p(data)`` that was reached.
+
+        Parameters without a posterior of their own are taken at their estimates, with their prior
+        density: then it bounds ``log p(data, points)``, and compares with bounds of models that
+        have the same points alone.
+        """
         return float(self.history[-1])
+
+    @property
+    def points(self) -> list[str]:
+        """The parameters without a posterior, which are estimated by a point."""
+        sure = {name.partition("|")[0] for name in self.sizes}
+        return [name for name in self.params if name not in sure]
 
     @property
     def posteriors(self) -> dict[str, Any]:
@@ -82,7 +93,9 @@ class VariationalFit(Fit):
 
     def __str__(self) -> str:
         first, rest = super().__str__().split("\n", 1)
-        return f"{first}\n  lower bound     {self.lower_bound:.6f}\n{rest}"
+        points = self.points
+        of = f" of log p(data, {', '.join(points)}): these are points" if points else ""
+        return f"{first}\n  lower bound     {self.lower_bound:.6f}{of}\n{rest}"
 
     __repr__ = __str__
 

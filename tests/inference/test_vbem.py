@@ -294,6 +294,7 @@ def test_every_model(case: Case) -> None:
     assert statistics.objective == pytest.approx(fit.lower_bound, rel=1e-9)
     assert float(slopes.abs().max()) < 1e-4 * (1.0 + abs(fit.lower_bound))
     assert set(fit.posteriors) | set(bayes.points) == set(fit.params)
+    assert set(fit.points) == set(fit.params) - set(fit.posteriors)
 
 
 def test_the_order_of_the_start_changes_no_result() -> None:
