@@ -13,7 +13,7 @@ from torch import Tensor
 from ember.inference.maximisation.objective import score
 from ember.inference.optimality.nearby import EStep, evaluated
 from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.parameters.supports import INFINITY, NATURAL, ends
+from ember.inference.parameters.supports import INFINITY, NATURAL, bounds, ends, is_simplex
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
 
@@ -23,6 +23,7 @@ __all__ = ["collapsed_effects", "without_bound"]
 LEAST = 1e-30  # a scale of effects to begin with, whose square is still a number
 NARROWER = 1e-3  # a scale of effects at each of two steps, relative to the one before
 STRIDE = 5.0  # along a logarithm
+AT_BOUNDARY = 1e-9, 1e-12  # probabilities next to it
 RISE = 1.0  # of a log density at each of two steps, if it has no bound
 
 
@@ -34,6 +35,10 @@ def collapsed_effects(plan: Plan, e_step: EStep, statistics: Statistics) -> str:
     params = statistics.params
     for name in plan.priors:
         for scale in _scales_of(plan, name):
+            density = plan.priors[name].site.density
+            around = density is None or "loc" in density.maps
+            if not around and params[scale].numel() >= params[name].numel():
+                continue  # the shape of a single value's prior, and no spread of several
             for factor in (NARROWER, 1.0 / NARROWER):
                 if _rises(e_step, plan, params, name, scale, factor):
                     return _EFFECTS.format(scale=scale, name=name)
@@ -89,10 +94,41 @@ def _prior_mean(plan: Plan, name: str, params: Params) -> Tensor:
     return centre.expand(params[name].shape).clone()
 
 
+_CONCENTRATION = (
+    "site '{name}' has a prior density without bound where a probability is 0 or 1 (a "
+    "concentration below 1), and too few observations that hold it back; give the prior "
+    "concentrations of at least 1, or use objective='mle' or mode='unconstrained'."
+)
+
+
+def _rises_at_boundary(plan: Plan, name: str, params: Params) -> bool:
+    """Whether probabilities have come to a boundary at which their prior has no bound."""
+    density, support = plan.priors[name].site.density, plan.structure.parameters[name].support
+    value = params[name]
+    if density is None or plan.unconstrained:
+        return False
+    if is_simplex(support):
+        near, nearer = (value.clamp_min(p) / value.clamp_min(p).sum(-1, True) for p in AT_BOUNDARY)
+    elif bounds(support) == (0.0, 1.0):
+        near, nearer = (value.clamp(p, 1.0 - p) for p in AT_BOUNDARY)
+    else:
+        return False
+    if torch.equal(nearer, near):
+        return False
+    try:
+        heights = [density.log_prob({**params, name: v}, v).sum() for v in (near, nearer)]
+    except (RuntimeError, ValueError, ArithmeticError):
+        return False
+    return bool(heights[1] - heights[0] > RISE)
+
+
 def without_bound(
     plan: Plan, e_step: EStep, coordinates: Coordinates, statistics: Statistics
 ) -> str:
     """A sentence about the site along which the objective rises without bound, or none."""
+    for name in plan.priors:
+        if _rises_at_boundary(plan, name, statistics.params):
+            return _CONCENTRATION.format(name=name)
     point = coordinates.inside(coordinates.flatten(statistics.params))
     slopes = score(statistics, coordinates, everywhere=True).nan_to_num()
     for name, parameter in plan.structure.parameters.items():

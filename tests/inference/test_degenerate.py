@@ -333,3 +333,25 @@ def test_a_grid_may_have_more_values_than_there_are_rows() -> None:
     assert fit.log_likelihood == pytest.approx(-best.fun, rel=1e-9)
     with pytest.raises(ValueError, match="latent site 'z' has 10 states"):
         EM(model, "mle").fit(x, own=True)
+
+
+def sparse_classes(y: Tensor, concentration: float) -> None:
+    weights = pyro.sample("weights", dist.Dirichlet(torch.full((3,), concentration)))
+    with pyro.plate("classes", 3):
+        rates = pyro.sample("rates", dist.Gamma(2.0, 0.5))
+    with pyro.plate("rows", len(y)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("y", dist.Poisson(rates[z]), obs=y)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_concentration_below_one_is_named_however_the_fit_ends(seed: int) -> None:
+    """Two clusters leave one of three classes nothing: its weight is zero, the density infinite."""
+    generator = torch.Generator().manual_seed(seed)
+    rates = torch.tensor([1.0, 8.0])[(torch.rand(80, generator=generator) < 0.6).long()]
+    y = torch.poisson(rates, generator=generator)
+    with pytest.warns(RuntimeWarning, match=r"'weights' has a prior density without bound"):
+        fit = EM(sparse_classes, seed=seed).fit(y, concentration=0.5)
+    assert not fit.converged
+    assert "mode='unconstrained'" in fit.warning
+    assert EM(sparse_classes, seed=seed, mode="unconstrained").fit(y, concentration=0.5).converged
