@@ -44,6 +44,13 @@ def tidy_errors(model: Model, when: str) -> Iterator[None]:
             )
         elif message.startswith("Expected mask to be"):
             message = "poutine.mask takes truth values; convert the mask with mask.bool()."
+        elif "invalid data type 'str'" in message:
+            message = (
+                "the model reads a column by its name, and a data frame comes to it as one tensor"
+                + (f" (in the line `{line}`)" if line else "")
+                + "; pass the columns by name, fit(dict(table)), or let arguments name them, "
+                "fit('y', 'x', data=table)."
+            )
         elif isinstance(error, TypeError) and not message.endswith("."):
             message += "; the model raised this on its arguments: check their names and types."
         raise type(error)(message) from error

@@ -303,3 +303,18 @@ def test_words_where_the_fit_had_numbers() -> None:
     fit = EM(categorical_mixture, seed=0).fit(CODES[:, :2], components=2)
     with pytest.raises(ValueError, match=r"'smokes' holds words, and .* had numbers there"):
         fit.predict(SEEN[["smokes", "town"]])
+
+
+def test_a_model_that_reads_columns_by_name() -> None:
+    """A table comes to a model as one tensor; a dict of its columns does not."""
+    table = pd.DataFrame({"y": [1.0, 2.0, 4.0, 3.0], "x": [0.0, 1.0, 2.0, 1.0]})
+
+    def line(table: Any) -> None:
+        slope = pyro.param("slope", torch.tensor(0.0))
+        with pyro.plate("rows", 4):
+            pyro.sample("y", dist.Normal(slope * table["x"], 1.0), obs=table["y"])
+
+    with pytest.raises(TypeError, match=r"reads a column by its name.*pass the columns by name"):
+        EM(line, "mle").fit(table)
+    fit = EM(line, "mle").fit(dict(table))
+    assert float(fit.params["slope"]) == pytest.approx(13.0 / 6.0)

@@ -108,3 +108,29 @@ def test_rows_with_a_prior_that_no_grid_is_known_for(prior: Any) -> None:
     joint = prior.log_prob(u) + dist.Normal(fit.params["shift"] + u, 0.5).log_prob(y[:, None])
     exact = torch.trapezoid(joint.exp(), u).log()
     torch.testing.assert_close(fit.log_prob(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_missing_answers_are_left_out_by_a_mask() -> None:
+    """An ``obs_mask`` makes a discrete latent of them, which nodes have no place for."""
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.rand(40, 4, generator=generator) < 0.6).double()
+    shown = torch.rand(40, 4, generator=generator) < 0.8
+
+    def model(y: Tensor, shown: Any, how: str) -> None:
+        with pyro.plate("items", 4, dim=-1):
+            b = pyro.sample("b", dist.Normal(0.0, 2.0))
+        with pyro.plate("persons", len(y), dim=-2):
+            ability = pyro.sample("ability", dist.Normal(0.0, 1.0), infer=QUADRATURE)
+            with pyro.plate("answers", 4, dim=-1):
+                fn: Any = dist.Bernoulli(logits=ability - b)
+                if how == "obs_mask":
+                    pyro.sample("y", fn, obs=y, obs_mask=shown)
+                elif how == "mask":
+                    pyro.sample("y", fn.mask(shown), obs=y)
+                else:
+                    pyro.sample("y", fn, obs=torch.where(shown, y, torch.nan))
+
+    with pytest.raises(ValueError, match=r"write NaN for them in the data, or put 'y' under"):
+        EM(model, seed=0).fit(y, shown, how="obs_mask")
+    one, other = (EM(model, seed=0).fit(y, shown, how=how) for how in ("mask", "NaN"))
+    assert one.log_posterior == pytest.approx(other.log_posterior, rel=1e-9)

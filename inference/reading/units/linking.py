@@ -233,6 +233,13 @@ def _check_readers(
         if not latents:
             continue
         what = ""
+        if name in structure.partly.latents:
+            raise ValueError(
+                f"site '{name}' reads the latent '{latents[0]}', which is to be integrated by "
+                "quadrature, and its obs_mask makes a latent of entries that are missing; leave "
+                f"them out instead: write NaN for them in the data, or put '{name}' under "
+                "poutine.mask."
+            )
         if name in priors:
             what = "it is the prior of a parameter"
         elif name in structure.latent:
