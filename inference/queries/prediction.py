@@ -1,6 +1,7 @@
 """What a plan says about latent values and new draws, at given parameters."""
 
 from collections.abc import Mapping
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from ember.inference.reading.sequences import base_name, members, stack
 from ember.inference.reading.trace import TraceNode, plates_of
 
 __all__ = ["latent_samples", "posterior", "predict", "sample"]
+
+
+COPIES = 1_000  # of the data that are drawn side by side
 
 
 def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
@@ -171,11 +175,15 @@ def _support(plan: Plan, name: str) -> Tensor:
 
 def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
     """Draws of latent and observed sites: ``n`` rows, or ``n`` data sets if there are no rows."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
         raise ValueError(f"n={n!r} must be a whole number of at least 1.")
     if isinstance(plan, PlanWithoutData) and plan.example is not None:
         plan = plan.example
     row = plan.row_plate()
+    if row is None and plan.structure.can_be_copied:
+        found = _side_by_side(plan, params, n)
+        if found is not None:
+            return stack(found, dict.fromkeys(found, 1), plan.structure.steps)
     rounds = n if row is None else -(-n // row[1])
     drawn: dict[str, list[Tensor]] = {}
     with torch.no_grad():
@@ -194,6 +202,26 @@ def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor
         for name, values in drawn.items()
     }
     return stack(joined, dict.fromkeys(joined, 1), plan.structure.steps)
+
+
+def _side_by_side(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor] | None:
+    """``n`` data sets by a few runs of the model; None where a site does not take them together."""
+    structure, state = plan.structure, torch.get_rng_state()
+    names = [site for name in _drawn(plan) for site in structure.own_names(name)]
+    pieces: dict[str, list[Tensor]] = {name: [] for name in names}
+    try:
+        with torch.no_grad():
+            one = structure.simulate(params).nodes
+            for begin in range(0, n, COPIES):
+                copies = min(COPIES, n - begin)
+                nodes = structure.simulate(params, copies).nodes
+                for name in names:
+                    shape = one[name]["value"].shape
+                    pieces[name].append(nodes[name]["value"].reshape(copies, *shape))
+    except (AssertionError, NotImplementedError, RuntimeError, ValueError, TypeError, IndexError):
+        torch.set_rng_state(state)
+        return None
+    return {name: torch.cat(values) for name, values in pieces.items()}
 
 
 def _drawn(plan: Plan) -> list[str]:

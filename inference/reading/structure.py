@@ -6,11 +6,13 @@ maximised in the M-step. By default discrete unobserved sites are latent (as und
 unless they are integrated: exactly, as Gaussian latents or by conjugate priors, or on nodes.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import pyro
 import torch
 from pyro import poutine, validation_enabled
 from torch import Size, Tensor
@@ -223,8 +225,29 @@ class Structure:
         with validation_enabled(False), at, self.modes(self.remembered):
             return record(self.model, self.arguments)
 
-    def simulate(self, params: Mapping[str, Tensor]) -> Trace:
-        """Draws latent and observed sites from the model at ``params``."""
+    @property
+    def can_be_copied(self) -> bool:
+        """Whether many data sets can be drawn in one run, side by side.
+
+        Values of discrete latents may have dims left of all plates: so they are enumerated.
+        """
+        continuous = self.gaussian or self.conjugate or self.nodes or self.units
+        parts = self.partly.whole or self.partly.data or self.partly.missing or self.partly.given
+        return bool(self.latent) and not (continuous or parts or self.composites)
+
+    def simulate(self, params: Mapping[str, Tensor], copies: int = 0) -> Trace:
+        """Draws latent and observed sites from the model at ``params``.
+
+        Args:
+            params: The parameters.
+            copies: How many data sets to draw side by side, in a dim left of all plates; 0 for one
+                without such a dim.
+        """
+        side_by_side = (
+            contextlib.nullcontext()
+            if not copies
+            else pyro.plate("copies of the data", copies, dim=-self.nesting - 1)
+        )
         at = At(
             params,
             draw_data=True,
@@ -233,7 +256,7 @@ class Structure:
             integrated=self.origins,
             nodes=self._values,
         )
-        with at, self.modes(self.remembered):
+        with at, self.modes(self.remembered), side_by_side:
             trace = record(self.model, self.arguments)
         self.partly.restore(trace)
         for name, latents in hidden_draws(trace, self.composites).items():

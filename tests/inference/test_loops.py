@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from ember.inference import EM
@@ -19,6 +20,7 @@ from ember.inference.plan.building import build_plan
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.potentials import natural_parameters, values_of
 from ember.inference.reading.matching.arguments import probe_values
+from ember.inference.reading.structure import Structure
 from tests.inference import brute_force
 
 GENERATOR = torch.Generator().manual_seed(5)
@@ -434,3 +436,44 @@ def test_a_site_outside_the_loop_of_its_latent_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"site 'last' depends on a latent of a pyro.markov loop"):
         EM(model).fit(normal(4))
+
+
+def three_plates(x: Tensor) -> None:
+    """A chain beside a plate of its emissions: draws have dims that no plate uses."""
+    start = pyro.sample("start", dist.Dirichlet(torch.ones(2) * 2.0))
+    with pyro.plate("states", 2):
+        moves = pyro.sample("moves", dist.Dirichlet(torch.ones(2) * 2.0))
+    with pyro.plate("columns", 3, dim=-1), pyro.plate("levels", 2, dim=-2):
+        locs = pyro.sample("locs", dist.Normal(0.0, 10.0))
+    state = None
+    for t in pyro.markov(range(len(x))):
+        state = pyro.sample(f"z_{t}", dist.Categorical(start if state is None else moves[state]))
+        with pyro.plate(f"columns_{t}", 3):
+            pyro.sample(f"x_{t}", dist.Normal(Vindex(locs)[state, torch.arange(3)], 1.0), obs=x[t])
+
+
+def test_many_data_sets_are_drawn_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    x[::3] += torch.tensor([4.0, -4.0, 8.0])
+    fit = EM(three_plates, seed=0).fit(x)
+    many = fit.sample(2500, seed=1)
+    assert torch.equal(many["x"], fit.sample(2500, seed=1)["x"])
+    assert many["z"].shape == (2500, 20)
+    assert many["x"].shape == (2500, 20, 3)
+    monkeypatch.setattr(Structure, "can_be_copied", False)
+    one_by_one = fit.sample(300, seed=2)
+    assert one_by_one["x"].shape == (300, 20, 3)
+    for name in ("z", "x"):
+        several, single = many[name].double(), one_by_one[name].double()
+        error = (several.var(0) / 2500 + single.var(0) / 300).sqrt()
+        assert bool(((several.mean(0) - single.mean(0)).abs() < 5.0 * error + 1e-9).all())
+    # What is drawn together belongs together: the state decides on the row, and on the next state.
+    locs = fit.params["locs"][many["z"]]
+    rest = many["x"] - locs
+    assert float(rest.mean().abs()) < 0.02
+    assert float(rest.var()) == pytest.approx(1.0, abs=0.02)
+    moved = torch.stack([many["z"][:, :-1].flatten(), many["z"][:, 1:].flatten()])
+    counts = torch.zeros(2, 2).index_put((moved[0], moved[1]), torch.ones(()), accumulate=True)
+    shares = counts / counts.sum(1, keepdim=True)
+    torch.testing.assert_close(shares.double(), fit.params["moves"], atol=0.03, rtol=0.0)
