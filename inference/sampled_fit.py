@@ -105,6 +105,8 @@ class SampledFit(Fit):
             lines[0] += f" ({self.divergences} divergent); {self._agreement}"
         if math.isfinite(self.log_evidence):
             lines.append(f"  log evidence    {self.log_evidence:.6f} (Laplace)")
+        # The draws began at the mode: what is said of a maximum is said of that.
+        rest = rest.replace("\n  maximum         ", "\n  mode            ", 1)
         return "\n".join([first, *lines, rest])
 
     __repr__ = __str__

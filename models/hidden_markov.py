@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ember.models.parts.chains import CHAIN_KEYS, Sequences, chain
 from ember.models.parts.checks import (
+    ONE_COLUMN,
+    ONE_ITEM,
     check_codes,
     check_counts,
     check_enough,
@@ -120,7 +122,11 @@ def hidden_markov_gaussian(
         locs (2, 2)
         x (4, 2)
     """
-    x = check_tensor(x, {2: "(T, D)", 3: "(S, T, D)"}, "a single column is x.unsqueeze(-1)")
+    x = check_tensor(
+        x,
+        {2: "(T, D)", 3: "(S, T, D)"},
+        ONE_COLUMN,
+    )
     data = Sequences.of(x, lengths, frequency, batched=x.dim() == 3)
     check_floats(data.rows, gaps=True)
     check_size(states, "states")
@@ -340,7 +346,11 @@ def hidden_markov_bernoulli(
         probs (2, 3)
         x (3, 3)
     """
-    x = check_tensor(x, {2: "(T, J)", 3: "(S, T, J)"}, "a single item is x.unsqueeze(-1)")
+    x = check_tensor(
+        x,
+        {2: "(T, J)", 3: "(S, T, J)"},
+        ONE_ITEM,
+    )
     data = Sequences.of(x, lengths, frequency, batched=x.dim() == 3)
     check_zeros_and_ones(data.rows, gaps=True)
     check_size(states, "states")

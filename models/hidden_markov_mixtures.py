@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ember.models.parts.chains import CHAIN_KEYS, Sequences, chain
 from ember.models.parts.checks import (
+    ONE_COLUMN,
     check_enough,
     check_floats,
     check_option,
@@ -103,7 +104,11 @@ def hidden_markov_gaussian_mixture(
         locs (2, 2, 2)
         x (5, 2)
     """
-    x = check_tensor(x, {2: "(T, D)", 3: "(S, T, D)"}, "a single column is x.unsqueeze(-1)")
+    x = check_tensor(
+        x,
+        {2: "(T, D)", 3: "(S, T, D)"},
+        ONE_COLUMN,
+    )
     data = Sequences.of(x, lengths, frequency, batched=x.dim() == 3)
     check_floats(data.rows, gaps=True)
     check_size(states, "states")

@@ -13,6 +13,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from ember.models.parts.checks import (
+    ONE_ITEM,
     check_codes,
     check_enough,
     check_size,
@@ -85,7 +86,7 @@ def bernoulli_mixture(
         assignment (4,)
         x (4, 3)
     """
-    x = check_tensor(x, {2: "(N, J)"}, "a single item is x.unsqueeze(-1)")
+    x = check_tensor(x, {2: "(N, J)"}, ONE_ITEM)
     check_zeros_and_ones(x, gaps=True)
     check_size(components, "components")
     counts = row_frequency(frequency, x)
@@ -168,7 +169,7 @@ def categorical_mixture(
         >>> print([name for name in trace.nodes if name.startswith(("probs", "x"))])
         ['probs_0', 'probs_1', 'x_0', 'x_1']
     """
-    x = check_tensor(x, {2: "(N, J)"}, "a single item is x.unsqueeze(-1)")
+    x = check_tensor(x, {2: "(N, J)"}, ONE_ITEM)
     check_codes(x, gaps=True)
     check_size(components, "components")
     counts = row_frequency(frequency, x)

@@ -13,6 +13,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from ember.models.parts.checks import (
+    ONE_COLUMN,
     check_counts,
     check_enough,
     check_floats,
@@ -114,7 +115,7 @@ def gaussian_mixture(
         assignment (5,)
         x (5, 2)
     """
-    x = check_tensor(x, {2: "(N, D)"}, "a single column is x.unsqueeze(-1)")
+    x = check_tensor(x, {2: "(N, D)"}, ONE_COLUMN)
     check_floats(x, gaps=True)
     check_size(components, "components")
     check_option(covariance, "covariance", tuple(COVARIANCES))

@@ -11,7 +11,13 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ember.models.parts.checks import check_enough, check_floats, check_tensor, row_frequency
+from ember.models.parts.checks import (
+    ONE_COLUMN,
+    check_enough,
+    check_floats,
+    check_tensor,
+    row_frequency,
+)
 from ember.models.parts.emissions import GAUSSIAN_KEYS, Wishart
 from ember.models.parts.missing import normal_rows, observe, shown_entries
 from ember.models.parts.plates import data_plate
@@ -78,7 +84,7 @@ def multivariate_normal(
         locs (2,)
         x (4, 2)
     """
-    x = check_tensor(x, {2: "(N, D)"}, "a single column is x.unsqueeze(-1)")
+    x = check_tensor(x, {2: "(N, D)"}, ONE_COLUMN)
     check_floats(x, gaps=True)
     hyper = Hyperparameters(prior, GAUSSIAN_KEYS, x)
     counts = row_frequency(frequency, x)

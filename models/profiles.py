@@ -16,6 +16,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from ember.models.parts.checks import (
+    ONE_COLUMN,
     check_codes,
     check_counts,
     check_enough,
@@ -175,7 +176,11 @@ def _checked(data: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     filled, shown, rows = {}, {}, {}
     for kind in [kind for kind in CHECKS if kind in data]:
         with called(f"data['{kind}']"):
-            x = check_tensor(data[kind], {2: "(N, D)"}, "a single column is x.unsqueeze(-1)")
+            x = check_tensor(
+                data[kind],
+                {2: "(N, D)"},
+                ONE_COLUMN,
+            )
             there = ~x.isnan()
             if dist.is_validation_enabled() and not bool(there.any(0).all()):
                 column = int((~there.any(0)).nonzero()[0])

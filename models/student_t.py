@@ -15,6 +15,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ember.models.parts.checks import (
+    ONE_COLUMN,
     check_enough,
     check_floats,
     check_option,
@@ -223,7 +224,7 @@ def student_t_mixture(
         u (5,)
         x (5, 2)
     """
-    x = check_tensor(x, {2: "(N, D)"}, "a single column is x.unsqueeze(-1)")
+    x = check_tensor(x, {2: "(N, D)"}, ONE_COLUMN)
     check_floats(x, gaps=True)
     check_size(components, "components")
     check_option(covariance, "covariance", tuple(COVARIANCES))

@@ -89,6 +89,8 @@ def _listed(value: object, position: int) -> object:
 def _convert(value: object, where: str, device: torch.device) -> object:
     if isinstance(value, pd.api.extensions.ExtensionArray):
         value = pd.Series(value)
+    if isinstance(value, pd.DataFrame):
+        _check_numbers(value, where)
     if isinstance(value, (pd.DataFrame, pd.Series)):
         value = _table(value)
     if isinstance(value, np.ndarray):
@@ -116,6 +118,17 @@ def _convert(value: object, where: str, device: torch.device) -> object:
     if isinstance(value, (np.integer, np.floating, np.bool_)):
         return value.item()
     return value
+
+
+def _check_numbers(table: pd.DataFrame, where: str) -> None:
+    """Refuses tables with columns of dates and the like, and names them."""
+    kinds = {str(name): kind for name, kind in table.dtypes.items() if kind.kind not in "biuf"}
+    if kinds:
+        name, kind = next(iter(kinds.items()))
+        raise TypeError(
+            f"{where} has a column '{name}' of dtype {kind}; pass numbers only (select the numeric "
+            "columns, or encode it as numbers)."
+        )
 
 
 def _table(value: pd.DataFrame | pd.Series) -> np.ndarray:

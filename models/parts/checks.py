@@ -15,6 +15,8 @@ from torch import Tensor
 from ember.models.parts.missing import is_finite
 
 __all__ = [
+    "ONE_COLUMN",
+    "ONE_ITEM",
     "check_codes",
     "check_counts",
     "check_enough",
@@ -31,10 +33,14 @@ __all__ = [
 ]
 
 FLOATS = (torch.float32, torch.float64)
+ONE_COLUMN = "a single column is x.unsqueeze(-1), and of a table table[['name']]"
+ONE_ITEM = "a single item is x.unsqueeze(-1), and of a table table[['name']]"
 
 
 def check_tensor(x: object, shapes: dict[int, str], remedy: str = "") -> Tensor:
     """Return `x` if it is a non-empty tensor of real numbers with one of `shapes` by dim."""
+    if x is None:
+        raise TypeError("`x` is None: pass the data.")
     if not isinstance(x, Tensor):
         raise TypeError(
             f"`x` must be a torch.Tensor, not {type(x).__name__}: convert it with torch.as_tensor."
