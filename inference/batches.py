@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from ember.inference.fit import Fit
-from ember.inference.inputs.chunks import check_loader
+from ember.inference.inputs.chunks import check_loader, given_by
+from ember.inference.inputs.frames import recipe_of
 from ember.inference.inputs.options import check_choice, check_count
 from ember.inference.inputs.shelter import sheltered
 from ember.inference.iteration.convergence import Monitor
@@ -156,7 +157,8 @@ class Batches(ABC):
                 nodes, are_more = nodes.for_pieces(run)
             run = run.told_of_nodes(nodes.warning)
             run = dataclasses.replace(run, evaluations=nodes.stream.passes)
-        return dataclasses.replace(_told(run, began), node_gaps=dict(nodes.gaps))
+        fit = dataclasses.replace(_told(run, began), node_gaps=dict(nodes.gaps))
+        return self._with_columns(fit, stream)
 
     def fit_online(
         self,
@@ -218,7 +220,13 @@ class Batches(ABC):
             start = start_of(stream, self.init, lambda plan: self._on_sample(plan, began))
             run = Online(stream, method, passes, decay, f"{self.name}, {method}")(start, began)
             run = finished(run, stream, self.model, isinstance(self.init, str))
-        return _told(run, began)
+        return self._with_columns(_told(run, began), stream)
+
+    def _with_columns(self, fit: Fit, stream: Stream) -> Fit:
+        """The fit, which tells the columns of new tables by the names in the first piece."""
+        known = stream.source
+        args, kwargs = given_by(known.first[0], known.options) if known.first else ((), {})
+        return dataclasses.replace(fit, recipe=recipe_of(self.model, args, kwargs))
 
     @contextlib.contextmanager
     def _stream(

@@ -14,7 +14,7 @@ from torch import Tensor
 from ember.inference.inputs.arguments import Arguments, prepare
 from ember.inference.inputs.options import check_count
 
-__all__ = ["Chunk", "Chunks", "arguments_of", "check_loader", "chunks"]
+__all__ = ["Chunk", "Chunks", "arguments_of", "check_loader", "chunks", "given_by"]
 
 Array = np.ndarray[Any, Any]
 
@@ -168,6 +168,13 @@ def arguments_of(item: object, options: Mapping[str, object]) -> Arguments:
         item: The piece; what has ``load`` or ``to_pandas`` is read by it.
         options: The arguments that all pieces share.
     """
+    return prepare(*given_by(item, options))
+
+
+def given_by(
+    item: object, options: Mapping[str, object]
+) -> tuple[tuple[object, ...], Mapping[str, object]]:
+    """The same as the user gave it: tables have the names of their columns."""
     if isinstance(item, Chunk):
         item = item.load()
     elif not isinstance(item, (Tensor, pd.DataFrame)) and hasattr(item, "to_pandas"):
@@ -175,10 +182,10 @@ def arguments_of(item: object, options: Mapping[str, object]) -> Arguments:
     if isinstance(item, Mapping):
         own = {str(name): value for name, value in item.items()}
         shared = {name: value for name, value in options.items() if name not in own}
-        return prepare((), {**own, **shared})  # rows come first
+        return (), {**own, **shared}  # rows come first
     if isinstance(item, (tuple, list)) and not all(isinstance(v, (int, float)) for v in item):
-        return prepare(tuple(item), options)
-    return prepare((item,), options)
+        return tuple(item), options
+    return (item,), options
 
 
 def _parquet(path: str) -> Any:

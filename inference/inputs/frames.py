@@ -17,7 +17,7 @@ from ember.inference.inputs.categories import Labels, listed, with_words
 from ember.inference.inputs.formulas import Formula, Parameters, group_codes
 from ember.inference.inputs.words import noted, recoded
 
-__all__ = ["Recipe", "Taken", "names_columns", "take", "take_again"]
+__all__ = ["Recipe", "Taken", "in_order_of", "names_columns", "recipe_of", "take", "take_again"]
 
 
 DATA = "data"  # the keyword of the table, unless the model has an argument of that name
@@ -94,8 +94,7 @@ def take(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Take
         _check_no_names(parameters, args)
     labels: dict[str, dict[str, Labels]] = {}
     places += [str(i) for i in range(len(places), len(args))]
-    given = [*zip(places, args, strict=True), *named.items()]
-    columns = {name: known for name, value in given if (known := _columns(value))}
+    columns = recipe_of(model, args, named).columns
     args = tuple(noted(v, places[i], i == 0, labels) for i, v in enumerate(args))
     first = next(iter(parameters), "")
     named = {name: noted(value, name, name == first, labels) for name, value in named.items()}
@@ -142,6 +141,29 @@ def take_again(
 def names_columns(model: Model, name: str, value: object) -> bool:
     """Whether a value of an argument names columns, beside a table."""
     return _is_column_of(_parameters(model), name, value)
+
+
+def recipe_of(model: Model, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Recipe:
+    """What tables of numbers tell of the columns of their like."""
+    places = [*_parameters(model)][: len(args)]
+    places += [str(i) for i in range(len(places), len(args))]
+    given = [*zip(places, args, strict=True), *kwargs.items()]
+    return Recipe(columns={name: known for name, value in given if (known := _columns(value))})
+
+
+def in_order_of(first: object, value: object) -> object:
+    """A piece of data with the columns of its tables in the order of the first piece.
+
+    Raises:
+        ValueError: If it lacks one of them.
+    """
+    if isinstance(first, pd.DataFrame):
+        return _in_order(value, _columns(first) or None)
+    if isinstance(first, Mapping) and isinstance(value, Mapping):
+        return {name: in_order_of(first.get(name), own) for name, own in value.items()}
+    if isinstance(first, tuple) and isinstance(value, tuple) and len(first) == len(value):
+        return tuple(map(in_order_of, first, value))
+    return value
 
 
 def _columns(value: object) -> list[str]:

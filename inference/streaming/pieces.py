@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ember.inference.inputs.arguments import Arguments
 from ember.inference.inputs.chunks import arguments_of
+from ember.inference.inputs.frames import in_order_of
 from ember.inference.inputs.progress import is_notebook, is_terminal
 from ember.inference.inputs.shelter import threads_for
 from ember.inference.iteration.loop import DataLost
@@ -37,11 +38,13 @@ class Source:
         loader: What is iterated over in each pass.
         options: The arguments of the model that all pieces share.
         progress: Whether to show a bar over the pieces of a pass.
+        first: The first piece of the latest pass, as the loader gives it.
     """
 
     loader: Iterable[object]
     options: Mapping[str, object] = field(default_factory=dict)
     progress: bool = False
+    first: list[object] = field(default_factory=list, repr=False)
 
     def items(self, name: str) -> Iterator[tuple[int, object]]:
         """The pieces as the loader gives them, numbered from 1.
@@ -61,6 +64,12 @@ class Source:
                 except Exception as error:
                     raise DataLost(f"the loader failed at piece {number + 1}: {error}") from error
                 number += 1
+                if number == 1:
+                    self.first[:] = [item]
+                try:
+                    item = in_order_of(self.first[0], item)
+                except ValueError as error:
+                    raise ValueError(f"piece {number} of the data: {error}") from error
                 yield number, item
                 bar.update()
 

@@ -369,3 +369,19 @@ def test_pieces_of_a_file(tmp_path: Any) -> None:
         chunks(__file__)
     with pytest.raises(ValueError, match="there is no file"):
         chunks("nowhere.npy")
+
+
+def test_columns_of_pieces_are_told_by_their_names() -> None:
+    table = pd.DataFrame(points().numpy(), columns=["a", "b"])
+    turned = table[["b", "a"]].assign(c=0.0)
+    em = EM(gaussian_mixture, seed=0)
+    whole = em.fit(table, components=3)
+    for pieces in (
+        [table[:200], turned[200:400], table[400:]],
+        [{"x": table[:200]}, {"x": turned[200:400]}, {"x": table[400:]}],
+    ):
+        fit = em.fit_batches(pieces, components=3)
+        assert_same(whole, fit)
+        assert torch.equal(fit.log_prob(turned), fit.log_prob(table.to_numpy()))
+    with pytest.raises(ValueError, match="piece 2 of the data: the table lacks 'b' of the columns"):
+        em.fit_batches([table[:300], table[300:].rename(columns={"b": "d"})], components=3)
