@@ -141,8 +141,8 @@ def _off_the_ends(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
         lower, upper = edges(parameter.support)
         probability = bounds(parameter.support) == (0.0, 1.0)  # nought may be what the data say
         if lower is not None and upper is not None and not probability:
-            margin = OFF * (upper - lower)
-            found[name] = params[name].clamp(lower + margin, upper - margin)
+            value, margin = params[name], OFF * (upper - lower)
+            found[name] = value.clamp((lower + margin).to(value), (upper - margin).to(value))
     return found
 
 
