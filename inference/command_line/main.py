@@ -270,7 +270,3 @@ def _say(text: str) -> None:
 
 def _sentence(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -124,19 +124,22 @@ class SecondOrder:
             params: All parameters.
         """
         curvature = self.hessian.diagonal()
+        units = self.coordinates.units(self.point.nan_to_num(), self.gradient)
         expected = functools.partial(self._expected, [posterior], params)
         for _, own in self.coordinates:
             for i in own[:ASKED].tolist():
-                if bool((curvature[i] == 0.0) & (self.gradient[i] == 0.0)):
-                    continue
-                step = torch.zeros_like(self.point)
-                step[i] = AWAY * curvature[i].abs().rsqrt().clamp_max(1.0)
-                up, down = (
-                    newton.slope(expected, self.point + sign * step)[1][i] for sign in (1.0, -1.0)
-                )
-                found, said = float((up - down) / (2.0 * step[i])), float(curvature[i])
-                if said == 0.0 or abs(found - said) > APART * max(abs(found), abs(said)):
-                    return True
+                # Between two kinks all is level, as at a median of an even number.
+                is_level = bool((curvature[i] == 0.0) & (self.gradient[i] == 0.0))
+                for length in (1.0, 10.0, 100.0) if is_level else (1.0,):
+                    step = torch.zeros_like(self.point)
+                    step[i] = length * AWAY * curvature[i].abs().rsqrt().clamp_max(units[i])
+                    up, down = (
+                        newton.slope(expected, self.point + way * step)[1][i] for way in (1.0, -1.0)
+                    )
+                    found, said = float((up - down) / (2.0 * step[i])), float(curvature[i])
+                    apart = abs(found - said) > APART * max(abs(found), abs(said))
+                    if apart or (said == 0.0 and not is_level):
+                        return True
         return False
 
     def _expected(

@@ -67,6 +67,7 @@ def _components(rows: Tensor, first: int, count: int) -> Tensor:
     vectors = vectors.flip(1)[:, first : first + count]
     vectors = vectors * torch.where(vectors.sum(0) < 0.0, -1.0, 1.0)
     scores = data @ vectors
-    scores = scores / scores.std(0).clamp_min(1e-300)
+    if scores.numel():  # there may be fewer columns than others have taken
+        scores = scores / scores.std(0, correction=int(len(scores) > 1)).clamp_min(1e-300)
     missing = count - scores.shape[1]  # fewer columns than dims
     return torch.cat([scores, torch.randn(len(rows), missing)], 1) if missing else scores

@@ -60,7 +60,7 @@ from ember.inference.maximisation.m_step import MStep
 from ember.inference.maximisation.updates import How, updates
 from ember.inference.optimality.curvature import Curvature
 from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.parameters.supports import bounds, edges
+from ember.inference.parameters.supports import bounds, inwards
 from ember.inference.plan.plan import Near, Plan
 from ember.inference.queries.coincidence import coinciding
 
@@ -123,11 +123,11 @@ def starting_params(plan: Plan, init: Init, varied: bool = False) -> dict[str, T
     if init == "prior":
         return draw_from_priors(plan)
     if isinstance(init, str):
-        params = _from_responsibilities(plan, default, init, varied)
-        if init != "random" and coinciding(plan, params, SAME) is not None:
-            # Where states are all alike EM has nothing to tell them apart by.
-            params = _from_responsibilities(plan, default, "random", varied)
-        return _off_the_ends(plan, params)
+        params = _off_the_ends(plan, _from_responsibilities(plan, default, init, varied))
+        if init == "random" or coinciding(plan, params, SAME) is None:
+            return params
+        # Where states are all alike EM has nothing to tell them apart by.
+        return _off_the_ends(plan, _from_responsibilities(plan, default, "random", varied))
     given = check_params(plan, init, partial=True)
     if given.keys() == default.keys():
         return given
@@ -138,11 +138,12 @@ def _off_the_ends(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:
     """Parameters a little inside intervals of the user's own, at whose ends no step would count."""
     found = dict(params)
     for name, parameter in plan.structure.parameters.items():
-        lower, upper = edges(parameter.support)
-        probability = bounds(parameter.support) == (0.0, 1.0)  # nought may be what the data say
-        if lower is not None and upper is not None and not probability:
-            value, margin = params[name], OFF * (upper - lower)
-            found[name] = value.clamp((lower + margin).to(value), (upper - margin).to(value))
+        limits = bounds(parameter.support)
+        # A rate of nought, or a probability, may be what the data say.
+        if limits is None or None in limits or limits == (0.0, 1.0):
+            continue
+        way = inwards(parameter, params[name])
+        found[name] = params[name] if way is None else params[name] + OFF * way
     return found
 
 

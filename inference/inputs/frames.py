@@ -181,7 +181,8 @@ def _in_order(value: object, known: list[str] | None) -> object:
     if absent:
         raise ValueError(
             f"the table lacks {listed(absent)} of the columns of the fit, {listed(known)}; its "
-            f"own are {listed(value.columns)}."
+            f"own are {listed(value.columns)}: rename them, or pass table.to_numpy() to take them "
+            "by their places."
         )
     return value if [*value.columns] == known else value[known]
 

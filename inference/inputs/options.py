@@ -26,7 +26,7 @@ SVI_INITS = ("kmeans", "random")
 ASSIGNMENTS = ("soft", "hard")
 MODES = ("constrained", "unconstrained")
 ESCAPES = (None, "split-merge")
-SEEDS = 2**63
+SEEDS = 2**64
 ACCELERATIONS = ("auto", None, "squarem", "lbfgs", "anderson")
 Constraint = Callable[[str, object], None]
 Constraints = Mapping[str, Constraint]
@@ -127,8 +127,8 @@ def _seed(name: str, value: object) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r} must be a whole number or None.")
-    if not -SEEDS <= int(value) < SEEDS:
-        raise ValueError(f"{name}={value} is too large; choose one of less than 64 bits.")
+    if not -SEEDS <= 2 * int(value) < 2 * SEEDS:
+        raise ValueError(f"{name}={value} is too large; choose one of at most 64 bits.")
 
 
 def _methods_by_site(name: str, value: object) -> None:

@@ -1,11 +1,13 @@
 """Whether densities have edges, where their slopes jump: there a curvature says nothing."""
 
+import contextlib
+
 from ember.inference.factors.second_order import SecondOrder
 from ember.inference.maximisation.objective import near
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.statistics import Statistics
 
-__all__ = ["has_edges"]
+__all__ = ["check_edges", "has_edges"]
 
 
 def has_edges(plan: Plan, statistics: Statistics) -> bool:
@@ -14,6 +16,16 @@ def has_edges(plan: Plan, statistics: Statistics) -> bool:
     Args:
         plan: The plan.
         statistics: Of the place where that is asked.
+
+    Whether it has is not known of one that cannot be differentiated twice, or has no value there.
+    """
+    with contextlib.suppress(RuntimeError, ValueError, ArithmeticError):
+        return check_edges(plan, statistics)
+    return False
+
+
+def check_edges(plan: Plan, statistics: Statistics) -> bool:
+    """The same.
 
     Raises:
         RuntimeError: If a density cannot be differentiated twice.

@@ -14,14 +14,14 @@ from torch import Tensor
 from ember.inference.maximisation.objective import expected_log_joint
 from ember.inference.optimality.nearby import EStep, evaluated
 from ember.inference.parameters.parameter import Parameter
-from ember.inference.parameters.supports import edges
+from ember.inference.parameters.supports import inwards
 from ember.inference.plan.statistics import Statistics
 
 __all__ = ["off_bounds"]
 
 
-NEAR = 1e-6  # to a bound, relative to the interval's width, or to where the parameter starts
-STEPS = (1e-3, 1e-2, 0.1, 0.3)  # inwards, relative to the same
+STEPS = (1e-3, 1e-2, 0.1, 0.3)  # inwards, in these units
+BESIDE = 1e-9  # inwards, where slopes are taken
 ALONE = 8  # entries of a site that are tried one by one
 
 
@@ -69,47 +69,29 @@ def _at_bounds(
 ) -> Iterator[_Entries]:
     """The parameters with entries next to a bound, off which the objective may rise."""
     near = {
-        name: inwards
+        name: way
         for name, parameter in parameters.items()
-        if (inwards := _inwards(parameter, statistics.params[name])) is not None
+        if (way := inwards(parameter, statistics.params[name])) is not None
     }
     slopes = _slopes(statistics, near)
-    for name, inwards in near.items():
-        rise = slopes[name] * inwards
-        open_ = (inwards != 0.0) & (rise > -tolerated)
-        if bool(open_.any()):
-            yield _Entries(name, torch.where(open_, inwards, 0.0), torch.where(open_, rise, 0.0))
-
-
-def _inwards(parameter: Parameter, value: Tensor) -> Tensor | None:
-    """The units that lead off the bounds, where some entry lies next to one."""
-    lower, upper = (None if e is None else e.to(value) for e in edges(parameter.support))
-    if lower is None and upper is None:
-        return None
-    unit = _unit(lower, upper, parameter.start.to(value))
-    inwards = torch.zeros_like(value)
-    if lower is not None:
-        inwards = torch.where(value - lower <= NEAR * unit, unit, inwards)
-    if upper is not None:
-        inwards = torch.where(upper - value <= NEAR * unit, -unit, inwards)
-    return inwards if bool((inwards != 0.0).any()) else None
-
-
-def _unit(lower: Tensor | None, upper: Tensor | None, start: Tensor) -> Tensor:
-    if lower is not None and upper is not None:
-        return upper - lower
-    bound = lower if lower is not None else upper
-    assert bound is not None
-    return (start - bound).abs()
+    for name, way in near.items():
+        rise = slopes[name] * way
+        is_open = (way != 0.0) & (rise > -tolerated)
+        if bool(is_open.any()):
+            yield _Entries(name, torch.where(is_open, way, 0.0), torch.where(is_open, rise, 0.0))
 
 
 def _slopes(statistics: Statistics, near: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The gradient of the objective by some parameters themselves, by Fisher's identity."""
-    none = {name: torch.full_like(inwards, -torch.inf) for name, inwards in near.items()}
+    none = {name: torch.full_like(way, -torch.inf) for name, way in near.items()}
     if not near:
         return none
     with torch.enable_grad():
-        free = {name: statistics.params[name].detach().requires_grad_() for name in near}
+        # On a bound itself a logarithm is cut off, and has no slope.
+        free = {
+            name: (statistics.params[name] + BESIDE * way).detach().requires_grad_()
+            for name, way in near.items()
+        }
         try:
             value = expected_log_joint(statistics, {**statistics.params, **free})
             found = torch.autograd.grad(value, [*free.values()], allow_unused=True)
@@ -124,12 +106,10 @@ def _slopes(statistics: Statistics, near: Mapping[str, Tensor]) -> dict[str, Ten
 def _ways(entries: _Entries, tolerated: float) -> Iterator[Tensor]:
     """All entries of a site together, then one by one those that promise most."""
     yield entries.inwards
-    places = (entries.inwards.reshape(-1) != 0.0).nonzero()[:, 0]
-    if len(places) == 1:
+    if int((entries.inwards != 0.0).sum()) == 1:
         return
     rise = entries.rise.reshape(-1)
-    if len(places) > ALONE:
-        places = places[rise[places] > tolerated]
+    places = (rise > tolerated).nonzero()[:, 0]
     for i in places[rise[places].argsort(descending=True)][:ALONE].tolist():
         alone = torch.zeros_like(entries.inwards).reshape(-1)
         alone[i] = entries.inwards.reshape(-1)[i]

@@ -20,6 +20,7 @@ __all__ = [
     "bounds",
     "edges",
     "ends",
+    "inwards",
     "is_matrix",
     "is_real",
     "is_simplex",
@@ -29,6 +30,7 @@ __all__ = [
 
 
 EDGE, INFINITY, NATURAL = "edge", "infinity", "natural"  # where a free real may lead
+NEAR = 1e-6  # to a bound, in the units in which one leads off it
 REAL = ("real", "real_vector")
 MATRICES = ("positive_definite", "lower_cholesky", "softplus_lower_cholesky")
 
@@ -67,12 +69,34 @@ def edges(support: Constraint) -> tuple[Tensor | None, Tensor | None]:
     return lower, upper
 
 
+def inwards(parameter: Parameter, value: Tensor) -> Tensor | None:
+    """For entries next to a bound a unit of length that leads off it, 0 for others; None without.
+
+    The unit is the width of an interval, or how far the parameter starts from the bound.
+    """
+    lower, upper = (None if e is None else e.to(value) for e in edges(parameter.support))
+    if lower is None and upper is None:
+        return None
+    if lower is not None and upper is not None:
+        unit = upper - lower
+    else:
+        (bound,) = (each for each in (lower, upper) if each is not None)
+        unit = (parameter.start.to(value) - bound).abs()
+    found = torch.zeros_like(value)
+    if lower is not None:
+        found = torch.where(value - lower <= NEAR * unit, unit, found)
+    if upper is not None:
+        found = torch.where(upper - value <= NEAR * unit, -unit, found)
+    return found if bool((found != 0.0).any()) else None
+
+
 def _number(bound: Tensor | None) -> float | None:
     """A bound that all entries share; NaN where they have several."""
     if bound is None:
         return None
-    first = bound.reshape(-1)[0]
-    return float(first) if bool((bound == first).all()) else math.nan
+    values = bound.reshape(-1)
+    shared = len(values) > 0 and bool((values == values[0]).all())
+    return float(values[0]) if shared else math.nan
 
 
 def ends(support: Constraint) -> tuple[str, str]:

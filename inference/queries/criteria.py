@@ -77,18 +77,28 @@ def observations(plan: Plan) -> float:
         if apart and mask is not None:
             total += float(_steps_with_data(plan, site, mask))
             continue
-        plates, scale = plan.sites[site].plates, plan.scales[site]
-        of_rows = scale is None or {*scale.dims} <= {plan.row}
-        # The items of a person in a plate are one row, as those of an event are; of a mixed model
-        # each counts that a group of rows has.
-        if plan.row in plates and of_rows and not (plan.components or plan.units):
-            plates = frozenset({plan.row})
+        scale, plates = plan.scales[site], _plates_of_rows(plan, site)
+        if scale is not None and not {*scale.dims} <= plates:
+            plates = plan.sites[site].plates
         count = float(math.prod(plan.sizes[s] for s in plates))
         if scale is not None:
             missing = math.prod(plan.sizes[s] for s in plates - set(scale.dims))
             count = float(scale.tensor.sum()) * missing
         total += count
     return total
+
+
+def _plates_of_rows(plan: Plan, site: str) -> frozenset[str]:
+    """The plates that an observation is one of: those of the discrete latents, if there are any.
+
+    The items of a person in a plate below are one row, as those of an event are. Without latents
+    each entry is one, and of a mixed model each that a group of rows has.
+    """
+    plates, latents = plan.sites[site].plates, plan.structure.latent
+    if plan.components or plan.units or plan.row not in plates:
+        return plates
+    own = frozenset[str]().union(*(plan.sites[name].plates for name in latents)) & plates
+    return own or plates
 
 
 def _steps_with_data(plan: Plan, name: str, mask: Tensor) -> Tensor:

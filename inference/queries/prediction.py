@@ -25,6 +25,7 @@ __all__ = ["latent_samples", "posterior", "predict", "sample"]
 
 
 COPIES = 1_000  # of the data that are drawn side by side
+SAME = 1e-9  # of log densities, relative and absolute
 
 
 def posterior(plan: Plan, params: Mapping[str, Tensor], name: str) -> Tensor:
@@ -205,23 +206,38 @@ def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor
 
 
 def _side_by_side(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor] | None:
-    """``n`` data sets by a few runs of the model; None where a site does not take them together."""
-    structure, state = plan.structure, torch.get_rng_state()
+    """``n`` data sets by a few runs of the model; None where one has a part in another.
+
+    So it is where a model takes a mean over what was drawn, of which copies are then a part.
+    """
+    structure = plan.structure
     names = [site for name in _drawn(plan) for site in structure.own_names(name)]
     pieces: dict[str, list[Tensor]] = {name: [] for name in names}
-    try:
-        with torch.no_grad():
+    with torch.no_grad():
+        try:
             one = structure.simulate(params).nodes
+            shapes = {name: one[name]["value"].shape for name in names}
             for begin in range(0, n, COPIES):
                 copies = min(COPIES, n - begin)
                 nodes = structure.simulate(params, copies).nodes
+                drawn = {k: nodes[k]["value"].reshape(copies, *shapes[k]) for k in names}
+                for i in (0, copies - 1) if not begin else ():
+                    alone = {name: value[i] for name, value in drawn.items()}
+                    again = structure.simulate(params, drawn=alone).nodes
+                    if not all(_is_copy(again[k], nodes[k], copies, i) for k in names):
+                        return None
                 for name in names:
-                    shape = one[name]["value"].shape
-                    pieces[name].append(nodes[name]["value"].reshape(copies, *shape))
-    except (AssertionError, NotImplementedError, RuntimeError, ValueError, TypeError, IndexError):
-        torch.set_rng_state(state)
-        return None
+                    pieces[name].append(drawn[name])
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError):
+            return None  # each by itself says what is wrong
     return {name: torch.cat(values) for name, values in pieces.items()}
+
+
+def _is_copy(alone: TraceNode, nodes: TraceNode, copies: int, place: int) -> bool:
+    """Whether a site has the density that it has among other copies of the data."""
+    every = nodes["fn"].log_prob(nodes["value"]).reshape(copies, -1)[place].sum()
+    found = alone["fn"].log_prob(alone["value"]).sum()
+    return bool(torch.isclose(every, found, rtol=SAME, atol=SAME))
 
 
 def _drawn(plan: Plan) -> list[str]:

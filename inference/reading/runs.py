@@ -51,6 +51,7 @@ class At(Messenger):
             says otherwise; where data are drawn, they are drawn as well.
         nodes: The nodes of continuous latents, which are enumerated; these are drawn with the data
             as well.
+        drawn: Draws of latents and data that are not made again.
 
     Attributes:
         chosen: The number of the value of each latent that has been fixed.
@@ -68,6 +69,7 @@ class At(Messenger):
         partly: Partly | None = None,
         integrated: Mapping[str, Tensor] | None = None,
         nodes: Mapping[str, Tensor] | None = None,
+        drawn: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.params, self.fix_latents, self.draw_data = params, fix_latents, draw_data
@@ -75,11 +77,14 @@ class At(Messenger):
         self.chosen: dict[str, int] = {}
         self.conditioned: set[str] = set()
         self.partly, self.integrated = partly or Partly(), integrated or {}
-        self.nodes = nodes or {}
+        self.nodes, self.drawn = nodes or {}, drawn or {}
         self._whole: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: TraceNode) -> None:
         name = msg["name"]
+        if name in self.drawn:
+            msg["value"], msg["done"] = self.drawn[name], True
+            return
         if msg["is_observed"]:
             self._look_at_data(msg)
         draws = self.draw_data and name not in self.held and not _is_statement(msg)

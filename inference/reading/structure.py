@@ -235,13 +235,19 @@ class Structure:
         parts = self.partly.whole or self.partly.data or self.partly.missing or self.partly.given
         return bool(self.latent) and not (continuous or parts or self.composites)
 
-    def simulate(self, params: Mapping[str, Tensor], copies: int = 0) -> Trace:
+    def simulate(
+        self,
+        params: Mapping[str, Tensor],
+        copies: int = 0,
+        drawn: Mapping[str, Tensor] | None = None,
+    ) -> Trace:
         """Draws latent and observed sites from the model at ``params``.
 
         Args:
             params: The parameters.
             copies: How many data sets to draw side by side, in a dim left of all plates; 0 for one
                 without such a dim.
+            drawn: Values of sites that are not drawn again.
         """
         side_by_side = (
             contextlib.nullcontext()
@@ -255,6 +261,7 @@ class Structure:
             partly=self.partly,
             integrated=self.origins,
             nodes=self._values,
+            drawn=drawn,
         )
         with at, self.modes(self.remembered), side_by_side:
             trace = record(self.model, self.arguments)

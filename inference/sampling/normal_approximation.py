@@ -75,7 +75,8 @@ def normal_approximation(density: PosteriorDensity, mode: Tensor) -> NormalAppro
     hessian = _hessian(density, mode, STEP * spread)
     for _ in range(WIDENINGS if density.has_edges(mode) else 0):
         own = hessian.diagonal()
-        spread = torch.where(own > 0.0, own.abs().rsqrt(), spread)
+        wider = torch.where(own > 0.0, own.abs().rsqrt(), spread).clamp(1e-6, 1e3)
+        spread = torch.where(wider.isfinite(), wider, spread)
         hessian = _hessian(density, mode, spread)
     scaled = hessian * spread * spread.unsqueeze(-1)
     values, vectors = torch.linalg.eigh(0.5 * (scaled + scaled.mT))

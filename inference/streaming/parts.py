@@ -12,7 +12,7 @@ from ember.inference.expectation.log_evidence import LogEvidence
 from ember.inference.factors.second_order import SecondOrder
 from ember.inference.factors.tied import TiedFactors, TieKey
 from ember.inference.inputs.rows import rows_of
-from ember.inference.maximisation.edges import has_edges
+from ember.inference.maximisation.edges import check_edges
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.plan.statistics import Statistics
@@ -119,7 +119,7 @@ def check_second_order(template: Plan) -> None:
         why = f"it reads {len(flat.point)} free parameters, where at most {MOST} are allowed"
     else:
         try:
-            edges = has_edges(template, LogEvidence.of(template).statistics(start))
+            edges = check_edges(template, LogEvidence.of(template).statistics(start))
             why = "its density has edges" if edges else ""
         except RuntimeError:
             why = "its density cannot be differentiated twice"

@@ -4,7 +4,9 @@ The rows are drawn so that neither the order of the pieces nor who reads them ma
 random number seeded by the content of its piece, and those with the smallest numbers are taken.
 """
 
+import collections
 import dataclasses
+import itertools
 import math
 import warnings
 import zlib
@@ -21,6 +23,7 @@ from ember.inference.iteration.kept_plan import ReadingOptions
 from ember.inference.plan.plan import Plan
 from ember.inference.reading.checks.sites import check_observed
 from ember.inference.reading.reader import first_run
+from ember.inference.reading.sequences import base_name
 from ember.inference.reading.structure import Structure
 from ember.inference.streaming.pooling import Moments, Noting, merged
 
@@ -102,9 +105,7 @@ def survey(
         except (ValueError, TypeError) as error:
             raise type(error)(f"piece {number} of the data: {error}") from error
         if found is not None:
-            first = read(found.first)
-            is_chain = bool(first.chains or first.structure.steps)
-            _check_alike(number, piece, found.first, 2 if is_chain else 1)
+            _check_alike(number, piece, found.first, _lengths(read(found.first)))
         keys, sample = _drawn(piece, count, seed)
         each = Survey((rows_of(piece),), piece, sample, keys, own, own)
         found = each if found is None else joined([found, each], count)
@@ -154,21 +155,31 @@ def _moments(
         with validation_enabled(False), Noting(known) as noting:
             first_run(structure.model, piece, {})
         return noting.own
+    step_by_step = dataclasses.replace(structure.with_arguments(piece), loops=())
     with Noting(known) as noting:
-        trace = structure.with_arguments(piece).trace({})
-    for name in structure.observed:
-        check_observed(name, trace.nodes[name])
+        nodes = step_by_step.trace({}).nodes
+    for name in itertools.chain.from_iterable(map(structure.own_names, structure.observed)):
+        if name in nodes:  # a piece may lack what others have
+            check_observed(name, nodes[name])
     return noting.own
 
 
-def _check_alike(number: int, piece: Arguments, first: Arguments, free: int) -> None:
+def _lengths(plan: Plan) -> set[int]:
+    """How many steps the sequences of a plan have, where these are its rows."""
+    if plan.row is None:
+        return set()
+    members = collections.Counter(base_name(name) for name in plan.structure.steps)
+    return {*members.values(), *(chain.steps for chain in plan.chains.values())}
+
+
+def _check_alike(number: int, piece: Arguments, first: Arguments, lengths: set[int]) -> None:
     """Refuses pieces with other arguments, options or columns than the first.
 
     Args:
         number: That of the piece.
         piece: Its arguments.
         first: Those of the first piece.
-        free: How many leading dims may differ: rows, and the steps of sequences.
+        lengths: How many steps its sequences have, which may be others elsewhere.
     """
     if len(piece.args) != len(first.args) or piece.kwargs.keys() != first.kwargs.keys():
         raise ValueError(
@@ -184,6 +195,7 @@ def _check_alike(number: int, piece: Arguments, first: Arguments, free: int) -> 
                 f"{other!r}; give every piece the same options."
             )
     for own, other in zip(piece.tensors, first.tensors, strict=False):
+        free = 2 if other.dim() > 1 and other.size(1) in lengths else 1
         if own.dim() != other.dim() or own.shape[free:] != other.shape[free:]:
             raise ValueError(
                 f"piece {number} of the data has rows of shape {tuple(own.shape[1:])} where the "

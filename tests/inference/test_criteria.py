@@ -151,3 +151,23 @@ def test_items_in_a_plate_are_those_of_an_event() -> None:
     one, other = (EM(model, seed=0).fit(x) for model in (event, plate))
     assert one.n_observations == other.n_observations == len(one.log_prob()) == 60
     assert one.bic == pytest.approx(other.bic, rel=1e-6)
+
+
+def test_without_latents_or_with_one_in_each_cell_every_cell_is_an_observation() -> None:
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def table(x: Tensor) -> None:
+        with pyro.plate("columns", x.shape[1], dim=-1):
+            mean = pyro.param("mean", torch.zeros(x.shape[1]))
+            with pyro.plate("rows", len(x), dim=-2):
+                pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def cells(x: Tensor) -> None:
+        locs = pyro.param("locs", torch.tensor([-1.0, 1.0]))
+        with pyro.plate("rows", len(x), dim=-2), pyro.plate("columns", x.shape[1], dim=-1):
+            z = pyro.sample("z", dist.Bernoulli(0.5)).long()
+            pyro.sample("x", dist.Normal(locs[z], 1.0), obs=x)
+
+    for model in (table, cells):
+        for data in (x, x.mT):
+            assert EM(model, "mle", seed=0).fit(data).n_observations == 150

@@ -477,3 +477,20 @@ def test_many_data_sets_are_drawn_side_by_side(monkeypatch: pytest.MonkeyPatch) 
     counts = torch.zeros(2, 2).index_put((moved[0], moved[1]), torch.ones(()), accumulate=True)
     shares = counts / counts.sum(1, keepdim=True)
     torch.testing.assert_close(shares.double(), fit.params["moves"], atol=0.03, rtol=0.0)
+
+
+def test_draws_that_meet_are_made_one_by_one() -> None:
+    """A mean over what was drawn would be one over all copies."""
+
+    def model(y: Tensor, w: Tensor) -> None:
+        locs = pyro.param("locs", torch.tensor([-3.0, 3.0]))
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5])))
+        rows = locs[z].unsqueeze(-1) + torch.zeros(4)
+        y = pyro.sample("y", dist.Normal(rows, 1.0).to_event(1), obs=y)
+        pyro.sample("w", dist.Normal(y.mean(), 0.1), obs=w)
+
+    y = torch.tensor([2.0, 3.5, 3.0, 2.5], dtype=torch.float64)
+    fit = EM(model, "mle", init={"locs": torch.tensor([-3.0, 3.0])}).fit(y, y.mean())
+    drawn = fit.sample(400, seed=0)
+    rest = drawn["w"] - drawn["y"].mean(-1)
+    assert float(rest.std()) == pytest.approx(0.1, abs=0.02)

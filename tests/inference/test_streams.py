@@ -385,3 +385,40 @@ def test_columns_of_pieces_are_told_by_their_names() -> None:
         assert torch.equal(fit.log_prob(turned), fit.log_prob(table.to_numpy()))
     with pytest.raises(ValueError, match="piece 2 of the data: the table lacks 'b' of the columns"):
         em.fit_batches([table[:300], table[300:].rename(columns={"b": "d"})], components=3)
+
+
+def optional(x: Tensor, y: Tensor) -> None:
+    """A second response, of which some pieces have nothing."""
+    a, b = (pyro.param(name, torch.zeros((), dtype=torch.float64)) for name in "ab")
+    shown = ~y.isnan()
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+        if bool(shown.any()):
+            pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_site_that_some_pieces_lack(first: bool) -> None:
+    x = points(200)
+    y = torch.where(torch.arange(200) < 100, x[:, 1], torch.nan)
+    pieces = [(x[:100, 0], y[:100]), (x[100:, 0], y[100:])][:: 1 if first else -1]
+    em = EM(optional, "mle", seed=0)
+    assert_same(em.fit(x[:, 0], y), em.fit_batches(pieces))
+    online = em.fit_online(pieces, method="variance-reduced", passes=8)
+    assert online.log_likelihood == pytest.approx(em.fit(x[:, 0], y).log_likelihood, abs=1e-2)
+
+
+def test_the_longest_sequences_may_come_first() -> None:
+    x = points(1200).reshape(60, 20, 2)[..., 0]
+    lengths = torch.arange(60).flip(0) // 5 + 5
+    ends = [(i, int(lengths[i])) for i in (0, 20, 40)]
+    pieces = [{"x": x[i : i + 20, :t], "lengths": lengths[i : i + 20]} for i, t in ends]
+    em = EM(switching, seed=0)
+    assert_same(em.fit(x, lengths=lengths), em.fit_batches(pieces))
+
+
+def test_columns_are_no_steps() -> None:
+    single = [points(40, seed) for seed in range(2)]
+    wider = torch.cat([single[1], single[1]], 1)
+    with pytest.raises(ValueError, match=r"piece 2 .* give every piece the same columns"):
+        EM(hidden_markov_gaussian, seed=0).fit_batches([single[0], wider], states=2)

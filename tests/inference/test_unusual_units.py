@@ -1,5 +1,6 @@
 """Latents of units that are few or apart: one behind all rows, groups in a loop, of a class."""
 
+import math
 from typing import Any
 
 import pyro
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ember.inference import EM, Adaptive
+from ember.inference import EM, Adaptive, Quadrature
 
 QUADRATURE: Any = {"integrate": "quadrature"}
 
@@ -134,3 +135,29 @@ def test_missing_answers_are_left_out_by_a_mask() -> None:
         EM(model, seed=0).fit(y, shown, how="obs_mask")
     one, other = (EM(model, seed=0).fit(y, shown, how=how) for how in ("mask", "NaN"))
     assert one.log_posterior == pytest.approx(other.log_posterior, rel=1e-9)
+
+
+def test_one_value_beside_a_value_of_each_row_stays_on_a_grid() -> None:
+    y = torch.poisson(torch.full((20,), 2.0), generator=torch.Generator().manual_seed(0)).double()
+
+    def model(y: Tensor) -> None:
+        mean = pyro.param("mean", torch.tensor(0.5, dtype=torch.float64))
+        level = pyro.sample("level", dist.Normal(mean, 0.5), infer=QUADRATURE)
+        with pyro.plate("rows", len(y)):
+            own = pyro.sample("own", dist.Normal(0.0, 0.5), infer=QUADRATURE)
+            pyro.sample("y", dist.Poisson((level + own).exp()), obs=y)
+
+    fit = EM(model, "mle", seed=0).fit(y)
+    u = torch.linspace(-6, 6, 481, dtype=torch.float64)
+    step = float(u[1] - u[0])
+    rows = dist.Poisson((u[:, None] + u).exp()).log_prob(y[:, None, None])
+    rows = (rows + dist.Normal(0.0, 0.5).log_prob(u)).logsumexp(-1) + math.log(step)
+    joint = rows.sum(0) + dist.Normal(fit.params["mean"], 0.5).log_prob(u)
+    exact = float(joint.logsumexp(0)) + math.log(step)
+    assert fit.log_likelihood == pytest.approx(exact, rel=1e-4)
+
+
+def test_a_grid_that_is_asked_for_is_one() -> None:
+    y = torch.tensor([1.0, 0, 2, 3, 1, 2, 2, 4, 1, 0] * 3, dtype=torch.float64)
+    fit = EM(shared_log_rate, "mle").fit(y, how={"integrate": Quadrature(241)})
+    assert "241 for 'u' (even and odd" in str(fit)

@@ -16,7 +16,8 @@ and such coordinates are held there.
 
 Densities with edges, such as ``Laplace``, have slopes that jump and no curvature of use. There the
 scores of independent rows take its place, :math:`\sum_n s_n s_n^\top`, which has the same
-expectation if the model is right.
+expectation if the model is right; where rows are not independent, differences over a standard
+deviation.
 
 References: Jamshidian & Jennrich (2000), *Standard errors for EM estimation*, JRSS B 62, 257-270;
 Berndt, Hall, Hall & Hausman (1974), *Estimation and inference in nonlinear structural models*,
@@ -36,7 +37,7 @@ from ember.inference.numerics import newton
 from ember.inference.numerics.log_space import IMPOSSIBLE
 from ember.inference.optimality.vanishing import off_zero
 from ember.inference.parameters.coordinates import Coordinates
-from ember.inference.plan.plan import Params, Plan
+from ember.inference.plan.plan import Params
 from ember.inference.plan.statistics import Statistics
 from ember.inference.queries.uncertainty.boundaries import (
     are_logarithms,
@@ -53,6 +54,7 @@ __all__ = ["ObservedInformation", "observed_information"]
 STEP = 1e-4  # of a difference of gradients, in standard deviations or units of a logarithm
 SHORT = 30.0  # times shorter than that, and a difference is taken once more
 MOST = 10_000  # free parameters
+WIDENINGS = 8  # of differences that begin between two jumps of a slope
 LONGEST = 1e4  # times as long as at first
 
 NO_CURVATURE = (
@@ -82,7 +84,7 @@ class ObservedInformation:
         noise: How far derivatives that should be equal differ, in units of the information's
             diagonal, at most.
         complete: That of the expected log joint (nothing latent), its diagonal ``(A,)``.
-        by_scores: Whether it is made of the rows' scores, as densities have edges.
+        has_edges: Whether densities have edges, so that the gradient says nothing.
     """
 
     coordinates: Coordinates
@@ -94,7 +96,7 @@ class ObservedInformation:
     matrix: Tensor
     complete: Tensor
     noise: float
-    by_scores: bool = False
+    has_edges: bool = False
 
 
 def observed_information(
@@ -132,9 +134,12 @@ def observed_information(
             yield score(found, coordinates)[places]
 
     steps = _steps(coordinates, point, slopes, places, complete)
-    by_scores = _has_edges(plan, current)
-    if by_scores:
-        matrix, noise = _by_scores(data, coordinates, point, places, steps), 0.0
+    edged = has_edges(plan, current)
+    if edged:
+        matrix = _by_scores(data, coordinates, point, places, steps)
+        if matrix is None:
+            matrix = _smoothed(derivatives, point, places, steps)
+        noise = 0.0
     else:
         matrix, steps, noise = _differences(derivatives, coordinates, point, places, steps)
     if not bool(matrix.isfinite().all()) or not bool(slopes[places].isfinite().all()):
@@ -151,21 +156,17 @@ def observed_information(
         matrix[kept][:, kept],
         complete[kept],
         noise,
-        by_scores,
+        edged,
     )
-
-
-def _has_edges(plan: Plan, current: Statistics) -> bool:
-    try:
-        return has_edges(plan, current)
-    except (RuntimeError, ValueError, ArithmeticError):
-        return False
 
 
 def _by_scores(
     data: Passes, coordinates: Coordinates, point: Tensor, places: Tensor, steps: Tensor
-) -> Tensor:
-    """The information by the products of the rows' scores, and that of the prior."""
+) -> Tensor | None:
+    """The information by the products of the rows' scores, and that of the prior.
+
+    None where rows are not independent.
+    """
 
     def log_prior(free: Tensor) -> Tensor:
         params = coordinates.unflatten(point.index_put((places,), free))
@@ -173,7 +174,21 @@ def _by_scores(
 
     _, prior = newton.derivatives(log_prior, point[places])
     rows = Rows(coordinates.unflatten(point), coordinates, point, places, steps)
-    return spread_of_scores(data, rows) - prior
+    try:
+        return spread_of_scores(data, rows) - prior
+    except ValueError:
+        return None
+
+
+def _smoothed(derivatives: Several, point: Tensor, places: Tensor, steps: Tensor) -> Tensor:
+    """Minus the derivative of a gradient over a whole standard deviation, across its jumps."""
+    matrix = point.new_zeros(len(places), len(places))
+    for _ in range(WIDENINGS):
+        around = steps_around(derivatives, point, places, steps)
+        matrix = torch.stack([(down - up) / width for up, down, width in around])
+        own = matrix.diagonal()
+        steps = torch.where(own > 0.0, own.abs().rsqrt(), steps)
+    return 0.5 * (matrix + matrix.mT)
 
 
 def _differences(

@@ -68,13 +68,14 @@ class Uncertainty:
     @property
     def distance(self) -> float:
         """How far the maximum is by Newton's method, in standard errors."""
+        if self._information.has_edges:  # a slope next to a kink is any number
+            return 0.0
         return float((self._identified.root.mT @ self._information.gradient).norm())
 
     @property
-    def _is_rough(self) -> bool:
-        """Whether the estimates are from draws of latents, or at an edge, where slopes jump."""
-        drawn = any(component.monte_carlo is not None for component in self._data.plan.units)
-        return drawn or self._information.by_scores
+    def _is_drawn(self) -> bool:
+        """Whether the estimates are from draws of latents."""
+        return any(component.monte_carlo is not None for component in self._data.plan.units)
 
     def vcov(self, robust: bool = False) -> Tensor:
         """The covariance of all entries, ``(E, E)``; NaN where it is not known."""
@@ -144,7 +145,7 @@ class Uncertainty:
                 "the objective is curved upwards at the estimates, which are no maximum; what that "
                 "concerns has no standard error (NaN), and fit.stop_reason says how the fit ended."
             )
-        elif self.distance > (DRAWN if self._is_rough else DISTANT):
+        elif self.distance > (DRAWN if self._is_drawn else DISTANT):
             yield (
                 f"the estimates are some {self.distance:.2g} standard errors away from the maximum "
                 "of the objective: the fit has not converged (tol, max_iter), or has maximised "

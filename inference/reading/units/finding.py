@@ -77,6 +77,11 @@ def _rule(how: object) -> Adaptive | MonteCarlo:
     return Adaptive(nodes, getattr(how, "most", None))
 
 
+def _is_one(plates: set[str], how: object) -> bool:
+    """Whether a latent has a single value, and leaves open how it is integrated."""
+    return not plates and how == "quadrature"
+
+
 def _is_of_units(fn: Distribution, how: object) -> bool:
     """Whether a latent is integrated unit by unit by its own wish or prior, whoever reads it."""
     if isinstance(how, (Adaptive, MonteCarlo)) or how == "monte-carlo":
@@ -97,8 +102,11 @@ def _of_units(
     plates = {n: {*structure.plates[n]} for n in asked}
     for name, latents in read.items():
         above = {*structure.plates.get(name, ())}
-        # One value behind all rows has a posterior far narrower than its prior.
-        found |= {n for n in latents if not plates[n] <= above or (above and not plates[n])}
+        found |= {latent for latent in latents if not plates[latent] <= above}
+    # One value behind all rows has a posterior far narrower than its prior.
+    alone = not structure.latent and all(len({*latents}) <= 1 for latents in read.values())
+    for name, latents in read.items() if alone else ():
+        found |= {n for n in latents if structure.plates.get(name) and _is_one(plates[n], asked[n])}
     while True:
         shared = {n for latents in read.values() if found & {*latents} for n in latents}
         if shared <= found:
