@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from ember.inference.inputs.frames import names_columns, take
 from ember.inference.inputs.options import check_choice
 from ember.inference.iteration.progress import progress_bar
 from ember.inference.numerics.draws import Draws
+from ember.inference.numerics.whole_numbers import is_whole
 from ember.inference.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def select(
 
 def _check_folds(folds: object, criterion: str) -> None:
     """Refuses numbers of folds that part no rows."""
-    if isinstance(folds, bool) or not isinstance(folds, Integral):
+    if not is_whole(folds):
         raise TypeError(f"folds={folds!r} must be a whole number.")
     if criterion == "held_out" and folds < 2:
         raise ValueError("criterion='held_out' needs folds of at least 2, for example folds=5.")

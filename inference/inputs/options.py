@@ -6,9 +6,10 @@ function of the option's name and value that raises.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Integral
 
 from pyro.optim import PyroOptim
+
+from ember.inference.numerics.whole_numbers import is_whole
 
 __all__ = [
     "OBJECTIVES",
@@ -85,7 +86,7 @@ def check_choice(
 
 def check_count(name: str, value: object) -> None:
     """Refuses anything but a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not is_whole(value):
         raise TypeError(f"{name}={value!r} must be a whole number.")
     if value < 1:
         raise ValueError(f"{name}={value} must be at least 1.")
@@ -125,9 +126,9 @@ def _tolerance(name: str, value: object) -> None:
 def _seed(name: str, value: object) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not is_whole(value):
         raise TypeError(f"{name}={value!r} must be a whole number or None.")
-    if not -SEEDS <= 2 * int(value) < 2 * SEEDS:
+    if not -SEEDS <= 2 * value < 2 * SEEDS:
         raise ValueError(f"{name}={value} is too large; choose one of at most 64 bits.")
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ember.inference.inputs.devices import device_of, on_device
 from ember.inference.numerics.threads import one_thread
+from ember.inference.numerics.whole_numbers import is_whole
 
 __all__ = ["Promoted", "declare_from_outside", "sheltered", "threads_for"]
 
@@ -80,7 +80,7 @@ def sheltered(seed: int | None = None, data: object = (), beside: object = ()) -
     a busy machine waiting for it costs many times the work. What comes ``beside`` the data counts
     with them, but they alone decide where the work is done.
     """
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
+    if seed is not None and not is_whole(seed):
         raise TypeError(f"seed={seed!r} must be a whole number or None.")
     dtype, device = torch.get_default_dtype(), device_of(data)
     store = pyro.get_param_store()

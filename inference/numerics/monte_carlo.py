@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ember.inference.numerics.whole_numbers import is_whole
+
 __all__ = ["MonteCarlo"]
 
 
@@ -49,7 +51,7 @@ class MonteCarlo:
         least = {"chains": 1, "burn_in": 1, "averaged": 1, "draws": 40, "most": self.draws}
         for name, bound in least.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
+            if not is_whole(value):
                 raise TypeError(f"MonteCarlo({name}={value!r}) must be a whole number.")
             if value < bound:
                 raise ValueError(f"MonteCarlo({name}={value}) must be at least {bound}.")

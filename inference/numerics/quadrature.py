@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ember.inference.numerics.whole_numbers import is_whole
+
 __all__ = ["GAP", "HALF_WIDTH", "MOST_DIMS", "Quadrature", "check_nodes", "uniform_grid"]
 
 
@@ -33,7 +35,7 @@ def check_nodes(rule: str, nodes: int | None, most: int | None, usual: int) -> N
         ValueError: If there are too few, or ``most`` is less than ``nodes``.
     """
     for name, value in (("nodes", nodes), ("most", most)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        if value is not None and not is_whole(value):
             raise TypeError(f"{rule}({name}={value!r}) must be a whole number.")
     if nodes is not None and nodes < FEWEST:
         raise ValueError(

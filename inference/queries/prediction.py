@@ -1,7 +1,6 @@
 """What a plan says about latent values and new draws, at given parameters."""
 
 from collections.abc import Mapping
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch import Tensor
 from ember.inference.expectation.posterior import marginals
 from ember.inference.factors.gaussian.component import GaussianComponent
 from ember.inference.numerics.shapes import append_dims, broadcast_shapes, prepend_dims
+from ember.inference.numerics.whole_numbers import is_whole
 from ember.inference.plan.plan import Plan
 from ember.inference.plan.without_data import PlanWithoutData
 from ember.inference.queries.conjugate.moments import EntryPosteriors
@@ -176,7 +176,7 @@ def _support(plan: Plan, name: str) -> Tensor:
 
 def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
     """Draws of latent and observed sites: ``n`` rows, or ``n`` data sets if there are no rows."""
-    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
+    if not is_whole(n) or n < 1:
         raise ValueError(f"n={n!r} must be a whole number of at least 1.")
     if isinstance(plan, PlanWithoutData) and plan.example is not None:
         plan = plan.example

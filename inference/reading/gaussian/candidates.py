@@ -28,6 +28,7 @@ from ember.inference.numerics.distribution import Distribution
 from ember.inference.numerics.draws import Draws
 from ember.inference.reading.gaussian.slices import few_rows
 from ember.inference.reading.graphs import leaves_of
+from ember.inference.reading.matching.arguments import probe_values
 from ember.inference.reading.sequences import base_name
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace, TraceNode
@@ -56,8 +57,12 @@ def gaussian_candidates(structure: Structure, plain: Trace, fixed: set[str]) -> 
     }
     if not names:
         return {}
+    few = few_rows(structure)
     try:
-        graph = _graph(few_rows(structure))
+        try:  # where nothing happens to be zero, and so no slope
+            graph = _graph(few, probe_values(few, 0))
+        except (RuntimeError, ValueError, ArithmeticError):
+            graph = _graph(few, few.start)
     except (RuntimeError, ValueError, ArithmeticError, TypeError, LookupError):
         return {}  # the model cannot be run so; what is wrong with it is told elsewhere
     batches = {name: plain.nodes[name]["fn"].batch_shape for name in names}
@@ -95,12 +100,9 @@ class _Graph:
         return _entries_read(torch.stack(weighed).sum(), self.values[parent])
 
 
-def _graph(structure: Structure) -> _Graph:
+def _graph(structure: Structure, at: Mapping[str, Tensor]) -> _Graph:
     with torch.enable_grad():
-        values = {
-            name: parameter.start.clone().requires_grad_()
-            for name, parameter in structure.parameters.items()
-        }
+        values = {name: at[name].detach().clone().requires_grad_() for name in structure.parameters}
         zeros = {n: torch.zeros(shape) for n, shape in structure.gaussian.items()}
         values.update({name: zero.requires_grad_() for name, zero in zeros.items()})
         graph = _Graph(values, structure.trace(values))
