@@ -14,10 +14,20 @@ import pandas as pd
 
 from ember.inference.inputs.arguments import Model
 from ember.inference.inputs.categories import Labels, listed, with_words
+from ember.inference.inputs.chunks import Chunk
 from ember.inference.inputs.formulas import Formula, Parameters, group_codes
 from ember.inference.inputs.words import noted, recoded
 
-__all__ = ["Recipe", "Taken", "in_order_of", "names_columns", "recipe_of", "take", "take_again"]
+__all__ = [
+    "Recipe",
+    "Taken",
+    "in_order_of",
+    "names_columns",
+    "recipe_of",
+    "take",
+    "take_again",
+    "without_rows",
+]
 
 
 DATA = "data"  # the keyword of the table, unless the model has an argument of that name
@@ -149,6 +159,17 @@ def recipe_of(model: Model, args: tuple[object, ...], kwargs: Mapping[str, objec
     places += [str(i) for i in range(len(places), len(args))]
     given = [*zip(places, args, strict=True), *kwargs.items()]
     return Recipe(columns={name: known for name, value in given if (known := _columns(value))})
+
+
+def without_rows(value: object) -> object:
+    """A piece of data with its tables' columns alone; what is no table or chunk is left out."""
+    if isinstance(value, pd.DataFrame):
+        return value.iloc[:0]
+    if isinstance(value, Mapping):
+        return {name: without_rows(own) for name, own in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(without_rows, value))
+    return value if isinstance(value, Chunk) else None
 
 
 def in_order_of(first: object, value: object) -> object:

@@ -82,8 +82,8 @@ def _at_bounds(
 
 
 def _slopes(statistics: Statistics, near: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradient of the objective by some parameters themselves, by Fisher's identity."""
-    none = {name: torch.full_like(way, -torch.inf) for name, way in near.items()}
+    """The gradient of the objective by some parameters themselves; NaN where it has none."""
+    none = {name: torch.full_like(way, torch.nan) for name, way in near.items()}
     if not near:
         return none
     with torch.enable_grad():
@@ -98,7 +98,7 @@ def _slopes(statistics: Statistics, near: Mapping[str, Tensor]) -> dict[str, Ten
         except (RuntimeError, ValueError, ArithmeticError):
             return none
     return {
-        name: torch.zeros_like(free[name]) if slope is None else slope.nan_to_num(nan=-torch.inf)
+        name: torch.zeros_like(free[name]) if slope is None else slope
         for name, slope in zip(near, found, strict=True)
     }
 

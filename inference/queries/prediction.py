@@ -24,6 +24,7 @@ from ember.inference.reading.trace import TraceNode, plates_of
 __all__ = ["latent_samples", "posterior", "predict", "sample"]
 
 
+FEW = 4  # data sets that are drawn one by one
 COPIES = 1_000  # of the data that are drawn side by side
 SAME = 1e-9  # of log densities, relative and absolute
 
@@ -181,7 +182,7 @@ def sample(plan: Plan, params: Mapping[str, Tensor], n: int) -> dict[str, Tensor
     if isinstance(plan, PlanWithoutData) and plan.example is not None:
         plan = plan.example
     row = plan.row_plate()
-    if row is None and plan.structure.can_be_copied:
+    if row is None and n > FEW and plan.structure.can_be_copied:
         found = _side_by_side(plan, params, n)
         if found is not None:
             return stack(found, dict.fromkeys(found, 1), plan.structure.steps)

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ember.inference.inputs.arguments import Arguments
 from ember.inference.inputs.chunks import arguments_of
-from ember.inference.inputs.frames import in_order_of
+from ember.inference.inputs.frames import in_order_of, without_rows
 from ember.inference.inputs.progress import is_notebook, is_terminal
 from ember.inference.inputs.shelter import threads_for
 from ember.inference.iteration.loop import DataLost
@@ -38,7 +38,7 @@ class Source:
         loader: What is iterated over in each pass.
         options: The arguments of the model that all pieces share.
         progress: Whether to show a bar over the pieces of a pass.
-        first: The first piece of the latest pass, as the loader gives it.
+        first: The first piece, tables without their rows.
     """
 
     loader: Iterable[object]
@@ -65,7 +65,7 @@ class Source:
                     raise DataLost(f"the loader failed at piece {number + 1}: {error}") from error
                 number += 1
                 if number == 1:
-                    self.first[:] = [item]
+                    self.first[:] = [without_rows(item)]
                 try:
                     item = in_order_of(self.first[0], item)
                 except ValueError as error:
