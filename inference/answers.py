@@ -67,12 +67,13 @@ class Answers(Exports):
         Returns:
             Of a discrete latent a ``Categorical`` with ``probs`` of shape ``(N, K)``; NaN for
             impossible data. Of a continuous latent an object with ``mean``, ``variance`` and
-            ``stddev`` in the shape of the latent: of a Gaussian one a ``GaussianPosterior``, with
-            ``covariance`` of each event, ``joint()`` for that of all entries and ``distribution``;
-            of one with a conjugate prior a ``ConjugatePosterior``, with ``distribution``; of one on
-            nodes a ``NodePosterior``, with ``covariance`` of each event, the ``nodes`` ``(Q,)`` and
-            the weight of each in ``probs`` ``(N, Q)``; of one that is integrated unit by unit a
-            ``UnitPosterior``, whose ``nodes`` ``(G, Q)`` are those of each unit.
+            ``stddev`` in the shape of the latent (dims that no plate uses left out): of a Gaussian
+            one a ``GaussianPosterior``, with ``covariance`` of each event, ``joint()`` for that of
+            all entries and ``distribution``; of one with a conjugate prior a
+            ``ConjugatePosterior``, with ``distribution``; of one on nodes a ``NodePosterior``, with
+            ``covariance`` of each event, the ``nodes`` ``(Q,)`` and the weight of each in ``probs``
+            ``(N, Q)``; of one that is integrated unit by unit a ``UnitPosterior``, whose ``nodes``
+            ``(G, Q)`` are those of each unit.
 
         Warns:
             RuntimeWarning: If data have probability zero at the estimates.
