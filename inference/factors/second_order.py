@@ -130,9 +130,10 @@ class SecondOrder:
             for i in own[:ASKED].tolist():
                 # Between two kinks all is level, as at a median of an even number.
                 is_level = bool((curvature[i] == 0.0) & (self.gradient[i] == 0.0))
+                size = units[i] if is_level else curvature[i].abs().rsqrt().clamp_max(1.0)
                 for length in (1.0, 10.0, 100.0) if is_level else (1.0,):
                     step = torch.zeros_like(self.point)
-                    step[i] = length * AWAY * curvature[i].abs().rsqrt().clamp_max(units[i])
+                    step[i] = length * AWAY * size
                     up, down = (
                         newton.slope(expected, self.point + way * step)[1][i] for way in (1.0, -1.0)
                     )
