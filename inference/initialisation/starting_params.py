@@ -120,18 +120,21 @@ def starting_params(plan: Plan, init: Init, varied: bool = False) -> dict[str, T
                 f"init returned {type(init).__name__}; a callable returns a dict of parameters."
             )
     default = {name: p.start.clone() for name, p in plan.structure.parameters.items()}
+
+    def begun(how: str) -> dict[str, Tensor]:
+        return _off_the_ends(plan, _from_responsibilities(plan, default, how, varied))
+
     if init == "prior":
         return draw_from_priors(plan)
     if isinstance(init, str):
-        params = _off_the_ends(plan, _from_responsibilities(plan, default, init, varied))
+        params = begun(init)
         if init == "random" or coinciding(plan, params, SAME) is None:
             return params
-        # Where states are all alike EM has nothing to tell them apart by.
-        return _off_the_ends(plan, _from_responsibilities(plan, default, "random", varied))
+        return begun("random")  # where states are all alike EM has nothing to tell them apart by
     given = check_params(plan, init, partial=True)
     if given.keys() == default.keys():
         return given
-    return {**_from_responsibilities(plan, default, "kmeans", varied), **given}
+    return {**begun("kmeans"), **given}
 
 
 def _off_the_ends(plan: Plan, params: dict[str, Tensor]) -> dict[str, Tensor]:

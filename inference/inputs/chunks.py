@@ -50,6 +50,17 @@ class Chunk:
         frame = table.to_pandas()
         return frame[self.columns] if isinstance(self.columns, str) else frame
 
+    def without_rows(self) -> pd.DataFrame | None:
+        """Its table's columns alone, of which no row is read; None if it is none."""
+        if isinstance(self.source, pd.DataFrame):
+            return self.source.iloc[:0]
+        is_table = isinstance(self.source, str) and not self.source.endswith(".npy")
+        if not is_table or isinstance(self.columns, str):
+            return None
+        table = _parquet(str(self.source)).schema_arrow.empty_table()
+        frame: pd.DataFrame = table.to_pandas()
+        return frame if self.columns is None else frame[list(self.columns)]
+
 
 class Chunks(Sequence[Chunk]):
     """The chunks of one source, in their order; see ``chunks``."""

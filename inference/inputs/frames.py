@@ -162,14 +162,14 @@ def recipe_of(model: Model, args: tuple[object, ...], kwargs: Mapping[str, objec
 
 
 def without_rows(value: object) -> object:
-    """A piece of data with its tables' columns alone; what is no table or chunk is left out."""
+    """A piece of data with its tables' columns alone; what is no table is left out."""
     if isinstance(value, pd.DataFrame):
         return value.iloc[:0]
     if isinstance(value, Mapping):
         return {name: without_rows(own) for name, own in value.items()}
     if isinstance(value, tuple):
         return tuple(map(without_rows, value))
-    return value if isinstance(value, Chunk) else None
+    return value.without_rows() if isinstance(value, Chunk) else None
 
 
 def in_order_of(first: object, value: object) -> object:

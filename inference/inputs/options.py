@@ -16,6 +16,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_em_options",
+    "check_seed",
     "check_svi_options",
     "check_vbem_options",
 ]
@@ -123,7 +124,8 @@ def _tolerance(name: str, value: object) -> None:
         )
 
 
-def _seed(name: str, value: object) -> None:
+def check_seed(name: str, value: object) -> None:
+    """Refuses anything but None and whole numbers that a generator takes."""
     if value is None:
         return
     if not is_whole(value):
@@ -178,7 +180,7 @@ EM_CONSTRAINTS: Constraints = {
     "accelerate": _one_of(ACCELERATIONS),
     "tol": _tolerance,
     "max_iter": check_count,
-    "seed": _seed,
+    "seed": check_seed,
 }
 SVI_CONSTRAINTS: Constraints = {
     "model": _model_of("SVI"),
@@ -188,7 +190,7 @@ SVI_CONSTRAINTS: Constraints = {
     "learning_rate": _learning_rate,
     "particles": check_count,
     "integrate": _methods_by_site,
-    "seed": _seed,
+    "seed": check_seed,
 }
 
 

@@ -12,8 +12,8 @@ from torch.distributions import constraints, transform_to
 from torch.overrides import TorchFunctionMode
 
 from ember.inference.inputs.devices import device_of, on_device
+from ember.inference.inputs.options import check_seed
 from ember.inference.numerics.threads import one_thread
-from ember.inference.numerics.whole_numbers import is_whole
 
 __all__ = ["Promoted", "declare_from_outside", "sheltered", "threads_for"]
 
@@ -80,8 +80,7 @@ def sheltered(seed: int | None = None, data: object = (), beside: object = ()) -
     a busy machine waiting for it costs many times the work. What comes ``beside`` the data counts
     with them, but they alone decide where the work is done.
     """
-    if seed is not None and not is_whole(seed):
-        raise TypeError(f"seed={seed!r} must be a whole number or None.")
+    check_seed("seed", seed)
     dtype, device = torch.get_default_dtype(), device_of(data)
     store = pyro.get_param_store()
     _outside.append((store._params, store._constraints))

@@ -18,12 +18,12 @@ __all__ = [
     "all_within",
     "base_support",
     "bounds",
-    "edges",
     "ends",
     "inwards",
     "is_matrix",
     "is_real",
     "is_simplex",
+    "limits",
     "off_open_bounds",
     "shown",
 ]
@@ -55,13 +55,13 @@ def bounds(support: Constraint) -> tuple[float | None, float | None] | None:
 
     A bound that varies from entry to entry is NaN, an end without a bound None.
     """
-    lower, upper = edges(support)
+    lower, upper = limits(support)
     if lower is None and upper is None:
         return None
     return _number(lower), _number(upper)
 
 
-def edges(support: Constraint) -> tuple[Tensor | None, Tensor | None]:
+def limits(support: Constraint) -> tuple[Tensor | None, Tensor | None]:
     """The least and the greatest values of entries, where a support is an interval."""
     base = base_support(support)
     found = (getattr(base, name, None) for name in ("lower_bound", "upper_bound"))
@@ -74,7 +74,7 @@ def inwards(parameter: Parameter, value: Tensor) -> Tensor | None:
 
     The unit is the width of an interval, or how far the parameter starts from the bound.
     """
-    lower, upper = (None if e is None else e.to(value) for e in edges(parameter.support))
+    lower, upper = (None if e is None else e.to(value) for e in limits(parameter.support))
     if lower is None and upper is None:
         return None
     if lower is not None and upper is not None:
@@ -118,9 +118,9 @@ def shown(support: Constraint) -> str:
     """A support as a reader of the model knows it, such as "Interval(0.5, 2.5)"."""
     base = base_support(support)
     named = next((n for n in constraints.__all__ if getattr(constraints, n) is base), "")
-    limits = [bound for bound in bounds(base) or () if bound is not None]
-    is_one = bool(limits) and all(bound == bound for bound in limits)  # for all entries
-    interval = f"({', '.join(f'{bound:g}' for bound in limits)})" if is_one else ""
+    ends_of = [bound for bound in bounds(base) or () if bound is not None]
+    is_one = bool(ends_of) and all(bound == bound for bound in ends_of)  # for all entries
+    interval = f"({', '.join(f'{bound:g}' for bound in ends_of)})" if is_one else ""
     return named or f"{type(base).__name__.strip('_')}{interval}"
 
 

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from ember.inference.numerics.log_space import LOG_2PI
-from ember.inference.queries.uncertainty.differences import steps_around
+from ember.inference.queries.uncertainty.differences import Several, smoothed, steps_around
 from ember.inference.sampling.density import PosteriorDensity
 
 __all__ = ["NormalApproximation", "normal_approximation"]
 
 
 STEP = 1e-4  # of a difference, in units of the coordinate's own spread
-WIDENINGS = 8  # of differences that begin between two jumps of a slope
+SPREADS = 1e-6, 1e3  # of coordinates
 LEAST = 1e-8  # of the largest eigenvalue: a direction of which the data say nothing
 
 
@@ -71,13 +71,12 @@ def normal_approximation(density: PosteriorDensity, mode: Tensor) -> NormalAppro
     height, _ = density(mode)
     first = _hessian(density, mode, torch.full_like(mode, STEP))
     own = first.diagonal()
-    spread = torch.where(own > 0.0, own.abs().rsqrt(), 1.0).clamp(1e-6, 1e3)
-    hessian = _hessian(density, mode, STEP * spread)
-    for _ in range(WIDENINGS if density.has_edges(mode) else 0):
-        own = hessian.diagonal()
-        wider = torch.where(own > 0.0, own.abs().rsqrt(), spread).clamp(1e-6, 1e3)
-        spread = torch.where(wider.isfinite(), wider, spread)
-        hessian = _hessian(density, mode, spread)
+    spread = torch.where(own > 0.0, own.abs().rsqrt(), 1.0).clamp(*SPREADS)
+    if density.has_edges(mode):
+        every = torch.arange(len(mode))
+        hessian, spread = smoothed(_gradients(density), mode, every, spread, SPREADS)
+    else:
+        hessian = _hessian(density, mode, STEP * spread)
     scaled = hessian * spread * spread.unsqueeze(-1)
     values, vectors = torch.linalg.eigh(0.5 * (scaled + scaled.mT))
     known = values > LEAST * values.abs().amax()
@@ -87,9 +86,13 @@ def normal_approximation(density: PosteriorDensity, mode: Tensor) -> NormalAppro
     return NormalApproximation(mode, root, height, bool(known.all()))
 
 
+def _gradients(density: PosteriorDensity) -> Several:
+    return lambda vectors: (density(vector)[1] for vector in vectors)
+
+
 def _hessian(density: PosteriorDensity, mode: Tensor, steps: Tensor) -> Tensor:
     """Minus the derivative of the gradient, row by row."""
     every = torch.arange(len(mode))
-    around = steps_around(lambda us: (density(u)[1] for u in us), mode, every, steps)
+    around = steps_around(_gradients(density), mode, every, steps)
     rows = [(down - up) / width for up, down, width in around]
     return torch.stack(rows) if rows else mode.new_zeros(0, 0)

@@ -5,6 +5,7 @@ sampled rows is bound to those of each piece (``plan/rebinding.py``); where rows
 own, such as covariates, it is read for every piece, once if there is room (``kept_plans.py``).
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
@@ -64,8 +65,8 @@ class Source:
                 except Exception as error:
                     raise DataLost(f"the loader failed at piece {number + 1}: {error}") from error
                 number += 1
-                if number == 1:
-                    self.first[:] = [without_rows(item)]
+                if number == 1:  # before the fit, which a file that is lost later must not cost
+                    self.first[:] = [_read(number, functools.partial(without_rows, item))]
                 try:
                     item = in_order_of(self.first[0], item)
                 except ValueError as error:
@@ -80,11 +81,19 @@ class Source:
             DataLost: If one cannot be read.
         """
         for number, item in self.items(name):
-            try:
-                piece = arguments_of(item, self.options)
-            except Exception as error:
-                raise DataLost(f"piece {number} of the data cannot be read: {error}") from error
-            yield number, piece
+            yield number, _read(number, functools.partial(arguments_of, item, self.options))
+
+
+def _read(number: int, reading: Callable[[], T]) -> T:
+    """What is read of a piece.
+
+    Raises:
+        DataLost: If it cannot be read.
+    """
+    try:
+        return reading()
+    except Exception as error:  # of any kind: loaders and files differ
+        raise DataLost(f"piece {number} of the data cannot be read: {error}") from error
 
 
 def check_pieces(template: Plan) -> None:

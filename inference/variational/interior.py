@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from ember.inference.parameters.parameter import Parameter
-from ember.inference.parameters.supports import base_support
+from ember.inference.parameters.supports import base_support, limits
 
 __all__ = ["moved_inside"]
 
@@ -43,17 +43,17 @@ def _inside(parameter: Parameter, value: Tensor) -> Tensor:
 def _at_the_boundary(parameter: Parameter, value: Tensor) -> Tensor:
     """Which entries belong to an event at the boundary; broadcasts to the value."""
     support = base_support(parameter.support)
-    lower, upper = (getattr(support, name, None) for name in ("lower_bound", "upper_bound"))
+    lower, upper = limits(support)
     if support is torch.distributions.constraints.simplex:
         return (value <= NEAR).any(-1, keepdim=True)
     if lower is not None and upper is not None:
-        margin = NEAR * (torch.as_tensor(upper) - torch.as_tensor(lower))
+        margin = NEAR * (upper - lower)
         near: Tensor = (value <= lower + margin) | (value >= upper - margin)
         return near
     if lower is not None:
-        return value <= torch.as_tensor(lower)
+        return value <= lower
     if upper is not None:
-        return value >= torch.as_tensor(upper)
+        return value >= upper
     transform = transform_to(support)
     free = transform.inv(value)
     event = transform.domain.event_dim

@@ -1,14 +1,17 @@
 """Differences of a function around a point, one step up and one down each coordinate."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 from ember.inference.inputs.progress import counted
 
-__all__ = ["Several", "steps_around"]
+__all__ = ["Several", "smoothed", "steps_around"]
 
 
+WIDENINGS = 8  # of differences that begin between two jumps of a slope
 Several = Callable[[Iterable[Tensor]], Iterable[Tensor]]  # a function, at one place after another
 
 
@@ -29,3 +32,34 @@ def steps_around(
 
     values = list(function(vectors()))
     return list(zip(values[::2], values[1::2], widths, strict=True))
+
+
+def smoothed(
+    gradient: Several,
+    point: Tensor,
+    places: Tensor,
+    steps: Tensor,
+    between: tuple[float, float] = (0.0, math.inf),
+) -> tuple[Tensor, Tensor]:
+    """Minus the derivative of a gradient over a whole standard deviation, across its jumps.
+
+    Args:
+        gradient: By the coordinates, at one place after another.
+        point: Around which.
+        places: The coordinates ``(A,)``.
+        steps: The length of the first differences ``(A,)``.
+        between: Limits of their length.
+
+    Returns:
+        The matrix ``(A, A)``, and the standard deviations by which it was found.
+    """
+    matrix = point.new_zeros(len(places), len(places))
+    for again in range(WIDENINGS):
+        if again:
+            own = matrix.diagonal()
+            wider = torch.where(own > 0.0, own.abs().rsqrt(), steps).clamp(*between)
+            steps = torch.where(wider.isfinite(), wider, steps)
+        around = steps_around(gradient, point, places, steps)
+        rows = [(down - up) / width for up, down, width in around]
+        matrix = torch.stack(rows) if rows else matrix
+    return 0.5 * (matrix + matrix.mT), steps

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ember.inference.parameters.coordinates import Coordinates
 from ember.inference.parameters.parameter import Parameter, by_site, entry_labels
-from ember.inference.parameters.supports import base_support, bounds, is_matrix, is_simplex
+from ember.inference.parameters.supports import base_support, is_matrix, is_simplex, limits
 from ember.inference.plan.plan import Params, Plan
 from ember.inference.queries.deterministic import deterministic_values
 from ember.inference.queries.uncertainty.differences import steps_around
@@ -133,10 +133,10 @@ def _bounds(parameter: Parameter) -> tuple[Tensor, Tensor]:
         lower, upper = -torch.ones_like(lower), torch.ones_like(upper)
     elif "PositiveOrdered" in type(base).__name__:
         lower = torch.zeros_like(lower)
-    elif bounds(base) is not None:
-        low, high = getattr(base, "lower_bound", None), getattr(base, "upper_bound", None)
-        lower = lower if low is None else torch.as_tensor(low).double().expand(shape)
-        upper = upper if high is None else torch.as_tensor(high).double().expand(shape)
+    else:
+        low, high = limits(base)
+        lower = lower if low is None else low.double().expand(shape)
+        upper = upper if high is None else high.double().expand(shape)
     return lower.reshape(-1), upper.reshape(-1)
 
 

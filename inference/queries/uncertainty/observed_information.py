@@ -44,7 +44,7 @@ from ember.inference.queries.uncertainty.boundaries import (
     at_boundary,
     on_their_way,
 )
-from ember.inference.queries.uncertainty.differences import Several, steps_around
+from ember.inference.queries.uncertainty.differences import Several, smoothed, steps_around
 from ember.inference.queries.uncertainty.passes import Passes
 from ember.inference.queries.uncertainty.sandwich import Rows, spread_of_scores
 
@@ -54,7 +54,6 @@ __all__ = ["ObservedInformation", "observed_information"]
 STEP = 1e-4  # of a difference of gradients, in standard deviations or units of a logarithm
 SHORT = 30.0  # times shorter than that, and a difference is taken once more
 MOST = 10_000  # free parameters
-WIDENINGS = 8  # of differences that begin between two jumps of a slope
 LONGEST = 1e4  # times as long as at first
 
 NO_CURVATURE = (
@@ -138,7 +137,7 @@ def observed_information(
     if edged:
         matrix = _by_scores(data, coordinates, point, places, steps)
         if matrix is None:
-            matrix = _smoothed(derivatives, point, places, steps)
+            matrix, _ = smoothed(derivatives, point, places, steps)
         noise = 0.0
     else:
         matrix, steps, noise = _differences(derivatives, coordinates, point, places, steps)
@@ -178,17 +177,6 @@ def _by_scores(
         return spread_of_scores(data, rows) - prior
     except ValueError:
         return None
-
-
-def _smoothed(derivatives: Several, point: Tensor, places: Tensor, steps: Tensor) -> Tensor:
-    """Minus the derivative of a gradient over a whole standard deviation, across its jumps."""
-    matrix = point.new_zeros(len(places), len(places))
-    for _ in range(WIDENINGS):
-        around = steps_around(derivatives, point, places, steps)
-        matrix = torch.stack([(down - up) / width for up, down, width in around])
-        own = matrix.diagonal()
-        steps = torch.where(own > 0.0, own.abs().rsqrt(), steps)
-    return 0.5 * (matrix + matrix.mT)
 
 
 def _differences(

@@ -24,7 +24,7 @@ from ember.inference.numerics.shapes import varies_outside_plates
 from ember.inference.parameters.affine_map import joined
 from ember.inference.parameters.matrices import Matrix, MatrixOperator, as_matrix
 from ember.inference.parameters.superposed_rate import Operator, SuperposedRate
-from ember.inference.parameters.supports import base_support
+from ember.inference.parameters.supports import limits
 from ember.inference.reading.graphs import leaves_of
 from ember.inference.reading.structure import Structure
 from ember.inference.reading.trace import Trace
@@ -128,9 +128,8 @@ def _recorded(
 
 def _is_half_line(support: constraints.Constraint) -> bool:
     """Whether a support is all of the non-negative (or positive) numbers, entry by entry."""
-    support = base_support(support)
-    lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
-    return lower is not None and upper is None and bool((torch.as_tensor(lower) == 0).all())
+    lower, upper = limits(support)
+    return lower is not None and upper is None and bool((lower == 0).all())
 
 
 def _depends_on_latents(site: str, structure: Structure, rate: Tensor) -> bool:
